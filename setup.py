@@ -1,0 +1,29 @@
+"The package's metadata, read from settings.ini."
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+parser = ConfigParser(delimiters=['='])
+parser.read(here/'settings.ini', encoding='utf-8')
+cfg = parser['DEFAULT']
+statuses = {'3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}
+
+setup(
+    name=cfg['lib_name'],
+    version=cfg['version'],
+    description=cfg['description'],
+    long_description=(here/'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author=cfg['author'],
+    license=cfg['license'],
+    keywords=cfg['keywords'],
+    classifiers=[f'Development Status :: {statuses[cfg["status"]]}', 'Intended Audience :: Science/Research',
+                 'Topic :: Scientific/Engineering :: Bio-Informatics', 'Programming Language :: Python :: 3'],
+    packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']),
+    python_requires=f'>={cfg["min_python"]}',
+    install_requires=cfg['requirements'].split(),
+    extras_require={'dev': cfg['dev_requirements'].split()},
+    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d']},
+)
