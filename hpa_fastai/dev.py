@@ -22,6 +22,7 @@ def readme(
     nb: Path,  # the notebook to turn into Markdown
 ) -> tuple[str, dict[str, bytes]]:  # the text, and the pictures by their path relative to it
     "`nb` as Markdown, with its pictures"
+    import yaml
     from nbconvert import MarkdownExporter
     from nbdev.config import get_config
     from nbdev.serve import proc_nbs
@@ -32,7 +33,10 @@ def readme(
         shutil.copy(root/'pyproject.toml', tmp)
         page = proc_nbs(str(Path(shutil.copy(nb, src)).parent), n_workers=0, force=True)/nb.name
         text, res = MarkdownExporter().from_filename(str(page), resources=dict(output_files_dir=f'{nb.stem}_files'))
-    return '\n'.join(o.rstrip() for o in text.strip().splitlines())+'\n', res['outputs']
+    _, front, body = text.split('---\n', 2)
+    head = yaml.safe_load(front)
+    text = f"# {head['title']}\n\n> {head['description']}\n\n{body.strip()}"
+    return '\n'.join(o.rstrip() for o in text.splitlines())+'\n', res['outputs']
 
 # %% ../nbs/94_dev.ipynb #4c81c9e4
 def write_readme(
