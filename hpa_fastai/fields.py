@@ -135,6 +135,7 @@ def list_files(
     "The images in a folder, on object storage or in a list"
     if isinstance(source, (list, tuple)):
         files = [tuple(os.fspath(p).replace(os.sep, '/').rpartition('/')[::2]) for p in source]
+        files = [(f,n) for f,n in files if n and _kind(n)]
         return files, os.path.commonprefix([f+'/' for f,_ in files]).rpartition('/')[0], '/'
     if is_url(source): return list(_list_remote(str(source))), str(source).rstrip('/'), '/'
     if not os.path.isdir(source): raise ImageError(f'{source}: ' + ('a file, give the folder it is in' if os.path.exists(source) else 'no such folder'))
