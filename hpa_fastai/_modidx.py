@@ -49,6 +49,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hpa_fastai.splits._Deal._weights': ('splits.html#_deal._weights', 'hpa_fastai/splits.py'),
                                    'hpa_fastai.splits._Deal.greedy': ('splits.html#_deal.greedy', 'hpa_fastai/splits.py'),
                                    'hpa_fastai.splits._Deal.move': ('splits.html#_deal.move', 'hpa_fastai/splits.py'),
+                                   'hpa_fastai.splits._Deal.price': ('splits.html#_deal.price', 'hpa_fastai/splits.py'),
+                                   'hpa_fastai.splits._Deal.shake': ('splits.html#_deal.shake', 'hpa_fastai/splits.py'),
                                    'hpa_fastai.splits._Deal.spread': ('splits.html#_deal.spread', 'hpa_fastai/splits.py'),
                                    'hpa_fastai.splits._Deal.swap': ('splits.html#_deal.swap', 'hpa_fastai/splits.py'),
                                    'hpa_fastai.splits._by_id': ('splits.html#_by_id', 'hpa_fastai/splits.py'),

@@ -26,7 +26,7 @@ def antibody_of(
     id:str, # an Id such as `10580_1610_C1_1` (antibody, plate, well, number)
 ) -> str: # the antibody, or the Id itself where it names none
     "The antibody in an HPA Id."
-    m = re.fullmatch(r'(\d+)_\d+_[A-P]\d{1,2}_\d+', str(id))
+    m = re.match(r'(\d+)_[a-z]*\d+_[A-P]\d{1,2}_\d', str(id))
     return m.group(1) if m else str(id)
 
 # %% ../nbs/20_splits.ipynb #757d5430
@@ -94,6 +94,7 @@ class _Deal:
         self.n = np.floor(np.outer(self.count, self.share)/self.whole).astype(int)
         self.off = self.whole*(self.n.T@self.types)-np.outer(self.share, self.total)
         self.cost = np.stack([(self.types**2)@w for w in self.weights], 1)*self.whole**2
+        self.rarity = (self.types[:,:-1]/np.maximum(self.total[:-1], 1)).max(1, initial=0)
         self.needed = (self.count@self.has) >= len(self.share)
 
 # %% ../nbs/20_splits.ipynb #2b5283d0
@@ -115,9 +116,8 @@ def _step(self:_Deal, t, part, sign=1):
 @patch
 def greedy(self:_Deal):
     "Deal the leftover groups, those with the rarest classes first, each to the part that gains most."
-    rarity = (self.types[:,:-1]/np.maximum(self.total[:-1], 1)).max(1, initial=0)
     left = self.count-self.n.sum(1)
-    for t in self.order[np.argsort(-rarity[self.order], kind='stable')]:
+    for t in self.order[np.argsort(-self.rarity[self.order], kind='stable')]:
         for _ in range(left[t]):
             gain = self.cost[t]+2*self.whole*((self.weights*self.off)@self.types[t])
             self._step(t, gain.argmin())
@@ -187,6 +187,26 @@ def _swap_once(self:_Deal, a, b, width):
     for t,part,sign in ((i[p],a,-1), (i[p],b,1), (j[r],b,-1), (j[r],a,1)): self._step(t, part, sign)
     return True
 
+# %% ../nbs/20_splits.ipynb #e41e4487
+@patch
+def shake(self:_Deal, rounds=40, groups=4, seed=0):
+    "Throw a few of the rarest groups about and descend again, keeping the best deal."
+    rng, rare = np.random.RandomState(seed%2**32), np.argsort(-self.rarity, kind='stable')[:200]
+    best = self.n.copy(), self.off.copy(), self.price()
+    for _ in range(rounds):
+        for t in rng.choice(rare, groups):
+            a, b = rng.choice(np.flatnonzero(self.n[t])), rng.randint(len(self.share))
+            if not self._pinned()[t,a]: self._step(t, a, -1); self._step(t, b)
+        if self.move().swap().price()<best[2]: best = self.n.copy(), self.off.copy(), self.price()
+        else: self.n, self.off = best[0].copy(), best[1].copy()
+    return self
+
+# %% ../nbs/20_splits.ipynb #9958b36b
+@patch
+def price(self:_Deal):
+    "The weighted squared deviation of all parts, the number that the search makes small."
+    return (self.weights*self.off**2).sum()
+
 # %% ../nbs/20_splits.ipynb #8c44144a
 def _hashes(names, seed):
     "A number for each name that depends on the name and the seed alone."
@@ -202,7 +222,7 @@ def _deal(df, share, group, labels, seed):
     types, type_of, count = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
     type_of = type_of.reshape(-1)
     order = np.argsort(_hashes(map(bytes, types), seed), kind='stable')
-    n = _Deal(types.astype(float), count, np.array(share, float), order).greedy().spread().move().swap().n
+    n = _Deal(types.astype(float), count, np.array(share, float), order).greedy().spread().move().swap().shake(seed=seed).n
     part = np.empty(len(sizes), int)
     part[np.lexsort((_hashes(_first_ids(ids, codes), seed), type_of))] = np.repeat(np.tile(np.arange(len(share)), len(types)), n.reshape(-1))
     return part[codes]
