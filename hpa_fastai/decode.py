@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'Planes', 'FULL_PIXEL', 'FULL_SIDE', 'open_planes', 'open_file', 'why_unreadable',
-           'full_range', 'percentile_range', 'to_uint8', 'resize_plane', 'assign_channels', 'wanted_channels',
-           'ImageReader', 'geometry']
+           'full_range', 'percentile_range', 'to_uint8', 'resize_plane', 'default_workers', 'assign_channels',
+           'wanted_channels', 'ImageReader', 'geometry']
 
 # %% ../nbs/07_decode.ipynb #76e72d8a
 import io, os, re
@@ -233,6 +233,11 @@ def resize_plane(
     im = plane if isinstance(plane, Image.Image) else Image.fromarray(np.ascontiguousarray(plane))
     return im if im.size==tuple(out) else im.resize(out, Image.BILINEAR, reducing_gap=1.)
 
+# %% ../nbs/07_decode.ipynb #78726880
+def default_workers() -> int:
+    "Threads for reading: one for each core this process may use, 16 at most"
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
+
 # %% ../nbs/07_decode.ipynb #0e7d5581
 _words = dict(red={'red','microtubule','microtubules','tubulin','mt'}, green={'green','protein','antibody','target'},
               blue={'blue','nucleus','nuclei','dapi','hoechst','dna'}, yellow={'yellow','er','endoplasmic','reticulum','calreticulin'})
@@ -357,16 +362,27 @@ def array(self:ImageReader,
 @patch
 def _read(self:ImageReader, row):
     "Pixels of a row"
-    res, sizes, there, wanted = None, {}, set(), wanted_channels(self.channels)
-    for src,cs,several in _sources(row, wanted):
+    res, there = None, []
+    for c,plane,size in self.planes(row):
+        if res is None: res = np.zeros((4, *geometry(self, *size)[1][::-1]), np.uint8)
+        self._place(res[CHANNELS.index(c)], plane, size)
+        there.append(c)
+    return self._checked(res, [c for c in wanted_channels(self.channels) if c not in there], row)
+
+# %% ../nbs/07_decode.ipynb #c00edbcc
+@patch
+def planes(self:ImageReader,
+    row:dict, # row of the table of `find_images`
+): # yields (channel, plane as it is in the file, (width, height) in the file)
+    "The channels of a field of view before size and intensity are changed, one file at a time"
+    sizes = {}
+    for src,cs,several in _sources(row, wanted_channels(self.channels)):
         p = self._open(src)
-        sizes[str(src) if isinstance(src, str) else ''] = p.size
-        if len(set(sizes.values()))>1: raise ImageError('channels of different sizes: ' + ', '.join(f'{os.path.basename(k)} {w}x{h}' for k,(w,h) in sizes.items()))
-        if res is None: res = np.zeros((4, *geometry(self, *p.size)[1][::-1]), np.uint8)
+        sizes[os.path.basename(src) if isinstance(src, str) else ''] = p.size
+        if len(set(sizes.values()))>1: raise ImageError('channels of different sizes: ' + ', '.join(f'{f} {w}x{h}' for f,(w,h) in sizes.items()))
         where = assign_channels(p, self.channels) if several else {cs[0]: None}
-        for c in where.keys() & set(cs): self._place(res[CHANNELS.index(c)], _brightest(p) if where[c] is None else p.planes[where[c]], p.size)
-        there.update(where)
-    return self._checked(res, [c for c in wanted if c not in there], row)
+        for c in cs:
+            if c in where: yield c, (_brightest(p) if where[c] is None else p.planes[where[c]]), p.size
 
 # %% ../nbs/07_decode.ipynb #dbecc822
 @patch
