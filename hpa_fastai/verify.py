@@ -171,7 +171,7 @@ def _counts(values, n=4):
 def _example(group, n=3):
     "The first few cases of a problem on one line"
     first = group.iloc[0]
-    if len(group)==1: return f'{first.Id} {os.path.basename(first.file)} {first.detail}'.strip()[:160]
+    if len(group)==1: return f'{os.path.basename(first.file) or first.Id} {first.detail}'.strip()[:150]
     return ', '.join(dict.fromkeys(os.path.basename(f) or i for i,f in zip(group.Id[:n], group.file[:n]))) + (', …' if len(group)>n else '')
 
 # %% ../nbs/08_verify.ipynb #d9e3d457
