@@ -6,6 +6,7 @@
 __all__ = ['show_channels', 'draw_scale_bar', 'label_names', 'show_batch', 'compare_names', 'show_results', 'gallery']
 
 # %% ../nbs/12_show.ipynb #cfc63810
+import textwrap
 import numpy as np, pandas as pd, matplotlib.pyplot as plt
 from fastai.imports import dispatch
 from fastai.data.core import show_batch, show_results
@@ -108,10 +109,11 @@ def gallery(
     ls = get_labels(labels)
     onehot = ls.encode(df.Target)
     numbers = [ls.parse(c)[0] for c in classes] if classes is not None else np.flatnonzero(onehot.sum(0))
-    fig,axs = plt.subplots(len(numbers), n, figsize=(1.3*n+2, 1.3*len(numbers)), squeeze=False, layout='constrained')
-    for row,c in zip(axs, numbers):
+    fig,axs = plt.subplots(len(numbers), n+1, figsize=(1.4*(n+1.2), 1.4*len(numbers)), squeeze=False, layout='constrained', width_ratios=[1.2]+[1]*n)
+    for (name,*row),c in zip(axs, numbers):
+        name.text(1, .5, f'{textwrap.fill(ls.classes[c], 16)}\n({onehot[:,c].sum()})', ha='right', va='center')
+        name.axis('off')
         _gallery_row(row, df.iloc[_purest(onehot, c, seed)], reader)
-        row[0].text(-.08, .5, f'{ls.classes[c].replace(" ", chr(10), 1)}\n{onehot[:,c].sum()} images', transform=row[0].transAxes, ha='right', va='center', fontsize=9)
     return fig
 
 def _purest(onehot, c, seed):
