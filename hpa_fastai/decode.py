@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'Planes', 'FULL_PIXEL', 'FULL_SIDE', 'open_planes', 'open_file', 'why_unreadable',
-           'full_range', 'percentile_range', 'to_uint8', 'resize_plane', 'assign_channels', 'wanted_channels',
-           'ImageReader', 'geometry']
+           'full_range', 'percentile_range', 'to_uint8', 'resize_plane', 'default_workers', 'assign_channels',
+           'wanted_channels', 'ImageReader', 'geometry']
 
 # %% ../nbs/07_decode.ipynb #76e72d8a
 import io, os, re
@@ -23,7 +23,8 @@ from .fields import *
 MAX_PIXELS = 2**26 # 8192 x 8192, seven times the largest HPA field; more is refused before anything is decoded
 MIN_SIDE = 8       # smaller pictures are thumbnails gone wrong
 
-Planes = namedtuple('Planes', 'planes size kind names') # 2-D arrays or Pillow images; (w,h) in the file; 'grey', 'colour' or 'stack'; names or None
+# planes: 2-D arrays or Pillow images; size: (w,h) in the file; kind: 'grey', 'colour' or 'stack'; names: of the planes, or None; format: e.g. 'PNG 8-bit'
+Planes = namedtuple('Planes', 'planes size kind names format', defaults=(None, ''))
 
 def _check_size(w, h):
     "Refuse what cannot be a field of view before it is decoded"
@@ -34,19 +35,20 @@ def _check_size(w, h):
 _bands = {'L':1, 'LA':1, 'I;16':1, 'I;16B':1, 'RGB':3, 'RGBA':4}
 _no_intensities = {'1':'a 1-bit mask', 'P':'a palette picture: its values are numbers of colours', 'PA':'a palette picture', 'CMYK':'a CMYK picture, made for print'}
 
-def _read_pillow(f, target):
+def _read_pillow(f, target, header=False):
     "Planes of a PNG or JPG; a JPG may be decoded smaller, down to the size that `target` gives"
     im = Image.open(f, formats=('PNG','JPEG'))
     size = im.size
     _check_size(*size)
     if im.mode not in _bands: raise ImageError(f'{_no_intensities.get(im.mode, "Pillow mode "+im.mode)}, not intensities; save it as 8- or 16-bit grey, or RGB')
+    kind,form = 'grey' if _bands[im.mode]==1 else 'colour', f'{im.format} {16 if im.mode[0]=="I" else 8}-bit'
+    if header: return Planes([None]*_bands[im.mode], size, kind, None, form)
     if im.format=='JPEG': im.draft(None, target(*size))
     im.load()
-    if _bands[im.mode]==1: return Planes([im.getchannel(0) if im.mode=='LA' else im], size, 'grey', None)
-    return Planes(list(im.split()), size, 'colour', None)
+    return Planes([im] if len(im.getbands())==1 else list(im.split())[:_bands[im.mode]], size, kind, None, form)
 
 # %% ../nbs/07_decode.ipynb #5eaee91b
-def _read_tiff(f, z=None):
+def _read_tiff(f, z=None, header=False):
     "Planes of a TIFF, ImageJ TIFF or OME-TIFF"
     import tifffile
     with tifffile.TiffFile(f) as tif:
@@ -57,9 +59,12 @@ def _read_tiff(f, z=None):
         if photometric in _not_grey: raise ImageError(f'colours of type {photometric} are not intensities; save it as grey (black is zero) or RGB')
         axes = _likely_axes(series.axes, series.shape)
         _check_size(*(series.shape[axes.index(c)] for c in 'XY'))
-        return _to_planes(_tiff_pixels(series, f), axes, z, _tiff_names(tif), colour=photometric in ('RGB','YCBCR'))
+        a = _no_pixels(series.dtype, series.shape) if header else _tiff_pixels(series, f)
+        return _to_planes(a, axes, z, _tiff_names(tif), colour=photometric in ('RGB','YCBCR'), form='TIFF')
 
 _not_grey = ('PALETTE', 'SEPARATED', 'MINISWHITE', 'MASK')
+
+def _no_pixels(dtype, shape): return np.broadcast_to(np.zeros((), dtype), shape) # stands for pixels where only the header is read
 
 # %% ../nbs/07_decode.ipynb #c827d4a3
 def _tiff_pixels(series, f):
@@ -89,7 +94,7 @@ def _likely_axes(axes, shape):
     "The axes of an array; channels come last when the last axis is too short to be a picture's width"
     return 'YXC' if len(shape)==3 and shape[-1]<MIN_SIDE<=shape[0] else axes.upper()
 
-def _to_planes(a, axes, z=None, names=None, colour=False):
+def _to_planes(a, axes, z=None, names=None, colour=False, form='array'):
     "Planes of an array whose axes are lettered as OME does: T, Z, C, Y, X, and S for the samples of a colour"
     axes = list(axes)
     for i in reversed(range(a.ndim)):
@@ -101,7 +106,10 @@ def _to_planes(a, axes, z=None, names=None, colour=False):
     a = a.transpose([axes.index(c) for c in (*rest,'Y','X')])
     h,w = a.shape[-2:]
     _check_size(w, h)
-    return Planes(list(a) if rest else [a], (w,h), 'colour' if colour and rest else 'stack' if rest else 'grey', _useful(names, len(a) if rest else 1))
+    kind = 'colour' if colour and rest else 'stack' if rest else 'grey'
+    return Planes(list(a) if rest else [a], (w,h), kind, _useful(names, len(a) if rest else 1), f'{form} {_depth(a.dtype)}')
+
+def _depth(dtype): return {'u':f'{8*dtype.itemsize}-bit', 'f':f'{8*dtype.itemsize}-bit float'}.get(dtype.kind, str(dtype))
 
 # %% ../nbs/07_decode.ipynb #0f366a56
 def _project(a, axis, z):
@@ -115,7 +123,7 @@ def _useful(names, n):
     return names if len(names)==n and any(re.sub(r'channel|plane|ch|c|[\W\d_]', '', s.lower()) for s in names) else None
 
 # %% ../nbs/07_decode.ipynb #b0f271d8
-def _read_zarr(path, z=None):
+def _read_zarr(path, z=None, header=False):
     "Planes of an OME-Zarr picture at full resolution"
     try: import zarr
     except ImportError: raise ImageError("reading OME-Zarr needs zarr: pip install 'hpa_fastai[zarr]'") from None
@@ -126,7 +134,7 @@ def _read_zarr(path, z=None):
     a = root[scales['datasets'][0]['path']]
     axes = ''.join((x['name'] if isinstance(x, dict) else x)[0] for x in scales.get('axes', 'tczyx')).upper()
     _check_size(*(a.shape[axes.index(c)] for c in 'XY'))
-    return _to_planes(a[:], axes, z, [c.get('label', '') for c in meta.get('omero', {}).get('channels', [])])
+    return _to_planes(_no_pixels(a.dtype, a.shape) if header else a[:], axes, z, [c.get('label', '') for c in meta.get('omero', {}).get('channels', [])], form='OME-Zarr')
 
 # %% ../nbs/07_decode.ipynb #a772249b
 _tiff_magic = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
@@ -135,14 +143,15 @@ def open_planes(
     path:str, # file, zarr folder, or URL of one
     target=lambda w,h: (w,h), # from the size in the file to the size that is wanted: lets a JPG be decoded smaller
     z:str|None=None, # 'max' projects a Z stack
+    header:bool=False, # only what the header says; the planes hold no pixels
 ) -> Planes:
     "Decode a picture of any kind; what it is comes from its content, not from its name"
     try:
-        if path.rstrip('/').lower().endswith('.zarr'): return _read_zarr(path, z)
+        if path.rstrip('/').lower().endswith('.zarr'): return _read_zarr(path, z, header)
         with open_file(path) as f:
             magic = f.read(4)
             f.seek(0)
-            return _read_tiff(f, z) if magic in _tiff_magic else _read_pillow(f, target)
+            return _read_tiff(f, z, header) if magic in _tiff_magic else _read_pillow(f, target, header)
     except Exception as e: raise ImageError(f'{path}: {why_unreadable(path, e)}') from e
 
 def open_file(path):
@@ -223,6 +232,11 @@ def resize_plane(
     "Reduce by averaging areas"
     im = plane if isinstance(plane, Image.Image) else Image.fromarray(np.ascontiguousarray(plane))
     return im if im.size==tuple(out) else im.resize(out, Image.BILINEAR, reducing_gap=1.)
+
+# %% ../nbs/07_decode.ipynb #78726880
+def default_workers() -> int:
+    "Threads for reading: one for each core this process may use, 16 at most"
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
 
 # %% ../nbs/07_decode.ipynb #0e7d5581
 _words = dict(red={'red','microtubule','microtubules','tubulin','mt'}, green={'green','protein','antibody','target'},
@@ -348,16 +362,27 @@ def array(self:ImageReader,
 @patch
 def _read(self:ImageReader, row):
     "Pixels of a row"
-    res, sizes, there, wanted = None, {}, set(), wanted_channels(self.channels)
-    for src,cs,several in _sources(row, wanted):
+    res, there = None, []
+    for c,plane,size in self.planes(row):
+        if res is None: res = np.zeros((4, *geometry(self, *size)[1][::-1]), np.uint8)
+        self._place(res[CHANNELS.index(c)], plane, size)
+        there.append(c)
+    return self._checked(res, [c for c in wanted_channels(self.channels) if c not in there], row)
+
+# %% ../nbs/07_decode.ipynb #c00edbcc
+@patch
+def planes(self:ImageReader,
+    row:dict, # row of the table of `find_images`
+): # yields (channel, plane as it is in the file, (width, height) in the file)
+    "The channels of a field of view before size and intensity are changed, one file at a time"
+    sizes = {}
+    for src,cs,several in _sources(row, wanted_channels(self.channels)):
         p = self._open(src)
-        sizes[str(src) if isinstance(src, str) else ''] = p.size
-        if len(set(sizes.values()))>1: raise ImageError('channels of different sizes: ' + ', '.join(f'{os.path.basename(k)} {w}x{h}' for k,(w,h) in sizes.items()))
-        if res is None: res = np.zeros((4, *geometry(self, *p.size)[1][::-1]), np.uint8)
+        sizes[os.path.basename(src) if isinstance(src, str) else ''] = p.size
+        if len(set(sizes.values()))>1: raise ImageError('channels of different sizes: ' + ', '.join(f'{f} {w}x{h}' for f,(w,h) in sizes.items()))
         where = assign_channels(p, self.channels) if several else {cs[0]: None}
-        for c in where.keys() & set(cs): self._place(res[CHANNELS.index(c)], _brightest(p) if where[c] is None else p.planes[where[c]], p.size)
-        there.update(where)
-    return self._checked(res, [c for c in wanted if c not in there], row)
+        for c in cs:
+            if c in where: yield c, (_brightest(p) if where[c] is None else p.planes[where[c]]), p.size
 
 # %% ../nbs/07_decode.ipynb #dbecc822
 @patch
