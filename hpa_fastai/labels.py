@@ -7,9 +7,8 @@ __all__ = ['HPA28', 'HPA19', 'ZTG10', 'HPAError', 'LabelError', 'LabelSet', 'get
 
 # %% ../nbs/00_labels.ipynb #18abd86e
 import csv, difflib, io, re, warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -138,6 +137,7 @@ def encode(self:LabelSet,
     cells, # one an image, each anything that `parse` takes
 ) -> np.ndarray: # n × classes, uint8, 1 where the image has the class
     "Multi-hot rows of a column of labels."
+    if isinstance(cells, str): raise LabelError(f'encode takes one cell an image, got the single cell {cells!r}; put it in a list')
     codes, parsed = self._codes(cells)
     onehot = np.zeros((len(parsed), len(self)), np.uint8)
     for row,idxs in zip(onehot, parsed): row[idxs] = 1
@@ -248,6 +248,34 @@ def _fit_row(path, line, row, header):
     extra = [c for c in row[len(header):] if c.strip()]
     if extra: raise LabelError(f'{Path(path).name} row {line}: {len(row)} values for {len(header)} columns; is {extra[0]!r} part of a label? Put labels with a comma in quotes')
     return row[:len(header)] + ['']*(len(header)-len(row))
+
+# %% ../nbs/00_labels.ipynb #41eda345
+_became = {**dict.fromkeys(('Peroxisomes', 'Endosomes', 'Lysosomes', 'Lipid droplets', 'Cytoplasmic bodies'), 'Vesicles and punctate cytosolic patterns'),
+    'Focal adhesion sites': 'Actin filaments', 'Cell junctions': 'Plasma membrane', 'Microtubule organizing center': 'Centrosome'}
+
+# %% ../nbs/00_labels.ipynb #c521b84e
+@patch
+def successors(self:LabelSet,
+    to, # the other label set, or its name
+) -> dict: # number in the other set by number in this one; classes that have none are left out
+    "Which class of another set each class corresponds to: the one of the same name, or the wider one it became part of."
+    to = get_labels(to)
+    wider = _became if 'Vesicles and punctate cytosolic patterns' in to.classes else {}
+    found = {i: to.numbers.get(c.casefold(), to.numbers.get(wider.get(c, '').casefold())) for i,c in enumerate(self.classes)}
+    return {i:j for i,j in found.items() if j is not None}
+
+# %% ../nbs/00_labels.ipynb #151e2988
+@patch
+def convert(self:LabelSet,
+    values, # n × classes of this set: multi-hot, or probabilities
+    to, # the other label set, or its name
+) -> np.ndarray: # n × classes of the other set
+    "Labels or probabilities in another set; where several classes became one, the largest of their values."
+    to, values = get_labels(to), np.asarray(values)
+    self._check_onehot(values)
+    out = np.zeros((len(values), len(to)), values.dtype)
+    for i,j in self.successors(to).items(): out[:,j] = np.maximum(out[:,j], values[:,i])
+    return out
 
 # %% ../nbs/00_labels.ipynb #ea3c23b9
 def read_labels(

@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['SplitError', 'antibody_of', 'group_codes', 'join_groups', 'stratified_folds', 'MultilabelStratifiedSplitter',
-           'stratified_parts']
+           'stratified_parts', 'SplitCheck', 'check_split', 'duplicate_groups', 'duplicate_pairs']
 
 # %% ../nbs/20_splits.ipynb #2f7d46d3
 import re, warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import blake2b
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .labels import *
 from .labels import _find_columns, _is_missing
+from .duplicates import *
+
+# %% ../nbs/20_splits.ipynb #168aa4d1
+_all_ = ['duplicate_groups', 'duplicate_pairs']
 
 # %% ../nbs/20_splits.ipynb #a3cd3c48
 class SplitError(HPAError):
@@ -153,10 +156,10 @@ def spread(self:_Deal):
 
 # %% ../nbs/20_splits.ipynb #00858c02
 @patch
-def move(self:_Deal):
+def move(self:_Deal, most=10_000):
     "Move the groups whose move helps most, until none does."
     rows = np.arange(len(self.types))
-    for _ in range(20*len(self.share)*len(rows)):
+    for _ in range(most):
         out, into = self._prices()
         a, b = out.argmin(1), into.argmin(1)
         change = np.where(a==b, np.inf, out[rows,a]+into[rows,b])
@@ -167,10 +170,11 @@ def move(self:_Deal):
 
 # %% ../nbs/20_splits.ipynb #b1d96419
 @patch
-def swap(self:_Deal, width=64):
+def swap(self:_Deal, width=64, most=1000):
     "Swap groups between pairs of parts, until no swap among the `width` likeliest of each side helps."
     pairs = [(a,b) for a in range(len(self.share)) for b in range(a)]
-    while any([self._swap_once(a, b, width) for a,b in pairs]): pass
+    for _ in range(most):
+        if not any([self._swap_once(a, b, width) for a,b in pairs]): break
     return self
 
 # %% ../nbs/20_splits.ipynb #735c2fbd
@@ -293,3 +297,90 @@ def stratified_parts(
     fractions = [Fraction(p/sum(parts.values())).limit_denominator(1000) for p in parts.values()]
     whole = np.lcm.reduce([f.denominator for f in fractions])
     return np.array(list(parts))[_deal(df, [int(f*whole) for f in fractions], group, labels, seed)]
+
+# %% ../nbs/20_splits.ipynb #552c3232
+@dataclass
+class SplitCheck:
+    "What there is to know about a split before its score is believed."
+    table: pd.DataFrame # a row a class: images and groups in all, then actual and expected images of each part, and the largest deviation
+    faults: list # a sentence for each thing that is off; empty for a sound split
+
+    @property
+    def ok(self): return not self.faults
+    def warn(self):
+        "Give every fault as a Python warning."
+        for f in self.faults: warnings.warn(f, stacklevel=2)
+    def __str__(self): return '\n'.join([self.table.to_string(), *(f'! {f}' for f in self.faults)])
+    def _repr_html_(self): return self.table.to_html() + ''.join(f'<p>⚠ {f}</p>' for f in self.faults)
+
+# %% ../nbs/20_splits.ipynb #56aaab5c
+def check_split(
+    df:pd.DataFrame, # Id, Target and the grouping column, one row an image
+    split, # the part of each row (folds or names), or lists of row numbers such as a splitter returns
+    group=None, # what should not be divided; where it is None, antibodies are looked for in the Ids
+    labels=HPA28, # anything `get_labels` takes
+    duplicates:pd.Series|None=None, # of `duplicate_groups`: near-duplicates that should not be divided either
+) -> SplitCheck:
+    "Compare every part of a split with what it should hold, and look for leaks between the parts."
+    ls, onehot, codes = get_labels(labels), _onehot(df, labels), group_codes(df, group)
+    parts, names, faults = _parts(split, len(df))
+    table = _class_table(ls, onehot, codes, parts, names)
+    faults += _class_faults(ls, onehot, codes, parts, names)
+    faults += _leaks(df, group_codes(df), parts, 'Ids')
+    if group is not None: faults += _leaks(df, codes, parts, 'groups')
+    elif (found:=_leaks(df, group_codes(df, antibody_of), parts, 'antibodies')): faults += [f'{found[0]}; pass group=antibody_of']
+    if duplicates is not None: faults += _leaks(df, group_codes(df, duplicates), parts, 'sets of near-duplicates')
+    return SplitCheck(table, faults)
+
+# %% ../nbs/20_splits.ipynb #7cb283c0
+def _parts(split, n):
+    "The part number of each row, the names of the parts, and rows that are in none or in several."
+    if not (isinstance(split, (tuple, list)) and len(split) and not np.isscalar(split[0])):
+        if len(split)!=n: raise SplitError(f'{len(split)} parts for {n} rows: give one a row')
+        numbers, names = pd.factorize(np.asarray(split), sort=isinstance(np.asarray(split)[0], np.integer))
+        return numbers, [str(i) for i in names], []
+    if any(max(s, default=0)>=n for s in split): raise SplitError(f'the split names a row beyond the {n} of the table')
+    times, numbers = np.bincount(np.concatenate(split).astype(int), minlength=n), np.full(n, -1)
+    for i,s in enumerate(split): numbers[np.asarray(s, int)] = i
+    faults = [f'{k} rows are in {what}' for k,what in (((times==0).sum(), 'no part'), ((times>1).sum(), 'several parts')) if k]
+    return numbers, (['train', 'valid'] if len(split)==2 else [str(i) for i in range(len(split))]), faults
+
+# %% ../nbs/20_splits.ipynb #6846246b
+def _class_table(ls, onehot, codes, parts, names):
+    "Actual and expected images by class and part."
+    total, used = onehot.sum(0, dtype=int), (parts>=0).sum()
+    groups = np.array([len(np.unique(codes[onehot[:,c]>0])) for c in range(len(ls))])
+    table, off = pd.DataFrame({'images': total, 'groups': groups}, index=list(ls.classes)), 0
+    for i,name in enumerate(names):
+        due = total*(parts==i).sum()/max(used, 1)
+        table[name], table[f'{name} expected'] = onehot[parts==i].sum(0, dtype=int), due.round(1)
+        off = np.maximum(off, np.abs(table[name]-due)/np.maximum(due, 1e-9))
+    return table.assign(off=[f'{o:.1%}' if t else '' for o,t in zip(off, total)])
+
+# %% ../nbs/20_splits.ipynb #aa7e23da
+def _class_faults(ls, onehot, codes, parts, names):
+    "Classes that are absent, missing from a part, or further off than in a random split."
+    total, faults = onehot.sum(0, dtype=int), []
+    if (total==0).any(): faults.append(f'no image of {_few(ls.classes[c] for c in np.flatnonzero(total==0))}: not learnt, and left out of macro F1')
+    for i,name in enumerate(names):
+        inside, p = onehot[parts==i].sum(0, dtype=int), (parts==i).mean()
+        gone = np.flatnonzero((inside==0) & (total>0))
+        if len(gone): faults.append(f'{name} has no image of {_few(ls.classes[c] for c in gone)}')
+        far = np.flatnonzero((np.abs(inside-total*p) > 1+3*np.sqrt(total*p*(1-p))) & (inside>0))
+        if len(far): faults.append(f'{name} is further off than a random split would be for ' + _few(f'{ls.classes[c]} ({inside[c]} images, {total[c]*p:.0f} expected)' for c in far))
+    return faults
+
+# %% ../nbs/20_splits.ipynb #5da174d4
+def _leaks(df, codes, parts, what):
+    "Groups with rows in more than one part."
+    ends = pd.Series(parts[parts>=0]).groupby(codes[parts>=0]).agg(['min', 'max'])
+    shared = ends.index[ends['min']!=ends['max']]
+    if not len(shared): return []
+    rows, one = np.isin(codes, shared), np.array(_ids(df))[codes==shared[0]]
+    return [f'{len(shared)} {what} are in more than one part, with {rows.mean():.1%} of the images, e.g. that of {_few(one)}']
+
+# %% ../nbs/20_splits.ipynb #af3c4fab
+def _few(names, most=3):
+    "The first few of some names."
+    names = list(names)
+    return ', '.join(map(str, names[:most])) + (f' and {len(names)-most} more' if len(names)>most else '')
