@@ -321,12 +321,16 @@ def _find_columns(where, table, ls):
     return found
 
 # %% ../nbs/00_labels.ipynb #b0dd8f96
+_month = 'Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec'
+_mangled = re.compile(rf'\d([.,]\d+)?E\+\d+|\d+[.,]0+|#.*[?!]|\d{{1,2}}[-/](\d{{1,2}}[-/]\d{{2,4}}|({_month})(-\d{{2,4}})?)|({_month})-\d{{2}}')
+
+# %% ../nbs/00_labels.ipynb #53d086c8
 def _check_ids(where, lines, col):
     "Ids as text; blank ones and those a spreadsheet has rewritten are refused."
     ids = [str(v).strip() for v in col]
     for line,v in zip(lines, ids):
         if _is_missing(v): raise LabelError(f'{where} row {line}: the Id is empty; give every image its Id')
-        if v[-1].isdigit() and re.fullmatch(r'\d(\.\d+)?E\+\d+|\d{1,2}[-/](\d{1,2}[-/]\d{4}|(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)(-\d{2,4})?)|\d+[.,]0+', v) or v.startswith('#'):
+        if _mangled.fullmatch(v):
             raise LabelError(f'{where} row {line}: Id {v!r} looks rewritten by a spreadsheet; export the csv again with the Id column as text')
     return ids
 
