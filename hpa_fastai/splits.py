@@ -65,7 +65,7 @@ def group_codes(
 def _ids(df):
     "The Ids of a table as text."
     col = next((c for c in ('Id', 'ID', 'Image') if c in df), None)
-    if col is None: raise SplitError(f'the table has no column 'Id' (columns are {", ".join(map(str, df.columns))})')
+    if col is None: raise SplitError(f"the table has no column 'Id' (columns are {', '.join(map(str, df.columns))})")
     return [str(i) for i in df[col]]
 
 # %% ../nbs/20_splits.ipynb #e22231b1
