@@ -54,6 +54,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels.LabelSet._codes': ('labels.html#labelset._codes', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels.LabelSet._number': ('labels.html#labelset._number', 'hpa_fastai/labels.py'),
+                                   'hpa_fastai.labels.LabelSet._parse': ('labels.html#labelset._parse', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels.LabelSet._tokens': ('labels.html#labelset._tokens', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels.LabelSet.convert': ('labels.html#labelset.convert', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels.LabelSet.decode': ('labels.html#labelset.decode', 'hpa_fastai/labels.py'),

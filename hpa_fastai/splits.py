@@ -9,7 +9,6 @@ __all__ = ['SplitError', 'antibody_of', 'group_codes', 'join_groups', 'stratifie
 # %% ../nbs/20_splits.ipynb #2f7d46d3
 import re, warnings
 from dataclasses import dataclass
-from fractions import Fraction
 from hashlib import blake2b
 import numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -302,9 +301,8 @@ def stratified_parts(
     "Parts of any size with each class spread in proportion and no group divided."
     parts = parts or dict(train=.7, valid=.15, threshold=.15)
     if min(parts.values())<=0: raise SplitError(f'the parts {parts} must all be above 0')
-    fractions = [Fraction(p/sum(parts.values())).limit_denominator(1000) for p in parts.values()]
-    whole = np.lcm.reduce([f.denominator for f in fractions])
-    return np.array(list(parts))[_deal(df, [int(f*whole) for f in fractions], group, labels, seed)]
+    thousandths = [max(1, round(1000*p/sum(parts.values()))) for p in parts.values()]
+    return np.array(list(parts))[_deal(df, np.array(thousandths)//np.gcd.reduce(thousandths), group, labels, seed)]
 
 # %% ../nbs/20_splits.ipynb #552c3232
 @dataclass
