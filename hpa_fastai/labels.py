@@ -245,7 +245,7 @@ def _read_rows(path):
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter)
     rows = [(reader.line_num, r) for r in reader if any(c.strip() for c in r)]
     header = [c.strip() for c in rows[0][1]]
-    return header, [(n, _fit_row(path, n, r, header)) for n,r in rows[1:]]
+    return header, [(n, r if len(r)==len(header) else _fit_row(path, n, r, header)) for n,r in rows[1:]]
 
 # %% ../nbs/00_labels.ipynb #e5471672
 def _decode(raw):
