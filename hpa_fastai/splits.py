@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['SplitError', 'antibody_of', 'group_codes', 'join_groups', 'stratified_folds', 'MultilabelStratifiedSplitter',
-           'stratified_parts']
+           'stratified_parts', 'SplitCheck', 'check_split', 'duplicate_groups', 'duplicate_pairs']
 
 # %% ../nbs/20_splits.ipynb #2f7d46d3
 import re, warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from hashlib import blake2b
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .labels import *
 from .labels import _find_columns, _is_missing
+from .duplicates import *
+
+# %% ../nbs/20_splits.ipynb #168aa4d1
+_all_ = ['duplicate_groups', 'duplicate_pairs']
 
 # %% ../nbs/20_splits.ipynb #a3cd3c48
 class SplitError(HPAError):
@@ -62,7 +64,7 @@ def group_codes(
 def _ids(df):
     "The Ids of a table as text."
     col = next((c for c in ('Id', 'ID', 'Image') if c in df), None)
-    if col is None: raise SplitError(f'the table has no column Id (columns are {", ".join(map(str, df.columns))})')
+    if col is None: raise SplitError(f"the table has no column 'Id' (columns are {', '.join(map(str, df.columns))})")
     return [str(i) for i in df[col]]
 
 # %% ../nbs/20_splits.ipynb #e22231b1
@@ -89,7 +91,7 @@ class _Deal:
     order: np.ndarray # T: the order in which ties are settled, which is where the seed comes in
 
     def __post_init__(self):
-        self.has, self.total, self.whole = self.types[:,:-1]>0, self.count@self.types, self.share.sum()
+        self.has, self.total, self.whole = (self.types[:,:-1]>0).astype(float), self.count@self.types, self.share.sum()
         self.weights = self._weights()
         self.n = np.floor(np.outer(self.count, self.share)/self.whole).astype(int)
         self.off = self.whole*(self.n.T@self.types)-np.outer(self.share, self.total)
@@ -128,7 +130,7 @@ def greedy(self:_Deal):
 def _pinned(self:_Deal):
     "T × P: whether a group of the type is the last with some needed class in the part."
     last = ((self.n.T@self.has)==1) & self.needed
-    return (self.has@last.T) | (self.n==0)
+    return (self.has@last.T>0) | (self.n==0)
 
 # %% ../nbs/20_splits.ipynb #37a2df63
 @patch
@@ -145,7 +147,7 @@ def spread(self:_Deal):
         missing = np.argwhere(((self.n.T@self.has)==0) & self.needed)
         for part,c in missing:
             out, into = self._prices()
-            price = np.where(self.has[:,[c]], out+into[:,[part]], np.inf)
+            price = np.where(self.has[:,[c]]>0, out+into[:,[part]], np.inf)
             t, source = np.unravel_index(price.argmin(), price.shape)
             if np.isfinite(price[t,source]): self._step(t, source, -1); self._step(t, part); break
         else: return self
@@ -153,10 +155,10 @@ def spread(self:_Deal):
 
 # %% ../nbs/20_splits.ipynb #00858c02
 @patch
-def move(self:_Deal):
+def move(self:_Deal, most=10_000):
     "Move the groups whose move helps most, until none does."
     rows = np.arange(len(self.types))
-    for _ in range(20*len(self.share)*len(rows)):
+    for _ in range(most):
         out, into = self._prices()
         a, b = out.argmin(1), into.argmin(1)
         change = np.where(a==b, np.inf, out[rows,a]+into[rows,b])
@@ -167,10 +169,11 @@ def move(self:_Deal):
 
 # %% ../nbs/20_splits.ipynb #b1d96419
 @patch
-def swap(self:_Deal, width=64):
+def swap(self:_Deal, width=64, most=1000):
     "Swap groups between pairs of parts, until no swap among the `width` likeliest of each side helps."
     pairs = [(a,b) for a in range(len(self.share)) for b in range(a)]
-    while any([self._swap_once(a, b, width) for a,b in pairs]): pass
+    for _ in range(most):
+        if not any([self._swap_once(a, b, width) for a,b in pairs]): break
     return self
 
 # %% ../nbs/20_splits.ipynb #735c2fbd
@@ -189,7 +192,7 @@ def _swap_once(self:_Deal, a, b, width):
 
 # %% ../nbs/20_splits.ipynb #e41e4487
 @patch
-def shake(self:_Deal, rounds=40, groups=4, seed=0):
+def shake(self:_Deal, rounds=80, groups=4, seed=0):
     "Throw a few of the rarest groups about and descend again, keeping the best deal."
     rng, rare = np.random.RandomState(seed%2**32), np.argsort(-self.rarity, kind='stable')[:200]
     best = self.n.copy(), self.off.copy(), self.price()
@@ -215,17 +218,24 @@ def _hashes(names, seed):
 # %% ../nbs/20_splits.ipynb #66e05001
 def _deal(df, share, group, labels, seed):
     "The part of each row."
-    ids, onehot, codes = _ids(df), _onehot(df, labels), group_codes(df, group)
+    onehot, ids, codes = _onehot(df, labels), _ids(df), group_codes(df, group)
     _check_groups(ids, codes, share)
-    sizes = np.zeros((codes.max()+1, onehot.shape[1]+1), int)
-    np.add.at(sizes, codes, np.c_[onehot, np.ones(len(df), np.uint8)])
-    types, type_of, count = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
-    type_of = type_of.reshape(-1)
+    held = np.c_[onehot, np.ones(len(df), np.uint8)]
+    sizes = np.stack([np.bincount(codes, weights=column) for column in held.T], 1).astype('<i4')
+    types, type_of, count = _types(sizes)
     order = np.argsort(_hashes(map(bytes, types), seed), kind='stable')
     n = _Deal(types.astype(float), count, np.array(share, float), order).greedy().spread().move().swap().shake(seed=seed).n
     part = np.empty(len(sizes), int)
     part[np.lexsort((_hashes(_first_ids(ids, codes), seed), type_of))] = np.repeat(np.tile(np.arange(len(share)), len(types)), n.reshape(-1))
     return part[codes]
+
+# %% ../nbs/20_splits.ipynb #87adaf4b
+def _types(rows):
+    "The distinct rows in a fixed order, which of them each row is, and how often each occurs."
+    keys = [r.tobytes() for r in rows]
+    place = {k:i for i,k in enumerate(sorted(set(keys)))}
+    type_of = np.fromiter(map(place.__getitem__, keys), int, len(keys))
+    return np.frombuffer(b''.join(place), rows.dtype).reshape(len(place), -1), type_of, np.bincount(type_of)
 
 # %% ../nbs/20_splits.ipynb #b51d9779
 def _first_ids(ids, codes):
@@ -239,8 +249,8 @@ def _first_ids(ids, codes):
 def _onehot(df, labels):
     "Multi-hot labels of a table."
     ls = get_labels(labels)
-    try: col = _find_columns('the table', df, ls)[1]
-    except LabelError as e: raise SplitError(str(e)) from None
+    col = _find_columns('the table', df, ls)[1]
+    if (empty:=df[col].isna().to_numpy()).any(): raise SplitError(f'row {empty.argmax()} has no label ({empty.sum()} such rows); drop these rows or label them')
     return ls.encode(df[col])
 
 # %% ../nbs/20_splits.ipynb #8d9f12a6
@@ -276,6 +286,7 @@ class MultilabelStratifiedSplitter:
     seed: int = 42 # the same seed gives the same split, on any machine and in any order of the rows
 
     def __call__(self, df):
+        if not 0<self.valid_pct<1: raise SplitError(f'valid_pct is {self.valid_pct}: give the share to validate on, between 0 and 1')
         part = stratified_parts(df, dict(train=1-self.valid_pct, valid=self.valid_pct), self.group, self.labels, self.seed)
         return [np.flatnonzero(part==p).tolist() for p in ('train', 'valid')]
 
@@ -290,6 +301,92 @@ def stratified_parts(
     "Parts of any size with each class spread in proportion and no group divided."
     parts = parts or dict(train=.7, valid=.15, threshold=.15)
     if min(parts.values())<=0: raise SplitError(f'the parts {parts} must all be above 0')
-    fractions = [Fraction(p/sum(parts.values())).limit_denominator(1000) for p in parts.values()]
-    whole = np.lcm.reduce([f.denominator for f in fractions])
-    return np.array(list(parts))[_deal(df, [int(f*whole) for f in fractions], group, labels, seed)]
+    thousandths = [max(1, round(1000*p/sum(parts.values()))) for p in parts.values()]
+    return np.array(list(parts))[_deal(df, np.array(thousandths)//np.gcd.reduce(thousandths), group, labels, seed)]
+
+# %% ../nbs/20_splits.ipynb #552c3232
+@dataclass
+class SplitCheck:
+    "What there is to know about a split before its score is believed."
+    table: pd.DataFrame # a row a class: images and groups in all, then actual and expected images of each part, and the largest deviation
+    faults: list # a sentence for each thing that is off; empty for a sound split
+
+    @property
+    def ok(self): return not self.faults
+    def warn(self):
+        "Give every fault as a Python warning."
+        for f in self.faults: warnings.warn(f, stacklevel=2)
+    def __str__(self): return '\n'.join([self.table.to_string(), *(f'! {f}' for f in self.faults)])
+    def _repr_html_(self): return self.table.to_html() + ''.join(f'<p>⚠ {f}</p>' for f in self.faults)
+
+# %% ../nbs/20_splits.ipynb #56aaab5c
+def check_split(
+    df:pd.DataFrame, # Id, Target and the grouping column, one row an image
+    split, # the part of each row (folds or names), or lists of row numbers such as a splitter returns
+    group=None, # what should not be divided; where it is None, antibodies are looked for in the Ids
+    labels=HPA28, # anything `get_labels` takes
+    duplicates:pd.Series|None=None, # of `duplicate_groups`: near-duplicates that should not be divided either
+) -> SplitCheck:
+    "Compare every part of a split with what it should hold, and look for leaks between the parts."
+    ls, onehot, codes = get_labels(labels), _onehot(df, labels), group_codes(df, group)
+    parts, names, faults = _parts(split, len(df))
+    table = _class_table(ls, onehot, codes, parts, names)
+    faults += _class_faults(ls, onehot, codes, parts, names)
+    faults += _leaks(df, group_codes(df), parts, 'Ids')
+    if group is not None: faults += _leaks(df, codes, parts, 'groups')
+    elif (found:=_leaks(df, group_codes(df, antibody_of), parts, 'antibodies')): faults += [f'{found[0]}; pass group=antibody_of']
+    if duplicates is not None: faults += _leaks(df, group_codes(df, duplicates), parts, 'sets of near-duplicates')
+    return SplitCheck(table, faults)
+
+# %% ../nbs/20_splits.ipynb #7cb283c0
+def _parts(split, n):
+    "The part number of each row, the names of the parts, and rows that are in none or in several."
+    if not (isinstance(split, (tuple, list)) and len(split) and not np.isscalar(split[0])):
+        if len(split)!=n: raise SplitError(f'{len(split)} parts for {n} rows: give one a row')
+        numbers, names = pd.factorize(np.asarray(split), sort=isinstance(np.asarray(split)[0], np.integer))
+        return numbers, [str(i) for i in names], []
+    if any(max(s, default=0)>=n for s in split): raise SplitError(f'the split names a row beyond the {n} of the table')
+    times, numbers = np.bincount(np.concatenate(split).astype(int), minlength=n), np.full(n, -1)
+    for i,s in enumerate(split): numbers[np.asarray(s, int)] = i
+    faults = [f'{k} rows are in {what}' for k,what in (((times==0).sum(), 'no part'), ((times>1).sum(), 'several parts')) if k]
+    return numbers, (['train', 'valid'] if len(split)==2 else [str(i) for i in range(len(split))]), faults
+
+# %% ../nbs/20_splits.ipynb #6846246b
+def _class_table(ls, onehot, codes, parts, names):
+    "Actual and expected images by class and part."
+    total, used = onehot.sum(0, dtype=int), (parts>=0).sum()
+    groups = np.array([len(np.unique(codes[onehot[:,c]>0])) for c in range(len(ls))])
+    table, off = pd.DataFrame({'images': total, 'groups': groups}, index=list(ls.classes)), 0
+    for i,name in enumerate(names):
+        due = total*(parts==i).sum()/max(used, 1)
+        table[name], table[f'{name} expected'] = onehot[parts==i].sum(0, dtype=int), due.round(1)
+        off = np.maximum(off, np.abs(table[name]-due)/np.maximum(due, 1e-9))
+    return table.assign(off=[f'{o:.1%}' if t else '' for o,t in zip(off, total)])
+
+# %% ../nbs/20_splits.ipynb #aa7e23da
+def _class_faults(ls, onehot, codes, parts, names):
+    "Classes that are absent, missing from a part, or further off than in a random split."
+    total, faults = onehot.sum(0, dtype=int), []
+    if (total==0).any(): faults.append(f'no image of {_few(ls.classes[c] for c in np.flatnonzero(total==0))}: not learnt, and left out of macro F1')
+    for i,name in enumerate(names):
+        inside, p = onehot[parts==i].sum(0, dtype=int), (parts==i).mean()
+        gone = np.flatnonzero((inside==0) & (total>0))
+        if len(gone): faults.append(f'{name} has no image of {_few(ls.classes[c] for c in gone)}')
+        far = np.flatnonzero((np.abs(inside-total*p) > 1+3*np.sqrt(total*p*(1-p))) & (inside>0))
+        if len(far): faults.append(f'{name} is further off than a random split would be for ' + _few(f'{ls.classes[c]} ({inside[c]} images, {total[c]*p:.0f} expected)' for c in far))
+    return faults
+
+# %% ../nbs/20_splits.ipynb #5da174d4
+def _leaks(df, codes, parts, what):
+    "Groups with rows in more than one part."
+    ends = pd.Series(parts[parts>=0]).groupby(codes[parts>=0]).agg(['min', 'max'])
+    shared = ends.index[ends['min']!=ends['max']]
+    if not len(shared): return []
+    rows, one = np.isin(codes, shared), np.array(_ids(df))[codes==shared[0]]
+    return [f'{len(shared)} {what} are in more than one part, with {rows.mean():.1%} of the images, e.g. that of {_few(one)}']
+
+# %% ../nbs/20_splits.ipynb #af3c4fab
+def _few(names, most=3):
+    "The first few of some names."
+    names = list(names)
+    return ', '.join(map(str, names[:most])) + (f' and {len(names)-most} more' if len(names)>most else '')
