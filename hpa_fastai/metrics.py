@@ -57,7 +57,7 @@ def class_names(labels,    # `LabelSet`, a list of names, or None
 # %% ../nbs/45_metrics.ipynb #5b72915d
 def simulate_scores(n: int = 1000,         # images
                     n_classes: int = 28,   # classes; the last ones are the rarest
-                    skill: float = 5.,     # distance between positives and negatives, in standard deviations of their latent score
+                    skill: float = 4.,     # distance between positives and negatives, in standard deviations of their latent score
                     noise: float = 0.5,    # spread of each class's calibration, in logits; 0: a calibrated model
                     seed: int = 0,         # another seed, another model and other images
                    ) -> tuple:             # probabilities and bool targets, both images × classes
