@@ -198,6 +198,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hpa_fastai.fields._list_remote': ('fields.html#_list_remote', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._name': ('fields.html#_name', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._preference': ('fields.html#_preference', 'hpa_fastai/fields.py'),
+                                   'hpa_fastai.fields._read_csv': ('fields.html#_read_csv', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._some': ('fields.html#_some', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._to_table': ('fields.html#_to_table', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields.attach_images': ('fields.html#attach_images', 'hpa_fastai/fields.py'),

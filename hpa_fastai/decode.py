@@ -8,7 +8,7 @@ __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'Planes', 'FULL_PIXEL', 'FULL_SIDE', 'open_
            'wanted_channels', 'ImageReader', 'geometry', 'naming']
 
 # %% ../nbs/07_decode.ipynb #76e72d8a
-import io, os, re
+import io, logging, os, re
 from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +63,7 @@ def _read_tiff(f, z=None, header=False):
         a = _no_pixels(series.dtype, series.shape) if header else _tiff_pixels(series, f)
         return _to_planes(a, axes, z, _tiff_names(tif), colour=photometric in ('RGB','YCBCR'), form='TIFF')
 
+logging.getLogger('tifffile').addHandler(logging.NullHandler()) # what it says about a damaged file is in our error; not twice on the screen
 _not_grey = ('PALETTE', 'SEPARATED', 'MINISWHITE', 'MASK')
 
 def _no_pixels(dtype, shape): return np.broadcast_to(np.zeros((), dtype), shape) # stands for pixels where only the header is read

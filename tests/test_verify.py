@@ -140,6 +140,16 @@ def test_composites_are_listed_as_passed_over(atlas):
     (atlas/'train'/f'{find_images(atlas/"train").Id[0]}_red_green.jpg').touch()
     assert found(check(atlas))=={('warning','passed over')}
 
+def test_transparency_is_not_er(tmp_path):
+    a = np.random.default_rng(0).integers(0, 255, (64,64,4), dtype=np.uint8)
+    a[...,3] = 255
+    Image.fromarray(a).save(tmp_path/'a.png')
+    assert found(verify_images(tmp_path, deep=True))=={('error','missing channel')}
+
+def test_csv_that_is_none(atlas):
+    (atlas/'x.csv').write_bytes(b'')
+    assert found(check(atlas, csv=atlas/'x.csv'))=={('error','unreadable csv')}
+
 def test_empty_folder_needs_attention(tmp_path):
     v = verify_images(tmp_path)
     assert v.exit_code==1 and '0 fields of view' in str(v)
