@@ -124,6 +124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hpa_fastai.decode._as_row': ('decode.html#_as_row', 'hpa_fastai/decode.py'),
                                    'hpa_fastai.decode._brightest': ('decode.html#_brightest', 'hpa_fastai/decode.py'),
                                    'hpa_fastai.decode._by_name': ('decode.html#_by_name', 'hpa_fastai/decode.py'),
+                                   'hpa_fastai.decode._check_complete': ('decode.html#_check_complete', 'hpa_fastai/decode.py'),
                                    'hpa_fastai.decode._check_settings': ('decode.html#_check_settings', 'hpa_fastai/decode.py'),
                                    'hpa_fastai.decode._check_size': ('decode.html#_check_size', 'hpa_fastai/decode.py'),
                                    'hpa_fastai.decode._depth': ('decode.html#_depth', 'hpa_fastai/decode.py'),
