@@ -126,6 +126,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hpa_fastai.labels._read_rows': ('labels.html#_read_rows', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels._tidy': ('labels.html#_tidy', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels.get_labels': ('labels.html#get_labels', 'hpa_fastai/labels.py'),
+                                   'hpa_fastai.labels.is_blank': ('labels.html#is_blank', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels.read_labels': ('labels.html#read_labels', 'hpa_fastai/labels.py')},
             'hpa_fastai.losses': { 'hpa_fastai.losses.BCELoss': ('losses.html#bceloss', 'hpa_fastai/losses.py'),
                                    'hpa_fastai.losses.BCELoss.__init__': ('losses.html#bceloss.__init__', 'hpa_fastai/losses.py'),

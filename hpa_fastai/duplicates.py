@@ -10,6 +10,7 @@ __all__ = ['side', 'freqs', 'fingerprint', 'symmetries', 'invariant', 'Fingerpri
 import os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .labels import *
@@ -20,6 +21,7 @@ from .decode import *
 side, freqs = 64, 12 # px a picture is reduced to; frequencies kept along each axis
 
 # %% ../nbs/18_duplicates.ipynb #0ca88acc
+@cache
 def _cosines():
     "The lowest `freqs` rows of the orthonormal discrete cosine transform of `side` points."
     u, x = np.arange(freqs)[:,None], np.arange(side)

@@ -23,6 +23,8 @@ from .splits import _onehot
 
 # %% ../nbs/25_explore.ipynb #c647df95
 _blue, _red, _grey = '#3b6ea5', '#c8452e', '#9a9a9a'
+_hues = {'red': '#e08a7d', 'green': '#86b97f', 'blue': '#85a3d1', 'yellow': '#e3cf74'}
+_stains = {'red': 'microtubules', 'green': 'protein', 'blue': 'nucleus', 'yellow': 'ER'}
 
 # %% ../nbs/25_explore.ipynb #91b527f4
 def class_counts(
@@ -150,11 +152,13 @@ def plot_channel_stats(
     names = list(dict.fromkeys(stats.source))
     fig, axes = plt.subplots(2, 4, figsize=(9, 1.7+.5*len(names)), sharey=True, sharex='row', layout='constrained')
     for ax,(what,channel) in zip(axes.flat, [(w,c) for w in ('mean', 'spread') for c in CHANNELS]):
-        values = [stats[what][(stats.source==n)&(stats.channel==channel)].to_numpy() for n in names]
-        boxes = ax.boxplot(values, vert=False, widths=.6, whis=(5, 95), showfliers=False, patch_artist=True, medianprops=dict(color='black'))
-        for b in boxes['boxes']: b.set_facecolor({'red': '#e08a7d', 'green': '#86b97f', 'blue': '#85a3d1', 'yellow': '#e3cf74'}[channel])
-        ax.set_yticks(range(1, len(names)+1), names); ax.set_xlabel(what, fontsize=8)
-        if what=='mean': ax.set_title({'red': 'microtubules', 'green': 'protein', 'blue': 'nucleus', 'yellow': 'ER'}[channel]+f' ({channel})', fontsize=9)
+        of_channel = stats[stats.channel==channel].groupby('source')[what]
+        q = of_channel.quantile([.05, .25, .5, .75, .95]).unstack().reindex(names)
+        ax.hlines(range(len(names)), q[.05], q[.95], color='#444', lw=1)
+        ax.barh(range(len(names)), q[.75]-q[.25], left=q[.25], height=.55, color=_hues[channel])
+        ax.vlines(q[.5], np.arange(len(names))-.275, np.arange(len(names))+.275, color='#222', lw=1.5)
+        ax.set_yticks(range(len(names)), names); ax.set_ylim(len(names)-.5, -.5); ax.set_xlabel(what, fontsize=8)
+        if what=='mean': ax.set_title(f'{_stains[channel]} ({channel})', fontsize=9)
         _plain(ax)
     for ax in axes[:,0]: ax.set_xlim(left=0)
     return fig
@@ -171,12 +175,12 @@ def plot_gallery(
     ls, onehot = get_labels(labels), _onehot(table, labels)
     present = np.flatnonzero(onehot.any(0))
     rows = -(-len(present)//2)
-    fig = plt.figure(figsize=(2*per_class*1.02, rows*1.2), layout='constrained')
+    fig = plt.figure(figsize=((2*per_class+.15)*1.02, rows*1.2), layout='constrained')
     fig.get_layout_engine().set(wspace=0, w_pad=.01, hspace=0, h_pad=.02)
-    axes = fig.subplots(rows, 2*per_class, squeeze=False)
+    axes = fig.subplots(rows, 2*per_class+1, squeeze=False, width_ratios=[1]*per_class+[.15]+[1]*per_class)
     for ax in axes.flat: ax.axis('off')
     for k,c in enumerate(present):
-        strip = axes[k%rows, k//rows*per_class:][:per_class]
+        strip = axes[k%rows, k//rows*(per_class+1):][:per_class]
         strip[0].set_title(f'{ls.classes[c]} ({onehot[:,c].sum(dtype=int):,})', fontsize=8, loc='left', pad=3)
         for ax,img in zip(strip, _pictures(table, _typical(onehot, c, seed), per_class, size)): ax.imshow(img)
     return fig
@@ -230,11 +234,11 @@ def plot_split(
     share, total, y = len(valid)/(len(train)+len(valid)), (a+b)[order], np.arange(len(order))
     chance = 2*np.sqrt(total*share*(1-share))/(total*share)
     off = b[order]/(total*share)-1
+    edge = min(max(.25, 1.15*np.abs(off).max()), 1.5)
     ax = ax or _axes(7, .26*len(order)+1)
     ax.barh(y, 2*chance, left=-chance, color='#e4e8ee', height=.8)
-    ax.scatter(off, y, color=np.where((np.abs(off)>chance) | (off==-1), _red, _blue), s=22, zorder=3)
+    ax.scatter(off.clip(-edge, .97*edge), y, color=np.where((np.abs(off)>chance) | (off==-1), _red, _blue), s=22, zorder=3)
     ax.axvline(0, color=_grey, lw=.8)
-    edge = min(max(.25, 1.15*np.abs(off).max()), 1.5)
     ax.set(yticks=y, yticklabels=names[order], xlim=(-edge, edge), ylim=(-.7, len(order)-.3), xlabel='images in validation, against the share of all images')
     ax.xaxis.set_major_formatter(lambda v,_: f'{v:+.0%}' if v else 'as expected')
     ax.set_title('grey: within two standard deviations of a random split; red: outside, or missing', fontsize=9, loc='left')
@@ -265,15 +269,15 @@ def explore(
     table = df.merge(images.drop_duplicates('Id'), on='Id')
     if table.empty: raise LabelError(f'none of the {len(df)} Ids in {path.name} has an image in {folder}; is it the right folder?')
     fp = fingerprints(table)
+    group = antibody_of if group is None else group
     sections = _sections(df, table, fp, labels, group, valid_pct, seed, per_class)
-    facts = _facts(df, images, table, fp, get_labels(labels))
+    facts = _facts(df, images, table, fp, group, get_labels(labels))
     Path(out).write_text(_page(f'{path.parent.resolve().name}/{path.name}', facts, sections), encoding='utf-8')
     return Path(out)
 
 # %% ../nbs/25_explore.ipynb #3e18297c
 def _sections(df, table, fp, labels, group, valid_pct, seed, per_class):
     "Title, explanation, and figure or HTML of every part of the page."
-    group = antibody_of if group is None else group
     pairs = duplicate_pairs(fp)
     whole = join_groups(group_codes(df, group), group_codes(df, duplicate_groups(fp, pairs)))
     split = MultilabelStratifiedSplitter(valid_pct, whole, labels, seed)(df)
@@ -290,11 +294,11 @@ def _sections(df, table, fp, labels, group, valid_pct, seed, per_class):
     yield 'The split, checked', '', f'<ul>{faults}</ul>' + check.table.to_html(border=0)
 
 # %% ../nbs/25_explore.ipynb #ef1c803d
-def _facts(df, images, table, fp, ls):
+def _facts(df, images, table, fp, group, ls):
     "The numbers at the top of the page."
     missing, spare = len(df)-len(table), len(images)-len(table)
     return {'images with labels': f'{len(table):,}', 'classes that occur': f'{class_counts(df, ls).gt(0).sum()} of {len(ls)}',
-            'antibodies or groups in the Ids': f'{df.Id.map(antibody_of).nunique():,}', 'Ids without an image': f'{missing:,}',
+            'antibodies, or other groups': f'{group_codes(df, group).max()+1:,}', 'Ids without an image': f'{missing:,}',
             'images without labels': f'{spare:,}', 'images that cannot be read': ', '.join(list(fp.errors)[:10]) or 'none'}
 
 # %% ../nbs/25_explore.ipynb #0a291074
