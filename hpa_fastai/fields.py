@@ -149,8 +149,10 @@ def find_images(
     if isinstance(source, pd.DataFrame) or str(source).lower().endswith('.csv'): return _from_paths(source)
     files, root, sep = list_files(source)
     rows,passed = _collect(files)
-    if passed: warnings.warn(f'{root}: {len(passed)} files are passed over, the first is {passed[0][1]} (there is {passed[0][2]})')
-    return _to_table(_name(rows, root, sep))
+    if passed: warnings.warn(f'{root}: {len(passed)} files are passed over, the first is {passed[0][1]} (there is {passed[0][2]})', stacklevel=2)
+    table = _to_table(_name(rows, root, sep))
+    table.attrs['passed_over'] = [f'{folder}{sep}{name} (there is {other})' for folder,name,other in passed]
+    return table
 
 # %% ../nbs/05_fields.ipynb #b4d6a3e0
 def _from_paths(source):
@@ -161,7 +163,7 @@ def _from_paths(source):
     if 'Id' not in df: raise ImageError(f'{where} has no column Id (columns are {", ".join(map(str, df))})')
     if not set(df) & {'path',*CHANNELS}: raise ImageError(f"{where} names no files: give it a column path, or {', '.join(CHANNELS)}; to put the images of a folder beside a table of labels use attach_images")
     df['Id'] = df.Id.astype(str)
-    if (twice := df.Id.duplicated()).any(): raise ImageError(f'{where} row {twice.argmax()}: Id {df.Id[twice].iloc[0]} stands there a second time; give every field of view its own')
+    if (twice := df.Id.duplicated()).any(): raise ImageError(f'{where} row {twice.argmax()+(2 if base or isinstance(source, str) else 0)}: Id {df.Id[twice].iloc[0]} stands there a second time; give every field of view its own')
     for c in CHANNELS: df[c] = [_full_path(p, base) for p in (df[c] if c in df else df.get('path', [None]*len(df)))]
     df['layout'] = df.get('layout', pd.Series([_layout(r) for r in zip(*(df[c] for c in CHANNELS))], index=df.index, dtype=object))
     return df[_columns + [c for c in df if c not in _columns and c!='path' and not str(c).startswith('Unnamed:')]].sort_values('Id', ignore_index=True)
