@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'Planes', 'FULL_PIXEL', 'FULL_SIDE', 'open_planes', 'open_file', 'why_unreadable',
            'full_range', 'percentile_range', 'to_uint8', 'resize_plane', 'default_workers', 'assign_channels',
-           'wanted_channels', 'ImageReader', 'geometry']
+           'wanted_channels', 'ImageReader', 'geometry', 'naming']
 
 # %% ../nbs/07_decode.ipynb #76e72d8a
 import io, os, re
 from collections import namedtuple
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from xml.etree import ElementTree
@@ -215,7 +216,6 @@ def to_uint8(
 ) -> np.ndarray: # uint8
     "A plane at the wanted size and on the common scale of intensity"
     a = np.asarray(plane)
-    if a.dtype.kind=='f' and not np.isfinite(a).all(): raise ImageError(f'{(~np.isfinite(a)).sum()} pixels are NaN or infinite')
     lo,hi = find_range(a)
     if a.dtype==np.uint8 and (lo,hi)==(0,255): return np.asarray(resize_plane(plane, out))
     if hi<=lo: return np.zeros(out[::-1], np.uint8)
@@ -324,6 +324,14 @@ def geometry(
     return out, (r.size,r.size) if r.size else out
 
 # %% ../nbs/07_decode.ipynb #1b2b664b
+@contextmanager
+def naming(
+    src, # path
+):
+    "Put the file in front of an `ImageError` about what it holds"
+    try: yield
+    except ImageError as e: raise ImageError(f'{src}: {e}' if isinstance(src, str) else str(e)) from e
+
 def _as_row(row):
     "The row of a table (Series, dict or namedtuple), a path or pixels in memory, as a dict"
     if isinstance(row, dict): return row
@@ -365,7 +373,7 @@ def _read(self:ImageReader, row):
     res, there = None, []
     for c,plane,size in self.planes(row):
         if res is None: res = np.zeros((4, *geometry(self, *size)[1][::-1]), np.uint8)
-        self._place(res[CHANNELS.index(c)], plane, size)
+        with naming(row.get(c)): self._place(res[CHANNELS.index(c)], plane, size)
         there.append(c)
     return self._checked(res, [c for c in wanted_channels(self.channels) if c not in there], row)
 
@@ -380,9 +388,15 @@ def planes(self:ImageReader,
         p = self._open(src)
         sizes[os.path.basename(src) if isinstance(src, str) else ''] = p.size
         if len(set(sizes.values()))>1: raise ImageError('channels of different sizes: ' + ', '.join(f'{f} {w}x{h}' for f,(w,h) in sizes.items()))
-        where = assign_channels(p, self.channels) if several else {cs[0]: None}
-        for c in cs:
-            if c in where: yield c, (_brightest(p) if where[c] is None else p.planes[where[c]]), p.size
+        with naming(src): found = self._separate(p, cs, several)
+        for c,plane in found.items(): yield c, plane, p.size
+
+@patch
+def _separate(self:ImageReader, p, cs, several):
+    "{channel: plane} of what is in a file"
+    if not several: return {cs[0]: _brightest(p)}
+    where = assign_channels(p, self.channels)
+    return {c: p.planes[where[c]] for c in cs if c in where}
 
 # %% ../nbs/07_decode.ipynb #dbecc822
 @patch
@@ -393,10 +407,17 @@ def _open(self:ImageReader, src):
     return _to_planes(src, _likely_axes('CYX'[-src.ndim:], src.shape), self.z)
 
 @patch
+def value_range(self:ImageReader,
+    a:np.ndarray, # a grey plane as it is in the file
+) -> tuple[float,float]: # values that become 0 and 255
+    "The range of a plane by the rule of this reader"
+    if a.dtype.kind=='f' and not np.isfinite(a).all(): raise ImageError(f'{(~np.isfinite(a)).sum()} pixels are NaN or infinite')
+    return full_range(a, self.bits) if self.scale=='dtype' else percentile_range(a, self.percentiles)
+
+@patch
 def _place(self:ImageReader, canvas, plane, size):
     "Write a plane on the middle of its canvas; what is larger is cut off on both sides"
-    rule = partial(full_range, bits=self.bits) if self.scale=='dtype' else partial(percentile_range, percentiles=self.percentiles)
-    a = to_uint8(plane, geometry(self, *size)[0], rule)
+    a = to_uint8(plane, geometry(self, *size)[0], self.value_range)
     (y0,y1),(x0,x1) = ((max(0, (n-m)//2), max(0, (m-n)//2)) for n,m in zip(canvas.shape, a.shape))
     h,w = (min(n,m) for n,m in zip(canvas.shape, a.shape))
     canvas[y0:y0+h, x0:x0+w] = a[y1:y1+h, x1:x1+w]

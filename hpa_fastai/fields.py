@@ -40,20 +40,16 @@ def _kind(name):
 
 def _list_local(folder):
     "(folder, name) of every image under a local folder; a folder that may not be read is named in a warning"
-    todo, seen = [os.path.normpath(folder)], set()
-    while todo:
-        here = todo.pop()
+    todo, links, seen = [os.path.normpath(folder)], [], set()
+    while todo or links:
+        here = (todo or links).pop()
+        if (real:=os.path.realpath(here)) in seen: continue
+        seen.add(real)
         try: entries = list(os.scandir(here))
         except PermissionError: warnings.warn(f'{here}: no permission to read this folder, it is left out'); continue
         for e in entries:
             if _kind(e.name): yield here, e.name
-            elif e.name[0]!='.' and e.is_dir() and not _been(e, seen): todo.append(e.path)
-
-def _been(entry, seen):
-    "Whether a linked folder was listed before: links can go round in circles"
-    if not entry.is_symlink(): return False
-    real = os.path.realpath(entry.path)
-    return real in seen or seen.add(real)
+            elif e.name[0]!='.' and e.is_dir(): (links if e.is_symlink() else todo).append(e.path)
 
 # %% ../nbs/05_fields.ipynb #9408963d
 def is_url(path) -> bool:

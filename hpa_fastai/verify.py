@@ -93,7 +93,7 @@ def _check_pixels(res, row, reader):
     try:
         for c,plane,_ in replace(reader, size=None, pixel_size=None).planes(row):
             a = np.asarray(plane)
-            if reader.scale=='dtype': full_range(a, reader.bits)
+            with naming(row[c]): reader.value_range(a)
             if a.min()==a.max(): res['problems'].append(('warning', 'all black' if a.max()==0 else 'constant', row[c], f'{c} is {a.max()} everywhere'))
             if a.dtype==np.uint16: res['top'] = max(res.get('top', 0), int(a.max()))
             small[c] = np.asarray(resize_plane(a.astype(np.float32), (128,128)))

@@ -1,0 +1,434 @@
+"Finding and reading fields of view: every layout, every setting, every kind of bad file."
+import io, json, os, struct, zlib
+from dataclasses import asdict
+import numpy as np, pandas as pd, pytest, tifffile, torch
+from PIL import Image
+from hpa_fastai.decode import MAX_PIXELS
+from hpa_fastai.images import *
+
+RNG = np.random.default_rng(0)
+def picture(h=96, w=None): return RNG.integers(0, 256, (4, h, w or h), dtype=np.uint8)
+def smooth(h=96): return (np.add.outer(np.arange(h), np.arange(h))*np.array([1,.7,.5,.3])[:,None,None]).astype(np.uint8)
+
+def write(folder, x, id_='A1', ext='png', channels=CHANNELS, **kwargs):
+    folder.mkdir(parents=True, exist_ok=True)
+    for c in channels: Image.fromarray(x[CHANNELS.index(c)]).save(folder/f'{id_}_{c}.{ext}', **kwargs)
+    return folder
+
+def only(folder): return find_images(folder).iloc[0]
+def read(folder, size=None, **kwargs): return read_image(only(folder), size, **kwargs)
+def same(a, b): return np.array_equal(np.asarray(a), np.asarray(b))
+
+def fails(match, folder, **kwargs):
+    "The error of reading: one line that starts with the Id and matches"
+    with pytest.raises(ImageError, match=match) as e: read(folder, **kwargs)
+    assert '\n' not in str(e.value) and str(e.value).startswith(only(folder).Id+': ')
+    return str(e.value)
+
+# ---- finding
+
+@pytest.mark.parametrize('id_', ['10580_1610_C1_1', 'a.b.c', 'U-2 OS 3', 'plate_red_1', '000a6c98-bb9b-11e8-b2b9-ac1f6b6435d0', 'ü'])
+@pytest.mark.parametrize('ext,suffix', [('png','red'), ('PNG','RED'), ('tif','Red'), ('TIFF','red'), ('jpeg','red'), ('JPG','red')])
+def test_ids_and_extensions(tmp_path, id_, ext, suffix):
+    (tmp_path/f'{id_}_{suffix}.{ext}').touch()
+    row = only(tmp_path)
+    assert (row.Id, row.red, row.green) == (id_, str(tmp_path/f'{id_}_{suffix}.{ext}'), None)
+
+def test_columns_and_order(tmp_path):
+    for i in ('b','a','C'): write(tmp_path, picture(16), i)
+    t = find_images(tmp_path)
+    assert list(t.columns) == ['Id','layout','red','green','blue','yellow']
+    assert list(t.Id) == ['C','a','b'] and set(t.layout) == {'channels'}
+
+def test_empty_and_absent(tmp_path):
+    assert len(find_images(tmp_path)) == 0
+    with pytest.raises(ImageError, match='no such folder'): find_images(tmp_path/'nowhere')
+    (tmp_path/'f').touch()
+    with pytest.raises(ImageError, match='give the folder'): find_images(tmp_path/'f')
+
+def test_nested_links_and_hidden(tmp_path):
+    write(tmp_path/'a'/'b'/'c', picture(16), 'deep')
+    os.symlink(tmp_path/'a', tmp_path/'a'/'b'/'round')
+    for n in ('.A1_red.png', '~A1_red.png', '.hidden/A1_red.png', 'notes.txt', 'A1_red.png.part'):
+        (tmp_path/n).parent.mkdir(exist_ok=True)
+        (tmp_path/n).touch()
+    assert list(find_images(tmp_path).Id) == ['deep']
+
+def test_same_well_on_two_plates(tmp_path):
+    for p in ('p1','p2'): write(tmp_path/p, picture(16))
+    t = find_images(tmp_path)
+    assert list(t.Id) == ['p1/A1','p2/A1'] and t.red[0].endswith(os.path.join('p1','A1_red.png'))
+
+def test_a_folder_for_each_channel(tmp_path):
+    x = picture(16)
+    for c in CHANNELS: write(tmp_path/c, x, channels=[c])
+    assert list(find_images(tmp_path).Id) == ['A1'] and same(read(tmp_path), x)
+
+def test_half_written_plates_are_not_mixed(tmp_path):
+    write(tmp_path/'p1', picture(16), channels=['red','green'])
+    write(tmp_path/'p2', picture(16), channels=['blue','yellow'])
+    assert list(find_images(tmp_path).Id) == ['p1/A1','p2/A1']
+
+def test_composite_beside_channels_is_passed_over(tmp_path):
+    write(tmp_path, picture(16))
+    (tmp_path/'A1_blue_red_green.jpg').touch()
+    (tmp_path/'A1_red.jpg').touch()
+    with pytest.warns(UserWarning, match='2 files are passed over'): t = find_images(tmp_path)
+    assert len(t) == 1 and t.red[0].endswith('.png')
+
+def test_csv_of_paths(tmp_path):
+    x = picture(16)
+    for c,p in zip(CHANNELS, x): Image.fromarray(p).save(tmp_path/f'{c[0]}0815.png')
+    (tmp_path/'paths.csv').write_text(f'ID,Red,Green,Blue,Yellow,group\n07,r0815.png,g0815.png,b0815.png,{tmp_path}/y0815.png,k\n')
+    t = find_images(tmp_path/'paths.csv')
+    assert t.Id[0]=='07' and t.group[0]=='k' and same(read_image(t.iloc[0]), x)
+    assert same(read_image(find_images(t).iloc[0]), x)
+    (tmp_path/'twice.csv').write_text('Id,path\na,x.png\na,y.png\n')
+    with pytest.raises(ImageError, match='twice.csv row 3: Id a'): find_images(tmp_path/'twice.csv')
+
+def test_list_of_files(tmp_path):
+    write(tmp_path/'p', picture(16))
+    assert find_images(list((tmp_path/'p').iterdir())).equals(find_images(tmp_path/'p'))
+    assert len(find_images([])) == 0
+
+# ---- labels beside images
+
+def test_attach(tmp_path):
+    for i in 'abc': write(tmp_path, picture(16), i)
+    df = pd.DataFrame(dict(Id=['c','a'], Target=['1','0 2'], group=['x','y']), index=[7,9])
+    with pytest.warns(UserWarning, match='1 of 3 fields of view have no row'): t = attach_images(df, tmp_path)
+    assert list(t.Id) == ['c','a'] and list(t.index) == [7,9] and list(t.group) == ['x','y'] and t.red[7].endswith('c_red.png')
+    again = attach_images(t, find_images(tmp_path).query('Id!="b"'))
+    assert list(again.columns) == list(t.columns)
+
+def test_attach_names_absent_ids(tmp_path):
+    write(tmp_path, picture(16), 'a')
+    df = pd.DataFrame(dict(Id=['a','b','c','d','e'], Target=['0']*5))
+    with pytest.raises(ImageError, match=r'4 of 5 Ids have no image in .*: b, c, d, …'): attach_images(df, tmp_path)
+    with pytest.raises(ImageError, match='none of the 1 Ids.*first Id is a_red.*called a'): attach_images(pd.DataFrame(dict(Id=['a_red'])), tmp_path)
+
+def test_ids_never_become_paths(tmp_path):
+    write(tmp_path/'in', picture(16), 'a')
+    write(tmp_path/'out', picture(16), 'secret')
+    for bad in ('../out/secret', '../../etc/passwd', str(tmp_path/'out'/'secret')):
+        with pytest.raises(ImageError, match='1 of 2 Ids have no image'): attach_images(pd.DataFrame(dict(Id=['a',bad])), tmp_path/'in')
+
+# ---- layouts
+
+def test_png_8_bit(tmp_path):
+    x = picture()
+    img = read(write(tmp_path, x))
+    assert type(img) is TensorRGBY and img.dtype==torch.uint8 and same(img, x)
+
+@pytest.mark.parametrize('compression', ['tiff_lzw', 'tiff_adobe_deflate', 'raw', 'packbits'])
+@pytest.mark.parametrize('bits', [8, 16])
+def test_tiff(tmp_path, compression, bits):
+    x = picture()
+    assert same(read(write(tmp_path, x if bits==8 else x.astype(np.uint16)*257, ext='tif', compression=compression)), x)
+
+def test_tiff_with_tiles_and_big_endian(tmp_path):
+    x = picture(64)
+    for c,p in zip(CHANNELS, x): tifffile.imwrite(tmp_path/f'A_{c}.tif', p.astype('>u2')*257, byteorder='>', compression='zlib', tile=(32,32))
+    assert same(read(tmp_path), x)
+
+def test_pseudo_coloured_jpg(tmp_path):
+    x = smooth()
+    for c,planes in dict(red=[0], green=[1], blue=[2], yellow=[0,1]).items():
+        rgb = np.zeros((96,96,3), np.uint8)
+        rgb[...,planes] = x[CHANNELS.index(c)][...,None]
+        Image.fromarray(rgb).save(tmp_path/f'800_A6_1_{c}.jpg', quality=98, subsampling=0)
+    assert np.abs(np.asarray(read(tmp_path)).astype(int)-x).mean() < 2
+    for f in list(tmp_path.iterdir()): f.rename(f.with_suffix('.png'))
+    assert np.abs(np.asarray(read(tmp_path)).astype(int)-x).mean() < 2
+
+def test_pseudo_coloured_png_is_the_maximum_exactly(tmp_path):
+    x = picture()
+    for c,p in zip(CHANNELS, x): Image.fromarray(np.dstack([p//2, 0*p, p])).save(tmp_path/f'A_{c}.png')
+    assert same(read(tmp_path), x)
+
+@pytest.mark.parametrize('ext', ['png','tif'])
+def test_12_and_16_bit(tmp_path, ext):
+    x = picture()
+    write(tmp_path, x.astype(np.uint16)*16, ext=ext)
+    assert np.asarray(read(tmp_path)).max() <= 16
+    assert np.abs(np.asarray(read(tmp_path, bits=12)).astype(int)-x).max() <= 1
+    fails('does not fit into bits=10', tmp_path, bits=10)
+    stretched = np.asarray(read(tmp_path, scale='percentile', percentiles=(0,100)))
+    assert stretched.min()==0 and stretched.max()==255
+
+def test_percentile_of_8_bit_and_of_black(tmp_path):
+    x = picture()//4
+    x[3] = 0
+    img = np.asarray(read(write(tmp_path, x), scale='percentile'))
+    assert img[:3].max()==255 and img[3].max()==0
+
+def test_rgb_and_rgba(tmp_path):
+    x = picture()
+    Image.fromarray(np.moveaxis(x[:3], 0, -1)).save(tmp_path/'1.png')
+    Image.fromarray(np.dstack([*x[:3], np.full_like(x[0], 255)])).save(tmp_path/'2.png')
+    Image.fromarray(np.moveaxis(x, 0, -1)).save(tmp_path/'3.png')
+    t = find_images(tmp_path)
+    assert set(t.layout)=={'single'}
+    for i in (0,1):
+        img = np.asarray(read_image(t.iloc[i], channels='rgb'))
+        assert same(img[:3], x[:3]) and img[3].max()==0
+        assert same(read_image(t.iloc[i], missing='zero'), img)
+        with pytest.raises(ImageError, match=f"{i+1}: no yellow channel in .*{i+1}.png; if the data set has none say channels='rgb'"): read_image(t.iloc[i])
+    assert same(read_image(t.iloc[2]), x)
+    assert np.asarray(read_image(t.iloc[2], channels='gb')).any((1,2)).tolist() == [False,True,True,False]
+
+def test_rgb_tiff(tmp_path):
+    x = picture()
+    tifffile.imwrite(tmp_path/'a.tif', np.moveaxis(x[:3], 0, -1), photometric='rgb')
+    assert same(read(tmp_path, channels='rgb')[:3], x[:3])
+
+def test_stacks_without_names(tmp_path):
+    x = picture()
+    tifffile.imwrite(tmp_path/'1.tif', x, photometric='minisblack')
+    tifffile.imwrite(tmp_path/'2.tif', np.moveaxis(x, 0, -1), photometric='minisblack', planarconfig='contig')
+    tifffile.imwrite(tmp_path/'3.tif', x.astype(np.uint16)*257, compression='zlib', photometric='minisblack')
+    tifffile.imwrite(tmp_path/'4.tif', x[::-1], photometric='minisblack')
+    pages = [Image.fromarray(p) for p in x]
+    pages[0].save(tmp_path/'5.tif', save_all=True, append_images=pages[1:], compression='tiff_lzw')
+    t = find_images(tmp_path)
+    for i in (0,1,2,4): assert same(read_image(t.iloc[i]), x), i
+    assert same(read_image(t.iloc[3], channels='ybgr'), x)
+    assert same(read_image(t.iloc[3], channels=dict(red=3, green=2, blue=1, yellow=0)), x)
+    assert same(read_image(t.iloc[0], channels=dict(green=1))[1], x[1])
+    with pytest.raises(ImageError, match="planes without names: 4, but channels='rgb' names 3"): read_image(t.iloc[0], channels='rgb')
+    with pytest.raises(ImageError, match='no plane 7'): read_image(t.iloc[0], channels=dict(red=7))
+
+def test_ome_tiff_names(tmp_path):
+    x = picture()
+    tifffile.imwrite(tmp_path/'a.ome.tif', x[[2,0,3,1]], metadata=dict(axes='CYX', Channel=dict(Name=['DAPI','Microtubules','ER (calreticulin)','Antibody'])))
+    assert only(tmp_path).Id=='a' and same(read(tmp_path), x)
+    tifffile.imwrite(tmp_path/'a.ome.tif', x, metadata=dict(axes='CYX', Channel=dict(Name=['Cy3','FITC','DAPI','Cy5'])))
+    fails('planes are called Cy3, FITC, DAPI, Cy5: say which of them is red', tmp_path)
+    assert same(read(tmp_path, channels=dict(red='Cy3', green='FITC', blue='DAPI', yellow='Cy5')), x)
+    fails("no plane 'Cy7': there are 4, called Cy3", tmp_path, channels=dict(red='Cy7'))
+
+def test_imagej_tiff(tmp_path):
+    x = picture()
+    tifffile.imwrite(tmp_path/'a.tif', x[[1,0,2,3]], imagej=True, metadata=dict(axes='CYX', Labels=['protein','tubulin','nuclei','ER']))
+    assert same(read(tmp_path), x)
+
+def test_z_stacks(tmp_path):
+    x = RNG.integers(0, 256, (3,4,32,32), dtype=np.uint8)
+    tifffile.imwrite(tmp_path/'a.ome.tif', x, metadata=dict(axes='ZCYX'))
+    fails("a Z stack of 3 planes; project it first, or say z='max'", tmp_path)
+    assert same(read(tmp_path, z='max'), x.max(0))
+    tifffile.imwrite(tmp_path/'a.ome.tif', x, metadata=dict(axes='TCYX'))
+    fails('3 time points', tmp_path, z='max')
+
+@pytest.mark.parametrize('version', ['0.4','0.5'])
+def test_ome_zarr(tmp_path, version):
+    zarr = pytest.importorskip('zarr')
+    if version=='0.5' and zarr.__version__<'3': pytest.skip('NGFF 0.5 needs zarr 3')
+    x = picture(64)
+    root = zarr.open_group(str(tmp_path/'w1.ome.zarr'), mode='w', **(dict(zarr_format=2 if version=='0.4' else 3) if zarr.__version__>='3' else {}))
+    a = root.create_array('0', shape=(4,1,64,64), chunks=(1,1,32,32), dtype='uint8') if zarr.__version__>='3' else root.create_dataset('0', shape=(4,1,64,64), chunks=(1,1,32,32), dtype='uint8')
+    a[:] = x[:,None]
+    meta = dict(multiscales=[dict(version=version, axes=[dict(name=n, type='channel' if n=='c' else 'space') for n in 'czyx'], datasets=[dict(path='0')])],
+                omero=dict(channels=[dict(label=n) for n in ('tubulin','protein','nucleus','ER')]))
+    root.attrs.update(meta if version=='0.4' else dict(ome=meta))
+    row = only(tmp_path)
+    assert (row.Id, row.layout) == ('w1','zarr') and same(read_image(row), x)
+    assert len(find_images(tmp_path)) == 1
+
+def test_a_folder_called_zarr(tmp_path):
+    (tmp_path/'x.zarr').mkdir()
+    fails('x.zarr', tmp_path)
+
+def test_in_memory():
+    x = picture()
+    for a in (x, torch.from_numpy(x), np.moveaxis(x, 0, -1), TensorRGBY(x)): assert same(read_image(a), x)
+    assert same(read_image(x.astype(np.float32)/255), x)
+    assert read_image(x, 48).shape == (4,48,48)
+    with pytest.raises(ImageError, match='shape'): read_image(x[None,None])
+
+def test_object_storage():
+    fsspec = pytest.importorskip('fsspec')
+    x,fs = picture(32), fsspec.filesystem('memory')
+    for c,p in zip(CHANNELS, x):
+        b = io.BytesIO()
+        Image.fromarray(p).save(b, 'PNG')
+        fs.pipe(f'/bucket/plate 7/deep/A1_{c}.png', b.getvalue())
+    row = only('memory://bucket')
+    assert row.Id=='A1' and row.red.startswith('memory://') and same(read_image(row), x)
+    fs.pipe('/bucket/plate 7/deep/A1_red.png', b'')
+    with pytest.raises(ImageError, match='A1: memory://.*A1_red.png'): read_image(row)
+    with pytest.raises(ImageError, match='no such folder'): find_images('memory://nowhere')
+
+def test_object_storage_says_what_to_install(monkeypatch):
+    fsspec = pytest.importorskip('fsspec')
+    def absent(url): raise ImportError('Install s3fs to access S3')
+    monkeypatch.setattr(fsspec.core, 'url_to_fs', absent)
+    with pytest.raises(ImageError, match=r"s3://bucket/x: Install s3fs to access S3; pip install 'hpa_fastai\[cloud\]'"): find_images('s3://bucket/x')
+
+# ---- size
+
+def test_size_is_exact_and_reduces_by_areas(tmp_path):
+    x = picture(96)
+    write(tmp_path, x)
+    assert read(tmp_path, 64).shape == (4,64,64)
+    box = x.reshape(4,24,4,24,4).mean((2,4))
+    assert np.abs(np.asarray(read(tmp_path, 24))-box).max() <= .5
+    assert read(tmp_path, 200).shape == (4,200,200)
+
+def test_not_square_is_padded_with_zeros(tmp_path):
+    write(tmp_path, np.full((4,96,48), 200, np.uint8))
+    img = np.asarray(read(tmp_path, 32))
+    assert img.shape==(4,32,32) and (img[:,:,8:24]==200).all() and img[:,:,:8].max()==0 and img[:,:,24:].max()==0
+
+def test_sizes_may_differ_between_fields(tmp_path):
+    for n in (32,64,96): write(tmp_path, picture(n), str(n))
+    assert {tuple(read_image(r, 32).shape) for r in find_images(tmp_path).itertuples()} == {(4,32,32)}
+
+def test_pixel_size(tmp_path):
+    write(tmp_path, smooth(64))
+    assert read(tmp_path, pixel_size=.16).shape == (4,128,128)
+    img = np.asarray(read(tmp_path, 64, pixel_size=.08*2048/64/2)) # half of an HPA field across
+    assert img[:,16:48,16:48].any() and img[:,:16].max()==0
+    img = np.asarray(read(tmp_path, 64, pixel_size=.08*2048/64*2)) # two fields across: the centre is read
+    assert np.abs(img[0].astype(int)-np.asarray(Image.fromarray(smooth(64)[0]).resize((128,128), Image.BILINEAR))[32:96,32:96]).max() <= 1
+    with pytest.raises(ImageError, match='is pixel_size in µm'): read(tmp_path, pixel_size=80)
+
+def test_reading_is_the_same_in_any_thread_and_order(tmp_path):
+    for i in range(6): write(tmp_path, picture(80), str(i))
+    t,reader = find_images(tmp_path), ImageReader(32, scale='percentile')
+    alone = [reader(r) for r in t.to_dict('records')]
+    for n in (1,2,5):
+        got = list(read_images(t, reader, n_workers=n))
+        assert [i for i,_ in got]==list(range(6)) and all(same(a, b) for a,(_,b) in zip(alone, got))
+
+# ---- settings
+
+def test_settings_survive_json():
+    r = ImageReader(256, channels=dict(red='Cy3', green=1), scale='percentile', percentiles=[2,99], bits=12, pixel_size=.1, z='max', missing='zero')
+    assert ImageReader(**json.loads(json.dumps(asdict(r)))) == r
+
+@pytest.mark.parametrize('bad', [dict(channels=''), dict(channels='rgbx'), dict(channels='rr'), dict(channels=dict(pink=1)), dict(missing='no'), dict(scale='max'), dict(size=0),
+                                 dict(size=2.5), dict(percentiles=(9,1)), dict(bits=32), dict(pixel_size=-1), dict(z='mean')])
+def test_settings_that_cannot_be(bad):
+    with pytest.raises(ImageError, match=next(iter(bad))): ImageReader(**bad)
+
+# ---- bad input: one line each, and none stops a run
+
+def _png_header(w, h):
+    chunk = b'IHDR'+struct.pack('>IIBBBBB', w, h, 8, 0, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n'+struct.pack('>I', 13)+chunk+struct.pack('>I', zlib.crc32(chunk))
+
+def _damage(folder, kind):
+    p = folder/'A1_red.png'
+    good = p.read_bytes()
+    im = Image.open(p).convert('L')
+    p.unlink()
+    match kind:
+        case 'truncated': p.write_bytes(good[:len(good)//2])
+        case 'damaged': p.write_bytes(good[:len(good)//2]+b'\0'*40+good[len(good)//2+40:])
+        case 'zero-byte': p.touch()
+        case 'wrong magic': p.write_bytes(b'GIF89a'+good)
+        case 'a text': p.write_text('not found')
+        case 'a folder': p.mkdir()
+        case 'dangling': os.symlink(folder/'gone.png', p)
+        case 'bomb': p.write_bytes(_png_header(60000, 60000)+good[33:])
+        case 'large': p.write_bytes(_png_header(9000, 9000)+good[33:])
+        case '1x1': Image.new('L', (1,1)).save(p)
+        case 'other size': im.resize((48,48)).save(p)
+        case 'cmyk': im.convert('CMYK').save(p, format='JPEG')
+        case 'palette': im.convert('P').save(p)
+        case '1-bit': im.convert('1').save(p)
+        case 'nan': tifffile.imwrite(p, np.where(np.asarray(im)>99, np.nan, .5).astype(np.float32))
+        case 'float': tifffile.imwrite(p, np.asarray(im).astype(np.float32))
+        case 'int32': tifffile.imwrite(p, np.asarray(im).astype(np.int32))
+        case 'stack': tifffile.imwrite(p, np.stack([np.asarray(im)]*3), photometric='minisblack')
+        case 'white is zero': tifffile.imwrite(p, np.asarray(im), photometric='miniswhite')
+        case 'cut tiff':
+            im.save(p, format='TIFF', compression='tiff_lzw')
+            p.write_bytes(p.read_bytes()[:-900])
+        case 'cut deflate tiff':
+            tifffile.imwrite(p, np.asarray(im), compression='zlib')
+            p.write_bytes(p.read_bytes()[:-900])
+        case 'cut jpg':
+            im.save(p, format='JPEG', quality=95)
+            p.write_bytes(p.read_bytes()[:-900])
+        case 'two sizes':
+            for x in (im, im.resize((40,40))): tifffile.imwrite(p, np.asarray(x), append=p.exists())
+
+BAD = {'truncated':'damaged or cut off', 'damaged':'damaged or cut off', 'zero-byte':r'an empty file \(0 bytes\)', 'wrong magic':"not a PNG, JPG or TIFF file: it starts with b'GIF89a", 'a text':'not a PNG',
+       'a folder':'a folder, not a picture', 'dangling':'a link to a file that is not there', 'bomb':'60000x60000 px is refused|refused: .*3600000000 pixels', 'large':'9000x9000 px is refused', '1x1':'1x1 px is too small',
+       'other size':'channels of different sizes: A1_red.png 48x48, A1_green.png 64x64', 'cmyk':'CMYK', 'palette':'palette', '1-bit':'1-bit mask', 'nan':'pixels are NaN', 'float':'float values from',
+       'int32':'int32 values', 'stack':'3 planes in the file of one channel', 'white is zero':'MINISWHITE', 'cut tiff':'cut off', 'cut deflate tiff':'damaged or cut off', 'cut jpg':'damaged or cut off', 'two sizes':'2 separate pictures'}
+
+@pytest.mark.parametrize('kind', BAD)
+@pytest.mark.filterwarnings('error')
+def test_bad_file(tmp_path, kind):
+    write(tmp_path, picture(64))
+    write(tmp_path, picture(64), 'good')
+    _damage(tmp_path, kind)
+    assert 'A1_red.png' in fails(BAD[kind], tmp_path, size=32)
+    results = dict(read_images(find_images(tmp_path), ImageReader(32), 2))
+    assert isinstance(results[0], ImageError) and isinstance(results[1], TensorRGBY)
+
+def test_no_permission(tmp_path, monkeypatch):
+    write(tmp_path, picture(64))
+    def refuse(path): raise PermissionError(13, 'Permission denied', path)
+    if os.geteuid(): os.chmod(tmp_path/'A1_red.png', 0)
+    else: monkeypatch.setattr('hpa_fastai.decode.open_file', refuse)
+    fails('A1_red.png: no permission to read it', tmp_path)
+
+def test_missing_channel(tmp_path):
+    x = picture(32)
+    write(tmp_path, x, channels=('red','green','blue'))
+    fails("no yellow channel; if the data set has none say channels='rgb'", tmp_path)
+    assert same(read(tmp_path, channels='rgb'), read(tmp_path, missing='zero')) and same(read(tmp_path, channels='rgb')[:3], x[:3])
+    with pytest.raises(ImageError, match='no channel has a file'): read_image(dict(Id='x', layout='channels', **dict.fromkeys(CHANNELS)))
+
+def test_bombs_in_tiff_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr('hpa_fastai.decode._tiff_pixels', lambda *args: pytest.fail('was decoded'))
+    side = int(MAX_PIXELS**.5)+16
+    tifffile.imwrite(tmp_path/'a.tif', np.zeros((side,side), np.uint8), compression='zlib')
+    fails('is refused', tmp_path)
+
+def test_what_is_not_a_row():
+    with pytest.raises(ImageError, match='cannot read a int'): read_image(3)
+
+# ---- fastai
+
+def test_data_block_in_worker_processes(tmp_path):
+    from fastai.vision.all import ColReader, DataBlock, MultiCategoryBlock, RandomSplitter, aug_transforms
+    for i in range(8): write(tmp_path, picture(48), str(i))
+    df = attach_images(pd.DataFrame(dict(Id=[str(i) for i in range(8)], Target=['0','1 2']*4)), tmp_path)
+    block = DataBlock(blocks=(RGBYBlock(32), MultiCategoryBlock), get_y=ColReader('Target', label_delim=' '), splitter=RandomSplitter(.5, seed=0), batch_tfms=aug_transforms(size=24))
+    x,y = block.dataloaders(df, bs=2, num_workers=1).one_batch()
+    assert type(x) is TensorRGBY and x.shape==(2,4,24,24) and x.dtype==torch.float32 and 0<=x.min() and x.max()<=1
+
+def test_read_images_stops_when_nobody_listens(tmp_path):
+    for i in range(30): write(tmp_path, picture(16), f'{i:02}')
+    seen = []
+    class Counting(ImageReader):
+        def array(self, row): seen.append(row['Id']); return super().array(row)
+    stream = read_images(find_images(tmp_path), Counting(16), n_workers=2)
+    next(stream)
+    stream.close()
+    assert 1 <= len(seen) <= 6
+
+# ---- real files
+
+def test_real_layouts(real_data):
+    t = find_images(real_data/'native')
+    assert len(t)==7 and t.notna().all(axis=None)
+    for row in t.itertuples():
+        small,full = (np.asarray(read_image(row, s)).astype(float) for s in (256, None))
+        assert full.shape[1] in (1728,2048,3072) and small.shape==(4,256,256)
+        assert np.abs(small.mean((1,2))-full.mean((1,2))).max() < .5
+        assert np.corrcoef(np.sqrt(small[0]).ravel(), np.sqrt(small[3]).ravel())[0,1] > .5
+
+def test_real_jpg_is_grey_as_the_maximum(real_data):
+    row = find_images(real_data/'native'/'hpav18_jpg').iloc[0]
+    img = np.asarray(read_image(row))
+    for i,c in enumerate(CHANNELS): assert same(img[i], np.asarray(Image.open(row[c])).max(2))
+
+def test_real_mosaic_has_its_labels(real_data):
+    df = attach_images(pd.read_csv(real_data/'mosaic'/'train.csv'), real_data/'mosaic'/'images')
+    assert len(df)==245 and all(isinstance(x, TensorRGBY) for _,x in read_images(df[:8], ImageReader(128)))

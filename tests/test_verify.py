@@ -1,0 +1,159 @@
+"Checking folders: what is found, what is not an error, and what the exit code says."
+import os, shutil, time
+import numpy as np, pandas as pd, pytest, tifffile
+from PIL import Image
+from hpa_fastai.decode import ImageReader
+from hpa_fastai.fields import CHANNELS, find_images
+from hpa_fastai.labels import HPA19, HPA28, ZTG10
+from hpa_fastai.simulate import simulate_atlas
+from hpa_fastai.verify import verify_images
+
+@pytest.fixture(scope='module')
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('sound')/'atlas'
+    simulate_atlas(folder, n=8, size=128, seed=7, progress=False, n_workers=1)
+    return folder
+
+@pytest.fixture
+def atlas(sound, tmp_path): return shutil.copytree(sound, tmp_path/'atlas')
+
+def file(atlas, i, channel): return atlas/'train'/f'{sorted(find_images(atlas/"train").Id)[i]}_{channel}.png'
+def found(v): return set(zip(v.problems.level, v.problems.problem))
+def check(atlas, **kwargs): return verify_images(atlas/'train', progress=False, **kwargs)
+
+@pytest.mark.parametrize('deep', [False, True])
+def test_sound_folder(atlas, deep):
+    v = check(atlas, csv=atlas/'train.csv', deep=deep)
+    assert v.exit_code==0 and not len(v.problems) and len(v.table)==8 and v.n_files==32
+    assert list(v.table.columns)==['Id','layout','format','width','height','problems'] and set(v.table.format)=={'PNG 8-bit grey'} and set(v.table.width)=={128}
+    assert 'Nothing needs attention' in str(v) and '8 fields of view in 32 files' in str(v)
+
+BROKEN = {
+    'truncated or damaged': lambda p: p.write_bytes(p.read_bytes()[:-2000]),
+    'empty file': lambda p: p.write_bytes(b''),
+    'not an image': lambda p: p.write_text('<html>'),
+    'missing channel': lambda p: p.unlink(),
+    'no intensities': lambda p: Image.open(p).convert('P').save(p),
+    'sizes differ': lambda p: Image.open(p).resize((64,64)).save(p),
+    'too small': lambda p: Image.new('L', (1,1)).save(p)}
+
+@pytest.mark.parametrize('kind', BROKEN)
+def test_broken_file_is_found_by_headers_alone(atlas, kind):
+    p = file(atlas, 2, 'blue')
+    BROKEN[kind](p)
+    v = check(atlas)
+    assert found(v)=={('error', kind)} and v.exit_code==1
+    assert v.problems.Id[0]==v.table.Id[2] and v.table.problems[2]==kind and (v.table.problems=='').sum()==7
+    assert kind in str(v) and all(len(line)<200 for line in str(v).splitlines())
+
+def test_folder_and_link_in_place_of_files(atlas):
+    for i in (0,1): file(atlas, i, 'red').unlink() if i==1 else None
+    p = atlas/'train'/f'{find_images(atlas/"train").Id[1]}_red.png'
+    os.symlink('nowhere', p)
+    q = file(atlas, 0, 'red')
+    q.unlink()
+    q.mkdir()
+    assert found(check(atlas))=={('error','not an image'), ('error','dangling link')}
+
+def test_depths_that_differ(atlas):
+    p = file(atlas, 0, 'green')
+    Image.fromarray(np.asarray(Image.open(p)).astype(np.uint16)*257).save(p)
+    v = check(atlas)
+    assert found(v)=={('warning','depths differ')} and v.exit_code==1 and '16-bit' in v.problems.detail[0]
+
+def test_copies(atlas):
+    shutil.copy(file(atlas, 0, 'red'), file(atlas, 1, 'red'))
+    v = check(atlas)
+    assert found(v)=={('warning','byte-identical')} and v.problems.Id[0]==v.table.Id[1] and v.problems.detail[0].endswith(file(atlas, 0, 'red').name)
+
+def test_equal_ends_are_not_yet_copies(tmp_path):
+    for n,value in enumerate((3, 4)):
+        for i,c in enumerate(CHANNELS):
+            a = np.zeros((64,64), np.uint8)
+            a[:8] = value*10+i
+            tifffile.imwrite(tmp_path/f'{n}_{c}.tif', a)
+    assert not len(verify_images(tmp_path).problems)
+
+def test_pixels_are_looked_at_when_deep(atlas):
+    Image.new('L', (128,128)).save(file(atlas, 0, 'green'))
+    Image.new('L', (128,128), 7).save(file(atlas, 1, 'green'))
+    shutil.copy(file(atlas, 3, 'yellow'), file(atlas, 2, 'yellow'))
+    p = file(atlas, 4, 'red')
+    raw = p.read_bytes()
+    p.write_bytes(raw[:3000]+b'\0'*20+raw[3020:])
+    assert found(check(atlas))=={('warning','byte-identical')}
+    v = check(atlas, deep=True)
+    assert found(v)=={('warning','byte-identical'), ('warning','all black'), ('warning','constant'), ('note','suspicious ER'), ('error','truncated or damaged')}
+    assert list(v.problems.level)==sorted(v.problems.level, key=['error','warning','note'].index)
+
+def test_suspicion_alone_needs_no_attention(atlas):
+    a,b = (file(atlas, i, 'yellow') for i in (0,1))
+    a.rename(atlas/'x'), b.rename(a), (atlas/'x').rename(b)
+    v = check(atlas, deep=True)
+    assert found(v)=={('note','suspicious ER')} and len(v.problems)==2 and v.exit_code==0
+
+@pytest.mark.parametrize('top,bits', [(4000, 12), (16000, 14)])
+def test_camera_of_fewer_bits(tmp_path, top, bits):
+    rng = np.random.default_rng(0)
+    base = rng.random((64,64))
+    for c in CHANNELS: Image.fromarray((base*rng.uniform(.9, 1, (64,64))*top).astype(np.uint16)).save(tmp_path/f'a_{c}.png')
+    assert not len(verify_images(tmp_path).problems)
+    v = verify_images(tmp_path, deep=True)
+    assert found(v)=={('warning','camera bits')} and f'bits={bits}' in str(v)
+    assert not len(verify_images(tmp_path, deep=True, reader=ImageReader(bits=bits)).problems)
+
+def test_csv(atlas):
+    csv = atlas/'train.csv'
+    lines = csv.read_text().splitlines()
+    ids = [l.split(',')[0] for l in lines[1:]]
+    csv.write_text('\n'.join([lines[0], *lines[2:], f'{ids[1]},0,x', 'gone,3,x', '../../etc/passwd,0,x', f'{ids[2]}x,99,x'])+'\n')
+    v = check(atlas, csv=csv)
+    kinds = v.problems.problem.value_counts().to_dict()
+    assert kinds=={'no image':3, 'no label':1, 'csv Id twice':1, 'bad label':1} and v.exit_code==1
+    assert 'row 12: label 99' in v.problems.set_index('problem').detail['bad label']
+
+def test_images_without_label_need_no_attention(atlas):
+    csv = atlas/'train.csv'
+    csv.write_text('\n'.join(csv.read_text().splitlines()[:-1]))
+    v = check(atlas, csv=csv)
+    assert found(v)=={('note','no label')} and v.exit_code==0
+
+@pytest.mark.parametrize('ls', [HPA28, HPA19, ZTG10])
+def test_label_set_is_known_by_its_columns(atlas, ls):
+    ids = list(find_images(atlas/'train').Id)
+    pd.DataFrame({ls.id_col: ids, ls.label_col: [ls.sep.join(('0','1'))]*len(ids)}).to_csv(atlas/'l.csv')
+    v = check(atlas, csv=atlas/'l.csv')
+    assert v.exit_code==0 and ls.name in v.labels
+    (atlas/'n.csv').write_text('a,b\n1,2\n')
+    assert found(check(atlas, csv=atlas/'n.csv'))=={('error','csv without ids')}
+
+def test_files_of_several_channels(tmp_path):
+    a = np.random.default_rng(0).integers(0, 255, (4,64,64), dtype=np.uint8)
+    Image.fromarray(np.moveaxis(a[:3], 0, -1)).save(tmp_path/'rgb.png')
+    tifffile.imwrite(tmp_path/'named.ome.tif', a, metadata=dict(axes='CYX', Channel=dict(Name=['Cy3','FITC','DAPI','Cy5'])))
+    tifffile.imwrite(tmp_path/'z.ome.tif', a, metadata=dict(axes='ZYX'))
+    v = verify_images(tmp_path)
+    assert dict(zip(v.problems.Id, v.problems.problem))=={'rgb':'missing channel', 'named':'unclear channels', 'z':'unreadable'}
+    assert verify_images(tmp_path/'rgb.png'.replace('rgb.png',''), reader=ImageReader(channels='rgb')).problems.Id.tolist()==['named','z']
+
+def test_composites_are_listed_as_passed_over(atlas):
+    (atlas/'train'/f'{find_images(atlas/"train").Id[0]}_red_green.jpg').touch()
+    assert found(check(atlas))=={('warning','passed over')}
+
+def test_empty_folder_needs_attention(tmp_path):
+    v = verify_images(tmp_path)
+    assert v.exit_code==1 and '0 fields of view' in str(v)
+
+def test_real_images_are_sound(real_data):
+    for folder,csv in (('native/hpav18_jpg','native/hpav18_jpg/labels.csv'), ('native/kaggle_png','native/kaggle_png/labels.csv')):
+        v = verify_images(real_data/folder, real_data/csv, HPA28, deep=True)
+        assert v.exit_code==0 and not len(v.problems), str(v)
+    v = verify_images(real_data/'mosaic'/'images', real_data/'mosaic'/'train.csv')
+    assert v.exit_code==0 and len(v.table)==245 and v.table.format.unique().tolist()==['PNG 8-bit grey']
+
+def test_real_er_of_another_field_is_suspicious(real_data, tmp_path):
+    t = [r for r in find_images(real_data/'native'/'hpav18_jpg').to_dict('records') if Image.open(r['red']).size==(2048,2048)]
+    for i,r in enumerate(t):
+        for c in CHANNELS: os.symlink((t[(i+1)%len(t)] if c=='yellow' else r)[c], tmp_path/f'{r["Id"]}_{c}{os.path.splitext(r[c])[1]}')
+    v = verify_images(tmp_path, deep=True)
+    assert (v.problems.problem=='suspicious ER').sum()==len(t)
