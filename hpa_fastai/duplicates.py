@@ -7,7 +7,7 @@ __all__ = ['side', 'freqs', 'fingerprint', 'symmetries', 'invariant', 'Fingerpri
            'duplicate_groups']
 
 # %% ../nbs/18_duplicates.ipynb #ec428a6d
-import os, warnings
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -85,7 +85,7 @@ def fingerprints(
 ) -> Fingerprints:
     "Fingerprints of all fields of a table; a field that cannot be read is noted and has none."
     reader, rows = ImageReader(size=side, channels=channels, missing='zero'), table.to_dict('records')
-    with ThreadPoolExecutor(n_workers or min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(n_workers or default_workers()) as pool:
         found = list(pool.map(lambda r: _fingerprint_row(reader, r), rows))
     fp = Fingerprints([str(i) for i in table.Id], np.zeros((len(rows), 4, freqs**2), np.float16), np.zeros((len(rows), 4), np.float32))
     for i,f in enumerate(found):

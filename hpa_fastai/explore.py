@@ -7,7 +7,7 @@ __all__ = ['class_counts', 'plot_class_counts', 'plot_labels_per_image', 'cooccu
            'plot_channel_stats', 'plot_gallery', 'plot_duplicates', 'plot_split', 'explore']
 
 # %% ../nbs/25_explore.ipynb #3c254b47
-import base64, html, io, os
+import base64, html, io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -121,11 +121,12 @@ def channel_stats(
     seed:int=0, # of the draw
 ) -> pd.DataFrame: # a row a field and channel: Id, source, channel, mean and spread (standard deviation) in 0..1
     "Mean and spread of every channel of a sample of fields; fields that cannot be read are left out."
-    source = pd.Series(_source(table, source), index=table.index, name='source')
+    source = pd.Series(_source(table, source), name='source')
+    table = table.reset_index(drop=True)
     each = max(1, most//source.nunique())
     picked = table.groupby(source.to_numpy(), group_keys=False).sample(frac=1, random_state=seed).groupby(source, group_keys=False).head(each)
     reader = ImageReader(size=size, missing='zero')
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: read = pool.map(lambda r: _channel_moments(reader, r), picked.to_dict('records'))
+    with ThreadPoolExecutor(default_workers()) as pool: read = pool.map(lambda r: _channel_moments(reader, r), picked.to_dict('records'))
     rows = [(str(i), s, *m) for i,s,moments in zip(picked.Id, source[picked.index], read) for m in moments]
     return pd.DataFrame(rows, columns=['Id', 'source', 'channel', 'mean', 'spread'])
 
