@@ -65,6 +65,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'hpa_fastai.evaluation.Evaluation.to_html': ( 'evaluation.html#evaluation.to_html',
                                                                                      'hpa_fastai/evaluation.py'),
                                        'hpa_fastai.evaluation._bar': ('evaluation.html#_bar', 'hpa_fastai/evaluation.py'),
+                                       'hpa_fastai.evaluation._class_interval': ( 'evaluation.html#_class_interval',
+                                                                                  'hpa_fastai/evaluation.py'),
                                        'hpa_fastai.evaluation._decide': ('evaluation.html#_decide', 'hpa_fastai/evaluation.py'),
                                        'hpa_fastai.evaluation._html_table': ('evaluation.html#_html_table', 'hpa_fastai/evaluation.py'),
                                        'hpa_fastai.evaluation._quantiles': ('evaluation.html#_quantiles', 'hpa_fastai/evaluation.py'),

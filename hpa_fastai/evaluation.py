@@ -57,6 +57,21 @@ def hardest_images(probs,               # probabilities, images × classes
     listed = lambda row: ', '.join(names[c] for c in np.flatnonzero(row))
     return pd.DataFrame(dict(Id=ids[worst], loss=loss[worst], missed=[listed(t[i] & ~d[i]) for i in worst], wrongly_given=[listed(d[i] & ~t[i]) for i in worst]))
 
+# %% ../nbs/68_evaluation.ipynb #9a4bae7d
+def _quantiles(x):
+    x = x[~np.isnan(x)]
+    return np.quantile(x, [.025, .975]) if len(x) else np.array([np.nan, np.nan])
+
+def _class_interval(preds, targets, draws):
+    "95 % interval of each class's F1: the wider of the bootstrap's and Wilson's."
+    tp, fp, fn = confusion_counts(preds, targets)
+    n, z = np.maximum(tp + fp + fn, 1), 1.96
+    j = tp/n
+    mid, half = (j + z*z/(2*n))/(1 + z*z/n), z*np.sqrt(j*(1 - j)/n + z*z/(4*n*n))/(1 + z*z/n)
+    wilson = np.stack([mid - half, mid + half]).clip(0, 1)
+    boot = np.stack([_quantiles(x) for x in draws.T], 1)
+    return np.where(tp + fn > 0, np.fmin(boot[0], 2*wilson[0]/(1 + wilson[0])), np.nan), np.where(tp + fn > 0, np.fmax(boot[1], 2*wilson[1]/(1 + wilson[1])), np.nan)
+
 # %% ../nbs/68_evaluation.ipynb #153c73ec
 @dataclass(frozen=True, repr=False, eq=False)
 class Evaluation:
@@ -95,16 +110,12 @@ def evaluate(probs,               # probabilities, images × classes, of images 
     d = _decide(p, thresholds)
     table, macro = class_table(d, t, labels, p), macro_f1(d, t)
     draws = bootstrap_f1(d, t, groups, n_draws, seed)
-    ends = [_quantiles(np.nanmean(draws, 1)), np.stack([_quantiles(x) for x in draws.T], 1)]
-    table.insert(3, 'low', ends[1][0])
-    table.insert(4, 'high', ends[1][1])
+    low, high = _class_interval(d, t, draws)
+    table.insert(3, 'low', low)
+    table.insert(4, 'high', high)
     scores = dict(macro_f1=macro, micro_f1=micro_f1(d, t), sample_f1=sample_f1(d, t), mean_ap=float(table.average_precision.mean()), calibration_error=calibration_error(p, t))
-    return Evaluation(scores, tuple(map(float, ends[0])), table, confusion_table(d, t, labels), hardest_images(p, d, t, labels, ids),
+    return Evaluation(scores, tuple(map(float, _quantiles(np.nanmean(draws, 1)))), table, confusion_table(d, t, labels), hardest_images(p, d, t, labels, ids),
                       len(p), None if groups is None else len(pd.unique(np.asarray(groups))))
-
-def _quantiles(x):
-    x = x[~np.isnan(x)]
-    return np.quantile(x, [.025, .975]) if len(x) else np.array([np.nan, np.nan])
 
 # %% ../nbs/68_evaluation.ipynb #186ee4ad
 @patch
