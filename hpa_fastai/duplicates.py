@@ -139,14 +139,14 @@ def _landmarks(fp, i, j, position, flat):
 # %% ../nbs/18_duplicates.ipynb #cf0f86ad
 def duplicate_groups(
     table, # of `find_images`, or `Fingerprints`
-    **settings, # of `duplicate_pairs`
+    pairs:pd.DataFrame|None=None, # of `duplicate_pairs`; by default looked for, with its own settings
 ) -> pd.Series: # indexed by Id: the first Id, in alphabetical order, of those that show the same cells
     "Groups of near-duplicates; a field that is like no other is a group of its own."
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     fp = table if isinstance(table, Fingerprints) else fingerprints(table)
     if fp.errors: warnings.warn(f'{len(fp.errors)} fields could not be read and are taken as like no other: {", ".join(list(fp.errors)[:3])}')
-    pairs, place = duplicate_pairs(fp, **settings), {i:n for n,i in enumerate(fp.ids)}
+    pairs, place = duplicate_pairs(fp) if pairs is None else pairs, {i:n for n,i in enumerate(fp.ids)}
     edges = coo_array((np.ones(len(pairs), bool), (pairs.Id.map(place), pairs.other.map(place))), shape=(len(fp),)*2)
     group = connected_components(edges)[1]
     ids = pd.Series(fp.ids, index=pd.Index(fp.ids, name='Id'), name='duplicate', dtype=object)

@@ -9,6 +9,7 @@ __all__ = ['HPA28', 'HPA19', 'ZTG10', 'HPAError', 'LabelError', 'LabelSet', 'get
 import csv, difflib, io, re, warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -36,6 +37,11 @@ class LabelSet:
     def __post_init__(self):
         object.__setattr__(self, 'classes', tuple(self.classes))
         _check_classes(self.name, self.classes)
+    @cached_property
+    def numbers(self) -> dict:
+        "The number of each class, by its case-folded name."
+        return {c.strip().casefold(): i for i,c in enumerate(self.classes)}
+
     def __len__(self): return len(self.classes)
     def __repr__(self): return f'LabelSet({self.name!r}, {len(self)} classes)'
 
@@ -67,12 +73,6 @@ HPA19 = LabelSet('hpa19', (
 ZTG10 = LabelSet('ztg10', (
     'Mitochondria', 'Nuclear bodies', 'Nucleoli', 'Golgi apparatus', 'Nucleoplasm', 'Nucleoli fibrillar center',
     'Cytosol', 'Plasma membrane', 'Centrosome', 'Nuclear speckles'), id_col='Image', label_col='Label', pred_col='Label')
-
-# %% ../nbs/00_labels.ipynb #a167870d
-@patch(as_prop=True)
-def numbers(self:LabelSet) -> dict:
-    "The number of each class, by its case-folded name."
-    return {c.strip().casefold(): i for i,c in enumerate(self.classes)}
 
 # %% ../nbs/00_labels.ipynb #140e0ab5
 def _is_missing(cell):
@@ -109,7 +109,17 @@ def parse(self:LabelSet,
     cell, # a csv cell (`'16 0'`), a class number or name, or a list of either; NaN and blank mean no label
 ) -> list[int]: # class numbers in the order they stand, each once
     "The class numbers in a cell."
-    return list(dict.fromkeys(self._number(t) for t in self._tokens(cell)))
+    return self._parse(cell, {})
+
+# %% ../nbs/00_labels.ipynb #f8deaa67
+@patch
+def _parse(self:LabelSet, cell, known):
+    "`parse`, with a memory of the labels that were seen before."
+    out = []
+    for t in self._tokens(cell):
+        if t not in known: known[t] = self._number(t)
+        out.append(known[t])
+    return list(dict.fromkeys(out))
 
 # %% ../nbs/00_labels.ipynb #4a2aab51
 @patch
@@ -125,9 +135,9 @@ def _codes(self:LabelSet, cells):
     "Factorize cells: for each the place of its parsed labels in a list of distinct ones."
     keys = [c if isinstance(c, str) else tuple(self._tokens(c)) for c in cells]
     seen = {k:i for i,k in enumerate(dict.fromkeys(keys))}
-    codes, parsed = np.fromiter(map(seen.__getitem__, keys), int, len(keys)), []
+    codes, parsed, known = np.fromiter(map(seen.__getitem__, keys), int, len(keys)), [], {}
     for k in seen:
-        try: parsed.append(self.parse(k))
+        try: parsed.append(self._parse(k, known))
         except LabelError as e: raise LabelError(f'row {keys.index(k)}: {e}') from None
     return codes, parsed
 
@@ -140,7 +150,8 @@ def encode(self:LabelSet,
     if isinstance(cells, str): raise LabelError(f'encode takes one cell an image, got the single cell {cells!r}; put it in a list')
     codes, parsed = self._codes(cells)
     onehot = np.zeros((len(parsed), len(self)), np.uint8)
-    for row,idxs in zip(onehot, parsed): row[idxs] = 1
+    rows = np.repeat(np.arange(len(parsed)), [len(p) for p in parsed])
+    onehot[rows, [i for p in parsed for i in p]] = 1
     return onehot[codes]
 
 # %% ../nbs/00_labels.ipynb #c76b78e4
@@ -234,7 +245,7 @@ def _read_rows(path):
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter)
     rows = [(reader.line_num, r) for r in reader if any(c.strip() for c in r)]
     header = [c.strip() for c in rows[0][1]]
-    return header, [(n, _fit_row(path, n, r, header)) for n,r in rows[1:]]
+    return header, [(n, r if len(r)==len(header) else _fit_row(path, n, r, header)) for n,r in rows[1:]]
 
 # %% ../nbs/00_labels.ipynb #e5471672
 def _decode(raw):
@@ -321,12 +332,16 @@ def _find_columns(where, table, ls):
     return found
 
 # %% ../nbs/00_labels.ipynb #b0dd8f96
+_month = 'Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec'
+_mangled = re.compile(rf'\d([.,]\d+)?E\+\d+|\d+[.,]0+|#.*[?!]|\d{{1,2}}[-/](\d{{1,2}}[-/]\d{{2,4}}|({_month})(-\d{{2,4}})?)|({_month})-\d{{2}}')
+
+# %% ../nbs/00_labels.ipynb #53d086c8
 def _check_ids(where, lines, col):
     "Ids as text; blank ones and those a spreadsheet has rewritten are refused."
     ids = [str(v).strip() for v in col]
     for line,v in zip(lines, ids):
         if _is_missing(v): raise LabelError(f'{where} row {line}: the Id is empty; give every image its Id')
-        if v[-1].isdigit() and re.fullmatch(r'\d(\.\d+)?E\+\d+|\d{1,2}[-/](\d{1,2}[-/]\d{4}|(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)(-\d{2,4})?)|\d+[.,]0+', v) or v.startswith('#'):
+        if _mangled.fullmatch(v):
             raise LabelError(f'{where} row {line}: Id {v!r} looks rewritten by a spreadsheet; export the csv again with the Id column as text')
     return ids
 

@@ -6,7 +6,7 @@
 __all__ = ['FIELD_UM', 'PSF_UM', 'CHANNELS', 'PATTERNS', 'FREQUENCY', 'SimulateError', 'smooth_noise', 'Cells', 'pattern',
            'simulate_fov', 'simulate_atlas']
 
-# %% ../nbs/15_simulate.ipynb #91afb626
+# %% ../nbs/15_simulate.ipynb #18d332f2
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +15,24 @@ from PIL import Image
 from fastcore.basics import patch
 from .labels import *
 
-# %% ../nbs/15_simulate.ipynb #464bed86
+# %% ../nbs/15_simulate.ipynb #44f835c2
 FIELD_UM = 82.          # width of a field in µm: 0.32 µm a pixel at 256 px, the scale of the competition's 512 px files
 PSF_UM = 0.24           # sigma of the microscope's blur in µm
 CHANNELS = ('red', 'green', 'blue', 'yellow')
 
-# %% ../nbs/15_simulate.ipynb #b94de6a2
+# %% ../nbs/15_simulate.ipynb #98b7b927
 class SimulateError(HPAError): "An atlas that cannot be drawn or written."
 
-# %% ../nbs/15_simulate.ipynb #8d2fc982
+# %% ../nbs/15_simulate.ipynb #c9f433ce
 def _blur(img, sigma):
     "Gaussian blur; `sigma` in pixels"
     from scipy.ndimage import gaussian_filter
     return gaussian_filter(img, sigma, mode='nearest', truncate=3) if sigma > 0.2 else img
+
+def _haze(img, f=8):
+    "Light from above and below the focus: the image, very blurred"
+    small = Image.fromarray(img).resize((max(img.shape[1]//f, 4),)*2, Image.BOX)
+    return np.maximum(np.asarray(small.resize(img.shape[::-1], Image.BICUBIC)), 0)
 
 def smooth_noise(rng, size:int, um:float):
     "Noise of zero mean and unit variance, `size` pixels wide, with features about `um` µm wide"
@@ -36,12 +41,12 @@ def smooth_noise(rng, size:int, um:float):
     grid = (grid - grid.mean())/grid.std()
     return grid if n == size else np.asarray(Image.fromarray(grid).resize((size, size), Image.BICUBIC))
 
-# %% ../nbs/15_simulate.ipynb #b485fda4
+# %% ../nbs/15_simulate.ipynb #a83ff9cc
 class Cells:
     "The cells of one field: where they are, how they are shaped, and how to draw on them. Points are complex numbers, x + iy in µm"
     def __init__(self, rng, size=256, n=None, divide=()):
         self.rng, self.size, self.px = rng, size, size/FIELD_UM
-        self._place(rng.integers(4, 11) if n is None else n, divide)
+        self._place(rng.integers(5, 11) if n is None else n, divide)
         self._grow()
         self._nuclei()
     def __len__(self): return len(self.xy)
@@ -50,7 +55,7 @@ class Cells:
         "Map of a value of each cell"
         return np.concatenate([[outside], values]).astype(np.asarray(values).dtype)[self.label]
 
-# %% ../nbs/15_simulate.ipynb #03981a07
+# %% ../nbs/15_simulate.ipynb #faaed18e
 def _spread(rng, xy, n, draw):
     "Add `n` points to `xy`, each the farthest from all others among 20 drawn"
     for _ in range(n):
@@ -68,13 +73,13 @@ def _around(rng, n):
     p = _in_square(rng, -9, FIELD_UM+9)(8*n)
     return p[(np.abs(p - (1+1j)*FIELD_UM/2).real > 0) & ((p.real < -3) | (p.real > FIELD_UM+3) | (p.imag < -3) | (p.imag > FIELD_UM+3))][:n]
 
-# %% ../nbs/15_simulate.ipynb #e0bc0a07
+# %% ../nbs/15_simulate.ipynb #57e0b0f0
 @patch
 def _place(self:Cells, n, divide):
     "Centres, sizes and shapes of the cells: `kind` is 0 at rest, 1 in mitosis, 2 just divided"
     rng, mid = self.rng, FIELD_UM*(.5+.5j)
-    confluence = rng.uniform(.95, 1.3)
-    r0 = np.clip(FIELD_UM/np.sqrt(np.pi*n)*confluence, 9, 21)
+    fill, long, rough, order = [(1.2, 1.3, .07, 1.), (.98, 1.7, .13, .7), (.88, 2.6, .10, .3)][rng.integers(3)]
+    r0 = np.clip(FIELD_UM/np.sqrt(np.pi*n)*fill*rng.uniform(.93, 1.1), 9, 20)
     xy, kind = [], []
     if 'spindle' in divide:
         for _ in range(1 + (rng.random() < .5)):
@@ -87,10 +92,10 @@ def _place(self:Cells, n, divide):
     xy = np.array(_spread(rng, xy, round(.8*n) + 3, lambda k: _around(rng, k)))
     self.xy, k = xy, len(xy)
     self.kind = np.array(kind + [0]*(k - len(kind)))
-    self.r = r0*rng.uniform(.85, 1.15, k)*np.array([1, .0, .72])[self.kind] + (self.kind == 1)*np.minimum(.75*r0, 10.5)
-    self.angle = rng.uniform(0, np.pi) + rng.normal(0, rng.uniform(.2, 1.2), k)
-    self.stretch = np.where(self.kind == 0, rng.uniform(1, rng.uniform(1.1, 2.2), k), 1.)
-    amp = rng.uniform(.03, .13)*np.array([1, .9, .8, .6])*(self.kind == 0)[:, None] + .015
+    self.r = r0*rng.uniform(.85, 1.15, k)*np.array([1, .0, .8])[self.kind] + (self.kind == 1)*np.minimum(.75*r0, 10.5)
+    self.angle = rng.uniform(0, np.pi) + rng.normal(0, order, k)
+    self.stretch = np.where(self.kind == 0, rng.uniform(1, long, k)**1.2, 1.)
+    amp = rough*rng.uniform(.6, 1.2)*np.array([1, .9, .8, .6])*(self.kind == 0)[:, None] + .015
     self.wobble = amp*rng.normal(0, 1, (k, 4))*np.exp(2j*np.pi*rng.random((k, 4)))
     pair = np.flatnonzero(self.kind == 2)
     if len(pair): self.angle[pair] = np.angle(xy[pair[1]] - xy[pair[0]])
@@ -98,14 +103,14 @@ def _place(self:Cells, n, divide):
     self.bright = np.exp(rng.normal(0, .28, (k, 4)))
     self.bright[:, 2] **= .5
 
-# %% ../nbs/15_simulate.ipynb #ceaa852b
+# %% ../nbs/15_simulate.ipynb #8414c23f
 @patch
 def _grow(self:Cells):
     "Outlines: every pixel goes to the cell it is deepest in; `edge` is the depth below the outline in µm, `contact` where two cells touch"
     s, px = self.size, self.px
     ax = (np.arange(s, dtype=np.float32) + .5)/px
     self.grid = (ax[None] + 1j*ax[:, None]).astype(np.complex64)
-    grid = self.grid + (1.1*self.noise(7) + .3*self.noise(2)) + 1j*(1.1*self.noise(7) + .3*self.noise(2))
+    grid = self.grid + (1.1*self.noise(7) + .15*self.noise(2)) + 1j*(1.1*self.noise(7) + .15*self.noise(2))
     best, second = np.full((s, s), 30, np.float32), np.full((s, s), 30, np.float32)
     label = np.zeros((s, s), np.int32)
     for i, c in enumerate(self.xy):
@@ -123,7 +128,7 @@ def _grow(self:Cells):
     gy, gx = np.gradient(edge)
     steep = np.hypot(gy, gx)*px
     self.label, self.edge = label, np.where(label > 0, edge/np.clip(steep, .6, 2), 0).astype(np.float32)
-    self.inward = np.exp(1j*np.arctan2(gy, gx)).astype(np.complex64)
+    self.inward = (gx + 1j*gy).astype(np.complex64)/np.maximum(steep/px, 1e-3)
     self.contact = (label > 0) & (second < .6)
 
 def _depth(grid, xy, r, axis, stretch, wobble):
@@ -136,14 +141,15 @@ def _depth(grid, xy, r, axis, stretch, wobble):
     for a in wobble:
         w = w*u
         shape = shape + (w*np.complex64(a)).real
-    return rho - np.float32(r)*shape
+    return rho - np.float32(r)*shape - 8/(1 + (rho/np.float32(.6*r))**6)       # no neighbour cuts into a nucleus
 
-# %% ../nbs/15_simulate.ipynb #64f242a2
+# %% ../nbs/15_simulate.ipynb #2bd4e4a2
 @patch
 def _nuclei(self:Cells):
     "Nuclei: `q` is 1 on the rim and 0 in the middle of a nucleus, `out` the distance outside it in µm; also nucleoli and the MTOC"
     rng, k = self.rng, len(self)
-    rn = np.clip(.43*self.r, 4.2, 8)*rng.uniform(.88, 1.12, k)*np.where(self.kind == 2, .9, 1)
+    near = np.abs(self.xy[:, None] - self.xy[None]) + 99*np.eye(k)
+    rn = np.minimum(np.clip(.43*self.r, 4.2, 8), .4*near.min(1))*rng.uniform(.88, 1.12, k)*np.where(self.kind == 2, .9, 1)
     flat = rng.uniform(1, 1.45, k)
     self.nr = np.stack([rn*flat**.5, rn/flat**.5], 1)
     self.naxis = self.axis*np.exp(1j*rng.normal(0, .25, k)) * np.where(self.kind == 2, 1j, 1)
@@ -186,7 +192,7 @@ def _nucleoli(self:Cells):
     self.nucleolus_r = rng.uniform(.8, 1.6, len(i))*self.nr[i].mean(1)/6.5
     self.nucleoli = np.minimum(self.blobs(self.nucleolus_xy, self.nucleolus_r, warp=.35), 1)*self.nucleus
 
-# %% ../nbs/15_simulate.ipynb #d36547e8
+# %% ../nbs/15_simulate.ipynb #889749b8
 @patch
 def blobs(self:Cells, xy, r, amp=1., ring=False, soft=.2, warp=0.):
     "Round bodies of radius `r` µm at the points `xy`, filled or hollow, added up in one map"
@@ -216,42 +222,38 @@ def scatter(self:Cells, weight, n):
     at = np.minimum(at, weight.size - 1)
     return ((at % self.size + self.rng.random(len(at))) + 1j*(at//self.size + self.rng.random(len(at))))/self.px
 
-# %% ../nbs/15_simulate.ipynb #e67151cb
+# %% ../nbs/15_simulate.ipynb #f606c7d4
 @patch
 def lookup(self:Cells, image, xy):
     "Value of a map at points; 0 outside the field"
-    x, y = np.floor(xy.real*self.px).astype(np.int32), np.floor(xy.imag*self.px).astype(np.int32)
-    ok = (x >= 0) & (x < self.size) & (y >= 0) & (y < self.size)
-    return np.where(ok, image[np.clip(y, 0, self.size-1), np.clip(x, 0, self.size-1)], 0)
+    x, y = (xy.real*self.px).astype(np.int32), (xy.imag*self.px).astype(np.int32)
+    ok = (xy.real >= 0) & (x < self.size) & (xy.imag >= 0) & (y < self.size)
+    return np.where(ok, image.ravel()[np.where(ok, y*self.size + x, 0)], 0)
 
 @patch
 def walk(self:Cells, start, heading, steps=60, step=.5, bend=.1, curl=0.):
     "Filaments that start at points in a direction and wander: an array of filaments × steps"
-    n = len(start)
-    turn = np.cumsum(self.rng.normal(0, bend, (n, steps)) + np.reshape(curl, (-1, 1)), 1)
-    return np.asarray(start)[:, None] + step*np.cumsum(np.exp(1j*(np.asarray(heading)[:, None] + turn)), 1)
+    turn = bend*self.rng.standard_normal((len(start), steps), dtype=np.float32) + np.reshape(curl, (-1, 1)).astype(np.float32)
+    turn = np.cumsum(turn, 1) + np.asarray(heading, np.float32)[:, None]
+    return np.asarray(start, np.complex64)[:, None] + np.float32(step)*np.cumsum(np.exp(np.complex64(1j)*turn), 1)
 
 @patch
 def strokes(self:Cells, paths, weight=1.):
-    "Lines along paths (filaments × points), antialiased and added up; `weight` may vary along a path"
-    a, b = paths[:, :-1], paths[:, 1:]
-    w = np.broadcast_to(weight, paths.shape)[:, 1:]
+    "Lines along paths (filaments × points), added up; `weight` may vary along a path"
+    step = np.diff(paths.astype(np.complex64), axis=1)*np.float32(2*self.px)
+    w = np.broadcast_to(np.asarray(weight, np.float32), paths.shape)[:, 1:]
     keep = w > 0
-    a, b, w = a[keep], b[keep], w[keep]
-    length = np.abs(b - a)
-    parts = max(1, int(np.ceil(length.max(initial=0)*self.px/.8)))
-    t = (np.arange(parts) + .5)/parts
-    p = ((a[:, None] + (b - a)[:, None]*t).ravel())*self.px - (.5 + .5j)
-    w = np.repeat(w*length*self.px**2*.5/parts, parts)
-    x, y = np.floor(p.real), np.floor(p.imag)
-    fx, fy = p.real - x, p.imag - y
-    ok = (x >= 0) & (x < self.size-1) & (y >= 0) & (y < self.size-1)
-    at, fx, fy, w = (y*self.size + x)[ok].astype(np.int64), fx[ok], fy[ok], w[ok]
-    at = np.concatenate([at, at + 1, at + self.size, at + self.size + 1])
-    w = np.concatenate([w*(1-fx)*(1-fy), w*fx*(1-fy), w*(1-fx)*fy, w*fx*fy])
-    return np.bincount(at, w, minlength=self.size**2).astype(np.float32).reshape(self.size, -1)
+    a, step, w = (paths[:, :-1][keep]*(2*self.px)).astype(np.complex64), step[keep], w[keep]
+    length, side = np.abs(step), 2*self.size              # drawn at twice the size, so that lines come out smooth
+    parts = max(1, int(np.ceil(length.max(initial=0)/1.7)))
+    p = a[:, None] + step[:, None]*((np.arange(parts, dtype=np.float32) + .5)/parts)
+    w = np.repeat(w*length*(self.px/parts), parts)
+    x, y = np.floor(p.real.ravel()), np.floor(p.imag.ravel())
+    ok = (x >= 0) & (x < side) & (y >= 0) & (y < side)
+    out = np.bincount(y[ok].astype(np.int64)*side + x[ok].astype(np.int64), w[ok], minlength=side*side)
+    return out.reshape(self.size, 2, self.size, 2).sum((1, 3)).astype(np.float32)*.25
 
-# %% ../nbs/15_simulate.ipynb #53a44127
+# %% ../nbs/15_simulate.ipynb #30f69310
 @patch
 def at_rest(self:Cells, per_cell):
     "Indices of the cells that have a nucleus, each `per_cell` times"
@@ -260,10 +262,10 @@ def at_rest(self:Cells, per_cell):
 @patch
 def around_nucleus(self:Cells, i, paths, gap=1.03):
     "Push the points of paths that cross nucleus `i` out to its rim"
-    z = (paths - self.nxy[i][:, None])*self.naxis[i].conj()[:, None]
-    a, b = self.nr[i, 0][:, None], self.nr[i, 1][:, None]
-    q = np.hypot(z.real/a, z.imag/b)/gap
-    return np.where(q < 1, self.nxy[i][:, None] + (paths - self.nxy[i][:, None])/np.maximum(q, .05), paths)
+    off = (paths - self.nxy[i][:, None]).astype(np.complex64)
+    z = off*self.naxis[i].conj()[:, None].astype(np.complex64)
+    q = np.hypot(z.real/self.nr[i, :1].astype(np.float32), z.imag/self.nr[i, 1:].astype(np.float32))/np.asarray(gap, np.float32)
+    return paths + off*(1/np.clip(q, .05, 1) - 1)
 
 @patch
 def own(self:Cells, i, paths):
@@ -271,27 +273,35 @@ def own(self:Cells, i, paths):
     inside = self.lookup(self.label, paths) == (i + 1)[:, None]
     return np.logical_and.accumulate(inside, 1)
 
-# %% ../nbs/15_simulate.ipynb #b8472046
+# %% ../nbs/15_simulate.ipynb #90a8f12f
 @patch
 def microtubules(self:Cells):
-    "Paths of the microtubules, which radiate from the MTOC, and how bright they are along the way"
+    "Paths of the microtubules and their brightness: half radiate from the MTOC, half lie anywhere in the cell"
     if not hasattr(self, '_mt'):
-        i = self.at_rest(70)
-        n, rng = len(i), self.rng
-        free = rng.random(n) < .45                 # not every microtubule hangs on the MTOC
-        start = np.where(free, self.nxy[i] + np.exp(2j*np.pi*rng.random(n))*self.r[i]*rng.uniform(.45, .8, n), self.mtoc[i])
-        swirl = rng.normal(0, .05, len(self))
-        out = np.angle(start - self.nxy[i]) + np.where(free, rng.normal(np.pi/2, .7, n)*np.where(rng.random(n) < .5, 1, -1), 0)
-        paths = self.walk(start, np.where(free, out, 2*np.pi*rng.random(n)), 64, .5, .09, swirl[i]*.4 + rng.normal(0, .012, n))
-        paths = self.around_nucleus(i, paths, rng.uniform(1, 1.12, n)[:, None])
-        self._mt = paths, self.own(i, paths)*rng.uniform(.4, 1, n)[:, None]
+        rng, i = self.rng, self.at_rest(44)
+        free = self.scatter(self.rest & (self.label > 0) & (self.out > 0), 900*(self.rest & (self.label > 0)).mean() + 1)
+        j = self.lookup(self.label, free) - 1
+        heading = np.angle(self.axis[j]) + rng.normal(0, 1.1, len(j)) + np.pi*(rng.random(len(j)) < .5)
+        start, heading, i = np.concatenate([self.mtoc[i], free]), np.concatenate([2*np.pi*rng.random(len(i)), heading]), np.concatenate([i, j])
+        paths = self.walk(start, heading, 54, .55, .1, rng.normal(0, .02, len(self))[i] + rng.normal(0, .02, len(i)))
+        paths = self.around_nucleus(i, paths, rng.uniform(1, 1.3, len(i))[:, None])
+        smooth = np.abs(np.diff(paths, axis=1, prepend=paths[:, :1])) < 1.2          # none may jump across the nucleus
+        self._mt = paths, self.own(i, paths)*smooth*rng.uniform(.3, 1, len(i)).astype(np.float32)[:, None]
     return self._mt
 
 @patch
+def microtubule_net(self:Cells):
+    "Map of the microtubules, equally bright in every field"
+    if not hasattr(self, '_net'):
+        net = self.strokes(*self.microtubules())*(.35 + self.thick)
+        net = net*(.17/max(net.sum()/max((self.label > 0).sum(), 1), .01))
+        self._net = np.minimum(net, 1.5) + .5*_haze(net) + .06*self.cytoplasm*self.thick
+    return self._net
+
+@patch
 def red(self:Cells):
-    paths, w = self.microtubules()
-    net = .16*self.strokes(paths, w)
-    return net + .10*self.cytoplasm*self.thick + .8*self.spindle() + .7*self.bridge()
+    "Microtubules, with those of dividing cells"
+    return self.microtubule_net() + .9*self.spindle() + .7*self.bridge()
 
 @patch
 def spindle(self:Cells):
@@ -301,7 +311,8 @@ def spindle(self:Cells):
     t = np.linspace(-1, 1, 24)[None]
     bulge = self.rng.normal(0, .42, (len(i), 1))*self.r[i][:, None]*.5
     path = self.xy[i][:, None] + self.axis[i][:, None]*(t*self.r[i][:, None]*.5 + 1j*bulge*(1 - t**2))
-    return np.minimum(.22*self.strokes(path), 1.6)
+    poles = np.unique(np.concatenate([self.xy[i] + d*self.axis[i]*self.r[i]*.5 for d in (-1, 1)]))
+    return np.minimum(.26*self.strokes(path) + .8*self.blobs(poles, .5, soft=.5), 1.6)
 
 @patch
 def bridge(self:Cells):
@@ -317,15 +328,15 @@ def bridge(self:Cells):
     paths = path[None] + .22*u*1j*np.linspace(-1, 1, 5)[:, None]
     return .55*self.strokes(paths, np.where(np.abs(t) < .09, .25, 1)[None])
 
-# %% ../nbs/15_simulate.ipynb #3257bfae
+# %% ../nbs/15_simulate.ipynb #0d65159d
 @patch
 def chromosomes(self:Cells):
     "The condensed plate of a cell in mitosis"
-    i = np.repeat(np.flatnonzero(self.kind == 1), 34)
+    i = np.repeat(np.flatnonzero(self.kind == 1), 60)
     if not len(i): return np.zeros((self.size, self.size), np.float32)
     rng = self.rng
-    off = rng.normal(0, .07, len(i))*self.r[i] + 1j*rng.uniform(-.48, .48, len(i))*self.r[i]
-    return np.minimum(self.blobs(self.xy[i] + self.axis[i]*off, rng.uniform(.6, .9, len(i)), soft=.4), 1.5)
+    off = rng.normal(0, .055, len(i))*self.r[i] + 1j*rng.uniform(-.48, .48, len(i))*self.r[i]
+    return np.minimum(.7*self.blobs(self.xy[i] + self.axis[i]*off, rng.uniform(.4, .7, len(i)), soft=.5), 1.4)
 
 @patch
 def blue(self:Cells):
@@ -336,16 +347,18 @@ def blue(self:Cells):
 @patch
 def reticulum(self:Cells):
     "A net of tubules that thins out away from the nucleus"
-    net = np.exp(-(self.noise(1.1)/.45)**2) + .5*np.exp(-(self.noise(2)/.4)**2)
+    net = np.exp(-(self.noise(1)/.45)**2) + .5*np.exp(-(self.noise(2)/.4)**2)
     near = np.exp(-np.maximum(self.out, 0)/6)
     envelope = np.exp(-((self.out)/.45)**2)*self.rest
     return self.cytoplasm*(.12 + near)*(.12 + net)*.62 + .35*envelope*(self.label > 0)
 
 @patch
 def yellow(self:Cells):
-    return self.reticulum()*(1 + .25*self.noise(8)) + .03*(self.label > 0) - .3*np.minimum(self.spindle(), 1)
+    "The endoplasmic reticulum, kept out of mitotic spindles"
+    net = self.reticulum()*np.clip(1 + .2*self.noise(8), .3, 2)
+    return net + .4*_haze(net) + .03*(self.label > 0) - .3*np.minimum(self.spindle(), 1)
 
-# %% ../nbs/15_simulate.ipynb #ca643d61
+# %% ../nbs/15_simulate.ipynb #352a4243
 PATTERNS = {}           # class name, lower case -> function that draws it on Cells
 
 def pattern(*names:str):
@@ -355,9 +368,9 @@ def pattern(*names:str):
         return f
     return register
 
-# %% ../nbs/15_simulate.ipynb #bb1b893b
+# %% ../nbs/15_simulate.ipynb #7c563b8c
 @pattern('Nucleoplasm')
-def _nucleoplasm(c): return .7*c.nucleus*(1 - .8*c.nucleoli)*np.clip(1 + .2*c.noise(.8) + .1*c.noise(3), .2, 2)
+def _nucleoplasm(c): return .85*c.nucleus*(1 - .8*c.nucleoli)*np.clip(1 + .2*c.noise(.8) + .1*c.noise(3), .2, 2)
 
 @pattern('Nuclear membrane')
 def _nuclear_membrane(c):
@@ -374,17 +387,17 @@ def _fibrillar(c):
 
 @pattern('Nuclear speckles')
 def _speckles(c):
-    blots = np.clip((c.noise(1.5) - .75)*2.2, 0, 1.3)
-    return c.nucleus*(c.q < .93)*(1 - .8*c.nucleoli)*(blots + .1)
+    blots = np.clip((c.noise(1.25) - .55)*1.8, 0, 1.2)
+    return c.nucleus*(c.q < .93)*(1 - .8*c.nucleoli)*(blots + .12)
 
 @pattern('Nuclear bodies')
 def _nuclear_bodies(c):
     i = np.repeat(np.arange(len(c)), np.where(c.kind == 1, 0, c.rng.integers(2, 7, len(c))))
     return c.blobs(c.in_nucleus(i, .8), c.rng.uniform(.45, .7, len(i)), c.rng.uniform(.8, 1.3, len(i)))*c.nucleus + .08*c.nucleus
 
-# %% ../nbs/15_simulate.ipynb #1246c58e
+# %% ../nbs/15_simulate.ipynb #fdb2d627
 @pattern('Endoplasmic reticulum')
-def _er(c): return 1.1*c.reticulum()
+def _er(c): return 1.5*c.reticulum()
 
 @pattern('Golgi apparatus')
 def _golgi(c):
@@ -401,10 +414,10 @@ def _golgi(c):
 @pattern('Mitochondria')
 def _mitochondria(c):
     near = c.cytoplasm*np.exp(-np.maximum(c.out, 0)/5)*(c.edge > 1)
-    start = c.scatter(near, 4200*near.mean() + 60*len(c)*.5)
-    paths = c.walk(start, 2*np.pi*c.rng.random(len(start)), 9, .45, .35)
-    alive = c.lookup(c.cytoplasm, paths) > .6
-    return np.minimum(_blur(.65*c.strokes(paths, alive*c.rng.uniform(.5, 1.1, (len(start), 1))), .12*c.px), 1.6)
+    start = c.scatter(near, 1500*c.cytoplasm.mean() + 1)
+    paths = c.walk(start, 2*np.pi*c.rng.random(len(start)), 13, .4, .3)
+    alive = (c.lookup(c.cytoplasm, paths) > .6) & (np.arange(13) < c.rng.integers(4, 13, (len(start), 1)))
+    return np.minimum(_blur(.75*c.strokes(paths, alive*c.rng.uniform(.4, 1.1, (len(start), 1))), .13*c.px), 1.5) + .05*c.cytoplasm*c.thick
 
 @pattern('Aggresome')
 def _aggresome(c):
@@ -418,55 +431,52 @@ def _aggresome(c):
 @pattern('Cytosol')
 def _cytosol(c): return .62*(c.cytoplasm*(.3 + .7*c.thick) + .18*c.nucleus)*np.clip(1 + .07*c.noise(.7) + .1*c.noise(5), .2, 2)
 
-# %% ../nbs/15_simulate.ipynb #b221a8ea
+# %% ../nbs/15_simulate.ipynb #cb3b3889
 @pattern('Peroxisomes')
 def _peroxisomes(c):
     where = c.cytoplasm*(c.edge > 1)
-    xy = c.scatter(where, 5200*where.mean() + 1)
+    xy = c.scatter(where, 4000*where.mean() + 1)
     return c.blobs(xy, .24, c.rng.uniform(.7, 1.1, len(xy)), soft=.26)
 
 @pattern('Endosomes')
 def _endosomes(c):
-    where = c.cytoplasm*(c.edge > 1)*np.exp(1.3*c.noise(4))*np.exp(-np.abs(c.out - 3)/6)
-    xy = c.scatter(where, 1500*c.cytoplasm.mean() + 1)
-    return c.blobs(xy, c.rng.uniform(.35, .65, len(xy)), c.rng.uniform(.35, 1.3, len(xy)), soft=.3) + .05*c.cytoplasm
+    where = c.cytoplasm*(c.edge > 1)*np.exp(.8*c.noise(6))*np.exp(-np.abs(c.out - 3)/7)
+    xy = c.scatter(where, 1000*c.cytoplasm.mean() + 1)
+    return np.minimum(c.blobs(xy, c.rng.uniform(.3, .6, len(xy)), c.rng.uniform(.3, 1.2, len(xy)), soft=.3), 1.5) + .06*c.cytoplasm
 
 @pattern('Lysosomes')
 def _lysosomes(c):
-    where = c.cytoplasm*(c.edge > 1.5)*np.exp(-np.maximum(c.out, 0)/2.5)
-    xy = c.scatter(where, 1000*c.cytoplasm.mean() + 1)
-    return np.minimum(c.blobs(xy, c.rng.uniform(.55, 1.15, len(xy)), c.rng.uniform(.6, 1.2, len(xy)), soft=.3, warp=.4), 1.6)
+    side = np.exp(.8*((c.grid - c.of(c.nxy).astype(np.complex64))*c.of((c.mtoc - c.nxy).conj()).astype(np.complex64)).real/60)
+    xy = c.scatter(c.cytoplasm*(c.edge > 1.5)*np.exp(-np.maximum(c.out, 0)/3)*np.minimum(side, 20), 560*c.cytoplasm.mean() + 1)
+    return np.minimum(c.blobs(xy, c.rng.uniform(.5, 1.05, len(xy)), c.rng.uniform(.5, 1.1, len(xy)), soft=.35, warp=.4), 1.5) + .04*c.cytoplasm
 
 @pattern('Lipid droplets')
 def _lipid_droplets(c):
-    where = c.cytoplasm*(c.edge > 1.5)*np.exp(1.2*c.noise(6))
-    xy = c.scatter(where, 900*c.cytoplasm.mean() + 1)
-    return np.minimum(c.blobs(xy, c.rng.uniform(.55, 1.5, len(xy)), c.rng.uniform(.6, 1.1, len(xy)), ring=True, soft=.3), 1.5)
+    where = c.cytoplasm*(c.edge > 1.5)*np.exp(.9*c.noise(7))*np.exp(-np.maximum(c.out, 0)/9)
+    xy = c.scatter(where, 500*c.cytoplasm.mean() + 1)
+    r, amp = c.rng.gamma(6, .125, len(xy)) + .3, c.rng.uniform(.5, 1.1, len(xy))
+    return np.minimum(c.blobs(xy, r, amp, ring=True, soft=.26) + .2*c.blobs(xy, r, amp), 1.5) + .04*c.cytoplasm
 
 @pattern('Cytoplasmic bodies')
 def _cytoplasmic_bodies(c):
-    where = c.cytoplasm*(c.edge > 2)*(c.out > 1)
-    xy = c.scatter(where, 150*c.cytoplasm.mean() + 2)
-    return 1.2*c.blobs(xy, c.rng.uniform(.65, .95, len(xy)), c.rng.uniform(.7, 1.1, len(xy)), soft=.3) + .06*c.cytoplasm
+    xy = c.scatter(c.cytoplasm*(c.edge > 2)*(c.out > 1), 90*c.cytoplasm.mean() + 2)
+    return 1.2*c.blobs(xy, c.rng.uniform(.5, .9, len(xy)), c.rng.uniform(.6, 1.1, len(xy)), soft=.35) + .07*c.cytoplasm
 
 @pattern('Rods & rings')
 def _rods_and_rings(c):
     where = c.cytoplasm*(c.edge > 2.5)*(c.out > 1.5)
-    xy = c.scatter(where, 60*c.cytoplasm.mean() + 2)
-    rods = c.walk(xy, 2*np.pi*c.rng.random(len(xy)), 18, .5, .04)
-    long = np.arange(18)[None] < c.rng.integers(8, 18, (len(xy), 1))
-    rings = c.scatter(where, 40*c.cytoplasm.mean() + 2)
-    drawn = _blur(c.strokes(rods, long*1.6), .15*c.px) + 1.3*c.blobs(rings, c.rng.uniform(1.3, 2.2, len(rings)), ring=True, soft=.4)
-    return np.minimum(drawn, 1.6)*(c.label > 0) + .03*c.cytoplasm
+    xy, rings = c.scatter(where, 32*where.mean() + 3), c.scatter(where, 22*where.mean() + 2)
+    rods = c.walk(xy, 2*np.pi*c.rng.random(len(xy)), 18, .5, .05)
+    here = np.logical_and.accumulate(c.lookup(c.cytoplasm, rods) > .5, 1) & (np.arange(18) < c.rng.integers(7, 18, (len(xy), 1)))
+    drawn = _blur(1.7*c.strokes(rods, here), .15*c.px) + 1.2*c.blobs(rings, c.rng.uniform(1, 1.9, len(rings)), ring=True, soft=.36)
+    return np.minimum(drawn, 1.5) + .04*c.cytoplasm
 
 @pattern('Vesicles and punctate cytosolic patterns')
 def _vesicles(c): return [_peroxisomes, _endosomes, _lysosomes, _lipid_droplets, _cytoplasmic_bodies][c.rng.integers(5)](c)
 
-# %% ../nbs/15_simulate.ipynb #e35b34b7
+# %% ../nbs/15_simulate.ipynb #40e5aa39
 @pattern('Microtubules')
-def _microtubules(c):
-    paths, w = c.microtubules()
-    return .2*c.strokes(paths, w) + .1*c.cytoplasm*c.thick + .8*c.spindle()
+def _microtubules(c): return 1.1*c.microtubule_net() + .9*c.spindle()
 
 @pattern('Microtubule ends')
 def _microtubule_ends(c):
@@ -490,14 +500,16 @@ def _intermediate_filaments(c):
 
 @pattern('Actin filaments')
 def _actin(c):
-    rng, i = c.rng, np.repeat(np.arange(len(c)), 26)
+    rng, i = c.rng, np.repeat(np.arange(len(c)), 34)
     n = len(i)
-    across, length = rng.uniform(-1, 1, n)*c.r[i], rng.uniform(.35, 1.2, n)*c.r[i]*1.3
-    t = np.linspace(-1, 1, 40)[None]
-    tilt = c.axis[i]*np.exp(1j*rng.normal(0, .06, n))
-    paths = c.xy[i][:, None] + tilt[:, None]*(rng.normal(0, .35, (n, 1))*c.r[i][:, None] + t*length[:, None] + 1j*across[:, None])
-    inside = c.lookup(c.label, paths) == (i + 1)[:, None]
-    return np.minimum(.42*c.strokes(paths, inside*rng.uniform(.3, 1.2, (n, 1))), 1.6) + .5*(c.label > 0)*np.exp(-(c.edge/.5)**2)
+    turn = np.exp(1j*rng.normal(0, .35, len(c)))[i]*np.exp(1j*rng.normal(0, .07, n))
+    middle = rng.uniform(-.9, .9, n)*1j + rng.normal(0, .4, n)
+    t = np.linspace(-1, 1, 32)[None]
+    along = middle[:, None] + t*rng.uniform(.2, 1, (n, 1)) + 1j*rng.normal(0, .03, (n, 1))*t**2
+    paths = c.xy[i][:, None] + (c.axis[i]*turn*c.r[i])[:, None]*along
+    inside = (c.lookup(c.label, paths) == (i + 1)[:, None])*rng.gamma(2, .35, (n, 1))*(1 - .8*t**6)
+    fibres = np.minimum(.36*c.strokes(paths, inside), 1.5)
+    return fibres + .3*_haze(fibres) + .45*(c.label > 0)*np.exp(-(c.edge/.5)**2)*np.clip(1 + .4*c.noise(3), .1, 2)
 
 @pattern('Focal adhesion sites')
 def _focal_adhesions(c):
@@ -507,9 +519,11 @@ def _focal_adhesions(c):
     paths = xy[:, None] + u[:, None]*np.linspace(0, 1, 8)[None]*c.rng.uniform(1.2, 3.2, (len(xy), 1))
     return np.minimum(_blur(1.1*c.strokes(paths, c.rng.uniform(.5, 1.1, (len(xy), 1))), .15*c.px), 1.5) + .06*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #30b85879
+# %% ../nbs/15_simulate.ipynb #7c38bf26
 @pattern('Plasma membrane')
-def _plasma_membrane(c): return (c.label > 0)*(.95*np.exp(-(c.edge/.6)**2)*np.clip(1 + .3*c.noise(2.5), .3, 2) + .12)
+def _plasma_membrane(c):
+    line = np.exp(-(c.edge/.55)**2) + .25*np.exp(-c.edge/1.5)
+    return (c.label > 0)*(.85*line*np.clip(1 + .3*c.noise(2.5), .3, 2) + .12*np.clip(1 + .5*c.noise(1.2), 0, 3))
 
 @pattern('Cell junctions')
 def _cell_junctions(c):
@@ -534,25 +548,25 @@ def _centrosome(c):
     i = c.at_rest(1)
     u = np.exp(2j*np.pi*c.rng.random(len(i)))*c.rng.uniform(.45, .8, len(i))
     two = c.rng.random(len(i)) < .6
-    return 1.6*c.blobs(np.concatenate([c.mtoc[i] - u*two, (c.mtoc[i] + u)[two]]), .38, soft=.28) + .04*c.cytoplasm
+    return 2*c.blobs(np.concatenate([c.mtoc[i] - u*two, (c.mtoc[i] + u)[two]]), .45, soft=.3) + .06*c.cytoplasm + .04*c.nucleus
 
 @pattern('Negative')
 def _negative(c): return .02*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #10a2c180
+# %% ../nbs/15_simulate.ipynb #815529d7
 def _expose(channels, cells, rng):
     "What the camera makes of the light: blur, uneven light, background, shot noise, 8 bits"
     gain = np.exp(rng.normal(np.log([.8, .8, .85, .8]), .25))
-    out = np.empty((4, cells.size, cells.size), np.uint8)
+    light, s = np.clip(1 + .1*cells.noise(45), .6, 1.4), cells.size
+    out = np.empty((4, s, s), np.uint8)
     for k, img in enumerate(channels):
-        light = np.clip(1 + .12*cells.noise(40), .5, 1.5)
-        img = _blur(img*cells.of(cells.bright[:, k], 1).astype(np.float32), PSF_UM*cells.px)*light*gain[k] + rng.uniform(.004, .02)
-        img = np.maximum(img, 0)
-        img = img + np.sqrt(img*rng.uniform(.0015, .005) + 2e-5)*rng.standard_normal(img.shape, dtype=np.float32)
-        out[k] = np.clip(img*200, 0, 255)
+        img = _blur(img*cells.of(cells.bright[:, k].astype(np.float32), 1), PSF_UM*cells.px)
+        img = np.maximum(img*light*float(gain[k]), 0) + rng.uniform(0, .012)
+        img = img + np.sqrt(img*rng.uniform(.001, .004) + 1e-5)*rng.standard_normal((s, s), dtype=np.float32)
+        out[k] = np.clip(img*205 - 1, 0, 255)
     return out
 
-# %% ../nbs/15_simulate.ipynb #cc9f6f7d
+# %% ../nbs/15_simulate.ipynb #58860245
 def _draw(draws, divide, size, seed, n_cells=None):
     "A field whose protein is drawn by the functions `draws`"
     rng = np.random.default_rng(seed)
@@ -563,7 +577,7 @@ def _draw(draws, divide, size, seed, n_cells=None):
     seen, mask = np.unique(cells.label, return_inverse=True)
     return img, mask.reshape(cells.label.shape).astype(np.int32) + (seen[0] > 0)
 
-# %% ../nbs/15_simulate.ipynb #354e41cd
+# %% ../nbs/15_simulate.ipynb #0f6914a1
 def _draws(targets, labels):
     "The drawing functions of classes given by index, and the divisions they need"
     names = [labels.classes[int(t)].lower() for t in targets]
@@ -572,7 +586,7 @@ def _draws(targets, labels):
     divide = [kind for name, kind in (('mitotic spindle', 'spindle'), ('cytokinetic bridge', 'bridge')) if name in names]
     return [PATTERNS[n] for n in names], divide
 
-# %% ../nbs/15_simulate.ipynb #344721c7
+# %% ../nbs/15_simulate.ipynb #678ff3f7
 def simulate_fov(
     targets:list,           # classes of the protein, as indices into `labels`; an empty list draws no protein
     size:int=256,           # pixels a side; the field is 82 µm wide at any size
@@ -584,13 +598,13 @@ def simulate_fov(
     if size < 32: raise SimulateError(f'size={size}: a field needs at least 32 pixels a side')
     return _draw(*_draws(targets, labels), size, seed, n_cells)
 
-# %% ../nbs/15_simulate.ipynb #708dc28d
+# %% ../nbs/15_simulate.ipynb #59241350
 FREQUENCY = dict(zip((c.lower() for c in HPA28.classes), np.array([
     12885, 1254, 3621, 1561, 1858, 2513, 1008, 2822, 53, 45, 28, 1093, 688, 537, 1066, 21, 530, 210, 902, 1482, 172, 3777, 802,
     2965, 322, 8228, 328, 11])/31072))          # share of the images of the 2018 competition that have the class
 FREQUENCY |= {'vesicles and punctate cytosolic patterns': .02, 'negative': .005}
 
-# %% ../nbs/15_simulate.ipynb #04e26394
+# %% ../nbs/15_simulate.ipynb #ec30fc52
 def _presence(freq):
     "Chances p for which the classes, drawn independently and again if none came, have the frequencies `freq`"
     c = 1.
@@ -607,7 +621,7 @@ def _label_set(rng, labels, p):
     if 'negative' in found: found = {'negative'}
     return [i for i, n in enumerate(names) if n in found]
 
-# %% ../nbs/15_simulate.ipynb #031a2808
+# %% ../nbs/15_simulate.ipynb #9e94344d
 def _plan_atlas(n, labels, seed):
     "Antibody and label set of each field, with the competition's imbalance"
     freq = np.array([FREQUENCY.get(c.lower(), .03) for c in labels.classes])
@@ -633,7 +647,7 @@ def _plan_even(n, labels, seed):
         plan.append((a, sorted([main, *map(int, extra)])))
     return plan
 
-# %% ../nbs/15_simulate.ipynb #343ef59d
+# %% ../nbs/15_simulate.ipynb #1a7ec729
 def _fov_id(antibody, n, seed):
     "`<antibody>_<plate>_<well>_<n>` as in the Human Protein Atlas"
     rng = np.random.default_rng([seed, 5, antibody])
@@ -650,7 +664,7 @@ def _table(n, labels, seed, balance):
         rows.append((fov, labels.format(targets), antibody, targets))
     return pd.DataFrame(rows, columns=['Id', 'Target', 'antibody', 'targets'])
 
-# %% ../nbs/15_simulate.ipynb #633c7053
+# %% ../nbs/15_simulate.ipynb #d58c0989
 def _write_fov(draws, divide, size, seed, path, fov, masks):
     "Draw one field and write its files"
     img, mask = _draw(draws, divide, size, seed)
@@ -672,7 +686,7 @@ def _prepare(path, masks):
         for name in ('train', *(['masks'] if masks else [])): (path/name).mkdir(parents=True)
     except OSError as e: raise SimulateError(f'cannot write in {path}: {e.strerror}') from e
 
-# %% ../nbs/15_simulate.ipynb #cce74c9d
+# %% ../nbs/15_simulate.ipynb #f061dffa
 def simulate_atlas(
     path,                       # folder to write: `train.csv` and `train/<Id>_<channel>.png`
     n:int=600,                  # fields of view

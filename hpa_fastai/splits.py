@@ -9,7 +9,6 @@ __all__ = ['SplitError', 'antibody_of', 'group_codes', 'join_groups', 'stratifie
 # %% ../nbs/20_splits.ipynb #2f7d46d3
 import re, warnings
 from dataclasses import dataclass
-from fractions import Fraction
 from hashlib import blake2b
 import numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -65,7 +64,7 @@ def group_codes(
 def _ids(df):
     "The Ids of a table as text."
     col = next((c for c in ('Id', 'ID', 'Image') if c in df), None)
-    if col is None: raise SplitError(f'the table has no column Id (columns are {", ".join(map(str, df.columns))})')
+    if col is None: raise SplitError(f"the table has no column 'Id' (columns are {', '.join(map(str, df.columns))})")
     return [str(i) for i in df[col]]
 
 # %% ../nbs/20_splits.ipynb #e22231b1
@@ -92,7 +91,7 @@ class _Deal:
     order: np.ndarray # T: the order in which ties are settled, which is where the seed comes in
 
     def __post_init__(self):
-        self.has, self.total, self.whole = self.types[:,:-1]>0, self.count@self.types, self.share.sum()
+        self.has, self.total, self.whole = (self.types[:,:-1]>0).astype(float), self.count@self.types, self.share.sum()
         self.weights = self._weights()
         self.n = np.floor(np.outer(self.count, self.share)/self.whole).astype(int)
         self.off = self.whole*(self.n.T@self.types)-np.outer(self.share, self.total)
@@ -131,7 +130,7 @@ def greedy(self:_Deal):
 def _pinned(self:_Deal):
     "T × P: whether a group of the type is the last with some needed class in the part."
     last = ((self.n.T@self.has)==1) & self.needed
-    return (self.has@last.T) | (self.n==0)
+    return (self.has@last.T>0) | (self.n==0)
 
 # %% ../nbs/20_splits.ipynb #37a2df63
 @patch
@@ -148,7 +147,7 @@ def spread(self:_Deal):
         missing = np.argwhere(((self.n.T@self.has)==0) & self.needed)
         for part,c in missing:
             out, into = self._prices()
-            price = np.where(self.has[:,[c]], out+into[:,[part]], np.inf)
+            price = np.where(self.has[:,[c]]>0, out+into[:,[part]], np.inf)
             t, source = np.unravel_index(price.argmin(), price.shape)
             if np.isfinite(price[t,source]): self._step(t, source, -1); self._step(t, part); break
         else: return self
@@ -193,7 +192,7 @@ def _swap_once(self:_Deal, a, b, width):
 
 # %% ../nbs/20_splits.ipynb #e41e4487
 @patch
-def shake(self:_Deal, rounds=40, groups=4, seed=0):
+def shake(self:_Deal, rounds=80, groups=4, seed=0):
     "Throw a few of the rarest groups about and descend again, keeping the best deal."
     rng, rare = np.random.RandomState(seed%2**32), np.argsort(-self.rarity, kind='stable')[:200]
     best = self.n.copy(), self.off.copy(), self.price()
@@ -219,17 +218,24 @@ def _hashes(names, seed):
 # %% ../nbs/20_splits.ipynb #66e05001
 def _deal(df, share, group, labels, seed):
     "The part of each row."
-    ids, onehot, codes = _ids(df), _onehot(df, labels), group_codes(df, group)
+    onehot, ids, codes = _onehot(df, labels), _ids(df), group_codes(df, group)
     _check_groups(ids, codes, share)
-    sizes = np.zeros((codes.max()+1, onehot.shape[1]+1), int)
-    np.add.at(sizes, codes, np.c_[onehot, np.ones(len(df), np.uint8)])
-    types, type_of, count = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
-    type_of = type_of.reshape(-1)
+    held = np.c_[onehot, np.ones(len(df), np.uint8)]
+    sizes = np.stack([np.bincount(codes, weights=column) for column in held.T], 1).astype('<i4')
+    types, type_of, count = _types(sizes)
     order = np.argsort(_hashes(map(bytes, types), seed), kind='stable')
     n = _Deal(types.astype(float), count, np.array(share, float), order).greedy().spread().move().swap().shake(seed=seed).n
     part = np.empty(len(sizes), int)
     part[np.lexsort((_hashes(_first_ids(ids, codes), seed), type_of))] = np.repeat(np.tile(np.arange(len(share)), len(types)), n.reshape(-1))
     return part[codes]
+
+# %% ../nbs/20_splits.ipynb #87adaf4b
+def _types(rows):
+    "The distinct rows in a fixed order, which of them each row is, and how often each occurs."
+    keys = [r.tobytes() for r in rows]
+    place = {k:i for i,k in enumerate(sorted(set(keys)))}
+    type_of = np.fromiter(map(place.__getitem__, keys), int, len(keys))
+    return np.frombuffer(b''.join(place), rows.dtype).reshape(len(place), -1), type_of, np.bincount(type_of)
 
 # %% ../nbs/20_splits.ipynb #b51d9779
 def _first_ids(ids, codes):
@@ -243,8 +249,8 @@ def _first_ids(ids, codes):
 def _onehot(df, labels):
     "Multi-hot labels of a table."
     ls = get_labels(labels)
-    try: col = _find_columns('the table', df, ls)[1]
-    except LabelError as e: raise SplitError(str(e)) from None
+    col = _find_columns('the table', df, ls)[1]
+    if (empty:=df[col].isna().to_numpy()).any(): raise SplitError(f'row {empty.argmax()} has no label ({empty.sum()} such rows); drop these rows or label them')
     return ls.encode(df[col])
 
 # %% ../nbs/20_splits.ipynb #8d9f12a6
@@ -280,6 +286,7 @@ class MultilabelStratifiedSplitter:
     seed: int = 42 # the same seed gives the same split, on any machine and in any order of the rows
 
     def __call__(self, df):
+        if not 0<self.valid_pct<1: raise SplitError(f'valid_pct is {self.valid_pct}: give the share to validate on, between 0 and 1')
         part = stratified_parts(df, dict(train=1-self.valid_pct, valid=self.valid_pct), self.group, self.labels, self.seed)
         return [np.flatnonzero(part==p).tolist() for p in ('train', 'valid')]
 
@@ -294,9 +301,8 @@ def stratified_parts(
     "Parts of any size with each class spread in proportion and no group divided."
     parts = parts or dict(train=.7, valid=.15, threshold=.15)
     if min(parts.values())<=0: raise SplitError(f'the parts {parts} must all be above 0')
-    fractions = [Fraction(p/sum(parts.values())).limit_denominator(1000) for p in parts.values()]
-    whole = np.lcm.reduce([f.denominator for f in fractions])
-    return np.array(list(parts))[_deal(df, [int(f*whole) for f in fractions], group, labels, seed)]
+    thousandths = [max(1, round(1000*p/sum(parts.values()))) for p in parts.values()]
+    return np.array(list(parts))[_deal(df, np.array(thousandths)//np.gcd.reduce(thousandths), group, labels, seed)]
 
 # %% ../nbs/20_splits.ipynb #552c3232
 @dataclass

@@ -1,0 +1,31 @@
+# `make demo` and `make test` each do everything from a fresh clone: a virtual environment, the install, the work.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+REAL_DATA ?=
+
+.PHONY: demo test install prepare clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: settings.ini setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar off --quiet --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/hpa_fastai demo --out demo --force
+
+test: install
+	PATH="$(abspath $(BIN)):$$PATH" nbdev_test --timing
+	$(BIN)/python -m pytest -q --durations=10 $(if $(REAL_DATA),--real-data "$(REAL_DATA)")
+
+# After an edit of a notebook: library, README and clean notebooks in one go.
+prepare: install
+	PATH="$(abspath $(BIN)):$$PATH" nbdev-export
+	PATH="$(abspath $(BIN)):$$PATH" nbdev-clean
+	$(BIN)/python -m hpa_fastai.dev
+
+clean:
+	rm -rf demo build dist *.egg-info .pytest_cache

@@ -1,0 +1,144 @@
+"Labels: every public table as it is, and one clear line for every table that is not"
+import json
+from dataclasses import asdict
+import numpy as np, pandas as pd, pytest
+from hpa_fastai.labels import *
+
+tables = {'kaggle2018_train.csv': ('hpa28', 31072), 'kaggle2018_sample_submission.csv': ('hpa28', 11702), 'hpav18.csv': ('hpa28', 74606),
+          'kaggle2021_train.csv': ('hpa19', 21806), 'zero_to_gans_train.csv': ('ztg10', 19236)}
+
+def write(tmp_path, text, name='train.csv'):
+    path = tmp_path/name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+@pytest.mark.parametrize('name', tables)
+def test_public_tables_are_read_unchanged(real_data, name):
+    labels, rows = tables[name]
+    ls, path = get_labels(labels), real_data/'labels'/name
+    df, raw = read_labels(path, labels), pd.read_csv(path, dtype=str)
+    raw = raw[[c for c in raw if not c.startswith('Unnamed')]]
+    assert list(df.columns)==['Id', 'Target'] and len(df)==rows
+    once = [ls.sep.join(dict.fromkeys(t.split(ls.sep))) for t in raw.iloc[:,1]] # 146 rows of 2021 name a class twice
+    assert list(df.Id)==list(raw.iloc[:,0]) and list(df.Target)==once
+    onehot = ls.encode(df.Target)
+    assert [set(np.flatnonzero(r)) for r in onehot]==[set(map(int, t.split(ls.sep))) for t in raw.iloc[:,1]]
+    assert (ls.encode(ls.decode(onehot))==onehot).all()
+
+def test_2018_class_counts(real_data):
+    counts = HPA28.encode(read_labels(real_data/'labels'/'kaggle2018_train.csv').Target).sum(0, dtype=int)
+    assert counts[[0, 8, 15, 25, 27]].tolist()==[12885, 53, 21, 8228, 11]
+
+def test_successors_agree_with_the_two_competitions(real_data):
+    old = read_labels(real_data/'labels'/'kaggle2018_train.csv').set_index('Id').Target
+    new = read_labels(real_data/'labels'/'kaggle2021_train.csv', 'hpa19').set_index('Id').Target
+    mapped, truth = HPA28.convert(HPA28.encode(old.loc[new.index]), HPA19), HPA19.encode(new)
+    assert (mapped==truth).all(1).mean()>0.9
+    both = (mapped&truth).sum(0, dtype=int)
+    assert (both[:18]/mapped.sum(0, dtype=int)[:18]).min()>0.9
+
+def test_convert_takes_probabilities():
+    p = np.random.default_rng(0).random((5, 28))
+    q = HPA28.convert(p, 'hpa19')
+    assert np.allclose(q[:,17], p[:,[8, 9, 10, 20, 26]].max(1)) and (q[:,18]==0).all()
+    assert np.allclose(HPA28.convert(p, 'ztg10')[:,8], p[:,19])
+
+@pytest.mark.parametrize('ls', [HPA28, HPA19, ZTG10], ids=lambda ls: ls.name)
+def test_all_forms_mean_the_same(ls):
+    rng = np.random.default_rng(1)
+    onehot = (rng.random((200, len(ls)))<.1).astype(np.uint8)
+    names, idxs, cells = ls.to_names(onehot), [list(np.flatnonzero(r)) for r in onehot], ls.decode(onehot)
+    for form in (cells, names, idxs, ['|'.join(n) for n in names], pd.Series(cells), np.array(cells)):
+        assert (ls.encode(form)==onehot).all()
+
+def test_label_set_survives_json():
+    for ls in (HPA28, HPA19, ZTG10): assert LabelSet(**json.loads(json.dumps(asdict(ls))))==ls
+
+def test_a_single_cell_is_not_taken_for_a_column():
+    with pytest.raises(LabelError, match="single cell '16 0'"): HPA28.encode('16 0')
+
+def test_submission_files(tmp_path):
+    onehot = HPA28.encode(['16 0', ''])
+    HPA28.submission(['a', 'b'], onehot).to_csv(tmp_path/'s.csv', index=False)
+    assert (tmp_path/'s.csv').read_text().split()==['Id,Predicted', 'a,0', '16', 'b,']
+    assert list(ZTG10.submission([], ZTG10.encode([])).columns)==['Image', 'Label']
+
+@pytest.mark.parametrize('text', [
+    b'Id,Target\na,16 0\nb,5\n', b'Id,Target\r\na,16 0\r\nb,5\r\n', b'\xef\xbb\xbfId,Target\na,16 0\nb,5\n', b'Id;Target\na;16 0\nb;5\n',
+    b'Id\tTarget\na\t16 0\nb\t5\n', b'Id,Target\na,16 0 \nb,5 ', b'Id,Target,\na,16 0,\nb,5,\n', b'Id,Target\na,16 0,,\nb,5\n',
+    b'Id,Target\n\na,16 0\n\nb,5\n\n', b',Id,Target\n0,a,16 0\n1,b,5\n', b'Unnamed: 0,Id,Target\n0,a,16 0\n1,b,5\n',
+    b'id,target\na,16 0\nb,5.0\n', b'Id,Predicted\na,16 0\nb,5\n', b'Id,Target\na,Cytokinetic bridge|Nucleoplasm\nb,nuclear bodies\n',
+    b'"Id","Target"\n"a","16 0"\n"b","5"\n', 'Id,Target\na,16 0\nb,5\n'.encode('utf-16')])
+def test_usual_kinds_of_csv(tmp_path, text):
+    df = read_labels(write(tmp_path, text))
+    assert df.values.tolist()==[['a', '16 0'], ['b', '5']] and list(df.columns)==['Id', 'Target']
+
+def test_other_columns_are_kept(tmp_path):
+    df = read_labels(write(tmp_path, 'Id,Target,group,score,plate\na,1,x,0.5,007\nb,2,y,,008\n'))
+    assert list(df.columns)==['Id', 'Target', 'group', 'score', 'plate']
+    assert df.group.tolist()==['x', 'y'] and df.score[0]==0.5 and np.isnan(df.score[1]) and df.plate.tolist()==['007', '008']
+
+def test_mosaic_table_keeps_its_group(real_data):
+    df = read_labels(real_data/'mosaic'/'train.csv')
+    assert list(df.columns)==['Id', 'Target', 'group'] and len(df)==245 and df.group.notna().all()
+
+bad = {
+    'empty file': ('', 'train.csv is empty'),
+    'header only': ('Id,Target\n', 'train.csv has a header but no rows'),
+    'unknown class': ('Id,Target\na,1\nb,28 0\n', r"train.csv row 3: label 28 is not one of the 28 classes \(0..27\)"),
+    'negative class': ('Id,Target\na,-1\n', 'row 2: label -1 is not one'),
+    'unknown name': ('Id,Target\na,Nucleolus\n', "row 2: label 'Nucleolus' is not a class of hpa28; did you mean 'Nucleoli'"),
+    'no label': ('Id,Target\na,1\nb,\n', 'row 3: no label for Id b'),
+    'NaN label': ('Id,Target\na,1\nb,nan\n', 'row 3: no label for Id b'),
+    'short row': ('Id,Target\na,1\nb\n', 'row 3: no label for Id b'),
+    'no Id': ('Id,Target\na,1\n,2\n', 'row 3: the Id is empty'),
+    'Excel number': ('Id,Target\n1.00E+05,1\n', r'row 2: Id .1.00E\+05. looks rewritten by a spreadsheet'),
+    'Excel date': ('Id,Target\n01-Feb,1\n', 'row 2: Id .01-Feb. looks rewritten'),
+    'Excel error': ('Id,Target\n#NAME?,1\n', 'row 2: Id .#NAME.. looks rewritten'),
+    'decimal Id': ('Id,Target\n19567.0,1\n', 'row 2: Id .19567.0. looks rewritten'),
+    'no label column': ('Id,Class\na,1\n', r"no column 'Target' \(columns are Id, Class\)"),
+    'labels split at commas': ('Id,Target\na,16,0\n', "row 2: 3 values for 2 columns; is '0' part of a label"),
+    'two columns of one name': ('Id,Target,Target\na,1,2\n', "two columns called 'Target'"),
+    'clash': ('Id,Target\na,1\na,2\nb,3\nb,4 3\n', r"2 Ids occur more than once with different labels: a \('1' and '2'\), b"),
+    'other data set': ('ID,Label\na,8|5|0\n', "pass labels='hpa19'"),
+}
+@pytest.mark.parametrize('case', bad)
+def test_bad_table(tmp_path, case):
+    text, message = bad[case]
+    with pytest.raises(LabelError, match=message) as e: read_labels(write(tmp_path, text))
+    assert '\n' not in str(e.value)
+
+def test_row_numbers_are_those_of_the_file(tmp_path):
+    with pytest.raises(LabelError, match='row 6: label 99'): read_labels(write(tmp_path, 'Id,Target\n\na,1\n\nb,2\nc,99\n'))
+
+def test_missing_file(tmp_path):
+    with pytest.raises(LabelError, match='does not exist'): read_labels(tmp_path/'none.csv')
+
+def test_repeats_that_agree_are_merged_with_a_note(tmp_path):
+    with pytest.warns(UserWarning, match='1 repeated rows of 1 Ids'): df = read_labels(write(tmp_path, 'Id,Target\na,3 0\nb,1\na,0 3\n'))
+    assert df.Id.tolist()==['a', 'b']
+
+def test_empty_labels_on_request(tmp_path):
+    df = read_labels(write(tmp_path, 'Id,Target\na,1\nb,\n'), allow_empty=True)
+    assert df.Target.tolist()==['1', '']
+
+def test_tables_in_memory():
+    df = read_labels(pd.DataFrame({'Image': [5, 6], 'Label': ['1 2', 3]}), 'ztg10')
+    assert df.values.tolist()==[['5', '1 2'], ['6', '3']]
+    with pytest.raises(LabelError, match='table row 1: no label for Id 6'): read_labels(pd.DataFrame({'Image': [5, 6], 'Label': ['1', None]}), 'ztg10')
+
+def test_reading_what_was_read_changes_nothing(tmp_path):
+    df = read_labels(write(tmp_path, 'ID,Label,group\na,8|5|0,x\nb,18,y\n'), 'hpa19')
+    df.to_csv(tmp_path/'again.csv', index=False)
+    pd.testing.assert_frame_equal(read_labels(tmp_path/'again.csv', 'hpa19'), df)
+
+def test_own_label_set(tmp_path):
+    own = get_labels(write(tmp_path, 'name\nCilium\nNucleus\n', 'own.csv'))
+    assert own.classes==('Cilium', 'Nucleus') and own.name=='own' and own.parse('1 0')==[1, 0]
+    with pytest.raises(LabelError, match="'cilium' is listed twice"): get_labels(write(tmp_path, 'name\nCilium\ncilium\n', 'two.csv'))
+    with pytest.raises(LabelError, match="call it 'name'"): get_labels(write(tmp_path, 'a,b\n1,2\n', 'odd.csv'))
+    with pytest.raises(LabelError, match='number the 2 classes 0..1'): get_labels(write(tmp_path, 'index,name\n1,x\n2,y\n', 'from1.csv'))
+
+@pytest.mark.parametrize('wrong,near', [('hpa82', 'hpa28'), ('hpa_18', 'hpa19'), ('ztg', 'ztg10')])
+def test_near_matches_of_a_label_set(wrong, near):
+    with pytest.raises(LabelError, match=f"did you mean .*'{near}'"): get_labels(wrong)
