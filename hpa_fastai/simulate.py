@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .labels import *
 from .fields import CHANNELS
 
-# %% ../nbs/15_simulate.ipynb #7433de1d
+# %% ../nbs/15_simulate.ipynb #f200675c
 FIELD_UM = 82.          # width of a field of view in µm
 PSF_UM = .24            # sigma in µm of the blur of the microscope, a confocal one in green light
 
@@ -39,6 +39,12 @@ def smooth_noise(
     n = min(size, int(np.ceil(2*FIELD_UM/um)) + 4)
     grid = _blur(rng.standard_normal((n, n), dtype=np.float32), max(um*n/FIELD_UM/2, .5))
     return _enlarge((grid - grid.mean())/grid.std(), size)
+
+# %% ../nbs/15_simulate.ipynb #96ba1148
+def _haze(img):
+    "Light from outside the focal plane: the image, very blurred"
+    n = round(FIELD_UM/2.5)
+    return np.maximum(_enlarge(np.asarray(Image.fromarray(img).resize((n, n), Image.BOX)), len(img)), 0)
 
 # %% ../nbs/15_simulate.ipynb #c92f52d1
 def _haze(img):
@@ -63,7 +69,7 @@ class Cells:
 
     def __len__(self): return len(self.xy)
 
-# %% ../nbs/15_simulate.ipynb #b02afae3
+# %% ../nbs/15_simulate.ipynb #e3952b1d
 @patch
 def noise(self:Cells, um):
     "Noise with features `um` µm wide"
@@ -75,7 +81,7 @@ def of(self:Cells, values, outside=0):
     values = np.asarray(values, np.complex64 if np.iscomplexobj(values) else np.float32)
     return np.concatenate([np.array([outside], values.dtype), values])[self.label]
 
-# %% ../nbs/15_simulate.ipynb #7ff980bf
+# %% ../nbs/15_simulate.ipynb #d0e63b35
 def _spread(rng, xy, n, draw):
     "Add `n` points to the list `xy`, each the farthest from the others among 30 that `draw` gives"
     for _ in range(n):
@@ -92,6 +98,80 @@ def _margin(rng, lo, hi):
         p = _square(rng, -hi, FIELD_UM + hi)(20*n) - (.5 + .5j)*FIELD_UM
         return p[np.maximum(np.abs(p.real), np.abs(p.imag)) > FIELD_UM/2 + lo][:n] + (.5 + .5j)*FIELD_UM
     return draw
+
+# %% ../nbs/15_simulate.ipynb #6e10aea6
+REST, MITOSIS, DAUGHTER = 0, 1, 2       # the states a cell can be in
+
+def _place_dividing(rng, r, divide):
+    "Centres and states of the cells in division"
+    xy = []
+    if 'bridge' in divide:
+        middle, axis = _square(rng, .35*FIELD_UM, .65*FIELD_UM)(1)[0], np.exp(1j*rng.uniform(0, np.pi))
+        xy = [middle - .9*r*axis, middle + .9*r*axis]
+    n_spindles = int(rng.integers(1, 3)) if 'spindle' in divide else 0
+    return _spread(rng, xy, n_spindles, _square(rng, .18*FIELD_UM, .82*FIELD_UM)), [DAUGHTER]*len(xy) + [MITOSIS]*n_spindles
+
+# %% ../nbs/15_simulate.ipynb #cb9ae502
+_LINES = [dict(fill=1.2, long=1.3, rough=.07, order=1.), dict(fill=.98, long=1.7, rough=.13, order=.7), dict(fill=.9, long=2.6, rough=.1, order=.3)]
+
+@patch
+def _place(self:Cells, n, divide):
+    "Centres, sizes, states and shapes of the cells"
+    rng, line = self.rng, _LINES[self.rng.integers(len(_LINES))]
+    r = float(np.clip(FIELD_UM/np.sqrt(np.pi*n)*line['fill']*rng.uniform(.93, 1.1), 9, 20))
+    xy, kind = _place_dividing(rng, r, divide)
+    xy = _spread(rng, xy, max(n - len(xy), 0), _square(rng, 4, FIELD_UM - 4))
+    self.xy = np.array(_spread(rng, xy, round(.6*n) + 2, _margin(rng, 4, 14)))
+    self.kind = np.array(kind + [REST]*(len(self.xy) - len(kind)))
+    self._shape(r, **line)
+
+@patch
+def _shape(self:Cells, r, fill, long, rough, order):
+    "How large, how long, how bright and how ragged each cell is, and which way it lies"
+    rng, k, rest = self.rng, len(self), self.kind == REST
+    self.r = np.choose(self.kind, [r*rng.uniform(.85, 1.15, k), min(.75*r, 10.5), .8*r])
+    self.axis = np.exp(1j*(rng.uniform(0, np.pi) + rng.normal(0, order, k)))
+    pair = np.flatnonzero(self.kind == DAUGHTER)
+    if len(pair): self.axis[pair] = np.exp(1j*np.angle(self.xy[pair[1]] - self.xy[pair[0]]))
+    self.stretch = np.where(rest, rng.uniform(1, long, k)**1.2, 1)
+    amp = rough*rng.uniform(.6, 1.2)*np.array([1, .9, .8, .6])*rest[:, None] + .015
+    self.wobble = amp*rng.normal(0, 1, (k, 4))*np.exp(2j*np.pi*rng.random((k, 4)))
+    self.bright = np.exp(rng.normal(0, 1, (k, 4))*[.28, .28, .18, .28])
+
+# %% ../nbs/15_simulate.ipynb #a667ceb4
+def _depth(grid, xy, r, axis, stretch, wobble):
+    "Signed distance in µm from the outline of a cell: negative inside"
+    z = (grid - np.complex64(xy))*np.complex64(np.conj(axis))
+    z = z.real/np.float32(stretch**.5) + 1j*(z.imag*np.float32(stretch**.5))
+    rho = np.abs(z)
+    turn = power = z/(rho + np.float32(1e-3))
+    shape = np.ones_like(rho)
+    for a in wobble:
+        power = power*turn
+        shape += (power*np.complex64(a)).real
+    return rho - np.float32(r)*shape - 8/(1 + (rho/np.float32(.6*r))**6)        # no neighbour cuts into a nucleus
+
+# %% ../nbs/15_simulate.ipynb #b928459b
+@patch
+def _box(self:Cells, xy, reach):
+    "The part of the field within `reach` µm of a point, as slices; None outside the field"
+    x0, x1, y0, y1 = (int(np.clip(v*self.px, 0, self.size)) for v in (xy.real-reach, xy.real+reach, xy.imag-reach, xy.imag+reach))
+    return np.s_[y0:y1, x0:x1] if x1 > x0 and y1 > y0 else None
+
+@patch
+def _contest(self:Cells, grid):
+    "Which cell has each pixel (from 1), and the depths of the first and the second"
+    best = np.full(grid.shape, 30, np.float32)
+    second, label = best.copy(), np.zeros(grid.shape, np.int32)
+    for i, xy in enumerate(self.xy):
+        box = self._box(xy, 1.35*self.r[i]*self.stretch[i]**.5 + 4)
+        if box is None: continue
+        d, b = _depth(grid[box], xy, self.r[i], self.axis[i], self.stretch[i], self.wobble[i]), best[box]
+        nearer = d < b
+        second[box] = np.where(nearer, b, np.minimum(second[box], d))
+        best[box] = np.where(nearer, d, b)
+        label[box][nearer] = i + 1
+    return label*(best < 0), best, second
 
 # %% ../nbs/15_simulate.ipynb #76eca2aa
 REST, MITOSIS, DAUGHTER = 0, 1, 2       # the states a cell can be in
@@ -182,13 +262,13 @@ def _grow(self:Cells):
     self.inward = (gx + 1j*gy)/np.maximum(steep, 1e-6)
     self.contact = (self.label > 0) & (second < .6) & (self.edge < 2.5)
 
-# %% ../nbs/15_simulate.ipynb #ecab2163
+# %% ../nbs/15_simulate.ipynb #1c0df05a
 @patch
 def _nucleus_shapes(self:Cells):
     "Where the nuclei are, their two radii and their direction; the MTOC beside each"
     rng, k = self.rng, len(self)
     near = np.abs(self.xy[:, None] - self.xy) + 99*np.eye(k)
-    r = np.minimum(np.clip(.43*self.r, 4.2, 8), .33*near.min(1))*rng.uniform(.88, 1.12, k)
+    r = np.minimum(np.clip(.43*self.r, 4.2, 8), .36*near.min(1))*rng.uniform(.88, 1.12, k)
     flat = rng.uniform(1, 1.45, k)
     self.nr = np.stack([r*flat**.5, r/flat**.5], 1)
     self.naxis = self.axis*np.exp(1j*rng.normal(0, .25, k))*np.where(self.kind == DAUGHTER, 1j, 1)
@@ -202,7 +282,7 @@ def rim(self:Cells, i, direction):
     t = direction*self.naxis[i].conj()
     return 1/np.hypot(t.real/self.nr[i, 0], t.imag/self.nr[i, 1])
 
-# %% ../nbs/15_simulate.ipynb #9e69f77e
+# %% ../nbs/15_simulate.ipynb #b2660632
 @patch
 def _nuclei(self:Cells):
     "Maps of the nuclei: `q`, `out`, `nucleus`, and of what is around them: `cytoplasm`, `thick` (how much of the cell is in focus)"
@@ -219,7 +299,7 @@ def _nuclei(self:Cells):
     self.cytoplasm = (self.label > 0)*np.clip(self.edge/.8, 0, 1)*(1 - self.nucleus)
     self.thick = np.clip(self.edge/5, 0, 1)**.7*(.35 + .65*np.exp(-np.maximum(self.out, 0)/7))
 
-# %% ../nbs/15_simulate.ipynb #d9f4751d
+# %% ../nbs/15_simulate.ipynb #7d5ff852
 @patch
 def blobs(self:Cells,
     xy,                 # centres, µm
@@ -250,7 +330,7 @@ def _ragged(self:Cells, z, warp):
     a = warp*self.rng.normal(0, .5, shape)*np.exp(2j*np.pi*self.rng.random(shape))
     return (u*u*a[0] + u*u*u*a[1]).real
 
-# %% ../nbs/15_simulate.ipynb #5d5f50bd
+# %% ../nbs/15_simulate.ipynb #b9e32339
 @patch
 def per_cell(self:Cells, count):
     "Index of every cell that has a nucleus, each `count` times; one number for all cells or one for each"
@@ -270,7 +350,7 @@ def _nucleoli(self:Cells):
     self.nucleolus_r = self.rng.uniform(.8, 1.6, len(i))*self.nr[i].mean(1)/6.5
     self.nucleoli = np.minimum(self.blobs(self.nucleolus_xy, self.nucleolus_r, warp=.35), 1)*self.nucleus
 
-# %% ../nbs/15_simulate.ipynb #aba4caa6
+# %% ../nbs/15_simulate.ipynb #24ed62c6
 @patch
 def scatter(self:Cells, weight, n):
     "`n` random points, dense where the map `weight` is high; none if it is zero everywhere"
@@ -286,7 +366,7 @@ def lookup(self:Cells, image, xy):
     ok = (xy.real >= 0) & (x < self.size) & (xy.imag >= 0) & (y < self.size)
     return np.where(ok, image.ravel()[np.where(ok, y*self.size + x, 0)], 0)
 
-# %% ../nbs/15_simulate.ipynb #c2cdefa6
+# %% ../nbs/15_simulate.ipynb #be813790
 @patch
 def walk(self:Cells,
     start,              # first points, µm
@@ -306,7 +386,7 @@ def own(self:Cells, i, paths):
     "Which points of paths belong to cell `i`: a path ends for good where it leaves its cell"
     return np.logical_and.accumulate(self.lookup(self.label, paths) == (i + 1)[:, None], 1)
 
-# %% ../nbs/15_simulate.ipynb #3f8ca5aa
+# %% ../nbs/15_simulate.ipynb #ce37c2ae
 @patch
 def around_nucleus(self:Cells, i, paths, gap=1.03):
     "Push the points of paths that lie in nucleus `i` out to `gap` times its rim"
@@ -315,7 +395,7 @@ def around_nucleus(self:Cells, i, paths, gap=1.03):
     q = np.hypot(z.real/self.nr[i, :1].astype(np.float32), z.imag/self.nr[i, 1:].astype(np.float32))/np.asarray(gap, np.float32)
     return paths + off*(1/np.clip(q, .05, 1) - 1)
 
-# %% ../nbs/15_simulate.ipynb #d18d4394
+# %% ../nbs/15_simulate.ipynb #8c543e5c
 @patch
 def strokes(self:Cells,
     paths,              # lines × points, complex, µm
@@ -338,7 +418,7 @@ def strokes(self:Cells,
     rows = drawn[::2] + drawn[1::2]
     return rows[:, ::2] + rows[:, 1::2]
 
-# %% ../nbs/15_simulate.ipynb #1e1379b4
+# %% ../nbs/15_simulate.ipynb #e9c49707
 @patch
 def microtubules(self:Cells):
     "Paths of the microtubules (filaments × points), and how bright they are along the way"
@@ -363,7 +443,7 @@ def microtubule_net(self:Cells):
     self._net = net + .5*_haze(net) + .06*self.cytoplasm*self.thick
     return self._net
 
-# %% ../nbs/15_simulate.ipynb #13db8c40
+# %% ../nbs/15_simulate.ipynb #924d4003
 @patch
 def spindle(self:Cells):
     "The fibres and poles of cells in mitosis"
@@ -391,7 +471,7 @@ def chromosomes(self:Cells):
     off = rng.normal(0, .055, len(i)) + 1j*rng.uniform(-.48, .48, len(i))
     return np.minimum(.7*self.blobs(self.xy[i] + (self.axis*self.r)[i]*off, rng.uniform(.4, .7, len(i)), soft=.5), 1.4)
 
-# %% ../nbs/15_simulate.ipynb #e72be33b
+# %% ../nbs/15_simulate.ipynb #22a802cd
 @patch
 def reticulum(self:Cells):
     "A net that thins out away from the nucleus"
@@ -416,7 +496,7 @@ def yellow(self:Cells):
     net = self.reticulum()*np.clip(1 + .2*self.noise(8), .3, 2)
     return np.maximum(net + .4*_haze(net) + .03*(self.label > 0) - .3*np.minimum(self.spindle(), 1), 0)
 
-# %% ../nbs/15_simulate.ipynb #a9ca1048
+# %% ../nbs/15_simulate.ipynb #35b1c987
 PATTERNS:dict[str, Callable] = {}       # class name in lower case -> function that draws it on `Cells`
 
 def pattern(
@@ -428,7 +508,7 @@ def pattern(
         return f
     return register
 
-# %% ../nbs/15_simulate.ipynb #4ce1606b
+# %% ../nbs/15_simulate.ipynb #31cdcad8
 @pattern('Nucleoplasm')
 def _nucleoplasm(c):
     return .85*c.nucleus*(1 - .8*c.nucleoli)*np.clip(1 + .2*c.noise(.8) + .1*c.noise(3), .2, 2)
@@ -438,7 +518,7 @@ def _nuclear_membrane(c):
     rim = np.exp(-((c.q - .98)*c.of(c.nr.mean(1), 1)/.38)**2)
     return (c.label > 0)*rim*np.clip(1 + .25*c.noise(1.5), .2, 2) + .12*c.nucleus
 
-# %% ../nbs/15_simulate.ipynb #83c9d8f0
+# %% ../nbs/15_simulate.ipynb #e15503d3
 @pattern('Nucleoli')
 def _nucleoli_filled(c): return c.nucleoli*np.clip(1 + .12*c.noise(.9), .3, 2) + .1*c.nucleus
 
@@ -448,7 +528,7 @@ def _fibrillar_centers(c):
     off = np.sqrt(c.rng.random(len(i)))*np.exp(2j*np.pi*c.rng.random(len(i)))
     return c.blobs(c.nucleolus_xy[i] + .75*c.nucleolus_r[i]*off, .34, c.rng.uniform(.9, 1.5, len(i)), soft=.3) + .16*c.nucleoli
 
-# %% ../nbs/15_simulate.ipynb #05bfae4d
+# %% ../nbs/15_simulate.ipynb #751141ba
 @pattern('Nuclear speckles')
 def _speckles(c):
     blots = np.clip((c.noise(1.25) - .55)*1.8, 0, 1.2)
@@ -474,7 +554,7 @@ def _golgi(c):
     here = c.lookup(c.label, paths) == (i + 1)[:, None]
     return np.minimum(_blur(.75*c.strokes(paths, here*c.rng.uniform(.5, 1.2, (len(i), 1))), .3*c.px), 1.5)
 
-# %% ../nbs/15_simulate.ipynb #a5b0d714
+# %% ../nbs/15_simulate.ipynb #877815a6
 @pattern('Mitochondria')
 def _mitochondria(c):
     start = c.scatter(c.cytoplasm*np.exp(-np.maximum(c.out, 0)/5)*(c.edge > 1), 1500*c.cytoplasm.mean() + 1)
@@ -490,6 +570,11 @@ def _aggresome(c):
     u = u/np.abs(u)
     lumps = c.blobs(c.nxy[i] + u*(c.rim(i, u) + .55*r), r, c.rng.uniform(.7, 1.1, len(i)), soft=.5, warp=.25)
     return np.minimum(1.4*lumps*np.clip(1 + .2*c.noise(.9), .3, 2), 1.7) + .04*c.cytoplasm
+
+# %% ../nbs/15_simulate.ipynb #29033588
+@pattern('Cytosol')
+def _cytosol(c):
+    return .62*(c.cytoplasm*(.3 + .7*c.thick) + .18*c.nucleus)*np.clip(1 + .07*c.noise(.7) + .1*c.noise(5), .2, 2)
 
 # %% ../nbs/15_simulate.ipynb #0c267483
 @pattern('Cytosol')
@@ -516,7 +601,7 @@ def _lysosomes(c):
     xy = c.scatter(where, 560*c.cytoplasm.mean() + 1)
     return np.minimum(c.blobs(xy, c.rng.uniform(.5, 1.05, len(xy)), c.rng.uniform(.5, 1.1, len(xy)), soft=.35, warp=.4), 1.5) + .04*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #54732b46
+# %% ../nbs/15_simulate.ipynb #80f4b491
 @pattern('Lipid droplets')
 def _lipid_droplets(c):
     where = c.cytoplasm*(c.edge > 1.5)*np.exp(.9*c.noise(7) - np.maximum(c.out, 0)/9)
@@ -538,7 +623,7 @@ def _rods_and_rings(c):
     drawn = _blur(1.8*c.strokes(paths, here), .15*c.px) + 1.2*c.blobs(rings, c.rng.uniform(1, 1.9, len(rings)), ring=True, soft=.36)
     return np.minimum(drawn, 1.6) + .04*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #285b0354
+# %% ../nbs/15_simulate.ipynb #05778218
 @pattern('Vesicles and punctate cytosolic patterns')
 def _vesicles(c):
     return c.rng.choice([_peroxisomes, _endosomes, _lysosomes, _lipid_droplets, _cytoplasmic_bodies])(c)
@@ -555,7 +640,7 @@ def _microtubule_ends(c):
     comet[:, -5:] = False                       # a path that only ran out of points has no end
     return np.minimum(.75*c.strokes(paths, comet), 1.4) + .05*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #bde71b29
+# %% ../nbs/15_simulate.ipynb #d798b0b9
 @pattern('Intermediate filaments')
 def _intermediate_filaments(c):
     i, rng = c.per_cell(46), c.rng
@@ -579,6 +664,21 @@ def _actin(c):
     fibres = np.minimum(.36*c.strokes(paths, here*rng.gamma(2, .35, (n, 1))*(1 - .8*t**6)), 1.5)
     cortex = (c.label > 0)*np.exp(-(c.edge/.5)**2)*np.clip(1 + .4*c.noise(3), .1, 2)
     return fibres + .3*_haze(fibres) + .45*cortex
+
+# %% ../nbs/15_simulate.ipynb #e4499f4b
+@pattern('Microtubule organizing center')
+def _mtoc(c):
+    i, one = c.per_cell(12), c.per_cell(1)
+    aster = c.walk(c.mtoc[i], 2*np.pi*c.rng.random(len(i)), 9, .5, .12)
+    fade = np.linspace(1, .15, 9)*c.rng.uniform(.4, 1, (len(i), 1))
+    return .55*c.strokes(aster, fade) + .75*c.blobs(c.mtoc[one], 1.1, soft=1.) + .05*c.cytoplasm
+
+@pattern('Centrosome')
+def _centrosome(c):
+    i = c.per_cell(1)
+    u = c.rng.uniform(.45, .8, len(i))*np.exp(2j*np.pi*c.rng.random(len(i)))
+    two = c.rng.random(len(i)) < .6
+    return 2.4*c.blobs(np.r_[c.mtoc[i] - u*two, (c.mtoc[i] + u)[two]], .5, soft=.3) + .06*c.cytoplasm + .04*c.nucleus
 
 # %% ../nbs/15_simulate.ipynb #2917b2e6
 @pattern('Microtubule organizing center')
@@ -622,11 +722,11 @@ def _mitotic_spindle(c): return 1.2*c.spindle() + .06*c.cytoplasm
 
 DIVISIONS = {'mitotic spindle': 'spindle', 'cytokinetic bridge': 'bridge'}      # cells in division that a class needs
 
-# %% ../nbs/15_simulate.ipynb #097977d0
+# %% ../nbs/15_simulate.ipynb #89fceab8
 @pattern('Negative')
 def _negative(c): return .02*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #416a596c
+# %% ../nbs/15_simulate.ipynb #7ab8c406
 def _expose(
     channels,       # four maps, about 0 to 1
     cells,          # for the brightness of each cell
@@ -643,7 +743,7 @@ def _expose(
         out[k] = np.clip(205*img - 1, 0, 255)
     return out
 
-# %% ../nbs/15_simulate.ipynb #03859ecd
+# %% ../nbs/15_simulate.ipynb #d29f876e
 def _draw(draws, divide, size, seed, stain, n_cells=None):
     "A field whose protein is drawn by the functions `draws`: image and mask"
     rng, stain = np.random.default_rng(seed), np.random.default_rng(stain)
@@ -664,7 +764,7 @@ def _number(label):
     number[seen] = np.arange(1, len(seen) + 1)
     return number[label]
 
-# %% ../nbs/15_simulate.ipynb #2988c393
+# %% ../nbs/15_simulate.ipynb #48042ac9
 def _drawings(targets, labels):
     "The functions that draw classes given by number, and the divisions they need"
     for t in targets:
@@ -677,7 +777,7 @@ def _drawings(targets, labels):
 def _check_size(size):
     if size < 32: raise SimulateError(f'size={size}: a field needs at least 32 pixels a side')
 
-# %% ../nbs/15_simulate.ipynb #c951c9fc
+# %% ../nbs/15_simulate.ipynb #09a481ce
 def simulate_fov(
     targets:Sequence[int],          # classes of the protein, numbers in `labels`; none draws no protein
     size:int=256,                   # pixels a side; the field is 82 µm wide at any size
@@ -691,17 +791,27 @@ def simulate_fov(
     draws, divide = _drawings(targets, get_labels(labels))
     return _draw(draws, divide, size, seed, seed, n_cells)
 
-# %% ../nbs/15_simulate.ipynb #d219a42e
+# %% ../nbs/15_simulate.ipynb #d6e2b664
 CLASS_FREQUENCY = dict(zip((name.casefold() for name in HPA28.classes), np.array([
     12885, 1254, 3621, 1561, 1858, 2513, 1008, 2822, 53, 45, 28, 1093, 688, 537, 1066, 21, 530, 210, 902, 1482,
     172, 3777, 802, 2965, 322, 8228, 328, 11])/31072)) | {'vesicles and punctate cytosolic patterns': .028, 'negative': .002}
 
-# %% ../nbs/15_simulate.ipynb #fd58fdb9
+# %% ../nbs/15_simulate.ipynb #c69a708e
 def _presence(freq):
     "Chances for which classes drawn independently, at least one, have the frequencies `freq`"
     c, freq = 1., np.minimum(freq*max(1, 1.2/freq.sum()), 1)
     for _ in range(300): c = 1 - np.prod(1 - c*freq)
     return c*freq
+
+# %% ../nbs/15_simulate.ipynb #587f356c
+def _label_set(rng, labels, p):
+    "A label set with the imbalance of the competition"
+    names, hit = [c.casefold() for c in labels.classes], np.zeros(len(p), bool)
+    while not 1 <= hit.sum() <= 5: hit = rng.random(len(p)) < p
+    found = {names[i] for i in np.flatnonzero(hit)}
+    if 'lysosomes' in found: found.add('endosomes')
+    if 'negative' in found: found = {'negative'}
+    return [i for i, name in enumerate(names) if name in found]
 
 # %% ../nbs/15_simulate.ipynb #fefa9d28
 def _label_set(rng, labels, p):
@@ -724,7 +834,7 @@ def _plan_atlas(n, labels, seed):
         a += 1
     return plan[:n]
 
-# %% ../nbs/15_simulate.ipynb #a052ebc8
+# %% ../nbs/15_simulate.ipynb #4abad16f
 def _plan_even(n, labels, seed):
     "Antibody and label set of `n` fields, all classes about equally frequent"
     C, rng = len(labels), np.random.default_rng([seed, 2])
@@ -753,7 +863,7 @@ def _plan(n, labels, seed, balance):
         rows.append((fov, labels.format(targets), antibody, a, targets))
     return pd.DataFrame(rows, columns=['Id', 'Target', 'antibody', 'a', 'targets'])
 
-# %% ../nbs/15_simulate.ipynb #47eedef4
+# %% ../nbs/15_simulate.ipynb #1f8c7f53
 def _check_atlas(path, n, size, balance, force):
     "Refuse what cannot be drawn or must not be overwritten"
     if n < 1: raise SimulateError(f'n={n}: an atlas needs at least one field of view')
@@ -773,7 +883,7 @@ def _prepare(path, about, masks):
         (path/'simulated.json').write_text(json.dumps(about, indent=2))
     except OSError as e: raise SimulateError(f'cannot write in {path}: {e.strerror}; choose another folder') from e
 
-# %% ../nbs/15_simulate.ipynb #9fd7516e
+# %% ../nbs/15_simulate.ipynb #f95f2b56
 def _write_fov(path, fov, masks, *drawing):
     "Draw one field and write its files"
     img, mask = _draw(*drawing)
@@ -783,7 +893,7 @@ def _write_fov(path, fov, masks, *drawing):
         for file, plane in files.items(): Image.fromarray(plane).save(file, compress_level=1)
     except OSError as e: raise SimulateError(f'cannot write {file}: {e.strerror or e}') from e
 
-# %% ../nbs/15_simulate.ipynb #917894ac
+# %% ../nbs/15_simulate.ipynb #fe3c8514
 def simulate_atlas(
     path:str|Path,                  # folder to write: `train.csv`, `train/<Id>_<channel>.png`
     n:int=600,                      # fields of view
