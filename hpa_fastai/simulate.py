@@ -6,7 +6,7 @@
 __all__ = ['FIELD_UM', 'PSF_UM', 'REST', 'MITOSIS', 'DAUGHTER', 'PATTERNS', 'DIVISIONS', 'CLASS_FREQUENCY', 'SimulateError',
            'smooth_noise', 'Cells', 'pattern', 'simulate_fov', 'simulate_atlas']
 
-# %% ../nbs/15_simulate.ipynb #b6c13aad
+# %% ../nbs/15_simulate.ipynb #b2f711fe
 import json, shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,13 +16,13 @@ from fastcore.basics import patch
 from .labels import *
 from .fields import CHANNELS
 
-# %% ../nbs/15_simulate.ipynb #7433de1d
+# %% ../nbs/15_simulate.ipynb #fa9304eb
 FIELD_UM = 82.          # width of a field of view in µm
 PSF_UM = .24            # sigma in µm of the blur of the microscope, a confocal one in green light
 
 class SimulateError(HPAError): "Cells or an atlas that cannot be drawn as asked."
 
-# %% ../nbs/15_simulate.ipynb #59effb20
+# %% ../nbs/15_simulate.ipynb #8d0aff02
 def _blur(img, sigma):
     "Gaussian blur, `sigma` in pixels"
     from scipy.ndimage import gaussian_filter
@@ -40,13 +40,13 @@ def smooth_noise(
     grid = _blur(rng.standard_normal((n, n), dtype=np.float32), max(um*n/FIELD_UM/2, .5))
     return _enlarge((grid - grid.mean())/grid.std(), size)
 
-# %% ../nbs/15_simulate.ipynb #c92f52d1
+# %% ../nbs/15_simulate.ipynb #405e984a
 def _haze(img):
     "Light from outside the focal plane: the image, very blurred"
     n = round(FIELD_UM/2.5)
     return np.maximum(_enlarge(np.asarray(Image.fromarray(img).resize((n, n), Image.BOX)), len(img)), 0)
 
-# %% ../nbs/15_simulate.ipynb #e64dd2d8
+# %% ../nbs/15_simulate.ipynb #962dcd75
 class Cells:
     "The cells of one field of view, and the means to draw on them"
     def __init__(self,
@@ -63,7 +63,7 @@ class Cells:
 
     def __len__(self): return len(self.xy)
 
-# %% ../nbs/15_simulate.ipynb #b02afae3
+# %% ../nbs/15_simulate.ipynb #ebc8c0b9
 @patch
 def noise(self:Cells, um):
     "Noise with features `um` µm wide"
@@ -75,7 +75,7 @@ def of(self:Cells, values, outside=0):
     values = np.asarray(values, np.complex64 if np.iscomplexobj(values) else np.float32)
     return np.concatenate([np.array([outside], values.dtype), values])[self.label]
 
-# %% ../nbs/15_simulate.ipynb #7ff980bf
+# %% ../nbs/15_simulate.ipynb #622f694e
 def _spread(rng, xy, n, draw):
     "Add `n` points to the list `xy`, each the farthest from the others among 30 that `draw` gives"
     for _ in range(n):
@@ -93,7 +93,7 @@ def _margin(rng, lo, hi):
         return p[np.maximum(np.abs(p.real), np.abs(p.imag)) > FIELD_UM/2 + lo][:n] + (.5 + .5j)*FIELD_UM
     return draw
 
-# %% ../nbs/15_simulate.ipynb #76eca2aa
+# %% ../nbs/15_simulate.ipynb #37b58e5b
 REST, MITOSIS, DAUGHTER = 0, 1, 2       # the states a cell can be in
 
 def _place_dividing(rng, r, divide):
@@ -105,7 +105,7 @@ def _place_dividing(rng, r, divide):
     n_spindles = int(rng.integers(1, 3)) if 'spindle' in divide else 0
     return _spread(rng, xy, n_spindles, _square(rng, .18*FIELD_UM, .82*FIELD_UM)), [DAUGHTER]*len(xy) + [MITOSIS]*n_spindles
 
-# %% ../nbs/15_simulate.ipynb #4c2e7d3e
+# %% ../nbs/15_simulate.ipynb #7846d9fc
 _LINES = [dict(fill=1.28, long=1.3, rough=.07, order=1.), dict(fill=1.12, long=1.7, rough=.13, order=.7), dict(fill=1.02, long=2.6, rough=.1, order=.3)]
 
 @patch
@@ -132,7 +132,7 @@ def _shape(self:Cells, r, fill, long, rough, order):
     self.wobble = amp*rng.normal(0, 1, (k, 4))*np.exp(2j*np.pi*rng.random((k, 4)))
     self.bright = np.exp(rng.normal(0, 1, (k, 4))*[.28, .28, .18, .28])
 
-# %% ../nbs/15_simulate.ipynb #61ab530d
+# %% ../nbs/15_simulate.ipynb #44337dbb
 def _depth(grid, xy, r, axis, stretch, wobble):
     "Signed distance in µm from the outline of a cell: negative inside"
     z = (grid - np.complex64(xy))*np.complex64(np.conj(axis))
@@ -145,7 +145,7 @@ def _depth(grid, xy, r, axis, stretch, wobble):
         shape += (power*np.complex64(a)).real
     return rho - np.float32(r)*shape - 8/(1 + (rho/np.float32(.6*r))**6)        # no neighbour cuts into a nucleus
 
-# %% ../nbs/15_simulate.ipynb #436772a9
+# %% ../nbs/15_simulate.ipynb #2bd7d8a0
 @patch
 def _box(self:Cells, xy, reach):
     "The part of the field within `reach` µm of a point, as slices; None outside the field"
@@ -167,7 +167,7 @@ def _contest(self:Cells, grid):
         label[box][nearer] = i + 1
     return label*(best < 0), best, second
 
-# %% ../nbs/15_simulate.ipynb #2110e99d
+# %% ../nbs/15_simulate.ipynb #f5ab6c25
 @patch
 def _grow(self:Cells):
     "Outlines of the cells: maps `label`, `edge` (µm to the outline), `inward` (direction from it) and `contact` (a neighbour touches)"
@@ -182,7 +182,7 @@ def _grow(self:Cells):
     self.inward = (gx + 1j*gy)/np.maximum(steep, 1e-6)
     self.contact = (self.label > 0) & (second < .6) & (self.edge < 2.5)
 
-# %% ../nbs/15_simulate.ipynb #ecab2163
+# %% ../nbs/15_simulate.ipynb #66f690fe
 @patch
 def _nucleus_shapes(self:Cells):
     "Where the nuclei are, their two radii and their direction; the MTOC beside each"
@@ -202,7 +202,7 @@ def rim(self:Cells, i, direction):
     t = direction*self.naxis[i].conj()
     return 1/np.hypot(t.real/self.nr[i, 0], t.imag/self.nr[i, 1])
 
-# %% ../nbs/15_simulate.ipynb #9e69f77e
+# %% ../nbs/15_simulate.ipynb #5a24d572
 @patch
 def _nuclei(self:Cells):
     "Maps of the nuclei: `q`, `out`, `nucleus`, and of what is around them: `cytoplasm`, `thick` (how much of the cell is in focus)"
@@ -219,7 +219,7 @@ def _nuclei(self:Cells):
     self.cytoplasm = (self.label > 0)*np.clip(self.edge/.8, 0, 1)*(1 - self.nucleus)
     self.thick = np.clip(self.edge/5, 0, 1)**.7*(.35 + .65*np.exp(-np.maximum(self.out, 0)/7))
 
-# %% ../nbs/15_simulate.ipynb #d9f4751d
+# %% ../nbs/15_simulate.ipynb #c1bf20aa
 @patch
 def blobs(self:Cells,
     xy,                 # centres, µm
@@ -250,7 +250,7 @@ def _ragged(self:Cells, z, warp):
     a = warp*self.rng.normal(0, .5, shape)*np.exp(2j*np.pi*self.rng.random(shape))
     return (u*u*a[0] + u*u*u*a[1]).real
 
-# %% ../nbs/15_simulate.ipynb #5d5f50bd
+# %% ../nbs/15_simulate.ipynb #305d44a2
 @patch
 def per_cell(self:Cells, count):
     "Index of every cell that has a nucleus, each `count` times; one number for all cells or one for each"
@@ -270,7 +270,7 @@ def _nucleoli(self:Cells):
     self.nucleolus_r = self.rng.uniform(.8, 1.6, len(i))*self.nr[i].mean(1)/6.5
     self.nucleoli = np.minimum(self.blobs(self.nucleolus_xy, self.nucleolus_r, warp=.35), 1)*self.nucleus
 
-# %% ../nbs/15_simulate.ipynb #aba4caa6
+# %% ../nbs/15_simulate.ipynb #282f728d
 @patch
 def scatter(self:Cells, weight, n):
     "`n` random points, dense where the map `weight` is high; none if it is zero everywhere"
@@ -286,7 +286,7 @@ def lookup(self:Cells, image, xy):
     ok = (xy.real >= 0) & (x < self.size) & (xy.imag >= 0) & (y < self.size)
     return np.where(ok, image.ravel()[np.where(ok, y*self.size + x, 0)], 0)
 
-# %% ../nbs/15_simulate.ipynb #c2cdefa6
+# %% ../nbs/15_simulate.ipynb #41c4db59
 @patch
 def walk(self:Cells,
     start,              # first points, µm
@@ -306,7 +306,7 @@ def own(self:Cells, i, paths):
     "Which points of paths belong to cell `i`: a path ends for good where it leaves its cell"
     return np.logical_and.accumulate(self.lookup(self.label, paths) == (i + 1)[:, None], 1)
 
-# %% ../nbs/15_simulate.ipynb #3f8ca5aa
+# %% ../nbs/15_simulate.ipynb #7bbf5a34
 @patch
 def around_nucleus(self:Cells, i, paths, gap=1.03):
     "Push the points of paths that lie in nucleus `i` out to `gap` times its rim"
@@ -315,7 +315,7 @@ def around_nucleus(self:Cells, i, paths, gap=1.03):
     q = np.hypot(z.real/self.nr[i, :1].astype(np.float32), z.imag/self.nr[i, 1:].astype(np.float32))/np.asarray(gap, np.float32)
     return paths + off*(1/np.clip(q, .05, 1) - 1)
 
-# %% ../nbs/15_simulate.ipynb #d18d4394
+# %% ../nbs/15_simulate.ipynb #027e6952
 @patch
 def strokes(self:Cells,
     paths,              # lines × points, complex, µm
@@ -338,7 +338,7 @@ def strokes(self:Cells,
     rows = drawn[::2] + drawn[1::2]
     return rows[:, ::2] + rows[:, 1::2]
 
-# %% ../nbs/15_simulate.ipynb #1e1379b4
+# %% ../nbs/15_simulate.ipynb #506a389d
 @patch
 def microtubules(self:Cells):
     "Paths of the microtubules (filaments × points), and how bright they are along the way"
@@ -363,7 +363,7 @@ def microtubule_net(self:Cells):
     self._net = net + .5*_haze(net) + .06*self.cytoplasm*self.thick
     return self._net
 
-# %% ../nbs/15_simulate.ipynb #13db8c40
+# %% ../nbs/15_simulate.ipynb #4143a842
 @patch
 def spindle(self:Cells):
     "The fibres and poles of cells in mitosis"
@@ -391,7 +391,7 @@ def chromosomes(self:Cells):
     off = rng.normal(0, .055, len(i)) + 1j*rng.uniform(-.48, .48, len(i))
     return np.minimum(.7*self.blobs(self.xy[i] + (self.axis*self.r)[i]*off, rng.uniform(.4, .7, len(i)), soft=.5), 1.4)
 
-# %% ../nbs/15_simulate.ipynb #e72be33b
+# %% ../nbs/15_simulate.ipynb #bb82f713
 @patch
 def reticulum(self:Cells):
     "A net that thins out away from the nucleus"
@@ -416,7 +416,7 @@ def yellow(self:Cells):
     net = self.reticulum()*np.clip(1 + .2*self.noise(8), .3, 2)
     return np.maximum(net + .4*_haze(net) + .03*(self.label > 0) - .3*np.minimum(self.spindle(), 1), 0)
 
-# %% ../nbs/15_simulate.ipynb #a9ca1048
+# %% ../nbs/15_simulate.ipynb #e6f9c743
 PATTERNS:dict[str, Callable] = {}       # class name in lower case -> function that draws it on `Cells`
 
 def pattern(
@@ -428,7 +428,7 @@ def pattern(
         return f
     return register
 
-# %% ../nbs/15_simulate.ipynb #4ce1606b
+# %% ../nbs/15_simulate.ipynb #29d0d3d4
 @pattern('Nucleoplasm')
 def _nucleoplasm(c):
     return .85*c.nucleus*(1 - .8*c.nucleoli)*np.clip(1 + .2*c.noise(.8) + .1*c.noise(3), .2, 2)
@@ -438,7 +438,7 @@ def _nuclear_membrane(c):
     rim = np.exp(-((c.q - .98)*c.of(c.nr.mean(1), 1)/.38)**2)
     return (c.label > 0)*rim*np.clip(1 + .25*c.noise(1.5), .2, 2) + .12*c.nucleus
 
-# %% ../nbs/15_simulate.ipynb #83c9d8f0
+# %% ../nbs/15_simulate.ipynb #6ede83f3
 @pattern('Nucleoli')
 def _nucleoli_filled(c): return c.nucleoli*np.clip(1 + .12*c.noise(.9), .3, 2) + .1*c.nucleus
 
@@ -448,7 +448,7 @@ def _fibrillar_centers(c):
     off = np.sqrt(c.rng.random(len(i)))*np.exp(2j*np.pi*c.rng.random(len(i)))
     return c.blobs(c.nucleolus_xy[i] + .75*c.nucleolus_r[i]*off, .34, c.rng.uniform(.9, 1.5, len(i)), soft=.3) + .16*c.nucleoli
 
-# %% ../nbs/15_simulate.ipynb #05bfae4d
+# %% ../nbs/15_simulate.ipynb #829c6082
 @pattern('Nuclear speckles')
 def _speckles(c):
     blots = np.clip((c.noise(1.25) - .55)*1.8, 0, 1.2)
@@ -459,7 +459,7 @@ def _nuclear_bodies(c):
     i = c.per_cell(c.rng.integers(2, 7, len(c)))
     return 1.2*c.blobs(c.in_nucleus(i, .8), c.rng.uniform(.5, .85, len(i)), c.rng.uniform(.8, 1.3, len(i)))*c.nucleus + .1*c.nucleus
 
-# %% ../nbs/15_simulate.ipynb #a200ebc0
+# %% ../nbs/15_simulate.ipynb #3b0753cd
 @pattern('Endoplasmic reticulum')
 def _er(c): return 1.5*c.reticulum()
 
@@ -474,7 +474,7 @@ def _golgi(c):
     here = c.lookup(c.label, paths) == (i + 1)[:, None]
     return np.minimum(_blur(.75*c.strokes(paths, here*c.rng.uniform(.5, 1.2, (len(i), 1))), .3*c.px), 1.5)
 
-# %% ../nbs/15_simulate.ipynb #a5b0d714
+# %% ../nbs/15_simulate.ipynb #a3e50e42
 @pattern('Mitochondria')
 def _mitochondria(c):
     start = c.scatter(c.cytoplasm*np.exp(-np.maximum(c.out, 0)/5)*(c.edge > 1), 1500*c.cytoplasm.mean() + 1)
@@ -491,12 +491,12 @@ def _aggresome(c):
     lumps = c.blobs(c.nxy[i] + u*(c.rim(i, u) + .55*r), r, c.rng.uniform(.7, 1.1, len(i)), soft=.5, warp=.25)
     return np.minimum(1.4*lumps*np.clip(1 + .2*c.noise(.9), .3, 2), 1.7) + .04*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #0c267483
+# %% ../nbs/15_simulate.ipynb #fd3567ac
 @pattern('Cytosol')
 def _cytosol(c):
     return .62*(c.cytoplasm*(.3 + .7*c.thick) + .18*c.nucleus)*np.clip(1 + .07*c.noise(.7) + .1*c.noise(5), .2, 2)
 
-# %% ../nbs/15_simulate.ipynb #28e1e3f6
+# %% ../nbs/15_simulate.ipynb #d4cb3599
 @pattern('Peroxisomes')
 def _peroxisomes(c):
     where = c.cytoplasm*(c.edge > 1)
@@ -516,7 +516,7 @@ def _lysosomes(c):
     xy = c.scatter(where, 560*c.cytoplasm.mean() + 1)
     return np.minimum(c.blobs(xy, c.rng.uniform(.5, 1.05, len(xy)), c.rng.uniform(.5, 1.1, len(xy)), soft=.35, warp=.4), 1.5) + .04*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #54732b46
+# %% ../nbs/15_simulate.ipynb #ac030886
 @pattern('Lipid droplets')
 def _lipid_droplets(c):
     where = c.cytoplasm*(c.edge > 1.5)*np.exp(.9*c.noise(7) - np.maximum(c.out, 0)/9)
@@ -538,12 +538,12 @@ def _rods_and_rings(c):
     drawn = _blur(1.8*c.strokes(paths, here), .15*c.px) + 1.2*c.blobs(rings, c.rng.uniform(1, 1.9, len(rings)), ring=True, soft=.36)
     return np.minimum(drawn, 1.6) + .04*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #285b0354
+# %% ../nbs/15_simulate.ipynb #9efcfbea
 @pattern('Vesicles and punctate cytosolic patterns')
 def _vesicles(c):
     return c.rng.choice([_peroxisomes, _endosomes, _lysosomes, _lipid_droplets, _cytoplasmic_bodies])(c)
 
-# %% ../nbs/15_simulate.ipynb #86de15a2
+# %% ../nbs/15_simulate.ipynb #6d51d102
 @pattern('Microtubules')
 def _microtubules(c): return 1.1*c.microtubule_net() + .9*c.spindle()
 
@@ -555,7 +555,7 @@ def _microtubule_ends(c):
     comet[:, -5:] = False                       # a path that only ran out of points has no end
     return np.minimum(.75*c.strokes(paths, comet), 1.4) + .05*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #bde71b29
+# %% ../nbs/15_simulate.ipynb #5b59dd21
 @pattern('Intermediate filaments')
 def _intermediate_filaments(c):
     i, rng = c.per_cell(46), c.rng
@@ -580,7 +580,7 @@ def _actin(c):
     cortex = (c.label > 0)*np.exp(-(c.edge/.5)**2)*np.clip(1 + .4*c.noise(3), .1, 2)
     return fibres + .3*_haze(fibres) + .45*cortex
 
-# %% ../nbs/15_simulate.ipynb #2917b2e6
+# %% ../nbs/15_simulate.ipynb #d65a45cb
 @pattern('Microtubule organizing center')
 def _mtoc(c):
     i, one = c.per_cell(12), c.per_cell(1)
@@ -595,7 +595,7 @@ def _centrosome(c):
     two = c.rng.random(len(i)) < .6
     return 2.4*c.blobs(np.r_[c.mtoc[i] - u*two, (c.mtoc[i] + u)[two]], .5, soft=.3) + .06*c.cytoplasm + .04*c.nucleus
 
-# %% ../nbs/15_simulate.ipynb #d2387bb1
+# %% ../nbs/15_simulate.ipynb #a6adc5f1
 @pattern('Plasma membrane')
 def _plasma_membrane(c):
     line = np.exp(-(c.edge/.55)**2) + .25*np.exp(-c.edge/1.5)
@@ -613,7 +613,7 @@ def _focal_adhesions(c):
     dashes = c.strokes(xy[:, None] + u[:, None]*np.linspace(0, 1, 8), c.rng.uniform(.5, 1.1, (len(xy), 1)))
     return np.minimum(_blur(1.1*dashes, .15*c.px), 1.5) + .06*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #b6760bae
+# %% ../nbs/15_simulate.ipynb #d9b53652
 @pattern('Cytokinetic bridge')
 def _cytokinetic_bridge(c): return 1.3*c.bridge() + .06*c.cytoplasm
 
@@ -622,11 +622,11 @@ def _mitotic_spindle(c): return 1.2*c.spindle() + .06*c.cytoplasm
 
 DIVISIONS = {'mitotic spindle': 'spindle', 'cytokinetic bridge': 'bridge'}      # cells in division that a class needs
 
-# %% ../nbs/15_simulate.ipynb #097977d0
+# %% ../nbs/15_simulate.ipynb #06d7a21f
 @pattern('Negative')
 def _negative(c): return .02*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #416a596c
+# %% ../nbs/15_simulate.ipynb #4fb90b20
 def _expose(
     channels,       # four maps, about 0 to 1
     cells,          # for the brightness of each cell
@@ -643,7 +643,7 @@ def _expose(
         out[k] = np.clip(205*img - 1, 0, 255)
     return out
 
-# %% ../nbs/15_simulate.ipynb #03859ecd
+# %% ../nbs/15_simulate.ipynb #86ed5a49
 def _draw(draws, divide, size, seed, stain, n_cells=None):
     "A field whose protein is drawn by the functions `draws`: image and mask"
     rng, stain = np.random.default_rng(seed), np.random.default_rng(stain)
@@ -664,7 +664,7 @@ def _number(label):
     number[seen] = np.arange(1, len(seen) + 1)
     return number[label]
 
-# %% ../nbs/15_simulate.ipynb #2988c393
+# %% ../nbs/15_simulate.ipynb #19a3dceb
 def _drawings(targets, labels):
     "The functions that draw classes given by number, and the divisions they need"
     for t in targets:
@@ -677,7 +677,7 @@ def _drawings(targets, labels):
 def _check_size(size):
     if size < 32: raise SimulateError(f'size={size}: a field needs at least 32 pixels a side')
 
-# %% ../nbs/15_simulate.ipynb #c951c9fc
+# %% ../nbs/15_simulate.ipynb #b66d908e
 def simulate_fov(
     targets:Sequence[int],          # classes of the protein, numbers in `labels`; none draws no protein
     size:int=256,                   # pixels a side; the field is 82 µm wide at any size
@@ -691,19 +691,19 @@ def simulate_fov(
     draws, divide = _drawings(targets, get_labels(labels))
     return _draw(draws, divide, size, seed, seed, n_cells)
 
-# %% ../nbs/15_simulate.ipynb #d219a42e
+# %% ../nbs/15_simulate.ipynb #c6dfc268
 CLASS_FREQUENCY = dict(zip((name.casefold() for name in HPA28.classes), np.array([
     12885, 1254, 3621, 1561, 1858, 2513, 1008, 2822, 53, 45, 28, 1093, 688, 537, 1066, 21, 530, 210, 902, 1482,
     172, 3777, 802, 2965, 322, 8228, 328, 11])/31072)) | {'vesicles and punctate cytosolic patterns': .028, 'negative': .002}
 
-# %% ../nbs/15_simulate.ipynb #fd58fdb9
+# %% ../nbs/15_simulate.ipynb #afae0403
 def _presence(freq):
     "Chances for which classes drawn independently, at least one, have the frequencies `freq`"
     c, freq = 1., np.minimum(freq*max(1, 1.2/freq.sum()), 1)
     for _ in range(300): c = 1 - np.prod(1 - c*freq)
     return c*freq
 
-# %% ../nbs/15_simulate.ipynb #fefa9d28
+# %% ../nbs/15_simulate.ipynb #724c6fcd
 def _label_set(rng, labels, p):
     "A label set with the imbalance of the competition"
     names, hit = [c.casefold() for c in labels.classes], np.zeros(len(p), bool)
@@ -713,7 +713,7 @@ def _label_set(rng, labels, p):
     if 'negative' in found: found = {'negative'}
     return [i for i, name in enumerate(names) if name in found]
 
-# %% ../nbs/15_simulate.ipynb #2e19a061
+# %% ../nbs/15_simulate.ipynb #0e8b15d6
 def _plan_atlas(n, labels, seed):
     "Antibody and label set of `n` fields, classes as frequent as in the competition"
     freq = np.array([CLASS_FREQUENCY.get(c.casefold(), .03) for c in labels.classes])
@@ -724,7 +724,7 @@ def _plan_atlas(n, labels, seed):
         a += 1
     return plan[:n]
 
-# %% ../nbs/15_simulate.ipynb #a052ebc8
+# %% ../nbs/15_simulate.ipynb #5c550349
 def _plan_even(n, labels, seed):
     "Antibody and label set of `n` fields, all classes about equally frequent"
     C, rng = len(labels), np.random.default_rng([seed, 2])
@@ -738,7 +738,7 @@ def _mixed(rng, main, labels):
     n = min(len(others), 0 if main == labels.negative else int(rng.choice(3, p=[.6, .32, .08])))
     return sorted([main, *map(int, rng.choice(others, n, replace=False))]) if n else [main]
 
-# %% ../nbs/15_simulate.ipynb #75ac5969
+# %% ../nbs/15_simulate.ipynb #a6977114
 def _fov_id(antibody, n, seed):
     "Name of the `n`th field of an antibody, and the name of the antibody"
     rng, name = np.random.default_rng([seed, 4, antibody]), 10000 + 97*antibody + seed % 97
@@ -753,7 +753,7 @@ def _plan(n, labels, seed, balance):
         rows.append((fov, labels.format(targets), antibody, a, targets))
     return pd.DataFrame(rows, columns=['Id', 'Target', 'antibody', 'a', 'targets'])
 
-# %% ../nbs/15_simulate.ipynb #47eedef4
+# %% ../nbs/15_simulate.ipynb #ac614f7b
 def _check_atlas(path, n, size, balance, force):
     "Refuse what cannot be drawn or must not be overwritten"
     if n < 1: raise SimulateError(f'n={n}: an atlas needs at least one field of view')
@@ -773,7 +773,7 @@ def _prepare(path, about, masks):
         (path/'simulated.json').write_text(json.dumps(about, indent=2))
     except OSError as e: raise SimulateError(f'cannot write in {path}: {e.strerror}; choose another folder') from e
 
-# %% ../nbs/15_simulate.ipynb #9fd7516e
+# %% ../nbs/15_simulate.ipynb #f68e45b8
 def _write_fov(path, fov, masks, *drawing):
     "Draw one field and write its files"
     img, mask = _draw(*drawing)
@@ -783,7 +783,7 @@ def _write_fov(path, fov, masks, *drawing):
         for file, plane in files.items(): Image.fromarray(plane).save(file, compress_level=1)
     except OSError as e: raise SimulateError(f'cannot write {file}: {e.strerror or e}') from e
 
-# %% ../nbs/15_simulate.ipynb #917894ac
+# %% ../nbs/15_simulate.ipynb #f2aaf28a
 def simulate_atlas(
     path:str|Path,                  # folder to write: `train.csv`, `train/<Id>_<channel>.png`
     n:int=600,                      # fields of view
