@@ -6,8 +6,8 @@
 __all__ = ['FIELD_UM', 'PSF_UM', 'REST', 'MITOSIS', 'DAUGHTER', 'PATTERNS', 'DIVISIONS', 'CLASS_FREQUENCY', 'SimulateError',
            'smooth_noise', 'Cells', 'pattern', 'simulate_fov', 'simulate_atlas']
 
-# %% ../nbs/15_simulate.ipynb #b6c13aad
-import json, shutil
+# %% ../nbs/15_simulate.ipynb #70c37830
+import json, shutil, zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -16,13 +16,13 @@ from fastcore.basics import patch
 from .labels import *
 from .fields import CHANNELS
 
-# %% ../nbs/15_simulate.ipynb #f200675c
+# %% ../nbs/15_simulate.ipynb #82004d08
 FIELD_UM = 82.          # width of a field of view in µm
 PSF_UM = .24            # sigma in µm of the blur of the microscope, a confocal one in green light
 
 class SimulateError(HPAError): "Cells or an atlas that cannot be drawn as asked."
 
-# %% ../nbs/15_simulate.ipynb #59effb20
+# %% ../nbs/15_simulate.ipynb #b84dba22
 def _blur(img, sigma):
     "Gaussian blur, `sigma` in pixels"
     from scipy.ndimage import gaussian_filter
@@ -40,19 +40,13 @@ def smooth_noise(
     grid = _blur(rng.standard_normal((n, n), dtype=np.float32), max(um*n/FIELD_UM/2, .5))
     return _enlarge((grid - grid.mean())/grid.std(), size)
 
-# %% ../nbs/15_simulate.ipynb #96ba1148
+# %% ../nbs/15_simulate.ipynb #834c5832
 def _haze(img):
     "Light from outside the focal plane: the image, very blurred"
     n = round(FIELD_UM/2.5)
     return np.maximum(_enlarge(np.asarray(Image.fromarray(img).resize((n, n), Image.BOX)), len(img)), 0)
 
-# %% ../nbs/15_simulate.ipynb #c92f52d1
-def _haze(img):
-    "Light from outside the focal plane: the image, very blurred"
-    n = round(FIELD_UM/2.5)
-    return np.maximum(_enlarge(np.asarray(Image.fromarray(img).resize((n, n), Image.BOX)), len(img)), 0)
-
-# %% ../nbs/15_simulate.ipynb #e64dd2d8
+# %% ../nbs/15_simulate.ipynb #2a86c661
 class Cells:
     "The cells of one field of view, and the means to draw on them"
     def __init__(self,
@@ -69,7 +63,7 @@ class Cells:
 
     def __len__(self): return len(self.xy)
 
-# %% ../nbs/15_simulate.ipynb #e3952b1d
+# %% ../nbs/15_simulate.ipynb #ebe8142c
 @patch
 def noise(self:Cells, um):
     "Noise with features `um` µm wide"
@@ -81,7 +75,7 @@ def of(self:Cells, values, outside=0):
     values = np.asarray(values, np.complex64 if np.iscomplexobj(values) else np.float32)
     return np.concatenate([np.array([outside], values.dtype), values])[self.label]
 
-# %% ../nbs/15_simulate.ipynb #d0e63b35
+# %% ../nbs/15_simulate.ipynb #852be701
 def _spread(rng, xy, n, draw):
     "Add `n` points to the list `xy`, each the farthest from the others among 30 that `draw` gives"
     for _ in range(n):
@@ -99,7 +93,7 @@ def _margin(rng, lo, hi):
         return p[np.maximum(np.abs(p.real), np.abs(p.imag)) > FIELD_UM/2 + lo][:n] + (.5 + .5j)*FIELD_UM
     return draw
 
-# %% ../nbs/15_simulate.ipynb #6e10aea6
+# %% ../nbs/15_simulate.ipynb #d1cd0236
 REST, MITOSIS, DAUGHTER = 0, 1, 2       # the states a cell can be in
 
 def _place_dividing(rng, r, divide):
@@ -111,81 +105,7 @@ def _place_dividing(rng, r, divide):
     n_spindles = int(rng.integers(1, 3)) if 'spindle' in divide else 0
     return _spread(rng, xy, n_spindles, _square(rng, .18*FIELD_UM, .82*FIELD_UM)), [DAUGHTER]*len(xy) + [MITOSIS]*n_spindles
 
-# %% ../nbs/15_simulate.ipynb #cb9ae502
-_LINES = [dict(fill=1.2, long=1.3, rough=.07, order=1.), dict(fill=.98, long=1.7, rough=.13, order=.7), dict(fill=.9, long=2.6, rough=.1, order=.3)]
-
-@patch
-def _place(self:Cells, n, divide):
-    "Centres, sizes, states and shapes of the cells"
-    rng, line = self.rng, _LINES[self.rng.integers(len(_LINES))]
-    r = float(np.clip(FIELD_UM/np.sqrt(np.pi*n)*line['fill']*rng.uniform(.93, 1.1), 9, 20))
-    xy, kind = _place_dividing(rng, r, divide)
-    xy = _spread(rng, xy, max(n - len(xy), 0), _square(rng, 4, FIELD_UM - 4))
-    self.xy = np.array(_spread(rng, xy, round(.6*n) + 2, _margin(rng, 4, 14)))
-    self.kind = np.array(kind + [REST]*(len(self.xy) - len(kind)))
-    self._shape(r, **line)
-
-@patch
-def _shape(self:Cells, r, fill, long, rough, order):
-    "How large, how long, how bright and how ragged each cell is, and which way it lies"
-    rng, k, rest = self.rng, len(self), self.kind == REST
-    self.r = np.choose(self.kind, [r*rng.uniform(.85, 1.15, k), min(.75*r, 10.5), .8*r])
-    self.axis = np.exp(1j*(rng.uniform(0, np.pi) + rng.normal(0, order, k)))
-    pair = np.flatnonzero(self.kind == DAUGHTER)
-    if len(pair): self.axis[pair] = np.exp(1j*np.angle(self.xy[pair[1]] - self.xy[pair[0]]))
-    self.stretch = np.where(rest, rng.uniform(1, long, k)**1.2, 1)
-    amp = rough*rng.uniform(.6, 1.2)*np.array([1, .9, .8, .6])*rest[:, None] + .015
-    self.wobble = amp*rng.normal(0, 1, (k, 4))*np.exp(2j*np.pi*rng.random((k, 4)))
-    self.bright = np.exp(rng.normal(0, 1, (k, 4))*[.28, .28, .18, .28])
-
-# %% ../nbs/15_simulate.ipynb #a667ceb4
-def _depth(grid, xy, r, axis, stretch, wobble):
-    "Signed distance in µm from the outline of a cell: negative inside"
-    z = (grid - np.complex64(xy))*np.complex64(np.conj(axis))
-    z = z.real/np.float32(stretch**.5) + 1j*(z.imag*np.float32(stretch**.5))
-    rho = np.abs(z)
-    turn = power = z/(rho + np.float32(1e-3))
-    shape = np.ones_like(rho)
-    for a in wobble:
-        power = power*turn
-        shape += (power*np.complex64(a)).real
-    return rho - np.float32(r)*shape - 8/(1 + (rho/np.float32(.6*r))**6)        # no neighbour cuts into a nucleus
-
-# %% ../nbs/15_simulate.ipynb #b928459b
-@patch
-def _box(self:Cells, xy, reach):
-    "The part of the field within `reach` µm of a point, as slices; None outside the field"
-    x0, x1, y0, y1 = (int(np.clip(v*self.px, 0, self.size)) for v in (xy.real-reach, xy.real+reach, xy.imag-reach, xy.imag+reach))
-    return np.s_[y0:y1, x0:x1] if x1 > x0 and y1 > y0 else None
-
-@patch
-def _contest(self:Cells, grid):
-    "Which cell has each pixel (from 1), and the depths of the first and the second"
-    best = np.full(grid.shape, 30, np.float32)
-    second, label = best.copy(), np.zeros(grid.shape, np.int32)
-    for i, xy in enumerate(self.xy):
-        box = self._box(xy, 1.35*self.r[i]*self.stretch[i]**.5 + 4)
-        if box is None: continue
-        d, b = _depth(grid[box], xy, self.r[i], self.axis[i], self.stretch[i], self.wobble[i]), best[box]
-        nearer = d < b
-        second[box] = np.where(nearer, b, np.minimum(second[box], d))
-        best[box] = np.where(nearer, d, b)
-        label[box][nearer] = i + 1
-    return label*(best < 0), best, second
-
-# %% ../nbs/15_simulate.ipynb #76eca2aa
-REST, MITOSIS, DAUGHTER = 0, 1, 2       # the states a cell can be in
-
-def _place_dividing(rng, r, divide):
-    "Centres and states of the cells in division"
-    xy = []
-    if 'bridge' in divide:
-        middle, axis = _square(rng, .35*FIELD_UM, .65*FIELD_UM)(1)[0], np.exp(1j*rng.uniform(0, np.pi))
-        xy = [middle - .9*r*axis, middle + .9*r*axis]
-    n_spindles = int(rng.integers(1, 3)) if 'spindle' in divide else 0
-    return _spread(rng, xy, n_spindles, _square(rng, .18*FIELD_UM, .82*FIELD_UM)), [DAUGHTER]*len(xy) + [MITOSIS]*n_spindles
-
-# %% ../nbs/15_simulate.ipynb #4c2e7d3e
+# %% ../nbs/15_simulate.ipynb #12314941
 _LINES = [dict(fill=1.28, long=1.3, rough=.07, order=1.), dict(fill=1.12, long=1.7, rough=.13, order=.7), dict(fill=1.02, long=2.6, rough=.1, order=.3)]
 
 @patch
@@ -199,6 +119,7 @@ def _place(self:Cells, n, divide):
     self.kind = np.array(kind + [REST]*(len(self.xy) - len(kind)))
     self._shape(r, **line)
 
+# %% ../nbs/15_simulate.ipynb #bd05f1cf
 @patch
 def _shape(self:Cells, r, fill, long, rough, order):
     "How large, how long, how bright and how ragged each cell is, and which way it lies"
@@ -212,7 +133,7 @@ def _shape(self:Cells, r, fill, long, rough, order):
     self.wobble = amp*rng.normal(0, 1, (k, 4))*np.exp(2j*np.pi*rng.random((k, 4)))
     self.bright = np.exp(rng.normal(0, 1, (k, 4))*[.28, .28, .18, .28])
 
-# %% ../nbs/15_simulate.ipynb #61ab530d
+# %% ../nbs/15_simulate.ipynb #520ab07b
 def _depth(grid, xy, r, axis, stretch, wobble):
     "Signed distance in µm from the outline of a cell: negative inside"
     z = (grid - np.complex64(xy))*np.complex64(np.conj(axis))
@@ -225,13 +146,14 @@ def _depth(grid, xy, r, axis, stretch, wobble):
         shape += (power*np.complex64(a)).real
     return rho - np.float32(r)*shape - 8/(1 + (rho/np.float32(.6*r))**6)        # no neighbour cuts into a nucleus
 
-# %% ../nbs/15_simulate.ipynb #436772a9
+# %% ../nbs/15_simulate.ipynb #34a62137
 @patch
 def _box(self:Cells, xy, reach):
     "The part of the field within `reach` µm of a point, as slices; None outside the field"
     x0, x1, y0, y1 = (int(np.clip(v*self.px, 0, self.size)) for v in (xy.real-reach, xy.real+reach, xy.imag-reach, xy.imag+reach))
     return np.s_[y0:y1, x0:x1] if x1 > x0 and y1 > y0 else None
 
+# %% ../nbs/15_simulate.ipynb #34902106
 @patch
 def _contest(self:Cells, grid):
     "Which cell has each pixel (from 1), and the depths of the first and the second"
@@ -247,7 +169,7 @@ def _contest(self:Cells, grid):
         label[box][nearer] = i + 1
     return label*(best < 0), best, second
 
-# %% ../nbs/15_simulate.ipynb #2110e99d
+# %% ../nbs/15_simulate.ipynb #32de5430
 @patch
 def _grow(self:Cells):
     "Outlines of the cells: maps `label`, `edge` (µm to the outline), `inward` (direction from it) and `contact` (a neighbour touches)"
@@ -262,7 +184,7 @@ def _grow(self:Cells):
     self.inward = (gx + 1j*gy)/np.maximum(steep, 1e-6)
     self.contact = (self.label > 0) & (second < .6) & (self.edge < 2.5)
 
-# %% ../nbs/15_simulate.ipynb #1c0df05a
+# %% ../nbs/15_simulate.ipynb #a85bed4d
 @patch
 def _nucleus_shapes(self:Cells):
     "Where the nuclei are, their two radii and their direction; the MTOC beside each"
@@ -276,13 +198,14 @@ def _nucleus_shapes(self:Cells):
     side = np.exp(2j*np.pi*rng.random(k))
     self.mtoc = self.nxy + side*(self.rim(np.arange(k), side) + 1.3)
 
+# %% ../nbs/15_simulate.ipynb #21689d34
 @patch
 def rim(self:Cells, i, direction):
     "How far the rim of nucleus `i` is from its centre in a direction, in µm"
     t = direction*self.naxis[i].conj()
     return 1/np.hypot(t.real/self.nr[i, 0], t.imag/self.nr[i, 1])
 
-# %% ../nbs/15_simulate.ipynb #b2660632
+# %% ../nbs/15_simulate.ipynb #890b7b3e
 @patch
 def _nuclei(self:Cells):
     "Maps of the nuclei: `q`, `out`, `nucleus`, and of what is around them: `cytoplasm`, `thick` (how much of the cell is in focus)"
@@ -299,7 +222,7 @@ def _nuclei(self:Cells):
     self.cytoplasm = (self.label > 0)*np.clip(self.edge/.8, 0, 1)*(1 - self.nucleus)
     self.thick = np.clip(self.edge/5, 0, 1)**.7*(.35 + .65*np.exp(-np.maximum(self.out, 0)/7))
 
-# %% ../nbs/15_simulate.ipynb #7d5ff852
+# %% ../nbs/15_simulate.ipynb #2fcc2889
 @patch
 def blobs(self:Cells,
     xy,                 # centres, µm
@@ -323,6 +246,7 @@ def blobs(self:Cells,
     ok = (x >= 0) & (x < self.size) & (y >= 0) & (y < self.size)
     return np.bincount((y*self.size + x)[ok], v[ok], minlength=self.size**2).astype(np.float32).reshape(self.size, -1)
 
+# %% ../nbs/15_simulate.ipynb #0cff7d0d
 @patch
 def _ragged(self:Cells, z, warp):
     "Relative change of the radius of bodies by direction"
@@ -330,7 +254,7 @@ def _ragged(self:Cells, z, warp):
     a = warp*self.rng.normal(0, .5, shape)*np.exp(2j*np.pi*self.rng.random(shape))
     return (u*u*a[0] + u*u*u*a[1]).real
 
-# %% ../nbs/15_simulate.ipynb #b9e32339
+# %% ../nbs/15_simulate.ipynb #7d902a00
 @patch
 def per_cell(self:Cells, count):
     "Index of every cell that has a nucleus, each `count` times; one number for all cells or one for each"
@@ -350,7 +274,7 @@ def _nucleoli(self:Cells):
     self.nucleolus_r = self.rng.uniform(.8, 1.6, len(i))*self.nr[i].mean(1)/6.5
     self.nucleoli = np.minimum(self.blobs(self.nucleolus_xy, self.nucleolus_r, warp=.35), 1)*self.nucleus
 
-# %% ../nbs/15_simulate.ipynb #24ed62c6
+# %% ../nbs/15_simulate.ipynb #0c77a496
 @patch
 def scatter(self:Cells, weight, n):
     "`n` random points, dense where the map `weight` is high; none if it is zero everywhere"
@@ -359,6 +283,7 @@ def scatter(self:Cells, weight, n):
     at = np.minimum(np.searchsorted(cum, self.rng.random(int(n))*cum[-1]), weight.size - 1)
     return (at % self.size + self.rng.random(len(at)) + 1j*(at//self.size + self.rng.random(len(at))))/self.px
 
+# %% ../nbs/15_simulate.ipynb #c46606d6
 @patch
 def lookup(self:Cells, image, xy):
     "Values of a map at points; 0 outside the field"
@@ -366,7 +291,7 @@ def lookup(self:Cells, image, xy):
     ok = (xy.real >= 0) & (x < self.size) & (xy.imag >= 0) & (y < self.size)
     return np.where(ok, image.ravel()[np.where(ok, y*self.size + x, 0)], 0)
 
-# %% ../nbs/15_simulate.ipynb #be813790
+# %% ../nbs/15_simulate.ipynb #90e491c7
 @patch
 def walk(self:Cells,
     start,              # first points, µm
@@ -381,12 +306,13 @@ def walk(self:Cells,
     turn = np.cumsum(turn, 1) + np.asarray(heading, np.float32)[:, None]
     return np.asarray(start, np.complex64)[:, None] + np.float32(step)*np.cumsum(np.exp(np.complex64(1j)*turn), 1)
 
+# %% ../nbs/15_simulate.ipynb #3ab334a1
 @patch
 def own(self:Cells, i, paths):
     "Which points of paths belong to cell `i`: a path ends for good where it leaves its cell"
     return np.logical_and.accumulate(self.lookup(self.label, paths) == (i + 1)[:, None], 1)
 
-# %% ../nbs/15_simulate.ipynb #ce37c2ae
+# %% ../nbs/15_simulate.ipynb #846c4c76
 @patch
 def around_nucleus(self:Cells, i, paths, gap=1.03):
     "Push the points of paths that lie in nucleus `i` out to `gap` times its rim"
@@ -395,7 +321,7 @@ def around_nucleus(self:Cells, i, paths, gap=1.03):
     q = np.hypot(z.real/self.nr[i, :1].astype(np.float32), z.imag/self.nr[i, 1:].astype(np.float32))/np.asarray(gap, np.float32)
     return paths + off*(1/np.clip(q, .05, 1) - 1)
 
-# %% ../nbs/15_simulate.ipynb #8c543e5c
+# %% ../nbs/15_simulate.ipynb #36d6f681
 @patch
 def strokes(self:Cells,
     paths,              # lines × points, complex, µm
@@ -418,7 +344,7 @@ def strokes(self:Cells,
     rows = drawn[::2] + drawn[1::2]
     return rows[:, ::2] + rows[:, 1::2]
 
-# %% ../nbs/15_simulate.ipynb #e9c49707
+# %% ../nbs/15_simulate.ipynb #1c191b1e
 @patch
 def microtubules(self:Cells):
     "Paths of the microtubules (filaments × points), and how bright they are along the way"
@@ -434,6 +360,7 @@ def microtubules(self:Cells):
     self._microtubules = paths, self.own(i, paths)*smooth*rng.uniform(.3, 1, len(i)).astype(np.float32)[:, None]
     return self._microtubules
 
+# %% ../nbs/15_simulate.ipynb #16a20b3d
 @patch
 def microtubule_net(self:Cells):
     "Map of the microtubules, about equally bright in every field"
@@ -443,7 +370,7 @@ def microtubule_net(self:Cells):
     self._net = net + .5*_haze(net) + .06*self.cytoplasm*self.thick
     return self._net
 
-# %% ../nbs/15_simulate.ipynb #924d4003
+# %% ../nbs/15_simulate.ipynb #9430421b
 @patch
 def spindle(self:Cells):
     "The fibres and poles of cells in mitosis"
@@ -454,6 +381,7 @@ def spindle(self:Cells):
     poles = (self.xy + np.array([[-.5], [.5]])*self.axis*self.r)[:, one].ravel()
     return np.minimum(.26*self.strokes(paths) + .8*self.blobs(poles, .5, soft=.5), 1.6)
 
+# %% ../nbs/15_simulate.ipynb #5bf7c956
 @patch
 def bridge(self:Cells):
     "The thread between two daughter cells"
@@ -464,6 +392,7 @@ def bridge(self:Cells):
     along = t*half + 1j*self.rng.normal(0, .8)*(1 - t**2) + .22j*np.linspace(-1, 1, 5)[:, None]
     return .55*self.strokes((a + b)/2 + (b - a)/abs(b - a)*along, np.where(np.abs(t) < .09, .25, 1))
 
+# %% ../nbs/15_simulate.ipynb #72e63713
 @patch
 def chromosomes(self:Cells):
     "The plate of chromosomes of cells in mitosis"
@@ -471,7 +400,7 @@ def chromosomes(self:Cells):
     off = rng.normal(0, .055, len(i)) + 1j*rng.uniform(-.48, .48, len(i))
     return np.minimum(.7*self.blobs(self.xy[i] + (self.axis*self.r)[i]*off, rng.uniform(.4, .7, len(i)), soft=.5), 1.4)
 
-# %% ../nbs/15_simulate.ipynb #22a802cd
+# %% ../nbs/15_simulate.ipynb #877cc61f
 @patch
 def reticulum(self:Cells):
     "A net that thins out away from the nucleus"
@@ -479,6 +408,7 @@ def reticulum(self:Cells):
     envelope = np.exp(-(self.out/.45)**2)*self.rest*(self.label > 0)
     return .62*self.cytoplasm*(.12 + np.exp(-np.maximum(self.out, 0)/6))*(.12 + net) + .35*envelope
 
+# %% ../nbs/15_simulate.ipynb #73aa0edc
 @patch
 def red(self:Cells):
     "Microtubules"
@@ -496,7 +426,7 @@ def yellow(self:Cells):
     net = self.reticulum()*np.clip(1 + .2*self.noise(8), .3, 2)
     return np.maximum(net + .4*_haze(net) + .03*(self.label > 0) - .3*np.minimum(self.spindle(), 1), 0)
 
-# %% ../nbs/15_simulate.ipynb #35b1c987
+# %% ../nbs/15_simulate.ipynb #34c625a2
 PATTERNS:dict[str, Callable] = {}       # class name in lower case -> function that draws it on `Cells`
 
 def pattern(
@@ -508,41 +438,45 @@ def pattern(
         return f
     return register
 
-# %% ../nbs/15_simulate.ipynb #31cdcad8
+# %% ../nbs/15_simulate.ipynb #c1371cab
 @pattern('Nucleoplasm')
 def _nucleoplasm(c):
     return .85*c.nucleus*(1 - .8*c.nucleoli)*np.clip(1 + .2*c.noise(.8) + .1*c.noise(3), .2, 2)
 
+# %% ../nbs/15_simulate.ipynb #76c0cbca
 @pattern('Nuclear membrane')
 def _nuclear_membrane(c):
     rim = np.exp(-((c.q - .98)*c.of(c.nr.mean(1), 1)/.38)**2)
     return (c.label > 0)*rim*np.clip(1 + .25*c.noise(1.5), .2, 2) + .12*c.nucleus
 
-# %% ../nbs/15_simulate.ipynb #e15503d3
+# %% ../nbs/15_simulate.ipynb #1e54f339
 @pattern('Nucleoli')
 def _nucleoli_filled(c): return c.nucleoli*np.clip(1 + .12*c.noise(.9), .3, 2) + .1*c.nucleus
 
+# %% ../nbs/15_simulate.ipynb #c8fb31eb
 @pattern('Nucleoli fibrillar center')
 def _fibrillar_centers(c):
     i = np.repeat(np.arange(len(c.nucleolus_of)), c.rng.integers(2, 7, len(c.nucleolus_of)))
     off = np.sqrt(c.rng.random(len(i)))*np.exp(2j*np.pi*c.rng.random(len(i)))
     return c.blobs(c.nucleolus_xy[i] + .75*c.nucleolus_r[i]*off, .34, c.rng.uniform(.9, 1.5, len(i)), soft=.3) + .16*c.nucleoli
 
-# %% ../nbs/15_simulate.ipynb #751141ba
+# %% ../nbs/15_simulate.ipynb #199d9c70
 @pattern('Nuclear speckles')
 def _speckles(c):
     blots = np.clip((c.noise(1.25) - .55)*1.8, 0, 1.2)
     return c.nucleus*(c.q < .93)*(1 - .8*c.nucleoli)*(blots + .12)
 
+# %% ../nbs/15_simulate.ipynb #a89f9b82
 @pattern('Nuclear bodies')
 def _nuclear_bodies(c):
     i = c.per_cell(c.rng.integers(2, 7, len(c)))
     return 1.2*c.blobs(c.in_nucleus(i, .8), c.rng.uniform(.5, .85, len(i)), c.rng.uniform(.8, 1.3, len(i)))*c.nucleus + .1*c.nucleus
 
-# %% ../nbs/15_simulate.ipynb #a200ebc0
+# %% ../nbs/15_simulate.ipynb #9b602c3f
 @pattern('Endoplasmic reticulum')
 def _er(c): return 1.5*c.reticulum()
 
+# %% ../nbs/15_simulate.ipynb #f0bc4005
 @pattern('Golgi apparatus')
 def _golgi(c):
     i, t = c.per_cell(9), np.linspace(0, 1, 20)
@@ -554,7 +488,7 @@ def _golgi(c):
     here = c.lookup(c.label, paths) == (i + 1)[:, None]
     return np.minimum(_blur(.75*c.strokes(paths, here*c.rng.uniform(.5, 1.2, (len(i), 1))), .3*c.px), 1.5)
 
-# %% ../nbs/15_simulate.ipynb #877815a6
+# %% ../nbs/15_simulate.ipynb #7477b19f
 @pattern('Mitochondria')
 def _mitochondria(c):
     start = c.scatter(c.cytoplasm*np.exp(-np.maximum(c.out, 0)/5)*(c.edge > 1), 1500*c.cytoplasm.mean() + 1)
@@ -563,6 +497,7 @@ def _mitochondria(c):
     worms = _blur(.75*c.strokes(paths, here*c.rng.uniform(.4, 1.1, (len(start), 1))), .13*c.px)
     return np.minimum(worms, 1.5) + .05*c.cytoplasm*c.thick
 
+# %% ../nbs/15_simulate.ipynb #fc6dc23b
 @pattern('Aggresome')
 def _aggresome(c):
     i = c.per_cell(c.rng.random(len(c)) < .85)
@@ -571,29 +506,26 @@ def _aggresome(c):
     lumps = c.blobs(c.nxy[i] + u*(c.rim(i, u) + .55*r), r, c.rng.uniform(.7, 1.1, len(i)), soft=.5, warp=.25)
     return np.minimum(1.4*lumps*np.clip(1 + .2*c.noise(.9), .3, 2), 1.7) + .04*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #29033588
+# %% ../nbs/15_simulate.ipynb #39135337
 @pattern('Cytosol')
 def _cytosol(c):
     return .62*(c.cytoplasm*(.3 + .7*c.thick) + .18*c.nucleus)*np.clip(1 + .07*c.noise(.7) + .1*c.noise(5), .2, 2)
 
-# %% ../nbs/15_simulate.ipynb #0c267483
-@pattern('Cytosol')
-def _cytosol(c):
-    return .62*(c.cytoplasm*(.3 + .7*c.thick) + .18*c.nucleus)*np.clip(1 + .07*c.noise(.7) + .1*c.noise(5), .2, 2)
-
-# %% ../nbs/15_simulate.ipynb #28e1e3f6
+# %% ../nbs/15_simulate.ipynb #525bd17d
 @pattern('Peroxisomes')
 def _peroxisomes(c):
     where = c.cytoplasm*(c.edge > 1)
     xy = c.scatter(where, 4000*where.mean() + 1)
     return c.blobs(xy, .24, c.rng.uniform(.7, 1.1, len(xy)), soft=.26)
 
+# %% ../nbs/15_simulate.ipynb #d2a61b31
 @pattern('Endosomes')
 def _endosomes(c):
     where = c.cytoplasm*(c.edge > 1)*np.exp(.8*c.noise(6) - np.abs(c.out - 3)/7)
     xy = c.scatter(where, 1000*c.cytoplasm.mean() + 1)
     return np.minimum(c.blobs(xy, c.rng.uniform(.3, .6, len(xy)), c.rng.uniform(.3, 1.2, len(xy)), soft=.3), 1.5) + .06*c.cytoplasm
 
+# %% ../nbs/15_simulate.ipynb #76f070d4
 @pattern('Lysosomes')
 def _lysosomes(c):
     toward = ((c.grid - c.of(c.nxy))*c.of((c.mtoc - c.nxy).conj())).real       # positive on the side of the MTOC
@@ -601,7 +533,7 @@ def _lysosomes(c):
     xy = c.scatter(where, 560*c.cytoplasm.mean() + 1)
     return np.minimum(c.blobs(xy, c.rng.uniform(.5, 1.05, len(xy)), c.rng.uniform(.5, 1.1, len(xy)), soft=.35, warp=.4), 1.5) + .04*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #80f4b491
+# %% ../nbs/15_simulate.ipynb #83b5ef01
 @pattern('Lipid droplets')
 def _lipid_droplets(c):
     where = c.cytoplasm*(c.edge > 1.5)*np.exp(.9*c.noise(7) - np.maximum(c.out, 0)/9)
@@ -609,11 +541,13 @@ def _lipid_droplets(c):
     r, amp = c.rng.gamma(6, .125, len(xy)) + .3, c.rng.uniform(.5, 1.1, len(xy))
     return np.minimum(c.blobs(xy, r, amp, ring=True, soft=.26) + .2*c.blobs(xy, r, amp), 1.5) + .04*c.cytoplasm
 
+# %% ../nbs/15_simulate.ipynb #388e7223
 @pattern('Cytoplasmic bodies')
 def _cytoplasmic_bodies(c):
     xy = c.scatter(c.cytoplasm*(c.edge > 2)*(c.out > 1), 90*c.cytoplasm.mean() + 2)
     return 1.2*c.blobs(xy, c.rng.uniform(.5, .9, len(xy)), c.rng.uniform(.6, 1.1, len(xy)), soft=.35) + .07*c.cytoplasm
 
+# %% ../nbs/15_simulate.ipynb #d3312b4a
 @pattern('Rods & rings')
 def _rods_and_rings(c):
     where = c.cytoplasm*(c.edge > 2)*(c.out > 1)
@@ -623,15 +557,16 @@ def _rods_and_rings(c):
     drawn = _blur(1.8*c.strokes(paths, here), .15*c.px) + 1.2*c.blobs(rings, c.rng.uniform(1, 1.9, len(rings)), ring=True, soft=.36)
     return np.minimum(drawn, 1.6) + .04*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #05778218
+# %% ../nbs/15_simulate.ipynb #27e849b1
 @pattern('Vesicles and punctate cytosolic patterns')
 def _vesicles(c):
     return c.rng.choice([_peroxisomes, _endosomes, _lysosomes, _lipid_droplets, _cytoplasmic_bodies])(c)
 
-# %% ../nbs/15_simulate.ipynb #86de15a2
+# %% ../nbs/15_simulate.ipynb #4e869744
 @pattern('Microtubules')
 def _microtubules(c): return 1.1*c.microtubule_net() + .9*c.spindle()
 
+# %% ../nbs/15_simulate.ipynb #1a45dd5d
 @pattern('Microtubule ends')
 def _microtubule_ends(c):
     paths, bright = c.microtubules()
@@ -640,7 +575,7 @@ def _microtubule_ends(c):
     comet[:, -5:] = False                       # a path that only ran out of points has no end
     return np.minimum(.75*c.strokes(paths, comet), 1.4) + .05*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #d798b0b9
+# %% ../nbs/15_simulate.ipynb #1969aa53
 @pattern('Intermediate filaments')
 def _intermediate_filaments(c):
     i, rng = c.per_cell(46), c.rng
@@ -652,6 +587,7 @@ def _intermediate_filaments(c):
     paths = c.around_nucleus(i, paths, rng.uniform(1.02, 1.1, n)[:, None])
     return np.minimum(_blur(.45*c.strokes(paths, c.own(i, paths)*rng.uniform(.4, 1.2, (n, 1))), .1*c.px), 1.7) + .04*c.cytoplasm
 
+# %% ../nbs/15_simulate.ipynb #018a79d4
 @pattern('Actin filaments')
 def _actin(c):
     i, rng, t = np.repeat(np.arange(len(c)), 34), c.rng, np.linspace(-1, 1, 32)
@@ -665,7 +601,7 @@ def _actin(c):
     cortex = (c.label > 0)*np.exp(-(c.edge/.5)**2)*np.clip(1 + .4*c.noise(3), .1, 2)
     return fibres + .3*_haze(fibres) + .45*cortex
 
-# %% ../nbs/15_simulate.ipynb #e4499f4b
+# %% ../nbs/15_simulate.ipynb #52e8d2bf
 @pattern('Microtubule organizing center')
 def _mtoc(c):
     i, one = c.per_cell(12), c.per_cell(1)
@@ -673,6 +609,7 @@ def _mtoc(c):
     fade = np.linspace(1, .15, 9)*c.rng.uniform(.4, 1, (len(i), 1))
     return .55*c.strokes(aster, fade) + .75*c.blobs(c.mtoc[one], 1.1, soft=1.) + .05*c.cytoplasm
 
+# %% ../nbs/15_simulate.ipynb #27be555f
 @pattern('Centrosome')
 def _centrosome(c):
     i = c.per_cell(1)
@@ -680,31 +617,18 @@ def _centrosome(c):
     two = c.rng.random(len(i)) < .6
     return 2.4*c.blobs(np.r_[c.mtoc[i] - u*two, (c.mtoc[i] + u)[two]], .5, soft=.3) + .06*c.cytoplasm + .04*c.nucleus
 
-# %% ../nbs/15_simulate.ipynb #2917b2e6
-@pattern('Microtubule organizing center')
-def _mtoc(c):
-    i, one = c.per_cell(12), c.per_cell(1)
-    aster = c.walk(c.mtoc[i], 2*np.pi*c.rng.random(len(i)), 9, .5, .12)
-    fade = np.linspace(1, .15, 9)*c.rng.uniform(.4, 1, (len(i), 1))
-    return .55*c.strokes(aster, fade) + .75*c.blobs(c.mtoc[one], 1.1, soft=1.) + .05*c.cytoplasm
-
-@pattern('Centrosome')
-def _centrosome(c):
-    i = c.per_cell(1)
-    u = c.rng.uniform(.45, .8, len(i))*np.exp(2j*np.pi*c.rng.random(len(i)))
-    two = c.rng.random(len(i)) < .6
-    return 2.4*c.blobs(np.r_[c.mtoc[i] - u*two, (c.mtoc[i] + u)[two]], .5, soft=.3) + .06*c.cytoplasm + .04*c.nucleus
-
-# %% ../nbs/15_simulate.ipynb #d2387bb1
+# %% ../nbs/15_simulate.ipynb #24defa6c
 @pattern('Plasma membrane')
 def _plasma_membrane(c):
     line = np.exp(-(c.edge/.55)**2) + .25*np.exp(-c.edge/1.5)
     return (c.label > 0)*(.85*line*np.clip(1 + .3*c.noise(2.5), .3, 2) + .12*np.clip(1 + .5*c.noise(1.2), 0, 3))
 
+# %% ../nbs/15_simulate.ipynb #9dc1a777
 @pattern('Cell junctions')
 def _cell_junctions(c):
     return c.contact*np.exp(-(c.edge/.6)**2)*np.clip(.8 + .75*c.noise(2), 0, 1.6) + .03*c.cytoplasm
 
+# %% ../nbs/15_simulate.ipynb #ed7f582c
 @pattern('Focal adhesion sites')
 def _focal_adhesions(c):
     rim = (c.edge > .6) & (c.edge < 3.5)
@@ -713,7 +637,7 @@ def _focal_adhesions(c):
     dashes = c.strokes(xy[:, None] + u[:, None]*np.linspace(0, 1, 8), c.rng.uniform(.5, 1.1, (len(xy), 1)))
     return np.minimum(_blur(1.1*dashes, .15*c.px), 1.5) + .06*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #b6760bae
+# %% ../nbs/15_simulate.ipynb #67ae8343
 @pattern('Cytokinetic bridge')
 def _cytokinetic_bridge(c): return 1.3*c.bridge() + .06*c.cytoplasm
 
@@ -722,11 +646,11 @@ def _mitotic_spindle(c): return 1.2*c.spindle() + .06*c.cytoplasm
 
 DIVISIONS = {'mitotic spindle': 'spindle', 'cytokinetic bridge': 'bridge'}      # cells in division that a class needs
 
-# %% ../nbs/15_simulate.ipynb #89fceab8
+# %% ../nbs/15_simulate.ipynb #6ac31656
 @pattern('Negative')
 def _negative(c): return .02*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #7ab8c406
+# %% ../nbs/15_simulate.ipynb #743aea50
 def _expose(
     channels,       # four maps, about 0 to 1
     cells,          # for the brightness of each cell
@@ -743,7 +667,7 @@ def _expose(
         out[k] = np.clip(205*img - 1, 0, 255)
     return out
 
-# %% ../nbs/15_simulate.ipynb #d29f876e
+# %% ../nbs/15_simulate.ipynb #661000c7
 def _draw(draws, divide, size, seed, stain, n_cells=None):
     "A field whose protein is drawn by the functions `draws`: image and mask"
     rng, stain = np.random.default_rng(seed), np.random.default_rng(stain)
@@ -757,6 +681,7 @@ def _draw(draws, divide, size, seed, stain, n_cells=None):
     img = _expose([cells.red(), protein, cells.blue(), cells.yellow()], cells, rng, gain)
     return img, _number(cells.label)
 
+# %% ../nbs/15_simulate.ipynb #0375cb9e
 def _number(label):
     "Number the cells that can be seen 1, 2, …"
     seen = np.flatnonzero(np.bincount(label.ravel())[1:]) + 1
@@ -764,7 +689,7 @@ def _number(label):
     number[seen] = np.arange(1, len(seen) + 1)
     return number[label]
 
-# %% ../nbs/15_simulate.ipynb #48042ac9
+# %% ../nbs/15_simulate.ipynb #5bb6caa9
 def _drawings(targets, labels):
     "The functions that draw classes given by number, and the divisions they need"
     for t in targets:
@@ -775,9 +700,10 @@ def _drawings(targets, labels):
     return [PATTERNS[n.casefold()] for n in names], {DIVISIONS[n.casefold()] for n in names if n.casefold() in DIVISIONS}
 
 def _check_size(size):
+    "Refuse a field too small to show cells"
     if size < 32: raise SimulateError(f'size={size}: a field needs at least 32 pixels a side')
 
-# %% ../nbs/15_simulate.ipynb #09a481ce
+# %% ../nbs/15_simulate.ipynb #ba4a0682
 def simulate_fov(
     targets:Sequence[int],          # classes of the protein, numbers in `labels`; none draws no protein
     size:int=256,                   # pixels a side; the field is 82 µm wide at any size
@@ -791,19 +717,19 @@ def simulate_fov(
     draws, divide = _drawings(targets, get_labels(labels))
     return _draw(draws, divide, size, seed, seed, n_cells)
 
-# %% ../nbs/15_simulate.ipynb #d6e2b664
+# %% ../nbs/15_simulate.ipynb #e71429f1
 CLASS_FREQUENCY = dict(zip((name.casefold() for name in HPA28.classes), np.array([
     12885, 1254, 3621, 1561, 1858, 2513, 1008, 2822, 53, 45, 28, 1093, 688, 537, 1066, 21, 530, 210, 902, 1482,
     172, 3777, 802, 2965, 322, 8228, 328, 11])/31072)) | {'vesicles and punctate cytosolic patterns': .028, 'negative': .002}
 
-# %% ../nbs/15_simulate.ipynb #c69a708e
+# %% ../nbs/15_simulate.ipynb #f7db62e6
 def _presence(freq):
     "Chances for which classes drawn independently, at least one, have the frequencies `freq`"
     c, freq = 1., np.minimum(freq*max(1, 1.2/freq.sum()), 1)
     for _ in range(300): c = 1 - np.prod(1 - c*freq)
     return c*freq
 
-# %% ../nbs/15_simulate.ipynb #587f356c
+# %% ../nbs/15_simulate.ipynb #93b74ea6
 def _label_set(rng, labels, p):
     "A label set with the imbalance of the competition"
     names, hit = [c.casefold() for c in labels.classes], np.zeros(len(p), bool)
@@ -813,17 +739,7 @@ def _label_set(rng, labels, p):
     if 'negative' in found: found = {'negative'}
     return [i for i, name in enumerate(names) if name in found]
 
-# %% ../nbs/15_simulate.ipynb #fefa9d28
-def _label_set(rng, labels, p):
-    "A label set with the imbalance of the competition"
-    names, hit = [c.casefold() for c in labels.classes], np.zeros(len(p), bool)
-    while not 1 <= hit.sum() <= 5: hit = rng.random(len(p)) < p
-    found = {names[i] for i in np.flatnonzero(hit)}
-    if 'lysosomes' in found: found.add('endosomes')
-    if 'negative' in found: found = {'negative'}
-    return [i for i, name in enumerate(names) if name in found]
-
-# %% ../nbs/15_simulate.ipynb #2e19a061
+# %% ../nbs/15_simulate.ipynb #46282af4
 def _plan_atlas(n, labels, seed):
     "Antibody and label set of `n` fields, classes as frequent as in the competition"
     freq = np.array([CLASS_FREQUENCY.get(c.casefold(), .03) for c in labels.classes])
@@ -834,7 +750,7 @@ def _plan_atlas(n, labels, seed):
         a += 1
     return plan[:n]
 
-# %% ../nbs/15_simulate.ipynb #4abad16f
+# %% ../nbs/15_simulate.ipynb #6c65595b
 def _plan_even(n, labels, seed):
     "Antibody and label set of `n` fields, all classes about equally frequent"
     C, rng = len(labels), np.random.default_rng([seed, 2])
@@ -842,13 +758,14 @@ def _plan_even(n, labels, seed):
     antibody = [int(main + C*(i//C//fields[main])) for i, main in ((i, order[i % C]) for i in range(n))]
     return [(a, _mixed(np.random.default_rng([seed, 3, a]), a % C, labels)) for a in antibody]
 
+# %% ../nbs/15_simulate.ipynb #bd76fe5a
 def _mixed(rng, main, labels):
     "The class `main` and up to two others"
     others = [j for j in range(len(labels)) if j not in (main, labels.negative)]
     n = min(len(others), 0 if main == labels.negative else int(rng.choice(3, p=[.6, .32, .08])))
     return sorted([main, *map(int, rng.choice(others, n, replace=False))]) if n else [main]
 
-# %% ../nbs/15_simulate.ipynb #75ac5969
+# %% ../nbs/15_simulate.ipynb #f6deffdd
 def _fov_id(antibody, n, seed):
     "Name of the `n`th field of an antibody, and the name of the antibody"
     rng, name = np.random.default_rng([seed, 4, antibody]), 10000 + 97*antibody + seed % 97
@@ -863,7 +780,7 @@ def _plan(n, labels, seed, balance):
         rows.append((fov, labels.format(targets), antibody, a, targets))
     return pd.DataFrame(rows, columns=['Id', 'Target', 'antibody', 'a', 'targets'])
 
-# %% ../nbs/15_simulate.ipynb #1f8c7f53
+# %% ../nbs/15_simulate.ipynb #8a04da1c
 def _check_atlas(path, n, size, balance, force):
     "Refuse what cannot be drawn or must not be overwritten"
     if n < 1: raise SimulateError(f'n={n}: an atlas needs at least one field of view')
@@ -874,6 +791,7 @@ def _check_atlas(path, n, size, balance, force):
     if not (path/'simulated.json').exists(): raise SimulateError(f'{path/taken[0]} exists and is not of a simulated atlas: choose another folder')
     if not force: raise SimulateError(f'{path} already holds an atlas: choose another folder, or force=True to replace it')
 
+# %% ../nbs/15_simulate.ipynb #ba6473fd
 def _prepare(path, about, masks):
     "Empty folders for an atlas, and its marker"
     try:
@@ -883,17 +801,17 @@ def _prepare(path, about, masks):
         (path/'simulated.json').write_text(json.dumps(about, indent=2))
     except OSError as e: raise SimulateError(f'cannot write in {path}: {e.strerror}; choose another folder') from e
 
-# %% ../nbs/15_simulate.ipynb #f95f2b56
+# %% ../nbs/15_simulate.ipynb #d5f01f18
 def _write_fov(path, fov, masks, *drawing):
     "Draw one field and write its files"
     img, mask = _draw(*drawing)
     files = {path/'train'/f'{fov}_{name}.png': plane for name, plane in zip(CHANNELS, img)}
     if masks: files[path/'masks'/f'{fov}.png'] = mask.astype(np.uint8)
     try:
-        for file, plane in files.items(): Image.fromarray(plane).save(file, compress_level=1)
+        for file, plane in files.items(): Image.fromarray(plane).save(file, compress_level=1, compress_type=zlib.Z_RLE)
     except OSError as e: raise SimulateError(f'cannot write {file}: {e.strerror or e}') from e
 
-# %% ../nbs/15_simulate.ipynb #fe3c8514
+# %% ../nbs/15_simulate.ipynb #659e6362
 def simulate_atlas(
     path:str|Path,                  # folder to write: `train.csv`, `train/<Id>_<channel>.png`
     n:int=600,                      # fields of view

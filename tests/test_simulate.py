@@ -6,7 +6,7 @@ from PIL import Image
 from hpa_fastai.labels import HPA28, HPA19, ZTG10, HPAError, LabelSet, read_labels
 from hpa_fastai.fields import find_images
 from hpa_fastai.simulate import (Cells, CLASS_FREQUENCY, PATTERNS, SimulateError, pattern, simulate_atlas, simulate_fov,
-    _plan, _plan_even)
+    _number, _plan, _plan_even)
 
 def number(name): return HPA28.classes.index(name)
 
@@ -56,6 +56,10 @@ def test_a_larger_field_shows_the_same_cells(seed):
     small, large = simulate_fov([0], 128, seed)[1], simulate_fov([0], 384, seed)[1]
     assert (small == large[1::3, 1::3]).mean() > .95
 
+def test_the_mask_has_no_gaps_in_its_numbers():
+    assert _number(np.array([[0, 3], [3, 7]])).tolist() == [[0, 1], [1, 2]]
+    assert _number(np.array([[2, 2]])).tolist() == [[1, 1]]
+
 def test_cells_touch_and_leave_gaps():
     masks = [simulate_fov([], 128, s)[1] for s in range(8)]
     def border(m): return ((m[:, 1:] != m[:, :-1]) & (m[:, 1:] > 0) & (m[:, :-1] > 0)).sum()
@@ -101,6 +105,14 @@ def test_edge_patterns():
     assert inside(np.maximum(drawn - .05, 0), c.contact & (c.edge < 1.5)) > .95
     drawn, c = drawing('Focal adhesion sites', size=256)
     assert inside(np.maximum(drawn - .1, 0), (c.edge < 7) & (c.q > 1)) > .9
+
+def test_contact_is_where_a_neighbour_is():
+    from scipy.ndimage import maximum_filter, minimum_filter
+    c = Cells(np.random.default_rng(3), 256, 9)
+    high, low = maximum_filter(c.label, 13), minimum_filter(np.where(c.label > 0, c.label, 999), 13)      # within 2 µm
+    neighbour = (high != c.label) | (low != c.label)
+    assert inside(c.contact & (c.edge < 1), neighbour) > .9
+    assert .2 < (c.contact & (c.edge < 1)).sum()/((c.label > 0) & (c.edge < 1)).sum() < .95
 
 def test_bodies_differ_in_number_and_size():
     def count(name):
@@ -173,6 +185,10 @@ def test_another_seed_gives_other_cells(tmp_path):
     a, b = quick(tmp_path/'a', n=3), quick(tmp_path/'b', n=3, seed=1)
     assert not set(a.antibody) & set(b.antibody)
     assert not set(files(tmp_path/'a').values()) & set(files(tmp_path/'b').values())
+
+def test_no_two_fields_of_an_atlas_are_the_same(tmp_path):
+    df = quick(tmp_path/'a', n=12, masks=True)
+    assert len({(tmp_path/'a'/'masks'/f'{i}.png').read_bytes() for i in df.Id}) == 12
 
 def test_a_script_needs_no_main_guard(tmp_path):
     script = tmp_path/'make.py'
