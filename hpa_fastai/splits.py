@@ -201,7 +201,7 @@ def shake(self:_Deal, rounds=80, groups=4, seed=0):
         for t in [one_of(rare) for _ in range(groups)]:
             a, b = one_of(np.flatnonzero(self.n[t])), one_of(range(len(self.share)))
             if not self._pinned()[t,a]: self._step(t, a, -1); self._step(t, b)
-        if self.move().swap().price()<best[2]: best = self.n.copy(), self.off.copy(), self.price()
+        if self.move().swap().price()<=best[2]: best = self.n.copy(), self.off.copy(), self.price()
         else: self.n, self.off = best[0].copy(), best[1].copy()
     return self
 
