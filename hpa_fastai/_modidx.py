@@ -479,6 +479,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hpa_fastai.splits.SplitError': ('splits.html#spliterror', 'hpa_fastai/splits.py'),
                                    'hpa_fastai.splits._Deal': ('splits.html#_deal', 'hpa_fastai/splits.py'),
                                    'hpa_fastai.splits._Deal.__post_init__': ('splits.html#_deal.__post_init__', 'hpa_fastai/splits.py'),
+                                   'hpa_fastai.splits._Deal._gaps': ('splits.html#_deal._gaps', 'hpa_fastai/splits.py'),
                                    'hpa_fastai.splits._Deal._pinned': ('splits.html#_deal._pinned', 'hpa_fastai/splits.py'),
                                    'hpa_fastai.splits._Deal._prices': ('splits.html#_deal._prices', 'hpa_fastai/splits.py'),
                                    'hpa_fastai.splits._Deal._step': ('splits.html#_deal._step', 'hpa_fastai/splits.py'),
