@@ -13,7 +13,7 @@ from hashlib import blake2b
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .labels import *
-from .labels import _find_columns, is_blank
+from .labels import _find_columns, _is_blank
 from .duplicates import *
 
 # %% ../nbs/20_splits.ipynb #168aa4d1
@@ -57,7 +57,7 @@ def group_codes(
     "Number the groups of a table; a row without a group is one of its own."
     ids = _ids(df)
     values = _group_values(df, ids, group)
-    keys = [('Id', i) if is_blank(v) else v for i,v in zip(ids, values)]
+    keys = [('Id', i) if _is_blank(v) else v for i,v in zip(ids, values)]
     return pd.factorize(np.array([*keys, None], dtype=object)[:-1])[0]
 
 # %% ../nbs/20_splits.ipynb #af614e9e
