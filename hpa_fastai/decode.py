@@ -8,7 +8,7 @@ __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'Planes', 'FULL_PIXEL', 'FULL_SIDE', 'open_
            'wanted_channels', 'ImageReader', 'geometry', 'naming']
 
 # %% ../nbs/07_decode.ipynb #76e72d8a
-import io, os, re
+import io, logging, os, re
 from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,18 +60,23 @@ def _read_tiff(f, z=None, header=False):
         if photometric in _not_grey: raise ImageError(f'colours of type {photometric} are not intensities; save it as grey (black is zero) or RGB')
         axes = _likely_axes(series.axes, series.shape)
         _check_size(*(series.shape[axes.index(c)] for c in 'XY'))
+        _check_complete(series, tif.filehandle.size)
         a = _no_pixels(series.dtype, series.shape) if header else _tiff_pixels(series, f)
         return _to_planes(a, axes, z, _tiff_names(tif), colour=photometric in ('RGB','YCBCR'), form='TIFF')
 
+logging.getLogger('tifffile').addHandler(logging.NullHandler()) # what it says about a damaged file is in our error; not twice on the screen
 _not_grey = ('PALETTE', 'SEPARATED', 'MINISWHITE', 'MASK')
 
 def _no_pixels(dtype, shape): return np.broadcast_to(np.zeros((), dtype), shape) # stands for pixels where only the header is read
 
 # %% ../nbs/07_decode.ipynb #c827d4a3
+def _check_complete(series, n_bytes):
+    "Whether all the pixels that a TIFF speaks of are in the file"
+    lost = sum(p is None or any(o+n>n_bytes for o,n in zip(p.dataoffsets, p.databytecounts)) for p in series.pages)
+    if lost: raise ImageError(f'damaged or cut off ({lost} of {len(series.pages)} planes end beyond the file); copy it again')
+
 def _tiff_pixels(series, f):
     "All pixels of a TIFF series; what tifffile has no codec for (LZW) goes through Pillow's libtiff"
-    lost = sum(p is None for p in series.pages)
-    if lost: raise ImageError(f'{lost} of {len(series.pages)} planes are not in the file: cut off while it was written or copied?')
     try: return series.asarray()
     except ValueError as e:
         if 'imagecodecs' not in str(e): raise

@@ -154,7 +154,7 @@ def find_images(
 def _from_paths(source):
     "The table of a csv (or DataFrame) with an Id, and one path or a path for each channel; relative paths start at the csv"
     where,base = ('table','') if isinstance(source, pd.DataFrame) else (os.path.basename(source), str(source).replace(os.sep, '/').rpartition('/')[0])
-    df = (source if isinstance(source, pd.DataFrame) else pd.read_csv(source, dtype=str)).copy()
+    df = source.copy() if isinstance(source, pd.DataFrame) else _read_csv(source)
     df = df.rename(columns={c: k for c in df for k in ('Id','path',*CHANNELS) if str(c).lower()==k.lower()})
     if 'Id' not in df: raise ImageError(f'{where} has no column Id (columns are {", ".join(map(str, df))})')
     if not set(df) & {'path',*CHANNELS}: raise ImageError(f"{where} names no files: give it a column path, or {', '.join(CHANNELS)}; to put the images of a folder beside a table of labels use attach_images")
@@ -164,6 +164,11 @@ def _from_paths(source):
     df['layout'] = df.get('layout', pd.Series([_layout(r) for r in zip(*(df[c] for c in CHANNELS))], index=df.index, dtype=object))
     return df[_columns + [c for c in df if c not in _columns and c!='path' and not str(c).startswith('Unnamed:')]].sort_values('Id', ignore_index=True)
 
+def _read_csv(path):
+    "A csv as text"
+    try: return pd.read_csv(path, dtype=str, encoding='utf-8-sig')
+    except Exception as e: raise ImageError(f'{path}: ' + ('no such file' if isinstance(e, FileNotFoundError) else f'cannot be read as a csv ({" ".join(str(e).split())})')) from None
+
 def _full_path(path, base):
     "A path of a table, None where there is none"
     if not isinstance(path, (str, os.PathLike)) or not str(path).strip(): return None
@@ -172,7 +177,7 @@ def _full_path(path, base):
 
 def _layout(paths):
     "How the paths of the four channels store a field of view"
-    if len(set(paths))>1: return 'channels'
+    if len(set(paths))>1 or paths[0] is None: return 'channels'
     return 'zarr' if str(paths[0]).rstrip('/').lower().endswith('.zarr') else 'single'
 
 # %% ../nbs/05_fields.ipynb #cb867a53

@@ -98,6 +98,8 @@ def _check_pixels(res, row, reader):
             if a.dtype==np.uint16: res['top'] = max(res.get('top', 0), int(a.max()))
             small[c] = np.asarray(resize_plane(a.astype(np.float32), (128,128)))
     except Exception as e: return res['problems'].append(('error', _kind_of(str(e)), '', str(e) if isinstance(e, HPAError) else repr(e)))
+    absent = [c for c in wanted_channels(reader.channels) if c not in small and isinstance(row[c], str)]
+    if absent and not any(p[1]=='missing channel' for p in res['problems']): res['problems'].append(('error' if reader.missing=='error' else 'note', 'missing channel', row[absent[0]], ', '.join(absent)))
     if small.keys()>={'red','yellow'} and (r:=likeness(small['red'], small['yellow']))<.4: res['problems'].append(('note', 'suspicious ER', row['yellow'], f'yellow and red do not look like one field: correlation {r:.2f}'))
 
 def likeness(
@@ -114,7 +116,8 @@ def check_labels(
     ids, # of the fields of view in the folder
 ) -> tuple[list, str]: # problems (level, kind, Id, detail), and one line about the csv
     "What is wrong with a csv, and between it and a folder"
-    table = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    try: table = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding='utf-8-sig')
+    except Exception as e: return [('error', 'unreadable csv', '', f'{csv}: {type(e).__name__} {" ".join(str(e).split())}')], 'not read'
     sets = [get_labels(labels)] if labels is not None else [s for s in (HPA28, HPA19, ZTG10) if {s.id_col, s.label_col}<=set(table.columns)][:1]
     id_col = next((c for c in ([s.id_col for s in sets]+['Id','ID','Image','id']) if c in table), None)
     if id_col is None: return [('error', 'csv without ids', '', f'{os.path.basename(csv)} has no column Id (columns are {", ".join(table)})')], f'{len(table)} rows'

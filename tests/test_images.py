@@ -1,5 +1,5 @@
 "Finding and reading fields of view: every layout, every setting, every kind of bad file."
-import io, json, os, struct, zlib
+import io, json, os, pickle, struct, zlib
 from dataclasses import asdict
 import numpy as np, pandas as pd, pytest, tifffile, torch
 from PIL import Image
@@ -85,6 +85,11 @@ def test_csv_of_paths(tmp_path):
     assert same(read_image(find_images(t).iloc[0]), x)
     (tmp_path/'twice.csv').write_text('Id,path\na,x.png\na,y.png\n')
     with pytest.raises(ImageError, match='twice.csv row 3: Id a'): find_images(tmp_path/'twice.csv')
+
+def test_csv_without_files(tmp_path):
+    (tmp_path/'e.csv').write_text('Id,red,green\nx,,\n')
+    with pytest.raises(ImageError, match='x: no channel has a file'): read_image(find_images(tmp_path/'e.csv').iloc[0])
+    with pytest.raises(ImageError, match='none.csv: no such file'): find_images(tmp_path/'none.csv')
 
 def test_list_of_files(tmp_path):
     write(tmp_path/'p', picture(16))
@@ -400,8 +405,11 @@ def test_data_block_in_worker_processes(tmp_path):
     for i in range(8): write(tmp_path, picture(48), str(i))
     df = attach_images(pd.DataFrame(dict(Id=[str(i) for i in range(8)], Target=['0','1 2']*4)), tmp_path)
     block = DataBlock(blocks=(RGBYBlock(32), MultiCategoryBlock), get_y=ColReader('Target', label_delim=' '), splitter=RandomSplitter(.5, seed=0), batch_tfms=aug_transforms(size=24))
-    x,y = block.dataloaders(df, bs=2, num_workers=1).one_batch()
+    dls = block.dataloaders(df, bs=2, num_workers=1)
+    x,y = dls.one_batch()
     assert type(x) is TensorRGBY and x.shape==(2,4,24,24) and x.dtype==torch.float32 and 0<=x.min() and x.max()<=1
+    new = pickle.loads(pickle.dumps(dls.new_empty())).test_dl(df.iloc[[5]], num_workers=0).one_batch()[0]
+    assert new.shape==(1,4,24,24)
 
 def test_read_images_stops_when_nobody_listens(tmp_path):
     for i in range(30): write(tmp_path, picture(16), f'{i:02}')

@@ -46,6 +46,18 @@ def test_broken_file_is_found_by_headers_alone(atlas, kind):
     assert v.problems.Id[0]==v.table.Id[2] and v.table.problems[2]==kind and (v.table.problems=='').sum()==7
     assert kind in str(v) and all(len(line)<200 for line in str(v).splitlines())
 
+@pytest.mark.parametrize('compression', [None, 'zlib'])
+def test_cut_tiff_is_found_by_headers_alone(tmp_path, compression):
+    for c in CHANNELS: tifffile.imwrite(tmp_path/f'a_{c}.tif', np.random.default_rng(len(c)).integers(0, 255, (64,64), dtype=np.uint8), compression=compression)
+    assert not len(verify_images(tmp_path).problems)
+    p = tmp_path/'a_red.tif'
+    p.write_bytes(p.read_bytes()[:-1000])
+    assert found(verify_images(tmp_path))=={('error','truncated or damaged')}
+    tifffile.imwrite(tmp_path/'b.tif', np.random.default_rng(0).integers(0, 255, (4,64,64), dtype=np.uint8), compression=compression, photometric='minisblack')
+    p.unlink(), (tmp_path/'b.tif').write_bytes((tmp_path/'b.tif').read_bytes()[:-5000])
+    v = verify_images(tmp_path)
+    assert set(v.problems.Id)=={'a','b'} and set(v.problems.level)=={'error'}
+
 def test_folder_and_link_in_place_of_files(atlas):
     for i in (0,1): file(atlas, i, 'red').unlink() if i==1 else None
     p = atlas/'train'/f'{find_images(atlas/"train").Id[1]}_red.png'
@@ -139,6 +151,16 @@ def test_files_of_several_channels(tmp_path):
 def test_composites_are_listed_as_passed_over(atlas):
     (atlas/'train'/f'{find_images(atlas/"train").Id[0]}_red_green.jpg').touch()
     assert found(check(atlas))=={('warning','passed over')}
+
+def test_transparency_is_not_er(tmp_path):
+    a = np.random.default_rng(0).integers(0, 255, (64,64,4), dtype=np.uint8)
+    a[...,3] = 255
+    Image.fromarray(a).save(tmp_path/'a.png')
+    assert found(verify_images(tmp_path, deep=True))=={('error','missing channel')}
+
+def test_csv_that_is_none(atlas):
+    (atlas/'x.csv').write_bytes(b'')
+    assert found(check(atlas, csv=atlas/'x.csv'))=={('error','unreadable csv')}
 
 def test_empty_folder_needs_attention(tmp_path):
     v = verify_images(tmp_path)
