@@ -37,6 +37,7 @@ class LabelSet:
     def __post_init__(self):
         object.__setattr__(self, 'classes', tuple(self.classes))
         _check_classes(self.name, self.classes)
+
     @cached_property
     def numbers(self) -> dict:
         "The number of each class, by its case-folded name."
