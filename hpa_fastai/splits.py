@@ -13,7 +13,7 @@ from hashlib import blake2b
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .labels import *
-from .labels import _find_columns, is_blank
+from .labels import _find_columns, _is_blank
 from .duplicates import *
 
 # %% ../nbs/20_splits.ipynb #168aa4d1
@@ -57,7 +57,7 @@ def group_codes(
     "Number the groups of a table; a row without a group is one of its own."
     ids = _ids(df)
     values = _group_values(df, ids, group)
-    keys = [('Id', i) if is_blank(v) else v for i,v in zip(ids, values)]
+    keys = [('Id', i) if _is_blank(v) else v for i,v in zip(ids, values)]
     return pd.factorize(np.array([*keys, None], dtype=object)[:-1])[0]
 
 # %% ../nbs/20_splits.ipynb #af614e9e
@@ -129,8 +129,7 @@ def greedy(self:_Deal):
 @patch
 def _pinned(self:_Deal):
     "T × P: whether a group of the type is the last with some needed class in the part."
-    last = ((self.n.T@self.has)==1) & self.needed
-    return (self.has@last.T>0) | (self.n==0)
+    return (self._gaps()[1]>0) | (self.n==0)
 
 # %% ../nbs/20_splits.ipynb #37a2df63
 @patch
@@ -141,16 +140,26 @@ def _prices(self:_Deal):
 
 # %% ../nbs/20_splits.ipynb #02d34ff3
 @patch
-def spread(self:_Deal):
+def _gaps(self:_Deal):
+    "P × C: needed classes that a part lacks; and T × P: how many a part would lack more if a group of the type left it."
+    groups = self.n.T@self.has
+    return (groups==0) & self.needed, self.has@((groups==1) & self.needed).T
+
+# %% ../nbs/20_splits.ipynb #eb99bdfd
+@patch
+def spread(self:_Deal, seed=0, most=1000):
     "Bring every class that has enough groups into every part."
-    for _ in range(self.needed.sum()*len(self.share)):
-        missing = np.argwhere(((self.n.T@self.has)==0) & self.needed)
-        for part,c in missing:
-            out, into = self._prices()
-            price = np.where(self.has[:,[c]]>0, out+into[:,[part]], np.inf)
-            t, source = np.unravel_index(price.argmin(), price.shape)
-            if np.isfinite(price[t,source]): self._step(t, source, -1); self._step(t, part); break
-        else: return self
+    rng, best = np.random.RandomState(seed%2**32), (np.inf, None, None)
+    for _ in range(most):
+        missing, lost = self._gaps()
+        if missing.sum()<best[0]: best = missing.sum(), self.n.copy(), self.off.copy()
+        if not missing.any(): return self
+        part, c = np.argwhere(missing)[int(rng.random_sample()*missing.sum())]
+        opened = lost-(self.has@missing[part])[:,None] + (4 if rng.random_sample()<.5 else .01)*rng.random_sample(lost.shape)
+        possible = (self.has[:,[c]]>0) & (self.n>0)
+        t, source = np.unravel_index(np.where(possible, opened, np.inf).argmin(), lost.shape)
+        self._step(t, source, -1); self._step(t, part)
+    self.n, self.off = best[1:]
     return self
 
 # %% ../nbs/20_splits.ipynb #00858c02
@@ -192,7 +201,7 @@ def _swap_once(self:_Deal, a, b, width):
 
 # %% ../nbs/20_splits.ipynb #e41e4487
 @patch
-def shake(self:_Deal, rounds=80, groups=4, seed=0):
+def shake(self:_Deal, seed=0, rounds=80, groups=4):
     "Throw a few of the rarest groups about and descend again, keeping the best deal."
     rng, rare = np.random.RandomState(seed%2**32), np.argsort(-self.rarity, kind='stable')[:200]
     one_of = lambda a: a[int(rng.random_sample()*len(a))]
@@ -201,7 +210,7 @@ def shake(self:_Deal, rounds=80, groups=4, seed=0):
         for t in [one_of(rare) for _ in range(groups)]:
             a, b = one_of(np.flatnonzero(self.n[t])), one_of(range(len(self.share)))
             if not self._pinned()[t,a]: self._step(t, a, -1); self._step(t, b)
-        if self.move().swap().price()<best[2]: best = self.n.copy(), self.off.copy(), self.price()
+        if self.move().swap().price()<=best[2]: best = self.n.copy(), self.off.copy(), self.price()
         else: self.n, self.off = best[0].copy(), best[1].copy()
     return self
 
@@ -225,7 +234,7 @@ def _deal(df, share, group, labels, seed):
     sizes = np.stack([np.bincount(codes, weights=column) for column in held.T], 1).astype('<i4')
     types, type_of, count = _types(sizes)
     order = np.argsort(_hashes(map(bytes, types), seed), kind='stable')
-    n = _Deal(types.astype(float), count, np.array(share, float), order).greedy().spread().move().swap().shake(seed=seed).n
+    n = _Deal(types.astype(float), count, np.array(share, float), order).greedy().spread(seed).move().swap().shake(seed).n
     part = np.empty(len(sizes), int)
     part[np.lexsort((_hashes(_first_ids(ids, codes), seed), type_of))] = np.repeat(np.tile(np.arange(len(share)), len(types)), n.reshape(-1))
     return part[codes]
