@@ -391,6 +391,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'hpa_fastai.thresholds._crossfit': ('thresholds.html#_crossfit', 'hpa_fastai/thresholds.py'),
                                        'hpa_fastai.thresholds._f1': ('thresholds.html#_f1', 'hpa_fastai/thresholds.py'),
                                        'hpa_fastai.thresholds._f1_optimum': ('thresholds.html#_f1_optimum', 'hpa_fastai/thresholds.py'),
+                                       'hpa_fastai.thresholds._half': ('thresholds.html#_half', 'hpa_fastai/thresholds.py'),
                                        'hpa_fastai.thresholds._prior_odds': ('thresholds.html#_prior_odds', 'hpa_fastai/thresholds.py'),
                                        'hpa_fastai.thresholds._refits': ('thresholds.html#_refits', 'hpa_fastai/thresholds.py'),
                                        'hpa_fastai.thresholds._stand_alone': ('thresholds.html#_stand_alone', 'hpa_fastai/thresholds.py'),

@@ -151,6 +151,12 @@ def _best_cut(f1):
     last = np.where(ends.any(1), ends.argmax(1), N_BINS) - 1
     return EDGE*((first + last)/N_BINS - 1)
 
+def _half(rng, counts):
+    "Random half of the counts in each bin; most bins are empty."
+    out, full = np.zeros(counts.shape), np.nonzero(counts)
+    out[full] = rng.binomial(counts[full].astype(np.int64), .5)
+    return out
+
 def _above(counts): return counts[..., ::-1].cumsum(-1)[..., ::-1]
 
 # %% ../nbs/65_thresholds.ipynb #70475752
@@ -160,7 +166,7 @@ def crossfit_draws(probs, targets, odds=1., n_draws=100, seed=0):
     fallback, odds = logit(best_constant(probs, targets, odds)), np.reshape(odds, (-1, 1))
     draws = []
     for _ in range(n_draws):
-        tp, fp = _above(rng.binomial(n_pos.astype(int), .5)), _above(rng.binomial((n_all - n_pos).astype(int), .5))
+        tp, fp = _above(_half(rng, n_pos)), _above(_half(rng, n_all - n_pos))
         draws.append(np.where(tp[:, 0] > 0, _best_cut(_f1(tp, fp, tp[:, :1], odds)), fallback))
     return np.array(draws)
 
@@ -195,15 +201,16 @@ def auto_draws(probs, targets, odds=1., n_draws=50, seed=0):
     return np.array(draws)
 
 # %% ../nbs/65_thresholds.ipynb #428d4807
-def _refits(probs, targets, method, odds, share, seed):
-    "Thresholds by `method`, and refits that show how well they are known (empty where there are none)."
+def _refits(probs, targets, method, odds, share, seed, quick):
+    "Thresholds by `method`, and the draws that show how well they are known, where it has any; `quick`: with a quarter of the draws."
     if method == 'constant': return best_constant(probs, targets, odds), None
     if method == 'prevalence': return match_prevalence(probs, targets.mean(0) if share is None else share), None
     if method == 'f1':
         best = f1_optimum(probs, targets, odds)
         return np.where(np.isnan(best), best_constant(probs, targets, odds), best), None
     if method in ('auto', 'crossfit'):
-        draws = (auto_draws if method == 'auto' else crossfit_draws)(probs, targets, odds, seed=seed)
+        draw, n = (auto_draws, 50) if method == 'auto' else (crossfit_draws, 100)
+        draws = draw(probs, targets, odds, n//4 if quick else n, seed)
         return sigmoid(draws.mean(0)), sigmoid(draws)
     return np.full(probs.shape[1], method), None
 
@@ -243,8 +250,8 @@ def fit_thresholds(probs,               # probabilities, images × classes, of i
     p, t = check_probs(probs, targets), check_labels(targets)
     if not t.any(): raise MetricError('targets: no image has any class, so there is nothing to fit thresholds to; check the label column')
     method, share = _check_method(method), None if prevalence is None else _check_share(prevalence, p.shape[1])
-    fit = lambda i: _refits(p[i], t[i], method, _prior_odds(t[i], share), share, seed)
-    values, draws = fit(slice(None))
+    fit = lambda i, quick: _refits(p[i], t[i], method, _prior_odds(t[i], share), share, seed, quick)
+    values, draws = fit(slice(None), False)
     expected, others = _crossfit(p, t, fit, values, groups, folds, seed)
     low, high = np.quantile(others if draws is None else draws, [.1, .9], axis=0)
     return Thresholds(values, np.minimum(low, values), np.maximum(high, values), str(method), t.sum(0), expected)
@@ -259,7 +266,7 @@ def _crossfit(p, t, fit, values, groups, folds, seed):
     preds, each = np.zeros_like(t), []
     for k in np.unique(fold):
         if not t[fold != k].any(): return np.nan, values[None]
-        each.append(fit(fold != k)[0])
+        each.append(fit(fold != k, True)[0])
         preds[fold == k] = p[fold == k] > each[-1]
     return macro_f1(preds, t), np.array(each)
 
