@@ -395,6 +395,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'hpa_fastai.thresholds._prior_odds': ('thresholds.html#_prior_odds', 'hpa_fastai/thresholds.py'),
                                        'hpa_fastai.thresholds._refits': ('thresholds.html#_refits', 'hpa_fastai/thresholds.py'),
                                        'hpa_fastai.thresholds._stand_alone': ('thresholds.html#_stand_alone', 'hpa_fastai/thresholds.py'),
+                                       'hpa_fastai.thresholds._widen_unseen': ('thresholds.html#_widen_unseen', 'hpa_fastai/thresholds.py'),
                                        'hpa_fastai.thresholds.auto_draws': ('thresholds.html#auto_draws', 'hpa_fastai/thresholds.py'),
                                        'hpa_fastai.thresholds.best_constant': ('thresholds.html#best_constant', 'hpa_fastai/thresholds.py'),
                                        'hpa_fastai.thresholds.crossfit_draws': ( 'thresholds.html#crossfit_draws',

@@ -180,6 +180,13 @@ def _average_class(n_all, hits, line):
     mean = lambda x: sum(np.interp(at, BIN_LOGITS, row)/(k + 1) for at, row, k in zip(on_raw, _above(x), n))/(n/(n + 1)).sum()
     return mean(hits), mean(n_all)
 
+def _widen_unseen(rng, draws, blind, line):
+    "Spread the draws that held no positive as widely as the classes' own cuts differ, without moving their mean."
+    cuts = (draws.mean(0)*line[:, 0] + line[:, 1])[~blind.all(0)]
+    z = rng.standard_normal(draws.shape)*blind
+    z -= blind*z.sum(0)/np.maximum(blind.sum(0), 1)
+    return draws + z*cuts.std()/line[:, 0] if len(cuts) else draws
+
 # %% ../nbs/65_thresholds.ipynb #eb15a1d3
 def auto_draws(probs, targets, odds=1., n_draws=50, seed=0):
     "Logits of each class's best threshold with strength shared between classes, draws × classes."
@@ -190,7 +197,7 @@ def auto_draws(probs, targets, odds=1., n_draws=50, seed=0):
     expect = lambda pos, al, ln: trust*pos + (1 - trust)*al*sigmoid(ln[:, :1]*BIN_LOGITS + ln[:, 1:])
     profile = _average_class(n_all, expect(n_pos, n_all, line), line)
     pool = [np.interp(line[:, :1]*BIN_LOGITS + line[:, 1:], BIN_LOGITS, x) for x in profile]
-    root, draws = np.linalg.cholesky(cov), []
+    root, draws, blind = np.linalg.cholesky(cov), [], []
     for _ in range(n_draws):
         pos, neg = rng.poisson(n_pos), rng.poisson(n_all - n_pos)
         drawn = line + (root @ rng.standard_normal((len(line), 2, 1)))[..., 0]
@@ -198,7 +205,8 @@ def auto_draws(probs, targets, odds=1., n_draws=50, seed=0):
         unseen = pos.sum(1, keepdims=True) == 0
         hits, calls = _above(expect(pos, pos + neg, drawn)) + unseen*pool[0], _above(pos + neg) + unseen*pool[1]
         draws.append(_best_cut(_f1(hits, calls - hits, hits[:, :1], odds)))
-    return np.array(draws)
+        blind.append(unseen[:, 0])
+    return _widen_unseen(rng, np.array(draws), np.array(blind), line)
 
 # %% ../nbs/65_thresholds.ipynb #428d4807
 def _refits(probs, targets, method, odds, share, seed, quick):
