@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from hpa_fastai.labels import HPA28
 from hpa_fastai.metrics import macro_f1, simulate_scores
-from hpa_fastai.thresholds import f1_optimum, fit_thresholds, METHODS
+from hpa_fastai.thresholds import f1_optimum, fit_thresholds, THRESHOLD_METHODS
 
 fit = lambda p, t, method: fit_thresholds(p, t, method, folds=0).values
 WAYS = {f'constant {c}': (lambda p, t, c=c: fit(p, t, c)) for c in (.5, .15, .3)} | {
@@ -81,7 +81,7 @@ def speed():
     p, t = simulate_scores(31072)
     p = p.astype(np.float32)
     print('\nSeconds for 31,072 × 28, best of three: the fit alone, and with the cross-fitted expected F1')
-    for method in METHODS:
+    for method in THRESHOLD_METHODS:
         took = []
         for folds in (0, 5):
             runs = []

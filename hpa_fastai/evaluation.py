@@ -13,7 +13,6 @@ import pandas as pd
 from dataclasses import dataclass
 from fastcore.basics import patch
 from .metrics import *
-from .metrics import HPAError
 from .calibration import calibration_error, log_losses
 
 # %% ../nbs/68_evaluation.ipynb #863edf14

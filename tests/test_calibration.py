@@ -2,7 +2,7 @@
 import json
 import numpy as np, pandas as pd, pytest
 from hpa_fastai.calibration import (Calibration, calibrate, calibration_error, crossfit_calibration, fit_platt, log_losses, logit, plot_reliability,
-                                    reliability, score_counts, shift_prior, sigmoid)
+                                    reliability, score_counts, shift_prior, expit)
 from hpa_fastai.labels import HPA28
 from hpa_fastai.metrics import MetricError, simulate_scores
 
@@ -11,7 +11,7 @@ def one_class(n=4000, slope=1., offset=0., seed=0):
     "Scores whose true calibration line is known."
     rng = np.random.default_rng(seed)
     x = rng.normal(-1, 2, (n, 3))
-    return sigmoid(x), rng.random((n, 3)) < sigmoid(slope*x + offset)
+    return expit(x), rng.random((n, 3)) < expit(slope*x + offset)
 
 
 def test_platt_finds_the_line():

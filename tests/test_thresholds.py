@@ -3,7 +3,7 @@ import json
 import numpy as np, pandas as pd, pytest
 from hpa_fastai.labels import HPA28
 from hpa_fastai.metrics import MetricError, f1_scores, macro_f1, simulate_scores
-from hpa_fastai.thresholds import METHODS, Thresholds, best_constant, f1_optimum, fit_thresholds, match_prevalence, plot_f1_curves
+from hpa_fastai.thresholds import THRESHOLD_METHODS, Thresholds, best_constant, f1_optimum, fit_thresholds, match_prevalence, plot_f1_curves
 
 
 @pytest.fixture(scope='module')
@@ -41,11 +41,11 @@ def test_prevalence_matches(scores):
 
 def test_auto_beats_every_simple_method_on_new_images():
     "On average over models and sizes; the figures are in benchmarks/thresholds.py."
-    total = dict.fromkeys(METHODS, 0.)
+    total = dict.fromkeys(THRESHOLD_METHODS, 0.)
     for seed in range(6):
         probs, targets = simulate_scores(8000, seed=50 + seed)
         for n in (100, 400, 1500):
-            for m in METHODS: total[m] += macro_f1(probs[2000:] > fit_thresholds(probs[:n], targets[:n], m, folds=0).values, targets[2000:])
+            for m in THRESHOLD_METHODS: total[m] += macro_f1(probs[2000:] > fit_thresholds(probs[:n], targets[:n], m, folds=0).values, targets[2000:])
     assert max(total, key=total.get) == 'auto'
     assert total['auto'] > total['f1'] + 18*.01
 
@@ -60,7 +60,7 @@ def test_a_large_class_stands_alone_and_a_small_one_leans():
         "How far the first class's threshold follows the others."
         with_high, with_low = (fit_thresholds(*world(n, o), folds=0).values for o in (3., -3.))
         return abs(np.log(with_high[0]/(1 - with_high[0])) - np.log(with_low[0]/(1 - with_low[0])))
-    assert move(20000) < .5
+    assert move(20000) < .2 < move(25)
 
 def test_a_class_without_positives_takes_the_average_place():
     probs, targets = simulate_scores(500, seed=5, noise=0.)
@@ -93,7 +93,7 @@ def test_order_of_images_and_float32_change_nothing_much(scores):
 def test_expected_f1_does_not_flatter(scores):
     probs, targets = scores
     new_probs, new_targets = simulate_scores(20000, seed=2)
-    for method in METHODS:
+    for method in THRESHOLD_METHODS:
         th = fit_thresholds(probs, targets, method)
         real = macro_f1(th.predict(new_probs[500:]), new_targets[500:])
         assert abs(th.expected_f1 - real) < .08
@@ -116,7 +116,7 @@ def test_groups_are_kept_whole():
     assert fit_thresholds(probs[copies], noise[copies], 'f1', groups=copies).expected_f1 < blind - .02
 
 def test_json_round_trip(scores):
-    for method in (*METHODS, .3):
+    for method in (*THRESHOLD_METHODS, .3):
         th = fit_thresholds(*scores, method)
         again = Thresholds.from_dict(json.loads(json.dumps(th.to_dict())))
         assert (again.values == th.values).all() and (again.low == th.low).all() and again.method == th.method and again.expected_f1 == th.expected_f1
@@ -148,7 +148,7 @@ def test_prevalence_shift_does_what_resampling_would():
     assert f1_scores(p > moved, t)[0] == pytest.approx(f1_scores(p > f1_optimum(p, t), t)[0], abs=.01)
     for method in ('auto', 'constant', 'prevalence', 'crossfit'): assert fit_thresholds(probs[:3000], targets[:3000], method, prevalence=share, folds=0).values[c] <= fit_thresholds(probs[:3000], targets[:3000], method, folds=0).values[c] + .02
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', THRESHOLD_METHODS)
 def test_awkward_data_have_a_stated_fallback(method, scores):
     probs, targets = (x.copy() for x in scores)
     targets[:, 0], targets[:, 1] = False, True
