@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hpa_fastai.data import HPADataBlock, HPADataLoaders, channel_stats, rarity_weights
+from hpa_fastai.data import HPADataBlock, HPADataLoaders, dataset_stats, rarity_weights
 from hpa_fastai.images import ImageError, ImageReader, attach_images, find_images
 from hpa_fastai.labels import HPA28, HPAError, LabelError, read_labels
 
@@ -119,7 +119,7 @@ def test_label_out_of_range_names_its_row(small_atlas, cache, tmp_path):
 
 def test_dataset_normalisation_uses_training_images(small_atlas, cache):
     dls = loaders(small_atlas, cache, normalize='dataset')
-    mean, std = channel_stats(dls.train_ds.items, dls.reader)
+    mean, std = dataset_stats(dls.train_ds.items, dls.reader)
     assert np.allclose(dls.preprocess().mean, mean) and np.allclose(dls.preprocess().std, std)
 
 
