@@ -72,6 +72,7 @@ def _no_pixels(dtype, shape): return np.broadcast_to(np.zeros((), dtype), shape)
 # %% ../nbs/07_decode.ipynb #c827d4a3
 def _check_complete(series, n_bytes):
     "Whether all the pixels that a TIFF speaks of are in the file"
+    if series.dataoffset is not None and series.dataoffset+series.nbytes>n_bytes: raise ImageError('damaged or cut off (its pixels end beyond the file); copy it again')
     lost = sum(p is None or any(o+n>n_bytes for o,n in zip(p.dataoffsets, p.databytecounts)) for p in series.pages)
     if lost: raise ImageError(f'damaged or cut off ({lost} of {len(series.pages)} planes end beyond the file); copy it again')
 
