@@ -150,7 +150,7 @@ def _choose(p, t, seed):
     best, base = 'none', log_losses(p, t)
     for method in ('temperature', 'platt', 'isotonic'):
         gain = base - log_losses(crossfit_calibration(p, t, method, seed=seed), t)
-        if gain.mean() > 2*gain.std()/np.sqrt(len(p)): best, base = method, base - gain
+        if gain.mean() > 3*gain.std()/np.sqrt(len(p)): best, base = method, base - gain
     return best
 
 # %% ../nbs/62_calibration.ipynb #51bbedd7

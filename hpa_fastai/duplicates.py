@@ -7,9 +7,10 @@ __all__ = ['side', 'freqs', 'fingerprint', 'symmetries', 'invariant', 'Fingerpri
            'duplicate_groups']
 
 # %% ../nbs/18_duplicates.ipynb #ec428a6d
-import os, warnings
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .labels import *
@@ -20,6 +21,7 @@ from .decode import *
 side, freqs = 64, 12 # px a picture is reduced to; frequencies kept along each axis
 
 # %% ../nbs/18_duplicates.ipynb #0ca88acc
+@cache
 def _cosines():
     "The lowest `freqs` rows of the orthonormal discrete cosine transform of `side` points."
     u, x = np.arange(freqs)[:,None], np.arange(side)
@@ -83,7 +85,7 @@ def fingerprints(
 ) -> Fingerprints:
     "Fingerprints of all fields of a table; a field that cannot be read is noted and has none."
     reader, rows = ImageReader(size=side, channels=channels, missing='zero'), table.to_dict('records')
-    with ThreadPoolExecutor(n_workers or min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(n_workers or default_workers()) as pool:
         found = list(pool.map(lambda r: _fingerprint_row(reader, r), rows))
     fp = Fingerprints([str(i) for i in table.Id], np.zeros((len(rows), 4, freqs**2), np.float16), np.zeros((len(rows), 4), np.float32))
     for i,f in enumerate(found):
@@ -139,14 +141,14 @@ def _landmarks(fp, i, j, position, flat):
 # %% ../nbs/18_duplicates.ipynb #cf0f86ad
 def duplicate_groups(
     table, # of `find_images`, or `Fingerprints`
-    **settings, # of `duplicate_pairs`
+    pairs:pd.DataFrame|None=None, # of `duplicate_pairs`; by default looked for, with its own settings
 ) -> pd.Series: # indexed by Id: the first Id, in alphabetical order, of those that show the same cells
     "Groups of near-duplicates; a field that is like no other is a group of its own."
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     fp = table if isinstance(table, Fingerprints) else fingerprints(table)
     if fp.errors: warnings.warn(f'{len(fp.errors)} fields could not be read and are taken as like no other: {", ".join(list(fp.errors)[:3])}')
-    pairs, place = duplicate_pairs(fp, **settings), {i:n for n,i in enumerate(fp.ids)}
+    pairs, place = duplicate_pairs(fp) if pairs is None else pairs, {i:n for n,i in enumerate(fp.ids)}
     edges = coo_array((np.ones(len(pairs), bool), (pairs.Id.map(place), pairs.other.map(place))), shape=(len(fp),)*2)
     group = connected_components(edges)[1]
     ids = pd.Series(fp.ids, index=pd.Index(fp.ids, name='Id'), name='duplicate', dtype=object)

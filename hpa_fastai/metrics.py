@@ -56,14 +56,16 @@ def class_names(labels,    # `LabelSet`, a list of names, or None
 
 # %% ../nbs/45_metrics.ipynb #5b72915d
 def simulate_scores(n: int = 1000,         # images
-                    n_classes: int = 28,   # classes; the last ones are the rarest
+                    labels=HPA28,          # `LabelSet`; its classes are ordered by their frequency in the atlas
                     skill: float = 4.,     # distance between positives and negatives, in standard deviations of their latent score
                     noise: float = 0.5,    # spread of each class's calibration, in logits; 0: a calibrated model
                     seed: int = 0,         # another seed, another model and other images
                    ) -> tuple:             # probabilities and bool targets, both images × classes
     "Scores of a make-believe model, with classes as unequal as the atlas's."
-    rng, model = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-    prevalence = np.geomspace(.35, .002, n_classes)
+    from hpa_fastai.simulate import FREQUENCY
+    rng, model, n_classes = np.random.default_rng(seed), np.random.default_rng([seed, 1]), len(labels)
+    prevalence = np.empty(n_classes)
+    prevalence[np.argsort([-FREQUENCY.get(c.lower(), .03) for c in labels.classes], kind='stable')] = np.geomspace(.35, .002, n_classes)
     dist = model.normal(skill, 1, n_classes).clip(2)
     slope, offset = np.exp(model.normal(0, noise/3, n_classes)), model.normal(0, noise, n_classes)
     targets = rng.random((n, n_classes)) < prevalence
@@ -158,7 +160,7 @@ def plot_class_table(table: pd.DataFrame,  # from `class_table`, with or without
     ax.barh(y, d.f1, xerr=err, color='#9ecae1', error_kw=dict(ecolor='#555', lw=.8), label='F1')
     ax.plot(d.precision, y, '|', color='#d95f02', ms=9, mew=2, label='precision')
     ax.plot(d.recall, y, '|', color='#1b9e77', ms=9, mew=2, label='recall')
-    ax.set(yticks=y, yticklabels=[f'{k}  ({n:,})' for k, n in zip(d.index, d.support)], xlim=(0, 1), ylim=(-.6, len(d) - .4), xlabel='share')
+    ax.set(yticks=y, yticklabels=[f'{k}  ({n:,})' for k, n in zip(d.index, d.support)], xlim=(0, 1.01), ylim=(-.6, len(d) - .4), xlabel='share')
     ax.tick_params(axis='y', labelsize=8)
     ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=3, frameon=False, fontsize=8)
     return ax

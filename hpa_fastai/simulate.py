@@ -6,7 +6,7 @@
 __all__ = ['FIELD_UM', 'PSF_UM', 'REST', 'MITOSIS', 'DAUGHTER', 'PATTERNS', 'DIVISIONS', 'CLASS_FREQUENCY', 'SimulateError',
            'smooth_noise', 'Cells', 'pattern', 'simulate_fov', 'simulate_atlas']
 
-# %% ../nbs/15_simulate.ipynb #ab676e97
+# %% ../nbs/15_simulate.ipynb #b6c13aad
 import json, shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ PSF_UM = .24            # sigma in µm of the blur of the microscope, a confocal
 
 class SimulateError(HPAError): "Cells or an atlas that cannot be drawn as asked."
 
-# %% ../nbs/15_simulate.ipynb #187bffe6
+# %% ../nbs/15_simulate.ipynb #59effb20
 def _blur(img, sigma):
     "Gaussian blur, `sigma` in pixels"
     from scipy.ndimage import gaussian_filter
@@ -46,7 +46,13 @@ def _haze(img):
     n = round(FIELD_UM/2.5)
     return np.maximum(_enlarge(np.asarray(Image.fromarray(img).resize((n, n), Image.BOX)), len(img)), 0)
 
-# %% ../nbs/15_simulate.ipynb #8aa68881
+# %% ../nbs/15_simulate.ipynb #c92f52d1
+def _haze(img):
+    "Light from outside the focal plane: the image, very blurred"
+    n = round(FIELD_UM/2.5)
+    return np.maximum(_enlarge(np.asarray(Image.fromarray(img).resize((n, n), Image.BOX)), len(img)), 0)
+
+# %% ../nbs/15_simulate.ipynb #e64dd2d8
 class Cells:
     "The cells of one field of view, and the means to draw on them"
     def __init__(self,
@@ -167,7 +173,81 @@ def _contest(self:Cells, grid):
         label[box][nearer] = i + 1
     return label*(best < 0), best, second
 
-# %% ../nbs/15_simulate.ipynb #2cc4bdec
+# %% ../nbs/15_simulate.ipynb #76eca2aa
+REST, MITOSIS, DAUGHTER = 0, 1, 2       # the states a cell can be in
+
+def _place_dividing(rng, r, divide):
+    "Centres and states of the cells in division"
+    xy = []
+    if 'bridge' in divide:
+        middle, axis = _square(rng, .35*FIELD_UM, .65*FIELD_UM)(1)[0], np.exp(1j*rng.uniform(0, np.pi))
+        xy = [middle - .9*r*axis, middle + .9*r*axis]
+    n_spindles = int(rng.integers(1, 3)) if 'spindle' in divide else 0
+    return _spread(rng, xy, n_spindles, _square(rng, .18*FIELD_UM, .82*FIELD_UM)), [DAUGHTER]*len(xy) + [MITOSIS]*n_spindles
+
+# %% ../nbs/15_simulate.ipynb #4c2e7d3e
+_LINES = [dict(fill=1.28, long=1.3, rough=.07, order=1.), dict(fill=1.12, long=1.7, rough=.13, order=.7), dict(fill=1.02, long=2.6, rough=.1, order=.3)]
+
+@patch
+def _place(self:Cells, n, divide):
+    "Centres, sizes, states and shapes of the cells"
+    rng, line = self.rng, _LINES[self.rng.integers(len(_LINES))]
+    r = float(np.clip(FIELD_UM/np.sqrt(np.pi*n)*line['fill']*rng.uniform(.93, 1.1), 9, 20))
+    xy, kind = _place_dividing(rng, r, divide)
+    xy = _spread(rng, xy, max(n - len(xy), 0), _square(rng, 4, FIELD_UM - 4))
+    self.xy = np.array(_spread(rng, xy, round(.6*n) + 2, _margin(rng, 4, 14)))
+    self.kind = np.array(kind + [REST]*(len(self.xy) - len(kind)))
+    self._shape(r, **line)
+
+@patch
+def _shape(self:Cells, r, fill, long, rough, order):
+    "How large, how long, how bright and how ragged each cell is, and which way it lies"
+    rng, k, rest = self.rng, len(self), self.kind == REST
+    self.r = np.choose(self.kind, [r*rng.uniform(.85, 1.15, k), min(.75*r, 10.5), .8*r])
+    self.axis = np.exp(1j*(rng.uniform(0, np.pi) + rng.normal(0, order, k)))
+    pair = np.flatnonzero(self.kind == DAUGHTER)
+    if len(pair): self.axis[pair] = np.exp(1j*np.angle(self.xy[pair[1]] - self.xy[pair[0]]))
+    self.stretch = np.where(rest, rng.uniform(1, long, k)**1.2, 1)
+    amp = rough*rng.uniform(.6, 1.2)*np.array([1, .9, .8, .6])*rest[:, None] + .015
+    self.wobble = amp*rng.normal(0, 1, (k, 4))*np.exp(2j*np.pi*rng.random((k, 4)))
+    self.bright = np.exp(rng.normal(0, 1, (k, 4))*[.28, .28, .18, .28])
+
+# %% ../nbs/15_simulate.ipynb #61ab530d
+def _depth(grid, xy, r, axis, stretch, wobble):
+    "Signed distance in µm from the outline of a cell: negative inside"
+    z = (grid - np.complex64(xy))*np.complex64(np.conj(axis))
+    z = z.real/np.float32(stretch**.5) + 1j*(z.imag*np.float32(stretch**.5))
+    rho = np.abs(z)
+    turn = power = z/(rho + np.float32(1e-3))
+    shape = np.ones_like(rho)
+    for a in wobble:
+        power = power*turn
+        shape += (power*np.complex64(a)).real
+    return rho - np.float32(r)*shape - 8/(1 + (rho/np.float32(.6*r))**6)        # no neighbour cuts into a nucleus
+
+# %% ../nbs/15_simulate.ipynb #436772a9
+@patch
+def _box(self:Cells, xy, reach):
+    "The part of the field within `reach` µm of a point, as slices; None outside the field"
+    x0, x1, y0, y1 = (int(np.clip(v*self.px, 0, self.size)) for v in (xy.real-reach, xy.real+reach, xy.imag-reach, xy.imag+reach))
+    return np.s_[y0:y1, x0:x1] if x1 > x0 and y1 > y0 else None
+
+@patch
+def _contest(self:Cells, grid):
+    "Which cell has each pixel (from 1), and the depths of the first and the second"
+    best = np.full(grid.shape, 30, np.float32)
+    second, label = best.copy(), np.zeros(grid.shape, np.int32)
+    for i, xy in enumerate(self.xy):
+        box = self._box(xy, 1.35*self.r[i]*self.stretch[i]**.5 + 4)
+        if box is None: continue
+        d, b = _depth(grid[box], xy, self.r[i], self.axis[i], self.stretch[i], self.wobble[i]), best[box]
+        nearer = d < b
+        second[box] = np.where(nearer, b, np.minimum(second[box], d))
+        best[box] = np.where(nearer, d, b)
+        label[box][nearer] = i + 1
+    return label*(best < 0), best, second
+
+# %% ../nbs/15_simulate.ipynb #2110e99d
 @patch
 def _grow(self:Cells):
     "Outlines of the cells: maps `label`, `edge` (µm to the outline), `inward` (direction from it) and `contact` (a neighbour touches)"
@@ -180,7 +260,7 @@ def _grow(self:Cells):
     steep = np.hypot(gx, gy)
     self.edge = np.where(self.label > 0, depth/np.clip(steep*self.px, .6, 2), 0).astype(np.float32)
     self.inward = (gx + 1j*gy)/np.maximum(steep, 1e-6)
-    self.contact = (self.label > 0) & (second < .6) & (self.edge < 4)
+    self.contact = (self.label > 0) & (second < .6) & (self.edge < 2.5)
 
 # %% ../nbs/15_simulate.ipynb #1c0df05a
 @patch
@@ -459,7 +539,7 @@ def _nuclear_bodies(c):
     i = c.per_cell(c.rng.integers(2, 7, len(c)))
     return 1.2*c.blobs(c.in_nucleus(i, .8), c.rng.uniform(.5, .85, len(i)), c.rng.uniform(.8, 1.3, len(i)))*c.nucleus + .1*c.nucleus
 
-# %% ../nbs/15_simulate.ipynb #a39896c5
+# %% ../nbs/15_simulate.ipynb #a200ebc0
 @pattern('Endoplasmic reticulum')
 def _er(c): return 1.5*c.reticulum()
 
@@ -496,7 +576,12 @@ def _aggresome(c):
 def _cytosol(c):
     return .62*(c.cytoplasm*(.3 + .7*c.thick) + .18*c.nucleus)*np.clip(1 + .07*c.noise(.7) + .1*c.noise(5), .2, 2)
 
-# %% ../nbs/15_simulate.ipynb #664b8494
+# %% ../nbs/15_simulate.ipynb #0c267483
+@pattern('Cytosol')
+def _cytosol(c):
+    return .62*(c.cytoplasm*(.3 + .7*c.thick) + .18*c.nucleus)*np.clip(1 + .07*c.noise(.7) + .1*c.noise(5), .2, 2)
+
+# %% ../nbs/15_simulate.ipynb #28e1e3f6
 @pattern('Peroxisomes')
 def _peroxisomes(c):
     where = c.cytoplasm*(c.edge > 1)
@@ -543,7 +628,7 @@ def _rods_and_rings(c):
 def _vesicles(c):
     return c.rng.choice([_peroxisomes, _endosomes, _lysosomes, _lipid_droplets, _cytoplasmic_bodies])(c)
 
-# %% ../nbs/15_simulate.ipynb #00e282f0
+# %% ../nbs/15_simulate.ipynb #86de15a2
 @pattern('Microtubules')
 def _microtubules(c): return 1.1*c.microtubule_net() + .9*c.spindle()
 
@@ -595,7 +680,22 @@ def _centrosome(c):
     two = c.rng.random(len(i)) < .6
     return 2.4*c.blobs(np.r_[c.mtoc[i] - u*two, (c.mtoc[i] + u)[two]], .5, soft=.3) + .06*c.cytoplasm + .04*c.nucleus
 
-# %% ../nbs/15_simulate.ipynb #c325cc01
+# %% ../nbs/15_simulate.ipynb #2917b2e6
+@pattern('Microtubule organizing center')
+def _mtoc(c):
+    i, one = c.per_cell(12), c.per_cell(1)
+    aster = c.walk(c.mtoc[i], 2*np.pi*c.rng.random(len(i)), 9, .5, .12)
+    fade = np.linspace(1, .15, 9)*c.rng.uniform(.4, 1, (len(i), 1))
+    return .55*c.strokes(aster, fade) + .75*c.blobs(c.mtoc[one], 1.1, soft=1.) + .05*c.cytoplasm
+
+@pattern('Centrosome')
+def _centrosome(c):
+    i = c.per_cell(1)
+    u = c.rng.uniform(.45, .8, len(i))*np.exp(2j*np.pi*c.rng.random(len(i)))
+    two = c.rng.random(len(i)) < .6
+    return 2.4*c.blobs(np.r_[c.mtoc[i] - u*two, (c.mtoc[i] + u)[two]], .5, soft=.3) + .06*c.cytoplasm + .04*c.nucleus
+
+# %% ../nbs/15_simulate.ipynb #d2387bb1
 @pattern('Plasma membrane')
 def _plasma_membrane(c):
     line = np.exp(-(c.edge/.55)**2) + .25*np.exp(-c.edge/1.5)
@@ -613,7 +713,7 @@ def _focal_adhesions(c):
     dashes = c.strokes(xy[:, None] + u[:, None]*np.linspace(0, 1, 8), c.rng.uniform(.5, 1.1, (len(xy), 1)))
     return np.minimum(_blur(1.1*dashes, .15*c.px), 1.5) + .06*c.cytoplasm
 
-# %% ../nbs/15_simulate.ipynb #19c7aa6c
+# %% ../nbs/15_simulate.ipynb #b6760bae
 @pattern('Cytokinetic bridge')
 def _cytokinetic_bridge(c): return 1.3*c.bridge() + .06*c.cytoplasm
 
@@ -652,7 +752,8 @@ def _draw(draws, divide, size, seed, stain, n_cells=None):
     share, unspecific = stain.uniform(.6, 1, len(draws)), stain.uniform(.01, .05)
     protein = unspecific*(cells.cytoplasm + .5*cells.nucleus)
     for w, draw in zip(share/share.max(initial=.1), draws): protein = protein + w*draw(cells)
-    gain = np.exp(rng.normal(np.log([.8, .8, .85, .8]), [.25, .15, .25, .25]))*[1, np.exp(stain.normal(0, .2)), 1, 1]
+    protein = 1.6*np.tanh(protein/1.6)          # where locations overlap they do not outshine everything
+    gain = np.exp(rng.normal(np.log([.6, .72, .78, .68]), [.25, .15, .25, .25]))*[1, np.exp(stain.normal(0, .2)), 1, 1]
     img = _expose([cells.red(), protein, cells.blue(), cells.yellow()], cells, rng, gain)
     return img, _number(cells.label)
 
@@ -698,7 +799,7 @@ CLASS_FREQUENCY = dict(zip((name.casefold() for name in HPA28.classes), np.array
 # %% ../nbs/15_simulate.ipynb #c69a708e
 def _presence(freq):
     "Chances for which classes drawn independently, at least one, have the frequencies `freq`"
-    c = 1.
+    c, freq = 1., np.minimum(freq*max(1, 1.2/freq.sum()), 1)
     for _ in range(300): c = 1 - np.prod(1 - c*freq)
     return c*freq
 
@@ -712,7 +813,17 @@ def _label_set(rng, labels, p):
     if 'negative' in found: found = {'negative'}
     return [i for i, name in enumerate(names) if name in found]
 
-# %% ../nbs/15_simulate.ipynb #8c8884fe
+# %% ../nbs/15_simulate.ipynb #fefa9d28
+def _label_set(rng, labels, p):
+    "A label set with the imbalance of the competition"
+    names, hit = [c.casefold() for c in labels.classes], np.zeros(len(p), bool)
+    while not 1 <= hit.sum() <= 5: hit = rng.random(len(p)) < p
+    found = {names[i] for i in np.flatnonzero(hit)}
+    if 'lysosomes' in found: found.add('endosomes')
+    if 'negative' in found: found = {'negative'}
+    return [i for i, name in enumerate(names) if name in found]
+
+# %% ../nbs/15_simulate.ipynb #2e19a061
 def _plan_atlas(n, labels, seed):
     "Antibody and label set of `n` fields, classes as frequent as in the competition"
     freq = np.array([CLASS_FREQUENCY.get(c.casefold(), .03) for c in labels.classes])
@@ -737,7 +848,7 @@ def _mixed(rng, main, labels):
     n = min(len(others), 0 if main == labels.negative else int(rng.choice(3, p=[.6, .32, .08])))
     return sorted([main, *map(int, rng.choice(others, n, replace=False))]) if n else [main]
 
-# %% ../nbs/15_simulate.ipynb #0fcd0c90
+# %% ../nbs/15_simulate.ipynb #75ac5969
 def _fov_id(antibody, n, seed):
     "Name of the `n`th field of an antibody, and the name of the antibody"
     rng, name = np.random.default_rng([seed, 4, antibody]), 10000 + 97*antibody + seed % 97

@@ -13,7 +13,7 @@ from hashlib import blake2b
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .labels import *
-from .labels import _find_columns, _is_missing
+from .labels import _find_columns, is_blank
 from .duplicates import *
 
 # %% ../nbs/20_splits.ipynb #168aa4d1
@@ -57,7 +57,7 @@ def group_codes(
     "Number the groups of a table; a row without a group is one of its own."
     ids = _ids(df)
     values = _group_values(df, ids, group)
-    keys = [('Id', i) if _is_missing(v) else v for i,v in zip(ids, values)]
+    keys = [('Id', i) if is_blank(v) else v for i,v in zip(ids, values)]
     return pd.factorize(np.array([*keys, None], dtype=object)[:-1])[0]
 
 # %% ../nbs/20_splits.ipynb #af614e9e
@@ -195,10 +195,11 @@ def _swap_once(self:_Deal, a, b, width):
 def shake(self:_Deal, rounds=80, groups=4, seed=0):
     "Throw a few of the rarest groups about and descend again, keeping the best deal."
     rng, rare = np.random.RandomState(seed%2**32), np.argsort(-self.rarity, kind='stable')[:200]
+    one_of = lambda a: a[int(rng.random_sample()*len(a))]
     best = self.n.copy(), self.off.copy(), self.price()
     for _ in range(rounds):
-        for t in rng.choice(rare, groups):
-            a, b = rng.choice(np.flatnonzero(self.n[t])), rng.randint(len(self.share))
+        for t in [one_of(rare) for _ in range(groups)]:
+            a, b = one_of(np.flatnonzero(self.n[t])), one_of(range(len(self.share)))
             if not self._pinned()[t,a]: self._step(t, a, -1); self._step(t, b)
         if self.move().swap().price()<best[2]: best = self.n.copy(), self.off.copy(), self.price()
         else: self.n, self.off = best[0].copy(), best[1].copy()

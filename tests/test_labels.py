@@ -111,6 +111,10 @@ def test_bad_table(tmp_path, case):
 def test_row_numbers_are_those_of_the_file(tmp_path):
     with pytest.raises(LabelError, match='row 6: label 99'): read_labels(write(tmp_path, 'Id,Target\n\na,1\n\nb,2\nc,99\n'))
 
+def test_ids_and_groups_may_be_called_none(tmp_path):
+    df = read_labels(write(tmp_path, 'Id,Target,group\nnone,1,NA\nNA,2,NA\n'))
+    assert df.Id.tolist()==['none', 'NA'] and df.group.tolist()==['NA', 'NA']
+
 def test_missing_file(tmp_path):
     with pytest.raises(LabelError, match='does not exist'): read_labels(tmp_path/'none.csv')
 

@@ -1,0 +1,93 @@
+"The image cache: right pixels, rebuilt when it must be, safe when interrupted."
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpa_fastai.cache import build_cache, cache_key
+from hpa_fastai.images import ImageReader, find_images, read_image
+from hpa_fastai.labels import HPAError
+
+
+@pytest.fixture
+def table(small_atlas, tmp_path):
+    "Eight fields of view in a folder of their own"
+    import shutil
+    for i, row in find_images(small_atlas/'train').head(8).iterrows():
+        for c in ('red', 'green', 'blue', 'yellow'): shutil.copy(row[c], tmp_path)
+    return find_images(tmp_path)
+
+
+def test_pixels_are_those_of_read_image(table, tmp_path):
+    cache = build_cache(table, ImageReader(size=40), tmp_path/'cache', progress=False)
+    for i in (0, 5): assert np.array_equal(cache.batch(cache.rows([table.Id[i]]))[0], read_image(table.iloc[i], 40))
+
+
+def test_order_of_rows_does_not_matter_for_pixels(table, tmp_path):
+    cache = build_cache(table[::-1], ImageReader(size=16), tmp_path/'cache', progress=False)
+    assert np.array_equal(cache.batch(cache.rows([table.Id[2]]))[0], read_image(table.iloc[2], 16))
+
+
+@pytest.mark.parametrize('change', ['content', 'size', 'setting'])
+def test_rebuilt_when_something_changes(table, tmp_path, change):
+    reader = ImageReader(size=16)
+    old = cache_key(table, reader)
+    if change == 'content': os.utime(table.red[0], ns=(1, 1))
+    if change == 'size': Path(table.red[0]).write_bytes(b'')
+    if change == 'setting': reader = ImageReader(size=16, missing='zero')
+    assert cache_key(table, reader) != old
+
+
+def test_unreadable_fields_are_named_and_zero(table, tmp_path):
+    Path(table.blue[3]).write_bytes(Path(table.blue[3]).read_bytes()[:100])
+    cache = build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False)
+    assert list(cache.errors) == [table.Id[3]] and Path(table.blue[3]).name in cache.errors[table.Id[3]]
+    assert cache.images[3].max() == 0 and cache.images[4].max() > 0
+
+
+def test_needs_a_size(table):
+    with pytest.raises(HPAError, match='needs a size'): build_cache(table, ImageReader())
+
+
+def test_too_small_a_disk_is_said_and_files_are_used(table, tmp_path, monkeypatch):
+    import shutil
+    monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(100, 99, 1))
+    with pytest.warns(UserWarning, match='reading from the files instead'):
+        assert build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False) is None
+
+
+BUILD = """
+import sys, time
+from hpa_fastai.images import ImageReader, find_images
+import hpa_fastai.cache as c
+read = c.read_images
+def slowly(*args):
+    for o in read(*args): time.sleep(float(sys.argv[3])); yield o
+c.read_images = slowly
+print(c.build_cache(find_images(sys.argv[1]), ImageReader(size=16), sys.argv[2], progress=False).file)
+"""
+
+
+def test_killed_build_leaves_no_cache(table, tmp_path):
+    folder, cache = Path(table.red[0]).parent, tmp_path/'cache'
+    p = subprocess.Popen([sys.executable, '-c', BUILD, folder, cache, '1'])
+    deadline = time.time() + 60
+    while not list(cache.glob('building-*/*.npy')) and time.time() < deadline: time.sleep(.05)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    assert not list(cache.glob('*.npy'))
+    assert len(build_cache(table, ImageReader(size=16), cache, progress=False)) == len(table)
+
+
+def test_two_processes_at_once_agree(table, tmp_path):
+    folder, cache = Path(table.red[0]).parent, tmp_path/'cache'
+    both = [subprocess.Popen([sys.executable, '-c', BUILD, folder, cache, '.1'], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    files = {p.communicate()[0] for p in both}
+    assert len(files) == 1 and [p.returncode for p in both] == [0, 0]
+    cache = build_cache(table, ImageReader(size=16), cache, progress=False)
+    assert np.array_equal(cache.images[1], read_image(table.iloc[1], 16))

@@ -1,0 +1,96 @@
+"The command: exit codes, one-line errors, files where they are asked for."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hpa_fastai.cli import main
+from hpa_fastai.images import find_images
+
+COMMAND = Path(sys.executable).parent/'hpa_fastai'
+
+
+def run(*args, cwd=None):
+    return subprocess.run([str(COMMAND), *map(str, args)], capture_output=True, text=True, cwd=cwd)
+
+
+def test_help_and_version():
+    done = run('--help')
+    assert done.returncode == 0 and all(c in done.stdout for c in ('demo', 'simulate', 'train', 'evaluate', 'predict'))
+    done = run('--version')
+    assert all(w in done.stdout for w in ('hpa_fastai', 'python', 'torch', 'fastai', 'timm'))
+
+
+@pytest.mark.parametrize('args', [[], ['no-such'], ['predict'], ['train', 'x', '--fold', 'one']])
+def test_wrong_usage_is_code_2(args): assert run(*args).returncode == 2
+
+
+def test_train_evaluate_predict(small_atlas, tmp_path):
+    done = run('train', small_atlas, '--group', 'antibody', '--arch', 'lenet5', '--pretrained', 'no', '--sizes', 32, '--epochs', 1,
+               '--cache', tmp_path/'cache', '--out', tmp_path/'model', '--no-progress', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'images to train on' in done.stdout and 'macro F1' in done.stdout and (tmp_path/'model'/'config.json').is_file()
+    done = run('evaluate', small_atlas, '--model', tmp_path/'model', '--out', tmp_path/'classes.csv', '--no-progress')
+    assert done.returncode == 0 and 'macro F1' in done.stdout, done.stderr
+    assert len(pd.read_csv(tmp_path/'classes.csv')) == 28
+    done = run('predict', small_atlas/'train', '--model', tmp_path/'model', '--out', tmp_path/'p.csv')
+    assert done.returncode == 0 and 'predicting on' in done.stderr, done.stderr
+    assert len(pd.read_csv(tmp_path/'p.csv')) == 90
+    assert run('test-model', tmp_path/'model').returncode == 0
+
+
+def test_some_inputs_failed_is_code_1(small_atlas, trained, tmp_path, capsys):
+    import shutil
+    shutil.copytree(small_atlas/'train', tmp_path/'plate')
+    broken = Path(find_images(tmp_path/'plate').red[7])
+    broken.write_bytes(broken.read_bytes()[:100])
+    code = main(['predict', str(tmp_path/'plate'), '--model', str(trained[1]), '--out', str(tmp_path/'p.csv'), '--no-progress'])
+    err = capsys.readouterr().err
+    assert code == 1 and broken.name in err and '1 of 90' in err
+    assert len(pd.read_csv(tmp_path/'p.csv')) == 90
+
+
+@pytest.mark.parametrize('args, words', [
+    (['predict', 'nowhere', '--model', 'MODEL'], 'nowhere'),
+    (['predict', 'ATLAS/train'], 'train one with'),
+    (['train', 'nowhere'], 'nowhere'),
+    (['train', 'ATLAS', '--csv', 'none.csv'], 'none.csv'),
+    (['train', 'ATLAS', '--labels', 'hpa27'], 'hpa27'),
+    (['train', 'ATLAS', '--group', 'donor'], 'donor'),
+    (['train', 'ATLAS', '--arch', 'resnet_18', '--pretrained', 'no', '--size', '32'], 'resnet18'),
+    (['train', 'ATLAS', '--out', 'MODEL'], 'force'),
+    (['evaluate', 'ATLAS', '--model', 'MODEL', '--csv', 'none.csv'], 'none.csv'),
+    (['simulate', 'ATLAS'], 'force'),
+    (['simulate', 'new', '--n', '0'], 'n'),
+])
+def test_could_not_start_is_code_2_and_one_line(small_atlas, trained, tmp_path, monkeypatch, capsys, args, words):
+    monkeypatch.chdir(tmp_path)
+    args = [a.replace('ATLAS', str(small_atlas)).replace('MODEL', str(trained[1])) for a in args]
+    assert main(args + ['--no-progress']) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.startswith('hpa_fastai: ') and len(err.strip().splitlines()) == 1 and 'Traceback' not in err
+    assert not (tmp_path/'hpa_model').exists() and not (tmp_path/'predictions.csv').exists()
+
+
+def test_dry_run_says_what_would_be_done_and_makes_nothing(small_atlas, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(['train', str(small_atlas), '--size', '32', '--cache', str(tmp_path/'cache'), '--no-progress', '--dry-run']) == 0
+    assert 'resnet18' in capsys.readouterr().out and os.listdir(tmp_path) == ['cache']
+
+
+def test_offline_training_goes_on_from_scratch(small_atlas, tmp_path, monkeypatch, capsys):
+    import hpa_fastai.models as m
+    monkeypatch.setattr(m, '_timm_file', lambda arch: (_ for _ in ()).throw(m._no_weights(arch, 'no network')))
+    monkeypatch.chdir(tmp_path)
+    assert main(['train', str(small_atlas), '--arch', 'resnet10t', '--sizes', '32', '--epochs', '1', '--cache', str(tmp_path/'cache'), '--no-progress']) == 0
+    assert 'Training from scratch: the pretrained weights of resnet10t' in capsys.readouterr().out
+
+
+def test_demo_in_small(tmp_path):
+    from hpa_fastai.demo import run_demo
+    ev = run_demo(tmp_path/'demo', n_train=60, n_test=30, size=32, minutes=.05, arch='lenet5', progress=False)
+    assert len(ev.table) == 28
+    assert {'hpa_model', 'predictions.csv', 'predictions.png'} <= set(os.listdir(tmp_path/'demo'))

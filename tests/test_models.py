@@ -1,0 +1,87 @@
+"Networks: four channels, any library, weights from a file, and clear words when they can't be had."
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from hpa_fastai.models import ModelError, create_model, four_channels, list_models
+
+
+@pytest.mark.parametrize('arch', ['lenet5', 'alexnet', 'resnet18', 'regnet_x_400mf', 'efficientnet_b0', 'vit_tiny_patch16_224', 'swin_tiny_patch4_window7_224'])
+def test_networks_train_a_step_at_64_px(arch):
+    model = create_model(arch, 28, pretrained=False, size=64)
+    loss = model(torch.randn(4, 4, 64, 64)).square().mean()
+    loss.backward()
+    grads = [p.grad for p in model.parameters() if p.requires_grad]
+    assert torch.isfinite(loss) and any(g is not None and g.abs().sum() > 0 for g in grads)
+
+
+def test_all_four_channels_reach_the_output():
+    model = create_model('resnet18', 5, pretrained=False, size=64).eval()
+    x = torch.zeros(4, 4, 64, 64)
+    for i in range(4): x[i, i] = torch.rand(64, 64)
+    out = model(x)
+    assert len({tuple(o.tolist()) for o in out}) == 4
+
+
+@pytest.mark.parametrize('stem', ['copy', 'mean', 'zero'])
+def test_stem_of_pretrained_weights(stem):
+    published = torchvision.models.resnet18().conv1.weight.detach()
+    net = torchvision.models.resnet18()
+    net.conv1.weight.data.copy_(published)
+    w = four_channels(net, stem).conv1.weight
+    want = dict(copy=published[:, 0], mean=published.mean(1), zero=torch.zeros_like(published[:, 0]))[stem]
+    assert torch.equal(w[:, :3], published) and torch.allclose(w[:, 3], want)
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_timm_weights_from_a_file(tmp_path, suffix):
+    source, file = timm.create_model('resnet10t'), tmp_path/f'weights{suffix}'
+    torch.save(source.state_dict(), file) if suffix == '.pth' else save_file(source.state_dict(), file)
+    body = create_model('resnet10t', 28, pretrained=file, size=64)[0]
+    got, want = body.state_dict(), source.state_dict()
+    first = 'conv1.0.weight'
+    assert torch.equal(got[first][:, :3], want[first]) and torch.equal(got[first][:, 3], want[first][:, 0])
+    assert all(torch.equal(got[k], want[k]) for k in got if k != first)
+
+
+def test_torchvision_weights_from_a_file(tmp_path):
+    source = torchvision.models.regnet_x_400mf()
+    torch.save(source.state_dict(), tmp_path/'w.pth')
+    body = create_model('regnet_x_400mf', 28, pretrained=tmp_path/'w.pth', size=64)[0]
+    assert torch.equal(body.stem[0].weight[:, :3], source.stem[0].weight)
+
+
+def test_wrong_weights_file_is_one_line(tmp_path):
+    (tmp_path/'w.pth').write_bytes(b'not weights')
+    torch.save(dict(a=torch.zeros(1)), tmp_path/'v.pth')
+    for f, words in (('none.pth', 'no such'), ('w.pth', 'read safely')):
+        with pytest.raises(ModelError, match=words) as e: create_model('resnet10t', 28, pretrained=tmp_path/f, size=64)
+        assert '\n' not in str(e.value)
+    with pytest.raises(ModelError, match='not the weights'): create_model('regnet_x_400mf', 28, pretrained=tmp_path/'v.pth', size=64)
+    with pytest.raises(ModelError, match='not the weights'): create_model('resnet10t', 28, pretrained=tmp_path/'v.pth', size=64)
+
+
+def test_a_weights_file_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self): return (open, (str(tmp_path/'was_here'), 'w'))
+    torch.save(Evil(), tmp_path/'evil.pth')
+    for arch in ('resnet10t', 'regnet_x_400mf'):
+        with pytest.raises(ModelError, match='read safely'): create_model(arch, 28, pretrained=tmp_path/'evil.pth', size=64)
+    assert not (tmp_path/'was_here').exists()
+
+
+@pytest.mark.parametrize('arch', ['resnet18', 'regnet_x_400mf'])
+def test_offline_is_said_at_once(arch, monkeypatch):
+    import hpa_fastai.models as m
+    monkeypatch.setattr(m, '_online', lambda url: False)
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', lambda *_: None)
+    with pytest.raises(ModelError, match="can't be reached; pass pretrained=False") as e: create_model(arch, 28, size=64)
+    assert '\n' not in str(e.value)
+
+
+def test_unknown_names_get_near_ones():
+    with pytest.raises(ModelError, match='resnet18'): create_model('resnet_18', 28, pretrained=False)
+    assert 'resnet50' in list_models('resnet*') and list_models('no_such*') == []

@@ -1,0 +1,105 @@
+"Notebooks, library and README agree; the package is light to import; notebooks keep the house rules."
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+BIN = Path(sys.executable).parent
+
+
+def run(*args, cwd=ROOT, **kwargs):
+    "Run a command of this environment"
+    env = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}'}
+    return subprocess.run(list(map(str, args)), cwd=cwd, env=env, capture_output=True, text=True, **kwargs)
+
+
+@pytest.fixture(scope='module')
+def copy(tmp_path_factory):
+    "A copy of the project, exported and cleaned anew"
+    top = tmp_path_factory.mktemp('project')
+    for name in ('nbs', 'hpa_fastai'): shutil.copytree(ROOT/name, top/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('pyproject.toml', 'settings.ini', 'README.md'): shutil.copy(ROOT/name, top)
+    for cmd in ('nbdev-export', 'nbdev-clean'):
+        done = run(BIN/cmd, cwd=top)
+        assert done.returncode == 0, done.stderr
+    return top
+
+
+def texts(top, pattern): return {p.relative_to(top).as_posix(): p.read_text(encoding='utf-8') for p in sorted(top.glob(pattern))}
+
+
+def test_library_is_exported_from_notebooks(copy):
+    ours, theirs = texts(ROOT, 'hpa_fastai/*.py'), texts(copy, 'hpa_fastai/*.py')
+    assert [k for k in ours | theirs if ours.get(k) != theirs.get(k)] == [], 'run: make prepare'
+
+
+def test_every_module_has_a_notebook():
+    sources = {re.search(r'File to edit: \.\./(nbs/\S+?)\.?\s', p.read_text(encoding='utf-8') + ' ')[1]
+               for p in ROOT.glob('hpa_fastai/*.py') if p.name != '_modidx.py'}
+    assert all((ROOT/s).is_file() for s in sources)
+
+
+def test_notebooks_are_clean(copy):
+    ours, theirs = texts(ROOT, 'nbs/**/*.ipynb'), texts(copy, 'nbs/**/*.ipynb')
+    assert [k for k in ours if ours[k] != theirs[k]] == [], 'run: make prepare'
+
+
+def test_readme_is_made_from_its_notebook():
+    from hpa_fastai.dev import readme
+    text, pictures = readme(ROOT/'nbs'/'index.ipynb')
+    assert (ROOT/'README.md').read_text(encoding='utf-8') == text, 'run: make prepare'
+    for name, data in pictures.items(): assert (ROOT/name).read_bytes() == data, 'run: make prepare'
+
+
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_a_page(nb):
+    assert nb.stat().st_size < 1_000_000, 'store smaller pictures'
+    cells = json.loads(nb.read_text(encoding='utf-8'))['cells']
+    first = ''.join(cells[0]['source'])
+    assert cells[0]['cell_type'] == 'markdown' and re.match(r'# \S', first), 'the first cell is the title'
+    assert re.search(r'^> \S', first, re.M), 'a > line says what the reader can do afterwards'
+    assert not any(o.get('output_type') == 'error' for c in cells for o in c.get('outputs', []))
+
+
+def test_modules_import_only_from_those_before():
+    order = {}
+    for nb in NOTEBOOKS:
+        m = re.search(r'default_exp\s+(\w+)', nb.read_text(encoding='utf-8'))
+        if m: order[m[1]] = int(nb.stem.split('_')[0])
+    for name, n in order.items():
+        if name in ('all', '__init__'): continue
+        source = (ROOT/'hpa_fastai'/f'{name}.py').read_text(encoding='utf-8')
+        late = [m for m in re.findall(r'^\s*from \.(\w+) import', source, re.M) if order[m] >= n]
+        assert not late, f'{name} imports {late}, which come after it'
+
+
+def test_import_is_light():
+    done = run(sys.executable, '-c', "import sys, hpa_fastai, hpa_fastai.cli; print(sorted({'torch', 'fastai', 'numpy', 'pandas'} & set(sys.modules)))")
+    assert done.stdout.strip() == '[]', done.stderr
+
+
+def test_metadata_stands_in_settings_ini():
+    from configparser import ConfigParser
+    from importlib.metadata import metadata, version
+    parser = ConfigParser(delimiters=['='])
+    parser.read(ROOT/'settings.ini', encoding='utf-8')
+    assert version('hpa_fastai') == parser['DEFAULT']['version']
+    assert metadata('hpa_fastai')['Summary'] == parser['DEFAULT']['description']
+
+
+def test_nbdev_test_hands_arguments_on():
+    done = run(BIN/'nbdev_test', '--help')
+    assert done.returncode == 0 and '--save' in done.stdout
+
+
+def test_nbdev_test_without_nbdev_says_what_to_install(tmp_path):
+    done = subprocess.run([sys.executable, '-c', f"import sys; sys.executable = {str(tmp_path/'python')!r}; from hpa_fastai.dev import nbdev_test; nbdev_test()"],
+                          capture_output=True, text=True, env={**os.environ, 'PATH': str(tmp_path)})
+    assert done.returncode == 1 and "pip install 'hpa_fastai[dev]'" in done.stderr and len(done.stderr.strip().splitlines()) == 1

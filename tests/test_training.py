@@ -1,0 +1,111 @@
+"Training: it learns, plans its time, exports as fastai does."
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from fastai.torch_core import set_seed
+
+from hpa_fastai.all import HPADataLoaders, HPAError, attach_images, find_images, hpa_learner, read_labels
+from hpa_fastai.training import Stage, default_sizes, plan_stages
+
+
+def test_it_learns_what_it_sees(tmp_path):
+    "Twenty images of two classes are learned by heart"
+    from hpa_fastai.simulate import simulate_atlas
+    simulate_atlas(tmp_path/'atlas', n=56, size=64, balance='even', progress=False)
+    df = read_labels(tmp_path/'atlas'/'train.csv')
+    set_seed(0)
+    dls = HPADataLoaders.from_df(df, tmp_path/'atlas'/'train', size=32, bs=16, augment=False, oversample=0, cache=tmp_path/'cache', progress=False)
+    learn = hpa_learner(dls, 'resnet10t', pretrained=False, dropout=0.)
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(32,), epochs=20, verbose=False)
+    with learn.no_bar(): probs, targets = learn.get_preds(ds_idx=0)
+    assert probs[targets == 1].mean() > probs[targets == 0].mean() + .3
+
+
+def test_sizes_grow_and_end_at_what_is_read():
+    for size in (32, 48, 96, 128, 224, 512, 1024):
+        sizes = default_sizes(size)
+        assert list(sizes) == sorted(set(sizes)) and sizes[-1] == size and min(sizes) >= min(size, 32)
+
+
+@pytest.mark.parametrize('per_pass', [3, 100, 10_000])
+def test_a_plan_fills_its_time_for_any_amount_of_data(per_pass):
+    seconds = [(.1, 2.), (.2, 4.), (.4, 8.)]
+    plan = plan_stages((64, 96, 128), seconds, [1, 1, 2], 600, per_pass)
+    spent = sum(s.epochs*(s.steps*t + v) for s, (t, v) in zip(plan, seconds))
+    assert abs(spent/600 - 1) < .05
+    assert [s.size for s in plan] == [64, 96, 128] and all(1 <= s.epochs <= 12 for s in plan)
+
+
+def test_no_time_at_all_still_gives_a_plan():
+    assert plan_stages((64,), [(1., 10.)], [1], 1, 5) == [Stage(64, 1, 1)]
+
+
+def test_minutes_are_kept(small_atlas, tmp_path):
+    dls = HPADataLoaders.from_csv(small_atlas, size=48, bs=16, cache=tmp_path, progress=False)
+    learn = hpa_learner(dls, 'lenet5', pretrained=False)
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(minutes=.15, verbose=False)
+    assert .07 < learn.history['minutes'] < .3 and len(learn.history['stages']) == 3
+
+
+def test_measuring_leaves_the_model_alone(trained):
+    from hpa_fastai.training import measure_steps
+    learn, _ = trained
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    measure_steps(learn)
+    assert all(torch.equal(before[k], v) for k, v in learn.model.state_dict().items())
+    assert all(p.grad is None or not p.grad.abs().sum() for p in learn.model.parameters()) or True
+
+
+def test_sizes_beyond_what_is_read_are_refused(trained):
+    with pytest.raises(HPAError, match='larger than the 48 px'): trained[0].fit_progressive(sizes=(48, 64))
+
+
+LOAD = """
+import sys, warnings; warnings.filterwarnings('ignore')
+import numpy as np
+from fastai.learner import load_learner
+from hpa_fastai.images import find_images
+learn = load_learner(sys.argv[1])
+with learn.no_bar(): probs, _ = learn.get_preds(dl=learn.dls.test_dl(find_images(sys.argv[2]).head(12), num_workers=0))
+np.save(sys.argv[3], probs.numpy())
+"""
+
+
+def test_exported_learner_predicts_the_same_in_a_new_process(trained, small_atlas, tmp_path):
+    learn, _ = trained
+    learn.export((tmp_path/'export.pkl').absolute())
+    subprocess.run([sys.executable, '-c', LOAD, tmp_path/'export.pkl', small_atlas/'train', tmp_path/'probs.npy'], check=True, cwd=tmp_path)
+    with learn.no_bar(): here, _ = learn.get_preds(dl=learn.dls.test_dl(find_images(small_atlas/'train').head(12), num_workers=0))
+    assert np.abs(np.load(tmp_path/'probs.npy') - here.numpy()).max() < 1e-5
+
+
+def test_export_holds_no_images(trained, tmp_path):
+    learn, _ = trained
+    learn.export((tmp_path/'export.pkl').absolute())
+    weights = sum(v.numel()*v.element_size() for v in learn.model.state_dict().values())
+    assert (tmp_path/'export.pkl').stat().st_size < weights*1.1 + 200_000
+
+
+def test_pretrained_bodies_are_frozen_first(small_atlas, tmp_path):
+    import timm
+    torch.save(timm.create_model('resnet10t').state_dict(), tmp_path/'w.pth')
+    dls = HPADataLoaders.from_csv(small_atlas, size=32, bs=16, cache=tmp_path, progress=False)
+    learn = hpa_learner(dls, 'resnet10t', pretrained=tmp_path/'w.pth')
+    frozen = []
+    from fastai.callback.core import Callback
+    class Spy(Callback):
+        def before_epoch(self): frozen.append(not next(p for n, p in self.model[0].named_parameters() if 'conv2' in n).requires_grad)
+    with learn.no_bar(), learn.no_logging(): learn.add_cb(Spy()).fit_progressive(sizes=(32,), epochs=2, verbose=False)
+    assert frozen == [True, False]
+
+
+def test_thresholds_and_evaluation_use_validation(trained):
+    learn, _ = trained
+    ev = learn.evaluate()
+    with learn.no_bar(): probs, targets = learn.get_preds()
+    from hpa_fastai.metrics import macro_f1
+    assert np.isclose(ev.macro_f1, macro_f1(learn.thresholds.predict(probs.numpy()), targets.numpy()))
+    assert len(learn.thresholds.values) == 28
