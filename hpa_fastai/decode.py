@@ -27,6 +27,7 @@ MIN_SIDE = 8       # smaller pictures are thumbnails gone wrong
 # planes: 2-D arrays or Pillow images; size: (w,h) in the file; kind: 'grey', 'colour' or 'stack'; names: of the planes, or None; format: e.g. 'PNG 8-bit'
 Planes = namedtuple('Planes', 'planes size kind names format', defaults=(None, ''))
 
+# %% ../nbs/07_decode.ipynb #e54fa7c7
 def _check_size(w, h):
     "Refuse what cannot be a field of view before it is decoded"
     if w*h>MAX_PIXELS: raise ImageError(f'{w}x{h} px is refused: more than {MAX_PIXELS/1e6:.0f} million pixels would be decoded; cut it into fields of view')
@@ -36,6 +37,7 @@ def _check_size(w, h):
 _bands = {'L':1, 'LA':1, 'I;16':1, 'I;16B':1, 'RGB':3, 'RGBA':4}
 _no_intensities = {'1':'a 1-bit mask', 'P':'a palette picture: its values are numbers of colours', 'PA':'a palette picture', 'CMYK':'a CMYK picture, made for print'}
 
+# %% ../nbs/07_decode.ipynb #daea839a
 def _read_pillow(f, target, header=False):
     "Planes of a PNG or JPG; a JPG may be decoded smaller, down to the size that `target` gives"
     im = Image.open(f, formats=('PNG','JPEG'))
@@ -76,6 +78,7 @@ def _check_complete(series, n_bytes):
     lost = sum(p is None or any(o+n>n_bytes for o,n in zip(p.dataoffsets, p.databytecounts)) for p in series.pages)
     if lost: raise ImageError(f'damaged or cut off ({lost} of {len(series.pages)} planes end beyond the file); copy it again')
 
+# %% ../nbs/07_decode.ipynb #56c1e98d
 def _tiff_pixels(series, f):
     "All pixels of a TIFF series; what tifffile has no codec for (LZW) goes through Pillow's libtiff"
     try: return series.asarray()
@@ -84,6 +87,7 @@ def _tiff_pixels(series, f):
     f.seek(0)
     with Image.open(f, formats=('TIFF',)) as im: return np.stack([_page(im, p.index) for p in series.pages]).reshape(series.shape)
 
+# %% ../nbs/07_decode.ipynb #ac2f2ef5
 def _page(im, i):
     "Pixels of page `i` of a TIFF that Pillow has opened"
     im.seek(i)
@@ -101,6 +105,7 @@ def _likely_axes(axes, shape):
     "The axes of an array; channels come last when the last axis is too short to be a picture's width"
     return 'YXC' if len(shape)==3 and shape[-1]<MIN_SIDE<=shape[0] else axes.upper()
 
+# %% ../nbs/07_decode.ipynb #0f366a56
 def _to_planes(a, axes, z=None, names=None, colour=False, form='array'):
     "Planes of an array whose axes are lettered as OME does: T, Z, C, Y, X, and S for the samples of a colour"
     axes = list(axes)
@@ -118,12 +123,13 @@ def _to_planes(a, axes, z=None, names=None, colour=False, form='array'):
 
 def _depth(dtype): return {'u':f'{8*dtype.itemsize}-bit', 'f':f'{8*dtype.itemsize}-bit float'}.get(dtype.kind, str(dtype))
 
-# %% ../nbs/07_decode.ipynb #0f366a56
+# %% ../nbs/07_decode.ipynb #0af65c32
 def _project(a, axis, z):
     "Maximum along Z, when that was asked for"
     if z=='max': return a.max(axis)
     raise ImageError(f"a Z stack of {a.shape[axis]} planes; project it first, or say z='max' to take the maximum")
 
+# %% ../nbs/07_decode.ipynb #9b0414e1
 def _useful(names, n):
     "Names that say more than 'Channel 1', one a plane; or None"
     names = [str(s) for s in names or []]
@@ -146,6 +152,7 @@ def _read_zarr(path, z=None, header=False):
 # %% ../nbs/07_decode.ipynb #a772249b
 _tiff_magic = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
+# %% ../nbs/07_decode.ipynb #3222bbf1
 def open_planes(
     path:str, # file, zarr folder, or URL of one
     target=lambda w,h: (w,h), # from the size in the file to the size that is wanted: lets a JPG be decoded smaller
@@ -161,13 +168,14 @@ def open_planes(
             return _read_tiff(f, z, header) if magic in _tiff_magic else _read_pillow(f, target, header)
     except Exception as e: raise ImageError(f'{path}: {why_unreadable(path, e)}') from e
 
+# %% ../nbs/07_decode.ipynb #400448d6
 def open_file(path):
     "A binary file, local or on object storage"
     if not is_url(path): return open(path, 'rb')
     fs,inner = open_filesystem(path)
     return io.BytesIO(fs.cat_file(inner))
 
-# %% ../nbs/07_decode.ipynb #3222bbf1
+# %% ../nbs/07_decode.ipynb #ef587786
 def why_unreadable(path, e):
     "What a user needs to know about an exception while reading a file"
     if isinstance(e, HPAError): return str(e)
@@ -182,6 +190,7 @@ def why_unreadable(path, e):
 
 def _line(e): return ' '.join(str(e).split())[:200]
 
+# %% ../nbs/07_decode.ipynb #56d45b00
 def _head(path, n=8):
     "The first bytes of a file"
     with open_file(path) as f: return f.read(n)
@@ -199,6 +208,7 @@ def full_range(
     if a.max()>top: raise ImageError(f'value {a.max()} does not fit into bits={bits} (0..{top})')
     return 0., float(top)
 
+# %% ../nbs/07_decode.ipynb #cd416d43
 def _float_range(a):
     "0..1, the only range of floats that needs no explanation"
     if a.min()<0 or a.max()>1: raise ImageError(f"float values from {a.min():.4g} to {a.max():.4g}, where 0..1 is expected; say scale='percentile' to stretch each picture")
@@ -248,6 +258,7 @@ def default_workers() -> int:
 _words = dict(red={'red','microtubule','microtubules','tubulin','mt'}, green={'green','protein','antibody','target'},
               blue={'blue','nucleus','nuclei','dapi','hoechst','dna'}, yellow={'yellow','er','endoplasmic','reticulum','calreticulin'})
 
+# %% ../nbs/07_decode.ipynb #25169957
 def assign_channels(
     p:Planes, # planes of a file that holds several channels
     channels, # 'rgby' or so: the channels in the order of the planes; or {'red': 2, 'green': 'Cy5'}: number or name of each
@@ -260,17 +271,19 @@ def assign_channels(
     if len(p.planes)!=len(wanted): raise ImageError(f"planes without names: {len(p.planes)}, but channels={channels!r} names {len(wanted)}; say which plane is which, e.g. channels={{'green': 0}}")
     return {c:i for i,c in enumerate(wanted)}
 
+# %% ../nbs/07_decode.ipynb #2d05b23b
 def wanted_channels(channels):
     "Names of the channels in 'rgby' or in a mapping, in its order"
     return [c for k in channels for c in CHANNELS if c==k or c[0]==k]
 
-# %% ../nbs/07_decode.ipynb #25169957
+# %% ../nbs/07_decode.ipynb #5be0caa5
 def _has_fourth(p):
     "Whether a colour picture carries ER in its fourth plane: one that is full throughout is plain transparency"
     if len(p.planes)<4: return False
     fourth = np.asarray(p.planes[3])
     return fourth.min()<(1 if fourth.dtype.kind=='f' else np.iinfo(fourth.dtype).max)
 
+# %% ../nbs/07_decode.ipynb #a14b6289
 def _plane_number(p, v):
     "The number of the plane that a mapping names by number or name"
     n = len(p.planes)
@@ -278,6 +291,7 @@ def _plane_number(p, v):
     if isinstance(v, int) and 0<=v<n: return v
     raise ImageError(f'no plane {v!r}: there are {n}, ' + (f'called {", ".join(p.names)}' if p.names else 'without names'))
 
+# %% ../nbs/07_decode.ipynb #c4492214
 def _by_name(p, wanted):
     "Channels by the names in the metadata"
     found = {c: [i for i,s in enumerate(p.names) if _words[c] & set(re.findall('[a-z]+', s.lower()))] for c in wanted}
@@ -289,6 +303,7 @@ def _by_name(p, wanted):
 # %% ../nbs/07_decode.ipynb #ba0b3788
 FULL_PIXEL, FULL_SIDE = .08, 2048 # µm a pixel, and pixels a side, of a field of view of the Human Protein Atlas at full size
 
+# %% ../nbs/07_decode.ipynb #60ca3351
 @dataclass(frozen=True)
 class ImageReader:
     "Reads fields of view by settings that are stated once and saved with a model"
@@ -338,6 +353,7 @@ def naming(
     try: yield
     except ImageError as e: raise ImageError(f'{src}: {e}' if isinstance(src, str) else str(e)) from e
 
+# %% ../nbs/07_decode.ipynb #46982f68
 def _as_row(row):
     "The row of a table (Series, dict or namedtuple), a path or pixels in memory, as a dict"
     if isinstance(row, dict): return row
@@ -347,6 +363,7 @@ def _as_row(row):
     if hasattr(row, '__array__'): return dict(dict.fromkeys(CHANNELS, np.asarray(row)), Id='picture in memory', layout='array')
     raise ImageError(f'cannot read a {type(row).__name__}: give a row of the table of find_images, a path or an array')
 
+# %% ../nbs/07_decode.ipynb #accbb607
 def _sources(row, wanted):
     "(file or array, channels to take from it, whether it holds more than one)"
     if row.get('layout') in ('single','zarr','array'): return [(row['green'], wanted, True)]
@@ -373,6 +390,7 @@ def array(self:ImageReader,
     try: return self._read(row)
     except Exception as e: raise ImageError(f'{row.get("Id", "picture")}: {e if isinstance(e, HPAError) else type(e).__name__+" "+_line(e)}') from e
 
+# %% ../nbs/07_decode.ipynb #c00edbcc
 @patch
 def _read(self:ImageReader, row):
     "Pixels of a row"
@@ -383,7 +401,7 @@ def _read(self:ImageReader, row):
         there.append(c)
     return self._checked(res, [c for c in wanted_channels(self.channels) if c not in there], row)
 
-# %% ../nbs/07_decode.ipynb #c00edbcc
+# %% ../nbs/07_decode.ipynb #dbecc822
 @patch
 def planes(self:ImageReader,
     row:dict, # row of the table of `find_images`
@@ -397,6 +415,7 @@ def planes(self:ImageReader,
         with naming(src): found = self._separate(p, cs, several)
         for c,plane in found.items(): yield c, plane, p.size
 
+# %% ../nbs/07_decode.ipynb #1309808c
 @patch
 def _separate(self:ImageReader, p, cs, several):
     "{channel: plane} of what is in a file"
@@ -404,7 +423,7 @@ def _separate(self:ImageReader, p, cs, several):
     where = assign_channels(p, self.channels)
     return {c: p.planes[where[c]] for c in cs if c in where}
 
-# %% ../nbs/07_decode.ipynb #dbecc822
+# %% ../nbs/07_decode.ipynb #45c06d65
 @patch
 def _open(self:ImageReader, src):
     "Planes of a file or an array"
@@ -412,6 +431,7 @@ def _open(self:ImageReader, src):
     if src.ndim not in (2,3): raise ImageError(f'an array of shape {src.shape}; give channels x height x width')
     return _to_planes(src, _likely_axes('CYX'[-src.ndim:], src.shape), self.z)
 
+# %% ../nbs/07_decode.ipynb #f7119b49
 @patch
 def value_range(self:ImageReader,
     a:np.ndarray, # a grey plane as it is in the file
@@ -420,6 +440,7 @@ def value_range(self:ImageReader,
     if a.dtype.kind=='f' and not np.isfinite(a).all(): raise ImageError(f'{(~np.isfinite(a)).sum()} pixels are NaN or infinite')
     return full_range(a, self.bits) if self.scale=='dtype' else percentile_range(a, self.percentiles)
 
+# %% ../nbs/07_decode.ipynb #f0be02e8
 @patch
 def _place(self:ImageReader, canvas, plane, size):
     "Write a plane on the middle of its canvas; what is larger is cut off on both sides"
@@ -428,6 +449,7 @@ def _place(self:ImageReader, canvas, plane, size):
     h,w = (min(n,m) for n,m in zip(canvas.shape, a.shape))
     canvas[y0:y0+h, x0:x0+w] = a[y1:y1+h, x1:x1+w]
 
+# %% ../nbs/07_decode.ipynb #4eb3c2d4
 @patch
 def _checked(self:ImageReader, res, absent, row):
     "The pixels, if all is there that has to be"

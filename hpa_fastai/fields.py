@@ -18,9 +18,10 @@ class ImageError(HPAError):
     "A picture that cannot be read, told in one line that names the field of view, the file and the cause."
 
 # %% ../nbs/05_fields.ipynb #34fa098b
-IMAGE_EXTS = ('.png','.tif','.tiff','.jpg','.jpeg') # lossless first: of two files of one channel the first kind is read
+IMAGE_EXTS = ('.png','.tif','.tiff','.jpg','.jpeg')
 _channel_re = re.compile(r'(.+?)_((?:red|green|blue|yellow)(?:_(?:red|green|blue|yellow))*)\Z', re.IGNORECASE)
 
+# %% ../nbs/05_fields.ipynb #5226cb23
 def split_name(
     name:str, # file name without its folder
 ) -> tuple[str, str|None]: # Id, and the channel; None when the file holds all of the field of view
@@ -38,6 +39,7 @@ def _kind(name):
     if name[0] in '.~': return None
     return 'zarr' if low.endswith('.zarr') else 'file' if low.endswith(IMAGE_EXTS) else None
 
+# %% ../nbs/05_fields.ipynb #44ebddac
 def _list_local(folder):
     "(folder, name) of every image under a local folder; a folder that may not be read is named in a warning"
     todo, links, seen = [os.path.normpath(folder)], [], set()
@@ -56,6 +58,7 @@ def is_url(path) -> bool:
     "Whether a path names object storage or another place that fsspec reads"
     return '://' in str(path)
 
+# %% ../nbs/05_fields.ipynb #19cf25e1
 def open_filesystem(
     url:str, # e.g. 's3://bucket/plate7'
 ): # fsspec file system and the path in it
@@ -80,8 +83,11 @@ def _list_remote(url):
             elif e['type']=='directory' and name[0]!='.' and e['name'].rstrip('/')!=here.rstrip('/'): todo.append(e['name'])
 
 # %% ../nbs/05_fields.ipynb #68c7672c
-def _preference(name): return '.tiff.tif.png'.find(os.path.splitext(name)[1].lower())<0, name.lower()
+def _preference(name):
+    "Sorts PNG and TIFF before JPG"
+    return name.lower().endswith(('.jpg','.jpeg')), name.lower()
 
+# %% ../nbs/05_fields.ipynb #42a61c59
 def _collect(files):
     "{(folder, Id): {channel: name}} of (folder, name) pairs, None for a file of all channels; and the names passed over"
     rows, passed = {}, []
@@ -103,6 +109,7 @@ def _folder_channels(rows):
     for (folder,_),row in rows.items(): res.setdefault(folder, set()).update(row)
     return res
 
+# %% ../nbs/05_fields.ipynb #eaae6394
 def _name(rows, root, sep):
     "(Id, {channel: path}) of every field of view, with Ids that are unique"
     channels, places = _folder_channels(rows), {}
@@ -116,6 +123,7 @@ def _name(rows, root, sep):
 # %% ../nbs/05_fields.ipynb #c71e9349
 _columns = ['Id', 'layout', *CHANNELS]
 
+# %% ../nbs/05_fields.ipynb #74bc2815
 def _to_table(named):
     "The table of (Id, {channel: path}) pairs"
     recs = []
@@ -164,17 +172,20 @@ def _from_paths(source):
     df['layout'] = df.get('layout', pd.Series([_layout(r) for r in zip(*(df[c] for c in CHANNELS))], index=df.index, dtype=object))
     return df[_columns + [c for c in df if c not in _columns and c!='path' and not str(c).startswith('Unnamed:')]].sort_values('Id', ignore_index=True)
 
+# %% ../nbs/05_fields.ipynb #229d7a04
 def _read_csv(path):
     "A csv as text"
     try: return pd.read_csv(path, dtype=str, encoding='utf-8-sig')
     except Exception as e: raise ImageError(f'{path}: ' + ('no such file' if isinstance(e, FileNotFoundError) else f'cannot be read as a csv ({" ".join(str(e).split())})')) from None
 
+# %% ../nbs/05_fields.ipynb #3de763c5
 def _full_path(path, base):
     "A path of a table, None where there is none"
     if not isinstance(path, (str, os.PathLike)) or not str(path).strip(): return None
     path = os.fspath(path).strip()
     return path if is_url(path) or os.path.isabs(path) or not base else f'{base}/{path}'
 
+# %% ../nbs/05_fields.ipynb #75abe22a
 def _layout(paths):
     "How the paths of the four channels store a field of view"
     if len(set(paths))>1 or paths[0] is None: return 'channels'
@@ -197,6 +208,7 @@ def attach_images(
     found = table.set_index('Id')[_columns[1:]].loc[ids]
     return df.assign(Id=ids, **{c: found[c].to_numpy(object) for c in found})
 
+# %% ../nbs/05_fields.ipynb #32c71a1f
 def _some(ids, n=3):
     "The first few ids for a message"
     ids = list(ids)

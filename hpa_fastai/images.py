@@ -24,6 +24,7 @@ _all_ = ['CHANNELS', 'ImageError', 'find_images', 'attach_images', 'ImageReader'
 _hues = np.array([[1,0,0], [0,1,0], [0,0,1], [.4,.4,0]], np.float32) # dim yellow: the ER lies over the whole cell and would hide red and green
 _least = 16 # grey levels: a range below this is noise, and is not stretched further
 
+# %% ../nbs/10_images.ipynb #70c7bbcf
 def composite(
     img, # 4xHxW, uint8, or float from 0 to 1
     low:float=1., # percentile of a channel that is drawn black
@@ -53,6 +54,7 @@ def __call__(self:ImageReader,
     "Pixels of one field of view; an `ImageError` names the field, the file and the cause"
     return TensorRGBY(torch.from_numpy(self.array(row)))
 
+# %% ../nbs/10_images.ipynb #33d68cd1
 def read_image(
     row, # row of the table of `find_images`; or a path, or an array in memory
     size:int|None=None, # side of the result in pixels; None keeps that of the file
@@ -76,11 +78,13 @@ def read_images(
             if len(waiting)>2*n: yield _next_of(waiting)
         while waiting: yield _next_of(waiting)
 
+# %% ../nbs/10_images.ipynb #3e73e758
 def _read_or_error(reader, row):
     "The pixels, or the error in their place"
     try: return reader(row)
     except ImageError as e: return e
 
+# %% ../nbs/10_images.ipynb #62d025d9
 def _next_of(waiting):
     "The oldest one, finished"
     i,future = waiting.popleft()
@@ -92,6 +96,7 @@ class ReadFOV(DisplayedTransform):
     def __init__(self, reader:ImageReader): self.reader = reader
     def encodes(self, o): return o if isinstance(o, TensorRGBY) else self.reader(o)
 
+# %% ../nbs/10_images.ipynb #3951197a
 def RGBYBlock(
     size:int|None=None, # side of the pictures in pixels
     reader:ImageReader|None=None, # settings of reading; None: the defaults at `size`

@@ -19,6 +19,7 @@ from .images import *
 # %% ../nbs/12_show.ipynb #24e7b0b7
 _stains = ('Microtubules', 'Protein', 'Nucleus', 'ER')
 
+# %% ../nbs/12_show.ipynb #12d102a6
 def show_channels(
     img, # 4xHxW, uint8, or float from 0 to 1
     pixel_size:float|None=None, # µm a pixel; None: a whole HPA field of 2048 x 0.08 µm across
@@ -60,6 +61,7 @@ def label_names(
     ls = get_labels(labels)
     return [ls.classes[ls.parse(c)[0]] for c in cats]
 
+# %% ../nbs/12_show.ipynb #ab173d11
 def _grid(n, ncols=None, figsize=None, nrows=None):
     "Axes for `n` pictures with room for several lines above each"
     ncols = ncols or min(n, 4) if not nrows else -(-n//nrows)
@@ -86,6 +88,7 @@ def compare_names(
     "True and predicted classes in one list"
     return '\n'.join([n for n in truth if n in predicted] + [f'+ {n}' for n in predicted if n not in truth] + [f'− {n}' for n in truth if n not in predicted])
 
+# %% ../nbs/12_show.ipynb #0fc53b2c
 @dispatch
 def show_results(x:TensorRGBY, y:TensorMultiCategory, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, labels=None, **kwargs):
     "Pictures with what was right, wrong and missed"
@@ -116,11 +119,13 @@ def gallery(
         _gallery_row(row, df.iloc[_purest(onehot, c, seed)], reader)
     return fig
 
+# %% ../nbs/12_show.ipynb #05f0e1d0
 def _purest(onehot, c, seed):
     "Rows that have class `c`, in random order but for their number of labels"
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(onehot[:,c]))
     return rows[np.argsort(onehot[rows].sum(1), kind='stable')]
 
+# %% ../nbs/12_show.ipynb #b0901156
 def _gallery_row(axs, df, reader):
     "As many pictures as there are axes; what cannot be read is passed over"
     for ax in axs: ax.axis('off')

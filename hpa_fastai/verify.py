@@ -21,6 +21,7 @@ from .decode import *
 # %% ../nbs/08_verify.ipynb #90c45751
 _ends = {'PNG': b'IEND', 'JPEG': b'\xff\xd9'}
 
+# %% ../nbs/08_verify.ipynb #dee78fe0
 def file_size_and_end(
     path:str, # local file
 ) -> tuple[int, bytes]: # size in bytes, and the last 32 bytes
@@ -70,6 +71,7 @@ _kinds = (('empty file','empty file'), ('damaged or cut off','truncated or damag
 
 def _kind_of(message): return next((kind for words,kind in _kinds if words in message), 'unreadable')
 
+# %% ../nbs/08_verify.ipynb #64b87336
 def _check_agreement(res, seen, row, reader):
     "Whether the files of one field fit together"
     res['format'] = ', '.join(dict.fromkeys(f'{p.format} {p.kind}' for p in seen.values()))
@@ -79,6 +81,7 @@ def _check_agreement(res, seen, row, reader):
         if len(set(found.values()))>1: res['problems'].append(('error' if what=='sizes' else 'warning', kind, '', ', '.join(f'{f} {v}' for f,v in found.items())))
     if row['layout']!='channels': _check_channels(res, next(iter(seen.items())), reader)
 
+# %% ../nbs/08_verify.ipynb #dd20172f
 def _check_channels(res, found, reader):
     "Whether the planes of a file with several channels can be told apart, and all are there"
     path,p = found
@@ -102,6 +105,7 @@ def _check_pixels(res, row, reader):
     if absent and not any(p[1]=='missing channel' for p in res['problems']): res['problems'].append(('error' if reader.missing=='error' else 'note', 'missing channel', row[absent[0]], ', '.join(absent)))
     if small.keys()>={'red','yellow'} and (r:=likeness(small['red'], small['yellow']))<.4: res['problems'].append(('note', 'suspicious ER', row['yellow'], f'yellow and red do not look like one field: correlation {r:.2f}'))
 
+# %% ../nbs/08_verify.ipynb #b443df64
 def likeness(
     a:np.ndarray, b:np.ndarray, # planes of one size
 ) -> float: # correlation of the square roots; 1 where a plane is constant
@@ -128,6 +132,7 @@ def check_labels(
     if sets and sets[0].label_col in table: faults += _check_cells(table, id_col, sets[0])
     return faults, f'{len(table)} rows, labels read as {sets[0].name}' if sets else f'{len(table)} rows, no labels'
 
+# %% ../nbs/08_verify.ipynb #08e9e8cf
 def _check_cells(table, id_col, ls):
     "The rows whose labels do not parse"
     faults, bad = [], {}
@@ -166,11 +171,13 @@ def __str__(self:Verification):
 @patch
 def __repr__(self:Verification): return str(self)
 
+# %% ../nbs/08_verify.ipynb #e2a28b0b
 def _counts(values, n=4):
     "'a 12, b 3' for the most frequent values"
     c = Counter(v or 'unknown' for v in values).most_common()
     return ', '.join(f'{v or "unknown"}: {k}' for v,k in c[:n]) + (f', and {len(c)-n} more' if len(c)>n else '')
 
+# %% ../nbs/08_verify.ipynb #e39e5fad
 def _example(group, n=3):
     "The first few cases of a problem on one line"
     first = group.iloc[0]
@@ -211,6 +218,7 @@ def _summarise(where, fields, faults, about, deep):
     table = pd.DataFrame([{k: f[k] for k in ('Id','layout','format','width','height')} for f in fields], columns=['Id','layout','format','width','height'])
     return Verification(where, table.assign(problems=[of.get(i, '') for i in table.Id]), problems, sum(len(f['files']) for f in fields), about, deep)
 
+# %% ../nbs/08_verify.ipynb #2aff679d
 def _check_set(fields, table, reader):
     "What shows only when all fields are seen together: copies, files that are not used, a camera of fewer bits"
     faults = [dict(level='warning', problem='passed over', Id='', file=f, detail='') for f in table.attrs.get('passed_over', [])]
@@ -219,6 +227,7 @@ def _check_set(fields, table, reader):
         faults.append(dict(level='warning', problem='camera bits', Id='', file='', detail=f'no value of the 16-bit files is above {top}: a camera of {(bits:=12 if top<4096 else 14)} bits? say bits={bits}, or they are read almost black'))
     return faults + [dict(level='warning', problem='byte-identical', Id=i, file=path, detail=f'the same as {other}') for i,path,other in _copies(fields)]
 
+# %% ../nbs/08_verify.ipynb #50f1d7a5
 def _copies(fields):
     "(Id, file, the first file with the same bytes)"
     groups = {}
@@ -231,6 +240,7 @@ def _copies(fields):
             other = first.setdefault(_digest(path), path)
             if other is not path: yield i, path, other
 
+# %% ../nbs/08_verify.ipynb #3011f42d
 def _digest(path):
     "Checksum of a file"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'blake2b').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.blake2b(f.read()).hexdigest()
