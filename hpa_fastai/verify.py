@@ -41,9 +41,7 @@ def check_file(
     if is_url(path) or os.path.isdir(path): return p, None
     size,end = file_size_and_end(path)
     mark = _ends.get(p.format.split()[0])
-    if mark and mark not in end:
-        open_planes(path, z=z)
-        raise ImageError(f'{path}: the end of the file is missing, though its pixels are complete; copy it again')
+    if mark and mark not in end: open_planes(path, z=z)
     return p, (size, end)
 
 # %% ../nbs/08_verify.ipynb #629b5a08
@@ -66,7 +64,7 @@ def check_field(
     return res
 
 # %% ../nbs/08_verify.ipynb #c52958f5
-_kinds = (('empty file','empty file'), ('damaged or cut off','truncated or damaged'), ('end of the file','truncated or damaged'), ('without a picture','truncated or damaged'), ('not in the file','truncated or damaged'),
+_kinds = (('empty file','empty file'), ('damaged or cut off','truncated or damaged'), ('without a picture','truncated or damaged'), ('not in the file','truncated or damaged'),
           ('refused','too large'), ('too small','too small'), ('intensities','no intensities'), ('not a PNG','not an image'), ('a folder','not an image'), ('a link','dangling link'), ('no permission','no permission'), ('no such file','no such file'))
 
 def _kind_of(message): return next((kind for words,kind in _kinds if words in message), 'unreadable')
