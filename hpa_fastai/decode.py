@@ -12,7 +12,6 @@ import io, logging, os, re
 from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from xml.etree import ElementTree
 import numpy as np
 from PIL import Image

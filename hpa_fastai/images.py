@@ -65,7 +65,7 @@ def read_image(
 
 # %% ../nbs/10_images.ipynb #05286844
 def read_images(
-    table, # rows of the table of `find_images`
+    table:pd.DataFrame, # rows of the table of `find_images`
     reader:ImageReader, # settings of reading
     n_workers:int|None=None, # threads; None: one a core, 16 at most
 ): # yields (position of the row, TensorRGBY or the ImageError), in order
