@@ -158,6 +158,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hpa_fastai.decode.wanted_channels': ('decode.html#wanted_channels', 'hpa_fastai/decode.py'),
                                    'hpa_fastai.decode.why_unreadable': ('decode.html#why_unreadable', 'hpa_fastai/decode.py')},
             'hpa_fastai.demo': { 'hpa_fastai.demo._step': ('demo.html#_step', 'hpa_fastai/demo.py'),
+                                 'hpa_fastai.demo._verdicts': ('demo.html#_verdicts', 'hpa_fastai/demo.py'),
                                  'hpa_fastai.demo.run_demo': ('demo.html#run_demo', 'hpa_fastai/demo.py'),
                                  'hpa_fastai.demo.show_predictions': ('demo.html#show_predictions', 'hpa_fastai/demo.py')},
             'hpa_fastai.dev': { 'hpa_fastai.dev.nbdev_test': ('dev.html#nbdev_test', 'hpa_fastai/dev.py'),

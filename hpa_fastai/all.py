@@ -24,3 +24,6 @@ from .evaluation import *
 from .assessment import *
 from .bundle import *
 from .inference import *
+
+# %% ../nbs/99_all.ipynb #ffbc64b7
+__all__ = [o for o in globals() if not o.startswith('_')]

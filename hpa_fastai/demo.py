@@ -23,6 +23,16 @@ from .bundle import *
 from .inference import *
 
 # %% ../nbs/87_demo.ipynb #86484dd0
+def _verdicts(
+    row,  # of `predict`
+    true: list,  # names of the true classes
+    n: int = 4,  # lines at the most
+) -> list:  # (text, colour), the most probable first
+    "The names given and missed, with the colours of right, wrong and missed"
+    given = sorted(row.Names.split('|') if row.Names else [], key=lambda o: -row[o])
+    lines = [(o, 'tab:green' if o in true else 'tab:red') for o in given] + [(f'{o} (missed)', 'tab:gray') for o in true if o not in given]
+    return lines if len(lines)<=n else lines[:n-1] + [(f'and {len(lines)-n+1} more', 'tab:gray')]
+
 def show_predictions(
     predictions: pd.DataFrame,  # of `predict`
     table: pd.DataFrame,  # of `find_images`, the same fields of view
@@ -32,15 +42,14 @@ def show_predictions(
     size: int = 256,  # of each, in pixels
 ) -> plt.Figure:
     "Cells with their predicted names; names in green are right, in red wrong, in grey missed"
-    true = dict(zip(truth.Id, labels.to_names(labels.encode(truth.Target))))
-    fig, axs = plt.subplots(-(-n//4), 4, figsize=(13, 3.9*-(-n//4)), layout='constrained')
+    true, ok = dict(zip(truth.Id, labels.to_names(labels.encode(truth.Target)))), predictions[predictions.error=='']
+    fig, axs = plt.subplots(-(-n//4), 4, figsize=(13, 4.1*-(-n//4)))
     for ax in axs.flat: ax.axis('off')
-    for ax,i in zip(axs.flat, np.linspace(0, len(predictions)-1, min(n, len(predictions))).astype(int)):
-        row = predictions.iloc[i]
+    for ax,i in zip(axs.flat, np.linspace(0, len(ok)-1, min(n, len(ok))).astype(int)):
+        row = ok.iloc[i]
         ax.imshow(composite(read_image(table[table.Id==row.Id].iloc[0], size)))
-        names = row.Names.split('|') if row.Names else []
-        lines = [(o, 'tab:green' if o in true[row.Id] else 'tab:red') for o in names] + [(o+' (missed)', 'grey') for o in true[row.Id] if o not in names]
-        for j,(name,colour) in enumerate(reversed(lines)): ax.text(.5, 1.02+.075*j, name, color=colour, ha='center', fontsize=10, transform=ax.transAxes)
+        for j,(text,colour) in enumerate(_verdicts(row, true[row.Id])): ax.text(0, -.03-.075*j, text, color=colour, va='top', fontsize=11, transform=ax.transAxes)
+    fig.subplots_adjust(0, .06, 1, 1, .03, .3)
     return fig
 
 # %% ../nbs/87_demo.ipynb #4cb25fdb

@@ -17,3 +17,27 @@ def real_data(request):
     folder = Path(folder)
     if not folder.is_dir(): pytest.fail(f'--real-data {folder}: no such folder')
     return folder.resolve()
+
+
+@pytest.fixture(scope='session')
+def small_atlas(tmp_path_factory):
+    "A simulated atlas of 90 small fields of view, all classes; read only"
+    from hpa_fastai.simulate import simulate_atlas
+    path = tmp_path_factory.mktemp('data')/'atlas'
+    simulate_atlas(path, n=90, size=64, balance='even', seed=0, progress=False)
+    return path
+
+
+@pytest.fixture(scope='session')
+def trained(small_atlas, tmp_path_factory):
+    "A learner trained for a moment on the small atlas, and the bundle it was saved as"
+    from fastai.torch_core import set_seed
+    from hpa_fastai.all import HPADataLoaders, hpa_learner
+    set_seed(0)
+    folder = tmp_path_factory.mktemp('trained')
+    dls = HPADataLoaders.from_csv(small_atlas, size=48, bs=16, group='antibody', cache=folder/'cache', progress=False)
+    learn = hpa_learner(dls, 'resnet10t', pretrained=False)
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(32, 48), epochs=1, verbose=False)
+    learn.fit_thresholds()
+    learn.evaluate()
+    return learn, learn.save_bundle(folder/'hpa_model')
