@@ -67,6 +67,10 @@ def test_folder_and_link_in_place_of_files(atlas):
     q.mkdir()
     assert found(check(atlas))=={('error','not an image'), ('error','dangling link')}
 
+def test_what_stands_behind_the_end_mark_does_no_harm(atlas):
+    with open(file(atlas, 0, 'red'), 'ab') as f: f.write(b'written by a camera'*5)
+    assert not len(check(atlas).problems)
+
 def test_depths_that_differ(atlas):
     p = file(atlas, 0, 'green')
     Image.fromarray(np.asarray(Image.open(p)).astype(np.uint16)*257).save(p)
