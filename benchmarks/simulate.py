@@ -20,5 +20,5 @@ if __name__ == '__main__':
     speed(16, 32, 1, a.balance)         # imports
     (one, cpu), (more, _) = (speed(a.n, a.size, w, a.balance) for w in (1, a.workers))
     print(f'{a.n} FOVs of {a.size} px, load of the machine {os.getloadavg()[0]:.1f}')
-    print(f'1 process     {one:6.1f} FOVs/s, {1000*cpu:.0f} ms of CPU a FOV: {1/cpu:.1f} FOVs/s on an idle core')
+    print(f'1 process     {one:6.1f} FOVs/s, {1000*cpu:.0f} ms of CPU a FOV, that is {1/cpu:.1f} FOVs/s by CPU time')
     print(f'{a.workers} processes   {more:6.1f} FOVs/s, start included ({more/one:.2f}×)')

@@ -190,7 +190,7 @@ def _nucleus_shapes(self:Cells):
     "Where the nuclei are, their two radii and their direction; the MTOC beside each"
     rng, k = self.rng, len(self)
     near = np.abs(self.xy[:, None] - self.xy) + 99*np.eye(k)
-    r = np.minimum(np.clip(.43*self.r, 4.2, 8), .36*near.min(1))*rng.uniform(.88, 1.12, k)
+    r = np.minimum(np.clip(.43*self.r, 4.2, 8), .33*near.min(1))*rng.uniform(.88, 1.12, k)
     flat = rng.uniform(1, 1.45, k)
     self.nr = np.stack([r*flat**.5, r/flat**.5], 1)
     self.naxis = self.axis*np.exp(1j*rng.normal(0, .25, k))*np.where(self.kind == DAUGHTER, 1j, 1)
