@@ -10,8 +10,12 @@ from fastai.vision.all import *
 from .labels import *
 from .fields import *
 from .images import *
+from .verify import verify_images, Verification
+from .show import *
 from .simulate import *
+from .duplicates import *
 from .splits import *
+from .explore import *
 from .cache import *
 from .transforms import *
 from .data import *
@@ -19,6 +23,7 @@ from .losses import *
 from .metrics import *
 from .models import *
 from .training import *
+from .calibration import *
 from .thresholds import *
 from .evaluation import *
 from .assessment import *

@@ -19,6 +19,7 @@ from .labels import *
 from .images import *
 from .transforms import *
 from .models import *
+from .calibration import *
 from .thresholds import *
 from .data import *
 from .assessment import *
@@ -35,6 +36,7 @@ class Bundle:
     reader: ImageReader  # files to pixels
     preprocess: Preprocess  # pixels to the network's input
     thresholds: Thresholds  # probabilities to locations
+    calibration: Calibration|None  # of the probabilities, before the thresholds
     config: dict  # as in config.json
     device: torch.device = torch.device('cpu')
 
@@ -44,7 +46,8 @@ class Bundle:
     ) -> np.ndarray:  # B×C
         "Probability of each class"
         x = self.preprocess(x.as_subclass(torch.Tensor).to(self.device)).contiguous(memory_format=torch.channels_last)
-        return torch.sigmoid(self.model(x).float()).cpu().numpy()
+        p = torch.sigmoid(self.model(x).float()).cpu().numpy()
+        return self.calibration(p) if self.calibration else p
 
 # %% ../nbs/70_bundle.ipynb #388496ef
 FORMAT = 1  # of the bundle; a newer one is refused with a word on how to upgrade
@@ -133,11 +136,11 @@ def _half(n):
 def to_bundle(self:Learner) -> Bundle:
     "The learner's model and settings as a `Bundle`, without saving it"
     labels, reader, preprocess = self.dls.labels, self.dls.reader, self.dls.preprocess()
-    th = getattr(self, 'thresholds', None) or _half(len(labels))
+    th, cal = getattr(self, 'thresholds', None) or _half(len(labels)), getattr(self, 'calibration', None)
     ev = getattr(self, 'evaluation', None)
     config = dict(format_version=FORMAT, model=self.model.config, labels=asdict(labels), reader=asdict(reader), preprocess=asdict(preprocess),
-                  thresholds=th.to_dict(), training=getattr(self, 'history', {}), metrics=_table_records(ev.table) if ev is not None else None, versions=_versions())
-    return Bundle(self.model.eval(), labels, reader, preprocess, th, json.loads(json.dumps(config)), self.dls.device)
+                  thresholds=th.to_dict(), calibration=cal and cal.to_dict(), training=getattr(self, 'history', {}), metrics=_table_records(ev.table) if ev is not None else None, versions=_versions())
+    return Bundle(self.model.eval(), labels, reader, preprocess, th, cal, json.loads(json.dumps(config)), self.dls.device)
 
 @patch
 def save_bundle(self:Learner,
@@ -149,7 +152,7 @@ def save_bundle(self:Learner,
     return write_bundle(self.to_bundle(), path, sample.as_subclass(torch.Tensor), force)
 
 # %% ../nbs/70_bundle.ipynb #d93e16d6
-_fields = {'format_version', 'model', 'labels', 'reader', 'preprocess', 'thresholds', 'training', 'metrics', 'versions', 'sha256'}
+_fields = {'format_version', 'model', 'labels', 'reader', 'preprocess', 'thresholds', 'calibration', 'training', 'metrics', 'versions', 'sha256'}
 
 def _read_config(path):
     "config.json, checked"
@@ -186,6 +189,14 @@ def _load_weights(model, path, sha256):
     try: model.load_state_dict(load_file(file))
     except (SafetensorError, RuntimeError) as e: raise BundleError(f'{file}: not the weights of this network: {str(e).strip().splitlines()[-1].strip()[:120]}') from None
 
+def _read_decisions(c, file, n):
+    "Thresholds and calibration for `n` classes"
+    try: th, cal = Thresholds.from_dict(c['thresholds']), c['calibration'] and Calibration.from_dict(c['calibration'])
+    except (KeyError, TypeError, ValueError, AttributeError) as e: raise BundleError(f'{file}: thresholds or calibration are not valid: {e}') from None
+    if np.shape(th.values)!=(n,): raise BundleError(f'{file}: {np.size(th.values)} thresholds for {n} classes')
+    if cal and not np.shape(cal.slope)==np.shape(cal.offset)==(n,): raise BundleError(f'{file}: calibration of {np.size(cal.slope)} classes, not {n}')
+    return th, cal
+
 # %% ../nbs/70_bundle.ipynb #ae52917f
 def load_bundle(
     path: str|Path,  # the folder
@@ -199,11 +210,9 @@ def load_bundle(
     if not isinstance(m, dict) or set(m)!={'arch', 'n_out', 'size', 'dropout'} or m['n_out']!=len(labels): raise BundleError(f'{file}: model does not describe a network for the {len(labels)} classes of labels')
     model = create_model(**m, pretrained=False)
     _load_weights(model, path, c['sha256'])
-    try: th = Thresholds.from_dict(c['thresholds'])
-    except (KeyError, TypeError, ValueError) as e: raise BundleError(f'{file}: thresholds are not valid: {e}') from None
-    if len(th.values)!=len(labels): raise BundleError(f'{file}: {len(th.values)} thresholds for {len(labels)} classes')
+    th, cal = _read_decisions(c, file, len(labels))
     device = torch.device(device)
-    return Bundle(model.eval().to(device, memory_format=torch.channels_last), labels, reader, prep, th, c, device)
+    return Bundle(model.eval().to(device, memory_format=torch.channels_last), labels, reader, prep, th, cal, c, device)
 
 # %% ../nbs/70_bundle.ipynb #fa7990b7
 def test_bundle(

@@ -45,6 +45,47 @@ def _simulate(a):
     df = simulate_atlas(a.out, n=a.n, size=a.size, labels=get_labels(a.labels), seed=a.seed, balance=a.balance, masks=a.masks, progress=a.progress, force=a.force)
     print(f'{len(df)} simulated fields of view in {a.out}')
 
+# %% ../nbs/90_cli.ipynb #5800c00a
+def _add_verify(sub):
+    p = sub.add_parser('verify', help='check a folder of images, and its csv, in seconds', description='Missing, broken, odd and duplicate files; ids and labels that don\'t fit.')
+    p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth')
+    p.add_argument('--csv', type=Path, help='table of labels, in FOLDER or anywhere')
+    p.add_argument('--labels', help='hpa28, hpa19, ztg10, or a csv of class names; found out from the csv unless given')
+    p.add_argument('--channels', default='rgby', help='the channels that the data set has: r, g, b, y')
+    p.add_argument('--deep', action='store_true', help='decode every pixel, not only headers')
+    p.add_argument('--out', type=Path, help='csv for the list of problems')
+    p.add_argument('--force', action='store_true', help='overwrite it')
+    _quiet(p)
+    p.set_defaults(run=_verify)
+
+def _verify(a):
+    from hpa_fastai.decode import ImageReader
+    from hpa_fastai.labels import HPAError
+    from hpa_fastai.verify import verify_images
+    if a.out and a.out.exists() and not a.force: raise HPAError(f'{a.out} exists; give another name, or overwrite it with --force')
+    csv = a.csv and (a.csv if a.csv.exists() else Path(a.folder)/a.csv)
+    found = verify_images(a.folder, csv, a.labels, a.deep, ImageReader(channels=a.channels), progress=a.progress)
+    print(found)
+    if a.out: found.problems.to_csv(a.out, index=False)
+    return found.exit_code
+
+# %% ../nbs/90_cli.ipynb #11ec6f9c
+def _add_explore(sub):
+    p = sub.add_parser('explore', help='one page about a data set: classes, channels, galleries, duplicates, split', description='Everything there is to see about a data set, as one HTML page.')
+    p.add_argument('folder', metavar='FOLDER', type=Path, help='folder of images, nested to any depth')
+    p.add_argument('--csv', default='train.csv', help='table of labels, in FOLDER or anywhere')
+    p.add_argument('--labels', default='hpa28', help='hpa28, hpa19, ztg10, or a csv of class names')
+    p.add_argument('--group', help='column whose members must stay on one side of the split')
+    p.add_argument('--out', type=Path, default=Path('explore.html'), help='page to write')
+    p.add_argument('--force', action='store_true', help='overwrite it')
+    p.set_defaults(run=_explore)
+
+def _explore(a):
+    from hpa_fastai.explore import explore
+    from hpa_fastai.labels import HPAError
+    if a.out.exists() and not a.force: raise HPAError(f'{a.out} exists; give another name, or overwrite it with --force')
+    print(f'Written to {explore(a.folder, a.csv, a.out, a.labels, a.group)}')
+
 # %% ../nbs/90_cli.ipynb #50e52406
 def _add_train(sub):
     p = sub.add_parser('train', help='train a model on a folder of images and a csv', description='Train on growing pictures, fit thresholds, and save the model.')
@@ -68,6 +109,7 @@ def _add_train(sub):
     g.add_argument('--cache', default=None, help='folder for decoded images; by default in your cache folder')
     g.add_argument('--no-cache', dest='use_cache', action='store_false', help='read the image files each time')
     g.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
+    g.add_argument('--no-calibrate', dest='calibrate', action='store_false', help='leave the probabilities as the network gives them')
     g = p.add_argument_group('result')
     g.add_argument('--out', type=Path, default=Path('hpa_model'), help='folder for the model')
     g.add_argument('--force', action='store_true', help='replace a model that is there')
@@ -105,8 +147,9 @@ def _train(a):
     if a.dry_run: return
     learn = _learner(a, dls, TrainingBar() if a.progress else None)
     with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes, epochs=a.epochs, minutes=a.minutes, lr=a.lr)
+    if a.calibrate: learn.calibrate()
     learn.fit_thresholds()
-    print(learn.evaluate())
+    print(f'\nOn the {len(dls.valid_ds)} validation images, which the thresholds were fitted on (expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluate()}\n')
     print(f'Saved to {learn.save_bundle(a.out, force=a.force)}. Predict a folder with: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
 
 # %% ../nbs/90_cli.ipynb #e707aa9c
@@ -200,7 +243,7 @@ def _parser():
     p = _Parser(prog='hpa_fastai', description='Protein locations from Human Protein Atlas images.', epilog='Each command explains itself: hpa_fastai train --help')
     p.add_argument('--version', action=_Version, nargs=0, default=argparse.SUPPRESS, help='versions of this package, python, torch, fastai, timm and the system')
     sub = p.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_demo, _add_train, _add_evaluate, _add_predict, _add_test_model, _add_simulate): add(sub)
+    for add in (_add_demo, _add_verify, _add_explore, _add_train, _add_evaluate, _add_predict, _add_test_model, _add_simulate): add(sub)
     return p
 
 def _one_line(message, category, filename, lineno, line=None): return f'note: {message}\n'
