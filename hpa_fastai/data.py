@@ -6,7 +6,7 @@
 __all__ = ['TargetNames', 'batch_tfms', 'HPADataBlock', 'HPADataLoader', 'rarity_weights', 'dataset_stats', 'HPADataLoaders']
 
 # %% ../nbs/30_data.ipynb #8e4a4dd8
-import random, warnings
+import warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -15,6 +15,7 @@ from fastai.vision.core import TensorImage
 from fastai.torch_core import TensorMultiCategory
 from .labels import *
 from .images import *
+from .show import *
 from .splits import *
 from .cache import *
 from .transforms import *
