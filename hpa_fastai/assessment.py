@@ -15,7 +15,8 @@ from .evaluation import *
 # %% ../nbs/69_assessment.ipynb #0f767836
 def _validation(learn, dl):
     "Probabilities (calibrated, where the learner is), targets and groups of labelled images"
-    with learn.no_bar(): probs, targets = learn.get_preds(dl=dl)
+    learn.dls.set_size(learn.size)
+    with learn.no_bar(), learn.no_logging(): probs, targets = learn.get_preds(dl=dl)
     cal, items = getattr(learn, 'calibration', None), (dl or learn.dls.valid).dataset.items
     groups = items[learn.dls.group].to_numpy() if getattr(learn.dls, 'group', None) in getattr(items, 'columns', ()) else None
     return cal(probs.numpy()) if cal else probs.numpy(), targets.numpy(), groups

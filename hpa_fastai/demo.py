@@ -64,11 +64,11 @@ def _step(times, name):
 # %% ../nbs/87_demo.ipynb #56660afb
 def run_demo(
     out: str|Path = 'demo',  # folder for the model, the predictions and the picture
-    n_train: int = 1600,  # simulated fields of view to train on
+    n_train: int = 2000,  # simulated fields of view to train on
     n_test: int = 400,  # and to predict
-    size: int = 96,  # pixels: the largest training size
-    minutes: float = 4.5,  # of training
-    arch: str = 'resnet18',  # the network
+    size: int = 128,  # pixels: the largest training size
+    minutes: float = 5,  # of training
+    arch: str = 'resnet10t',  # the network: small, for computers without a GPU
     force: bool = False,  # replace what an earlier demo left
     progress: bool = True,  # show bars
 ) -> Evaluation:  # on the unseen fields of view
