@@ -84,13 +84,14 @@ def hpa_learner(
 
 # %% ../nbs/60_training.ipynb #c42b6a35
 class TrainingBar(Callback):
-    "One bar a stage for terminals and logs: steps done, time left, losses and mean average precision"
+    "One bar a stage for terminals and logs: time left, losses and mean average precision"
     order = Recorder.order+1
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
-        if self.run: self.bar = tqdm(total=self.n_epoch*len(self.dls.train), unit='step', desc=f'training at {self.dls.preprocess().size} px', mininterval=1)
+        if self.run: self.bar = tqdm(total=100, desc=f'training at {self.dls.preprocess().size} px', mininterval=1,
+                                     bar_format='{desc}: {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining}{postfix}')
     def after_batch(self):
-        if self.training: self.bar.update()
+        if self.training: self.bar.update(100*self.pct_train-self.bar.n)
     def after_epoch(self):
         self.bar.set_postfix({n: f'{o:.3f}' for n,o in zip(self.recorder.metric_names[1:], self.learn.final_record)}, refresh=False)
     def after_fit(self): self.bar.close()
