@@ -40,14 +40,43 @@ class Bundle:
     config: dict  # as in config.json
     device: torch.device = torch.device('cpu')
 
-    @torch.no_grad()
     def probs(self,
         x: torch.Tensor,  # B×4×S×S uint8, as `reader` gives it
     ) -> np.ndarray:  # B×C
         "Probability of each class"
-        x = self.preprocess(x.as_subclass(torch.Tensor).to(self.device)).contiguous(memory_format=torch.channels_last)
-        p = torch.sigmoid(self.model(x).float()).cpu().numpy()
-        return self.calibration(p) if self.calibration else p
+        return self.run(self.inputs(x))[0]
+
+# %% ../nbs/70_bundle.ipynb #73718c92
+@patch
+@torch.no_grad()
+def inputs(self:Bundle,
+    imgs,  # B×4×S×S uint8, or a list of 4×H×W uint8 of any size, None where there is no picture
+) -> torch.Tensor:  # B×4×S×S float, on the device
+    "The network's input"
+    prepare = lambda x: self.preprocess(x.as_subclass(torch.Tensor).to(self.device)).contiguous(memory_format=torch.channels_last)
+    if isinstance(imgs, torch.Tensor): return prepare(imgs)
+    shapes = {tuple(o.shape) for o in imgs if o is not None}
+    if len(shapes)==1:
+        blank = torch.zeros(*shapes, dtype=torch.uint8)
+        return prepare(torch.stack([blank if o is None else o.as_subclass(torch.Tensor) for o in imgs]))
+    size = self.preprocess.size
+    return torch.cat([prepare(torch.zeros(1, 4, size, size, dtype=torch.uint8) if o is None else o[None]) for o in imgs])
+
+# %% ../nbs/70_bundle.ipynb #eb562dfd
+@patch
+@torch.no_grad()
+def run(self:Bundle,
+    x: torch.Tensor,  # B×4×S×S, from `inputs`
+    half: bool = False,  # compute in half precision
+) -> tuple:  # probabilities B×C, embeddings B×D; float32 arrays
+    "Probabilities and embeddings of a batch"
+    kind = torch.bfloat16 if self.device.type!='cuda' or torch.cuda.is_bf16_supported() else torch.float16
+    with torch.autocast(self.device.type, dtype=kind, enabled=half):
+        body = self.model[0](x)
+        logits = self.model[1](body)
+    p = torch.sigmoid(logits.float()).cpu().numpy()
+    emb = (body.float().mean((2, 3)) if body.ndim==4 else body.float()).cpu().numpy()
+    return (self.calibration(p) if self.calibration else p), emb
 
 # %% ../nbs/70_bundle.ipynb #388496ef
 FORMAT = 1  # of the bundle; a newer one is refused with a word on how to upgrade
