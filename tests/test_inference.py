@@ -267,6 +267,41 @@ def test_embeddings_stand_beside_their_ids(plate, trained, tmp_path, name):
     assert np.abs(b.run(b.inputs(b.reader(find_images(plate).iloc[k])[None]))[1][0] - e[k]).max() < 1e-4
 
 
+ODD = ['=1+1', '-1', '@SUM(A1)', 'two\nlines', 'with, comma', 'with "quotes"', "it's", 'x'*240, '\U0001f52c', '..', ' leading', '%s%n', '$(touch pwned)']
+
+
+def test_whatever_a_file_is_called(plate, trained, tmp_path, monkeypatch):
+    "File names become Ids, and an Id is text: it is no formula, no path and no command"
+    monkeypatch.chdir(tmp_path)
+    row = find_images(plate).iloc[0]
+    (tmp_path/'odd').mkdir()
+    for name in ODD:
+        for c in ('red', 'green', 'blue', 'yellow'): shutil.copy(row[c], tmp_path/'odd'/f'{name}_{c}.png')
+    want = sorted(find_images('odd').Id)
+    df = predict('odd', model=trained[1], out='p.csv', progress=False)
+    assert df.Id.tolist() == want and len(want) >= len(ODD) - 2 and (df['error'] == '').all()
+    cells = pd.read_csv('p.csv', header=None, dtype=str, keep_default_na=False)[0]
+    assert not cells.str.match(r'[=+\-@\t\r]').any()
+    assert sorted(os.listdir(tmp_path)) == ['odd', 'p.csv', 'plate']
+
+
+def test_a_table_whose_ids_lead_elsewhere(plate, trained, tmp_path):
+    table = find_images(plate).head(3)
+    (tmp_path/'in').mkdir()
+    df = predict(table.assign(Id=['../../outside', '/tmp/outside', 'x'*300]), model=trained[1], out=tmp_path/'in'/'p.csv', progress=False)
+    assert (df['error'] == '').all() and os.listdir(tmp_path/'in') == ['p.csv'] and sorted(os.listdir(tmp_path)) == ['in', 'plate']
+    with pytest.raises(HPAError, match='NUL'): predict(table.assign(Id=['a', 'b', 'c\0']), model=trained[1], progress=False)
+
+
+def test_a_link_to_what_is_no_picture(plate, trained, tmp_path):
+    (tmp_path/'secret').write_text('no picture')
+    f = next(plate.rglob('*_red.png'))
+    f.unlink()
+    f.symlink_to(tmp_path/'secret')
+    df = predict(plate, model=trained[1], progress=False)
+    assert (df['error'] != '').sum() == 1 and 'not a PNG' in df['error'][df['error'] != ''].iloc[0]
+
+
 def test_existing_results_are_kept(plate, trained, tmp_path):
     out = tmp_path/'p.csv'
     out.write_text('mine')
