@@ -23,6 +23,7 @@ from .transforms import *
 from .models import *
 from .calibration import *
 from .thresholds import *
+from .flags import *
 from .data import *
 from .assessment import *
 
@@ -41,6 +42,7 @@ class Bundle:
     calibration: Calibration|None  # of the probabilities, before the thresholds
     config: dict  # as in config.json
     device: torch.device = torch.device('cpu')
+    flagger: Flagger|None = None  # says which pictures are odd
 
     def probs(self,
         x: torch.Tensor,  # B×4×S×S uint8, as `reader` gives it
@@ -63,6 +65,16 @@ def inputs(self:Bundle,
         return prepare(torch.stack([blank if o is None else o.as_subclass(torch.Tensor) for o in imgs]))
     size = self.preprocess.size
     return torch.cat([prepare(torch.zeros(1, 4, size, size, dtype=torch.uint8) if o is None else o[None]) for o in imgs])
+
+# %% ../nbs/70_bundle.ipynb #92382808
+@patch
+def pixels(self:Bundle,
+    imgs: list,  # 4×H×W uint8 of any size, None where there is no picture
+) -> torch.Tensor:  # B×4×S×S uint8
+    "Pictures of one size, for the flags"
+    size = self.reader.size or self.preprocess.size
+    fit = lambda x: resize(x[None].as_subclass(torch.Tensor).float(), size)[0].round().byte()
+    return torch.stack([torch.zeros(4, size, size, dtype=torch.uint8) if o is None else o.as_subclass(torch.Tensor) if o.shape[1:]==(size, size) else fit(o) for o in imgs])
 
 # %% ../nbs/70_bundle.ipynb #eb562dfd
 @patch
@@ -93,6 +105,8 @@ def _sha256(file):
 def _tensors(model):
     "The weights, in the order of memory that the file wants"
     return {k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}
+
+_figures = 'training.'  # in front of the names of arrays that are no weights: the figures of the training pictures
 
 # %% ../nbs/70_bundle.ipynb #59e25d84
 def _replace(tmp, path):
@@ -126,8 +140,9 @@ def write_bundle(
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}-'))
     try:
-        save_file(_tensors(bundle.model), tmp/'model.safetensors')
-        config = dict(bundle.config, sha256=_sha256(tmp/'model.safetensors'))
+        figures = {_figures+k: torch.from_numpy(v) for k,v in bundle.flagger.to_arrays().items()} if bundle.flagger else {}
+        save_file({**_tensors(bundle.model), **figures}, tmp/'model.safetensors')
+        config = dict(bundle.config, flags=bundle.flagger and bundle.flagger.limits, sha256=_sha256(tmp/'model.safetensors'))
         (tmp/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
         (tmp/'README.md').write_text(model_card(config), encoding='utf-8')
         np.savez_compressed(tmp/'sample.npz', images=sample.numpy(), probs=bundle.probs(sample))
@@ -191,7 +206,18 @@ def save_bundle(self:Learner,
     "Save the model with its labels, settings, thresholds and figures, loadable without pickle"
     n = 2 if self.dls.reader.size else 1  # pictures as large as their files may differ in size
     sample = torch.stack([self.dls.reader(r) for r in self.dls.valid_ds.items.head(n).to_dict('records')])
-    return write_bundle(self.to_bundle(), path, sample.as_subclass(torch.Tensor), force)
+    bundle = self.to_bundle()
+    bundle.flagger = Flagger.fit(*(_pictures(dl, bundle) for dl in (self.dls.train, self.dls.valid)))
+    return write_bundle(bundle, path, sample.as_subclass(torch.Tensor), force)
+
+def _pictures(dl, bundle, most=600, bs=32):
+    "Some pictures of a loader as they are read, and their embeddings"
+    items = dl.dataset.items
+    take = np.sort(np.random.default_rng(0).permutation(len(items))[:most])
+    if getattr(dl, 'cache', None) is not None: x = dl.cache.batch(dl._rows[take])
+    else: x = bundle.pixels([bundle.reader(r) for r in items.iloc[take].to_dict('records')])
+    x = x.as_subclass(torch.Tensor)
+    return x, np.concatenate([bundle.run(bundle.inputs(o))[1] for o in x.split(bs)])
 
 # %% ../nbs/70_bundle.ipynb #d93e16d6
 _share, _maybe = number(0, 1), lambda check: either(one_of(None), check)
@@ -214,6 +240,7 @@ def config_check(
         thresholds=record(values=per_class(_share), low=per_class(_share), high=per_class(_share), method=_name, support=per_class(number(0, 1e9)), expected_f1=_maybe(_share)),
         calibration=_maybe(record(method=_name, slope=per_class(number(-1e6, 1e6)), offset=per_class(number(-1e6, 1e6)),
             steps=mapping(listing(listing(number(-1e6, 1e6), 1, 100_000), 2, 2), one_of(*map(str, range(n)))))),
+        flags=_maybe(record(**dict.fromkeys(('embedding', 'picture', 'unlike', 'saturated'), number(1e-9, 1e9)), blurred=number(-1e9, 1e9))),
         training=plain, metrics=_maybe(listing(mapping(plain))), versions=mapping(text()), sha256=text(64, '[0-9a-f]{64}'))
 
 # %% ../nbs/70_bundle.ipynb #b6e882f8
@@ -260,7 +287,7 @@ def _shapes(file):
 
 def _check_shapes(model, file):
     "Whether the file holds the weights of this network"
-    want, got = {k: tuple(v.shape) for k,v in model.state_dict().items()}, _shapes(file)
+    want, got = {k: tuple(v.shape) for k,v in model.state_dict().items()}, {k: v for k,v in _shapes(file).items() if not k.startswith(_figures)}
     odd = [k for k in sorted({*want, *got}) if want.get(k)!=got.get(k)]
     if odd: raise BundleError(f'{file}: not the weights of this network: {odd[0]} is {got.get(odd[0], "missing")}, expected {want.get(odd[0], "nothing of that name")}'[:300])
 
@@ -270,10 +297,19 @@ def _load_model(m, path, sha256):
     if _sha256(file)!=sha256: raise BundleError(f'{file}: the checksum is not that of config.json, so the file is truncated or altered; copy the bundle again')
     outline = _create(m, path, 'meta')
     if outline: _check_shapes(outline, file)
-    model = _create(m, path, 'cpu')
+    model = _create(m, path, 'cpu').eval()
     if not outline: _check_shapes(model, file)
-    model.load_state_dict(load_file(file))
-    return model
+    tensors = load_file(file)
+    model.load_state_dict({k: v for k,v in tensors.items() if not k.startswith(_figures)})
+    return model, {k.removeprefix(_figures): v.float().numpy() for k,v in tensors.items() if k.startswith(_figures)}
+
+@torch.no_grad()
+def _read_flagger(model, arrays, limits, path):
+    "What says which pictures are odd"
+    if limits is None: return None
+    body = model[0](torch.zeros(1, 4, *[model.config['size']]*2))
+    try: return Flagger.from_arrays(arrays, limits, body.shape[1])
+    except (KeyError, ValueError) as e: raise BundleError(f'{path}: the figures of the training pictures are not valid: {e}') from None
 
 def _create(m, path, device):
     "The network; None where it can't be laid out without storage, because it computes with numbers while it is built"
@@ -293,8 +329,9 @@ def load_bundle(
     path = _find(path)
     c = _read_config(path)
     labels, reader, prep = (_build(cls, c[k], path, k) for cls,k in ((LabelSet, 'labels'), (ImageReader, 'reader'), (Preprocess, 'preprocess')))
-    model = _load_model(c['model'], path, c['sha256'])
-    return Bundle(model.eval(), labels, reader, prep, Thresholds.from_dict(c['thresholds']), c['calibration'] and Calibration.from_dict(c['calibration']), c).to(device)
+    model, figures = _load_model(c['model'], path, c['sha256'])
+    cal = c['calibration'] and Calibration.from_dict(c['calibration'])
+    return Bundle(model, labels, reader, prep, Thresholds.from_dict(c['thresholds']), cal, c, flagger=_read_flagger(model, figures, c['flags'], path)).to(device)
 
 @patch
 def to(self:Bundle,

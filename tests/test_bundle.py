@@ -105,6 +105,14 @@ def weights(path, data):
     change(path, lambda c: c.update(sha256=hashlib.sha256(data).hexdigest()))
 
 
+def figures(path, f):
+    "Other tensors, in a file that is what it says"
+    from safetensors.torch import load, save
+    tensors = load((path/'model.safetensors').read_bytes())
+    f(tensors)
+    weights(path, save(tensors))
+
+
 def lying(what):
     "A safetensors file whose header is not true"
     shape, end, n = {'model': ([5*10**9], 20*10**9, None), 'offsets': ([4], 10**12, None), 'length': ([4], 16, 10**12)}[what]
@@ -154,6 +162,12 @@ class Evil:
     (lambda p: change(p, lambda c: c.update(training=deep(50))), 'nested too deeply'),
     (lambda p: change(p, lambda c: c.update(versions={'a': 'x'*10**6})), 'versions.a'),
     (lambda p: change(p, lambda c: c.update(sha256='0')), 'sha256'),
+    (lambda p: change(p, lambda c: c['flags'].pop('unlike')), 'flags'),
+    (lambda p: change(p, lambda c: c['flags'].update(embedding=0)), 'flags.embedding'),
+    (lambda p: figures(p, lambda t: t.pop('training.embedding.mean')), 'figures of the training'),
+    (lambda p: figures(p, lambda t: t.update({'training.picture.mean': torch.zeros(3)})), 'wrong shape'),
+    (lambda p: figures(p, lambda t: t['training.picture.basis'].fill_(float('nan'))), 'not finite'),
+    (lambda p: figures(p, lambda t: t.update(more=torch.zeros(3))), 'not the weights'),
     (lambda p: (p/'config.json').write_text('{"a": 1, "a": 2}'), 'stands twice'),
     (lambda p: (p/'config.json').write_text('{"format_version": ' + '1'*5000 + '}'), 'JSON'),
     (lambda p: (p/'config.json').write_bytes(b' '*(2**24+1)), 'MB'),

@@ -278,8 +278,9 @@ def test_whatever_a_file_is_called(plate, trained, tmp_path, monkeypatch):
     for name in ODD:
         for c in ('red', 'green', 'blue', 'yellow'): shutil.copy(row[c], tmp_path/'odd'/f'{name}_{c}.png')
     want = sorted(find_images('odd').Id)
+    single = [any(i.endswith(c) for c in ('_red', '_green', '_blue', '_yellow')) for i in want]  # whose channels no name tells apart
     df = predict('odd', model=trained[1], out='p.csv', progress=False)
-    assert df.Id.tolist() == want and len(want) >= len(ODD) - 2 and (df['error'] == '').all()
+    assert df.Id.tolist() == want and len(want) >= len(ODD) - 2 and ((df['error'] == '') != single).all()
     cells = pd.read_csv('p.csv', header=None, dtype=str, keep_default_na=False)[0]
     assert not cells.str.match(r'[=+\-@\t\r]').any()
     assert sorted(os.listdir(tmp_path)) == ['odd', 'p.csv', 'plate']
@@ -300,6 +301,24 @@ def test_a_link_to_what_is_no_picture(plate, trained, tmp_path):
     f.symlink_to(tmp_path/'secret')
     df = predict(plate, model=trained[1], progress=False)
     assert (df['error'] != '').sum() == 1 and 'not a PNG' in df['error'][df['error'] != ''].iloc[0]
+
+
+def test_flags_tell_what_is_wrong(plate, trained):
+    from PIL import Image, ImageFilter
+    table = find_images(plate)
+    for c in ('red', 'green', 'blue', 'yellow'):
+        Image.open(table[c][0]).filter(ImageFilter.GaussianBlur(6)).save(table[c][0])
+        Image.fromarray(np.random.default_rng(len(c)).integers(0, 256, (64, 64), dtype=np.uint8)).save(table[c][1])
+    Image.open(table['green'][2]).point(lambda v: 255 if v > 2 else 0).save(table['green'][2])
+    flags = predict(plate, model=trained[1], progress=False)['flags'].str.split()
+    assert 'out-of-focus' in flags[0] and 'unlike-training' in flags[1] and 'saturated' in flags[2]
+    for f in ('out-of-focus', 'unlike-training', 'saturated'): assert sum(f in o for o in flags[3:]) <= 1
+
+
+def test_one_in_a_hundred_of_validation_is_unlike_training(trained):
+    learn, path = trained
+    flags = predict(learn.dls.valid_ds.items, model=path, progress=False)['flags']
+    assert flags.str.contains('unlike-training').sum() <= 1
 
 
 def test_existing_results_are_kept(plate, trained, tmp_path):
