@@ -204,6 +204,11 @@ def _add_predict(sub):
     p.add_argument('--force', action='store_true', help='overwrite results, or begin them again')
     p.add_argument('--dry-run', action='store_true', help='say what would be done, on one batch, and stop')
     _predict_options(p)
+    g = p.add_argument_group('watching')
+    g.add_argument('--watch', action='store_true', help='keep running, and predict each field of view once all its files are written')
+    g.add_argument('--timeout', type=float, help='end the watch after so many seconds without anything new, and report what never completed')
+    g.add_argument('--settle', type=float, default=2., help='seconds without a change after which a file counts as written')
+    g.add_argument('--poll', action='store_true', help='look every second instead of waiting for notifications: for network drives')
     p.set_defaults(run=_predict)
 
 # %% ../nbs/90_cli.ipynb #b1f760bd
@@ -230,6 +235,7 @@ def _check_places(a):
 # %% ../nbs/90_cli.ipynb #b1d2889b
 def _predict(a):
     from hpa_fastai.inference import read_predictions, write_submission
+    if a.watch: return _watch(a)
     _check_places(a)
     predictor = _predictor(a)
     if a.dry_run: return _rehearse(a, predictor)
@@ -237,6 +243,16 @@ def _predict(a):
     print(f'{len(j)} fields of view in {j.out}. Most often: {_most(j.named)}.')
     if a.submission: print(f'{len(write_submission(read_predictions(j.out), a.sample, a.submission, predictor.labels, a.force))} rows in {a.submission}.')
     return _report_failures(j.failed, j.n_failed, len(j))
+
+def _watch(a):
+    from hpa_fastai.labels import HPAError
+    from hpa_fastai.watch import watch
+    if a.embeddings or a.submission or a.dry_run: raise HPAError('--watch writes a table and nothing else; leave --embeddings, --submission and --dry-run away')
+    j = watch(a.folder, _predictor(a), a.out, a.timeout, a.settle, a.poll, a.force, a.progress)
+    print(f'{len(j)} fields of view in {j.out}. Most often: {_most(j.named)}.')
+    for why in j.waiting[:20]: print(why[1], file=sys.stderr)
+    if j.waiting: print(f'{len(j.waiting)} fields of view never completed.', file=sys.stderr)
+    return 1 if j.failed or j.waiting else 0
 
 def _rehearse(a, predictor):
     "Predict one batch, and say what the whole would be"

@@ -87,9 +87,11 @@ class Journal:
         about: dict,  # what makes the results what they are: arguments and models; json-able
         force: bool = False,  # replace a table that is there, or one that was begun with other arguments
         embeddings: str|Path|None = None,  # file for the embeddings: .npy or .parquet
+        growing: bool = False,  # never complete: it has its own name from the start (csv only)
     ):
         self.out, self.labels, self.about = Path(out), labels, json.loads(json.dumps(about))
         self.part, self.record = (self.out.with_name(f'{self.out.name}.{o}') for o in ('part', 'part.json'))
+        if growing: self.part, self.record = check_writable(self.out, ('.csv',)), self.out.with_name(f'{self.out.name}.run.json')
         self.embeddings = embeddings and EmbeddingFile(embeddings)
         self.done, self.failed, self.n_failed, self.named, self.complete = [], [], 0, Counter(), False
         self._begin(force)
