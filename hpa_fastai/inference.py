@@ -25,6 +25,7 @@ from .images import *
 from .evaluation import *
 from .flags import *
 from .bundle import *
+from .hub import *
 from .results import *
 
 # %% ../nbs/75_inference.ipynb #d636a974
@@ -101,7 +102,7 @@ def _flags(bundle, thresholds, imgs, probs, embs, locations):
 def _load_models(model, device):
     "One or several bundles that know the same classes"
     paths = [model] if isinstance(model, (str, Path, Bundle)) else list(model)
-    bundles = [p if isinstance(p, Bundle) else load_bundle(p, device) for p in paths]
+    bundles = [p if isinstance(p, Bundle) else load_bundle(find_model(p), device) for p in paths]
     if not bundles: raise HPAError('no model given: model takes the folder of a bundle, or a list of them')
     odd = next((p for p,b in zip(paths, bundles) if b.labels!=bundles[0].labels), None)
     if odd is not None: raise HPAError(f'{odd}: its classes are not those of {paths[0]}; an ensemble needs models of one label set')
@@ -145,7 +146,7 @@ def _in_memory(arrays):
 class Predictor:
     "Models that stay loaded, for a loop or a service"
     def __init__(self,
-        model = 'hpa_model',  # folder of a bundle, or a list of them for an ensemble
+        model = 'hpa_model',  # folder of a bundle or user/name on the Hub, or a list of them for an ensemble
         device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
         bs: int = 32,  # images in a batch
         tta: bool = False,  # average over the eight symmetries: eight times the work, a little better
@@ -288,7 +289,7 @@ def n_features(self:Predictor) -> int:
 # %% ../nbs/75_inference.ipynb #c56fc928
 def predict(
     folder,  # folder of images, nested to any depth; list of files, csv or table of paths; pixels in memory
-    model = 'hpa_model',  # folder of a bundle, or a list of them for an ensemble
+    model = 'hpa_model',  # folder of a bundle or user/name on the Hub, or a list of them for an ensemble
     out: str|Path|None = None,  # .csv or .parquet to write as it goes
     bs: int = 32,  # images in a batch
     tta: bool = False,  # average over the eight symmetries: eight times the work, a little better
