@@ -23,13 +23,14 @@ def picture_figures(
     z = (x-mean)/std.clamp_min(.01)
     overlap = torch.einsum('bihw,bjhw->bij', z, z)/z[0,0].numel()
     i, j = torch.triu_indices(4, 4, 1)
-    return torch.cat([overlap[:,i,j], (z**3).mean((2, 3)).clamp(-10, 10), *_energies(z)], 1).numpy()
+    return torch.cat([overlap[:,i,j], (z*z*z).mean((2, 3)).clamp(-10, 10), *_energies(z)], 1).numpy()
 
 def _energies(z):
-    "Log of what is lost when a picture is halved, again and again"
+    "Log of the variance that is lost when a picture is halved, again and again"
+    power = lambda o: (o*o).mean((2, 3))
     for _ in range(N_LEVELS):
-        half = F.avg_pool2d(z, 2, ceil_mode=True)
-        yield ((z-F.interpolate(half, z.shape[-2:]))**2).mean((2, 3)).clamp_min(1e-4).log()
+        half = F.avg_pool2d(z, 2)
+        yield (power(z)-power(half)).clamp_min(1e-4).log()
         z = half
 
 # %% ../nbs/66_flags.ipynb #8842cefa
@@ -37,25 +38,26 @@ def _energies(z):
 class Cloud:
     "Where the training pictures lie"
     mean: np.ndarray  # D
+    scale: np.ndarray  # D: the deviation of each number, where they are of different kinds; or 1
     basis: np.ndarray  # k×D: the main directions, each divided by its width
     rest: np.ndarray  # (1,): one over the width of all other directions
 
     @classmethod
-    def fit(cls, x, most=64):
+    def fit(cls, x, most=64, each=True):
         x = np.asarray(x, np.float64)
-        mean = x.mean(0)
-        _, s, v = np.linalg.svd((x-mean)/np.sqrt(max(len(x)-1, 1)), full_matrices=False)
+        mean, scale = x.mean(0), x.std(0).clip(1e-6) if each else np.ones(x.shape[1])
+        _, s, v = np.linalg.svd((x-mean)/scale/np.sqrt(max(len(x)-1, 1)), full_matrices=False)
         k = int(min(most, max(1, len(x)//4), len(s)-1)) if len(s)>1 else len(s)
         floor = max(.05*(s**2).sum()/len(mean), 1e-12)
         width = np.sqrt(s[:k]**2+floor)
         rest = np.sqrt((s[k:]**2).sum()/max(len(mean)-k, 1)+floor)
-        return cls(*(np.asarray(o, np.float32) for o in (mean, v[:k]/width[:,None], [1/rest])))
+        return cls(*(np.asarray(o, np.float32) for o in (mean, scale, v[:k]/width[:,None], [1/rest])))
 
     def __call__(self,
         x: np.ndarray,  # n×D
     ) -> np.ndarray:  # n
         "Distance from the middle, in widths of the cloud"
-        d = x-self.mean
+        d = (x-self.mean)/self.scale
         near = d@self.basis.T
         unit = self.basis/np.linalg.norm(self.basis, axis=1, keepdims=True)
         left = (d**2).sum(1)-((d@unit.T)**2).sum(1)
@@ -93,7 +95,7 @@ def fit(cls:Flagger,
     ft, fv = picture_figures(train[0]), picture_figures(valid[0])
     limit = lambda d: float(max(np.quantile(d, .99, method='higher'), 1e-6))
     limits = dict(saturated=float(max(.01, 2*np.quantile(_saturation(train[0]), .99))), blurred=float(np.quantile(_sharpness(ft), .005)-np.log(2)), unlike=1.)
-    clouds = Cloud.fit(train[1]), Cloud.fit(ft)
+    clouds = Cloud.fit(train[1], each=False), Cloud.fit(ft)
     limits |= dict(embedding=limit(clouds[0](valid[1])), picture=limit(clouds[1](fv)))
     limits['unlike'] = limit(cls(*clouds, limits).unlikeness(*valid, fv))*(1+1e-6)
     return cls(*clouds, limits)
@@ -121,15 +123,15 @@ def __call__(self:Flagger,
 @patch
 def to_arrays(self:Flagger) -> dict:
     "Name -> float32 array"
-    return {f'{c}.{k}': getattr(getattr(self, c), k) for c in ('embedding', 'picture') for k in ('mean', 'basis', 'rest')}
+    return {f'{c}.{k}': getattr(getattr(self, c), k) for c in ('embedding', 'picture') for k in ('mean', 'scale', 'basis', 'rest')}
 
 @patch(cls_method=True)
 def from_arrays(cls:Flagger, arrays: dict, limits: dict, n_features: int):
     "The flagger that `to_arrays` and `limits` describe; a `ValueError` if they don't fit together"
     clouds = []
     for c,dim in (('embedding', n_features), ('picture', 10+4*N_LEVELS)):
-        mean, basis, rest = (np.asarray(arrays[f'{c}.{k}'], np.float32) for k in ('mean', 'basis', 'rest'))
-        if mean.shape!=(dim,) or basis.ndim!=2 or basis.shape[1]!=dim or not 1<=len(basis)<=dim or rest.shape!=(1,): raise ValueError(f'figures of the {c} have the wrong shape')
-        if not all(np.isfinite(o).all() for o in (mean, basis, rest)): raise ValueError(f'figures of the {c} are not finite')
-        clouds.append(Cloud(mean, basis, rest))
+        mean, scale, basis, rest = (np.asarray(arrays[f'{c}.{k}'], np.float32) for k in ('mean', 'scale', 'basis', 'rest'))
+        if mean.shape!=(dim,) or scale.shape!=(dim,) or not (scale>0).all() or basis.ndim!=2 or basis.shape[1]!=dim or not 1<=len(basis)<=dim or rest.shape!=(1,): raise ValueError(f'figures of the {c} have the wrong shape')
+        if not all(np.isfinite(o).all() for o in (mean, scale, basis, rest)): raise ValueError(f'figures of the {c} are not finite')
+        clouds.append(Cloud(mean, scale, basis, rest))
     return cls(*clouds, limits)
