@@ -162,18 +162,19 @@ def _add_evaluate(sub):
     p.set_defaults(run=_evaluate)
 
 def _evaluate(a):
-    from hpa_fastai.bundle import load_bundle
     from hpa_fastai.images import attach_images
-    from hpa_fastai.inference import check_out, evaluate_predictions, find_device, predict
-    from hpa_fastai.labels import read_labels
-    if a.out: check_out(a.out, a.force)
-    models = [load_bundle(m, find_device(a.device)) for m in a.model or ['hpa_model']]
-    truth = read_labels(a.data/a.csv, models[0].labels)
-    preds = predict(attach_images(truth, a.data/a.images), models, bs=a.bs, tta=a.tta, at_least_one=a.at_least_one, progress=a.progress)
-    ev = evaluate_predictions(preds, truth, models[0].labels)
+    from hpa_fastai.inference import check_writable, evaluate_predictions
+    from hpa_fastai.labels import HPAError, read_labels
+    if a.out: check_writable(a.out, ('.csv',))
+    if a.out and a.out.exists() and not a.force: raise HPAError(f'{a.out} exists; give another name, or overwrite it with --force')
+    predictor = _predictor(a)
+    truth = read_labels(a.data/a.csv, predictor.labels)
+    preds = predictor(attach_images(truth, a.data/a.images), a.progress)
+    ev = evaluate_predictions(preds, truth, predictor.labels)
     print(ev)
     if a.out: ev.table.to_csv(a.out)
-    return _report_failures(preds)
+    failed = preds[preds['error']!='']
+    return _report_failures(list(zip(failed.Id, failed['error'])), len(failed), len(preds))
 
 # %% ../nbs/90_cli.ipynb #964e4052
 def _predict_options(p):
@@ -184,29 +185,86 @@ def _predict_options(p):
     g.add_argument('--tta', action='store_true', help='average over the eight symmetries')
     g.add_argument('--at-least-one', action='store_true', help='name the most probable class where none passes its threshold')
     g.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
+    g.add_argument('--precision', default='auto', help='half, full, or auto: half on a GPU')
+    g.add_argument('--n-workers', type=int, help='threads that read images; one a core unless given')
     _quiet(g)
 
+def _predictor(a):
+    "The models, loaded"
+    from hpa_fastai.inference import Predictor
+    return Predictor(a.model or 'hpa_model', a.device, a.bs, a.tta, a.at_least_one, a.precision, a.n_workers)
+
 def _add_predict(sub):
-    p = sub.add_parser('predict', help='say where the protein is, for a folder of images', description='One row a field of view: locations, probabilities, flags, errors.')
-    p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth')
-    p.add_argument('--out', type=Path, default=Path('predictions.csv'), help='csv to write')
-    p.add_argument('--force', action='store_true', help='overwrite it')
+    p = sub.add_parser('predict', help='say where the protein is, for a folder of images', description='One row a field of view: locations, probabilities, flags, errors. A run that was stopped goes on when it is started again.')
+    p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
+    p.add_argument('--out', type=Path, default=Path('predictions.csv'), help='table to write, .csv or .parquet')
+    p.add_argument('--embeddings', type=Path, help='.npy or .parquet for the features before the head of the network')
+    p.add_argument('--submission', type=Path, help='csv to write as a competition wants it; needs --sample')
+    p.add_argument('--sample', type=Path, help='the sample submission of the competition')
+    p.add_argument('--force', action='store_true', help='overwrite results, or begin them again')
+    p.add_argument('--dry-run', action='store_true', help='say what would be done, on one batch, and stop')
     _predict_options(p)
+    g = p.add_argument_group('watching')
+    g.add_argument('--watch', action='store_true', help='keep running, and predict each field of view once all its files are written')
+    g.add_argument('--timeout', type=float, help='end the watch after so many seconds without anything new, and report what never completed')
+    g.add_argument('--settle', type=float, default=2., help='seconds without a change after which a file counts as written')
+    g.add_argument('--poll', action='store_true', help='look every second instead of waiting for notifications: for network drives')
     p.set_defaults(run=_predict)
 
-def _report_failures(preds):
+# %% ../nbs/90_cli.ipynb #b1f760bd
+def _report_failures(failed, n_failed, n):
     "Say which fields of view failed; the exit code"
-    failed = preds[preds.error!='']
-    for _,r in failed.head(20).iterrows(): print(f'{r.Id}: {r.error}', file=sys.stderr)
-    if len(failed): print(f'{len(failed)} of {len(preds)} fields of view could not be read{" (the first 20 above)" if len(failed)>20 else ""}.', file=sys.stderr)
-    return 1 if len(failed) else 0
+    for id_,why in failed[:20]: print(f'{id_}: {why}', file=sys.stderr)
+    if n_failed: print(f'{n_failed} of {n} fields of view could not be read{" (the first 20 above)" if n_failed>20 else ""}.', file=sys.stderr)
+    return 1 if n_failed else 0
 
+def _most(named): return ', '.join(f'{k} {v}' for k,v in named.most_common(5)) or 'no location'
+
+def _check_places(a):
+    "Refuse what can't be written before the models are loaded"
+    from hpa_fastai.inference import check_out, check_writable
+    from hpa_fastai.labels import HPAError
+    if not Path(f'{a.out}.part.json').is_file(): check_out(a.out, a.force)
+    for f,formats in ((a.embeddings, ('.npy', '.parquet')), (a.submission, ('.csv',))):
+        if f is None: continue
+        check_writable(f, formats)
+        if f.exists() and not a.force: raise HPAError(f'{f} exists; give another name, or overwrite it with --force')
+    if bool(a.submission)!=bool(a.sample): raise HPAError('--submission FILE needs --sample FILE, the sample submission of the competition, and the other way round')
+    if a.sample and not a.sample.is_file(): raise HPAError(f'{a.sample}: no such sample submission')
+
+# %% ../nbs/90_cli.ipynb #b1d2889b
 def _predict(a):
-    from hpa_fastai.inference import predict
-    preds = predict(a.folder, a.model or 'hpa_model', a.out, bs=a.bs, tta=a.tta, at_least_one=a.at_least_one, device=a.device, force=a.force, progress=a.progress)
-    named = preds.Names[preds.Names!=''].str.split('|').explode().value_counts()
-    print(f'{len(preds)} fields of view in {a.out}. Most often: {", ".join(f"{k} {v}" for k,v in named.head(5).items()) or "no location"}.')
-    return _report_failures(preds)
+    from hpa_fastai.inference import read_predictions, write_submission
+    if a.watch: return _watch(a)
+    _check_places(a)
+    predictor = _predictor(a)
+    if a.dry_run: return _rehearse(a, predictor)
+    j = predictor.to_file(a.folder, a.out, a.force, a.embeddings, a.progress)
+    print(f'{len(j)} fields of view in {j.out}. Most often: {_most(j.named)}.')
+    if a.submission: print(f'{len(write_submission(read_predictions(j.out), a.sample, a.submission, predictor.labels, a.force))} rows in {a.submission}.')
+    return _report_failures(j.failed, j.n_failed, len(j))
+
+def _watch(a):
+    from hpa_fastai.labels import HPAError
+    from hpa_fastai.watch import watch
+    if a.embeddings or a.submission or a.dry_run: raise HPAError('--watch writes a table and nothing else; leave --embeddings, --submission and --dry-run away')
+    j = watch(a.folder, _predictor(a), a.out, a.timeout, a.settle, a.poll, a.force, a.progress)
+    print(f'{len(j)} fields of view in {j.out}. Most often: {_most(j.named)}.')
+    for why in j.waiting[:20]: print(why[1], file=sys.stderr)
+    if j.waiting: print(f'{len(j.waiting)} fields of view never completed.', file=sys.stderr)
+    return 1 if j.failed or j.waiting else 0
+
+def _rehearse(a, predictor):
+    "Predict one batch, and say what the whole would be"
+    import time
+    from hpa_fastai.inference import locate
+    table, t = locate(a.folder), time.perf_counter()
+    rows,_ = next(predictor.stream(table))
+    seconds = time.perf_counter()-t
+    print(f'{len(table)} fields of view, the first {table.Id.iat[0]}; {", ".join(f"{n} as {k}" for k,n in table.layout.value_counts().items())}\n'
+          f'{len(predictor.bundles)} models of {len(predictor.labels)} classes on {predictor.where}, batches of {predictor.bs}, {predictor.n_workers} threads that read{", eight symmetries" if predictor.tta else ""}\n'
+          f'one batch of {len(rows)} took {seconds:.1f} s: about {len(table)/len(rows)*seconds/60:.1f} minutes for all; {sum(bool(r[-1]) for r in rows)} of them could not be read\n'
+          f'to {a.out}; nothing was written')
 
 # %% ../nbs/90_cli.ipynb #4d5c95be
 def _add_test_model(sub):

@@ -1,4 +1,6 @@
 "Bundles: everything travels, nothing runs, and what is damaged is refused in one line."
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -88,6 +90,47 @@ def change(path, f):
     (path/'config.json').write_text(json.dumps(c))
 
 
+def deep(n): return [deep(n-1)] if n else 0
+
+
+def link(file):
+    "Put the file somewhere else, and a link in its place"
+    shutil.move(file, file.parent.parent/file.name)
+    file.symlink_to(file.parent.parent/file.name)
+
+
+def weights(path, data):
+    "Other weights, with a checksum that fits"
+    (path/'model.safetensors').write_bytes(data)
+    change(path, lambda c: c.update(sha256=hashlib.sha256(data).hexdigest()))
+
+
+def figures(path, f):
+    "Other tensors, in a file that is what it says"
+    from safetensors.torch import load, save
+    tensors = load((path/'model.safetensors').read_bytes())
+    f(tensors)
+    weights(path, save(tensors))
+
+
+def lying(what):
+    "A safetensors file whose header is not true"
+    shape, end, n = {'model': ([5*10**9], 20*10**9, None), 'offsets': ([4], 10**12, None), 'length': ([4], 16, 10**12)}[what]
+    header = json.dumps({'0.conv1.weight': dict(dtype='F32', shape=shape, data_offsets=[0, end])}).encode()
+    return (n or len(header)).to_bytes(8, 'little') + header + bytes(16)
+
+
+def a_pickle():
+    "What torch.save writes, with code in it"
+    f = io.BytesIO()
+    torch.save({'a': Evil()}, f)
+    return f.getvalue()
+
+
+class Evil:
+    def __reduce__(self): return (pytest.fail, ('code of a bundle was run',))
+
+
 @pytest.mark.parametrize('spoil, words', [
     (lambda p: change(p, lambda c: c.update(format_version=99)), 'format 99.*upgrade'),
     (lambda p: change(p, lambda c: c.update(code='import os')), 'unknown field'),
@@ -95,7 +138,46 @@ def change(path, f):
     (lambda p: change(p, lambda c: c['reader'].update(path='/etc/passwd')), 'unknown fields'),
     (lambda p: change(p, lambda c: c['model'].update(n_out=3)), 'model'),
     (lambda p: change(p, lambda c: c['model'].update(arch='resnet18')), 'not the weights'),
-    (lambda p: change(p, lambda c: c['thresholds'].update(values=[.5])), '1 thresholds'),
+    (lambda p: change(p, lambda c: c['thresholds'].update(values=[.5])), 'thresholds.values is a list of 1'),
+    (lambda p: change(p, lambda c: c['thresholds']['values'].__setitem__(3, float('nan'))), 'NaN'),
+    (lambda p: change(p, lambda c: c['thresholds']['values'].__setitem__(3, '0.5')), r"values\[3\] is '0.5'"),
+    (lambda p: change(p, lambda c: c['labels']['classes'].append(c['labels']['classes'][0])), 'model.n_out'),
+    (lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(1, c['labels']['classes'][0])), 'listed twice'),
+    (lambda p: change(p, lambda c: c['labels'].update(negative=28)), 'labels.negative'),
+    (lambda p: change(p, lambda c: c['reader'].update(size=True)), 'reader.size'),
+    (lambda p: change(p, lambda c: c['reader'].update(channels={'green': {'a': 1}})), 'reader.channels'),
+    (lambda p: change(p, lambda c: c['reader'].update(percentiles=[9, 1])), 'percentiles'),
+    (lambda p: change(p, lambda c: c['preprocess'].update(mean=[0, 0, 0])), 'preprocess.mean'),
+    (lambda p: change(p, lambda c: c['model'].update(dropout=-1)), 'dropout'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='../../etc/passwd')), 'arch'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='/etc/passwd')), 'arch'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='hf-hub:somebody/model')), 'arch'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='__import__("os").system("touch pwned")')), 'arch'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='resnet_from_the_future')), 'no network is called'),
+    (lambda p: change(p, lambda c: c['model'].update(size=10**9)), 'model.size'),
+    (lambda p: change(p, lambda c: c['model'].update(size=10**500)), 'model.size'),
+    (lambda p: change(p, lambda c: c.update(model=None)), 'model is None'),
+    (lambda p: change(p, lambda c: c.update(labels=[])), 'labels is a list'),
+    (lambda p: change(p, lambda c: c.update(calibration=dict(method='isotonic', slope=[1]*28, offset=[0]*28, steps={'99': [[0], [1]]}))), 'steps'),
+    (lambda p: change(p, lambda c: c.update(training=deep(50))), 'nested too deeply'),
+    (lambda p: change(p, lambda c: c.update(versions={'a': 'x'*10**6})), 'versions.a'),
+    (lambda p: change(p, lambda c: c.update(sha256='0')), 'sha256'),
+    (lambda p: change(p, lambda c: c['flags'].pop('unlike')), 'flags'),
+    (lambda p: change(p, lambda c: c['flags'].update(embedding=0)), 'flags.embedding'),
+    (lambda p: figures(p, lambda t: t.pop('training.embedding.mean')), 'figures of the training'),
+    (lambda p: figures(p, lambda t: t.update({'training.picture.mean': torch.zeros(3)})), 'wrong shape'),
+    (lambda p: figures(p, lambda t: t['training.picture.basis'].fill_(float('nan'))), 'not finite'),
+    (lambda p: figures(p, lambda t: t.update(more=torch.zeros(3))), 'not the weights'),
+    (lambda p: (p/'config.json').write_text('{"a": 1, "a": 2}'), 'stands twice'),
+    (lambda p: (p/'config.json').write_text('{"format_version": ' + '1'*5000 + '}'), 'JSON'),
+    (lambda p: (p/'config.json').write_bytes(b' '*(2**24+1)), 'MB'),
+    (lambda p: link(p/'model.safetensors'), 'leaves the bundle'),
+    (lambda p: link(p/'config.json'), 'leaves the bundle'),
+    (lambda p: weights(p, lying('model')), 'not a safetensors file'),
+    (lambda p: weights(p, lying('offsets')), 'not a safetensors file'),
+    (lambda p: weights(p, lying('length')), 'not a safetensors file'),
+    (lambda p: weights(p, a_pickle()), 'not a safetensors file'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='vit_gigantic_patch14_224', size=224)), 'not the weights'),
     (lambda p: (p/'config.json').write_text('{"format_version": 1'), 'JSON'),
     (lambda p: (p/'config.json').write_text('['*100_000), 'JSON'),
     (lambda p: (p/'config.json').write_text('[1]'), 'not the configuration'),
@@ -116,3 +198,51 @@ def test_loading_runs_no_pickle(copy, tmp_path, monkeypatch):
     monkeypatch.setattr(pickle, 'load', refuse)
     monkeypatch.setattr(torch, 'load', refuse)
     check_bundle(copy)
+
+
+def test_a_claim_costs_no_memory(copy):
+    "The gigantic network of the config is never built: its weights alone are 7 GB"
+    import resource
+    change(copy, lambda c: c['model'].update(arch='vit_gigantic_patch14_224', size=224))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BundleError): load_bundle(copy)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+def sample_of(path, **arrays): np.savez_compressed(path/'sample.npz', **arrays)
+
+
+@pytest.mark.parametrize('spoil', [
+    lambda p: (p/'sample.npz').unlink(),
+    lambda p: (p/'sample.npz').write_bytes(b'PK nothing'),
+    lambda p: (p/'sample.npz').write_bytes(a_pickle()),
+    lambda p: sample_of(p, images=np.array([Evil()], dtype=object), probs=np.zeros((1, 28))),
+    lambda p: sample_of(p, images=np.zeros((1, 4, 48, 48), np.uint8), probs=np.zeros((1, 3))),
+    lambda p: sample_of(p, images=np.zeros((300, 4, 512, 512), np.uint8), probs=np.zeros((300, 28))),
+    lambda p: link(p/'sample.npz'),
+])
+def test_a_sample_that_is_none_is_one_line(copy, spoil):
+    spoil(copy)
+    with pytest.raises(BundleError, match='sample') as e: check_bundle(copy)
+    assert '\n' not in str(e.value)
+
+
+def test_pickles_need_trust(trained, tmp_path):
+    learn, path = trained
+    learn.export(tmp_path/'export.pkl')
+    with pytest.raises(BundleError, match='trust_pickle'): load_bundle(tmp_path/'export.pkl')
+    x = torch.randint(0, 255, (2, 4, 48, 48), dtype=torch.uint8)
+    a, b = load_bundle(tmp_path/'export.pkl', trust_pickle=True), load_bundle(path)
+    assert np.abs(a.probs(x) - b.probs(x)).max() < 1e-5 and np.allclose(a.thresholds.values, b.thresholds.values)
+
+
+def test_weights_do_not_depend_on_where_they_are(trained, tmp_path):
+    (tmp_path/'link').symlink_to(trained[1])
+    assert check_bundle(tmp_path/'link') < 1e-5
+
+
+def test_a_model_without_thresholds_can_be_saved(trained, tmp_path):
+    learn, _ = trained
+    th, learn.thresholds = learn.thresholds, None
+    try: assert (load_bundle(learn.save_bundle(tmp_path/'m')).thresholds.values == .5).all()
+    finally: learn.thresholds = th

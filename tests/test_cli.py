@@ -53,6 +53,23 @@ def test_some_inputs_failed_is_code_1(small_atlas, trained, tmp_path, capsys):
     assert len(pd.read_csv(tmp_path/'p.csv')) == 90
 
 
+def test_predict_says_what_it_does_and_writes_what_is_asked(small_atlas, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = ['predict', str(small_atlas/'train'), '--model', str(trained[1]), '--bs', '16', '--device', 'cpu', '--no-progress']
+    assert main([*base, '--dry-run']) == 0
+    said = capsys.readouterr().out
+    assert '90 fields of view' in said and 'cpu, full precision' in said and 'nothing was written' in said and not os.listdir(tmp_path)
+    ids = find_images(small_atlas/'train').Id.tolist()
+    (tmp_path/'sample.csv').write_text('Id,Predicted\n' + ''.join(f'{i},0\n' for i in reversed(ids)))
+    assert main([*base, '--out', 'p.parquet', '--embeddings', 'e.npy', '--submission', 's.csv', '--sample', 'sample.csv']) == 0
+    assert sorted(os.listdir(tmp_path)) == ['e.ids.json', 'e.npy', 'p.parquet', 's.csv', 'sample.csv']
+    assert pd.read_csv('s.csv').Id.tolist() == ids[::-1] and pd.read_parquet('p.parquet').Id.tolist() == ids
+    for more in (['--out', 'p.parquet'], ['--out', 'q.csv', '--submission', 's.csv', '--sample', 'sample.csv'], ['--out', 'q.csv', '--submission', 't.csv'],
+                 ['--out', 'q.csv', '--embeddings', 'e.npy'], ['--out', 'q.csv', '--submission', 't.csv', '--sample', 'none.csv']):
+        assert main([*base, *more]) == 2
+    assert not (tmp_path/'q.csv').exists()
+
+
 @pytest.mark.parametrize('args, words', [
     (['predict', 'nowhere', '--model', 'MODEL'], 'nowhere'),
     (['predict', 'ATLAS/train'], 'train one with'),

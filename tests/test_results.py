@@ -1,0 +1,132 @@
+"Tables of results: whole or resumable, harmless in a spreadsheet, the same when read back."
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hpa_fastai.labels import HPA19, HPA28, ZTG10, LabelSet
+from hpa_fastai.results import Journal, ResultError, check_ids, read_predictions, write_submission
+
+ODD = ['=HYPERLINK("http://x")', '+1', '-1', '@SUM(1)', '\t=1', "'=1", "'plain", '../../etc/passwd', 'a\nb', 'a\r\nb', 'a,b', '"a"', 'x'*300, '🔬', ' a ', 'nan', 'NA', '', '007']
+
+
+def row(id_, labels=ZTG10, error='', p=.123456789):
+    return (id_, '' if error else '2 3', '' if error else 'Nucleoli|Golgi apparatus', *[np.nan if error else p]*len(labels), '', error)
+
+
+def write(out, rows, labels=ZTG10, about=None):
+    with Journal(out, labels, about or {}) as j:
+        j.add(rows)
+        j.finish([r[0] for r in rows])
+
+
+@pytest.mark.parametrize('name', ['p.csv', 'p.parquet'])
+def test_any_id_is_written_and_read_back(tmp_path, name):
+    rows = [row(i, error='' if n % 3 else f'{i} is broken') for n, i in enumerate(ODD)]
+    write(tmp_path/name, rows)
+    df = read_predictions(tmp_path/name)
+    assert df.Id.tolist() == ODD and df['error'].tolist() == [r[-1] for r in rows] and df['Predicted'].tolist() == [r[1] for r in rows]
+    assert np.allclose(df[ZTG10.classes[0]], [r[3] for r in rows], atol=1e-6, equal_nan=True)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_no_cell_is_a_formula(tmp_path):
+    evil = LabelSet('evil', ('=1+1', 'ok'))
+    write(tmp_path/'p.csv', [(i, '0', '=1+1', .1, .2, '', '=boom' if n % 2 else '') for n, i in enumerate(ODD)], evil)
+    cells = pd.read_csv(tmp_path/'p.csv', header=None, dtype=str, keep_default_na=False).to_numpy().ravel()
+    assert not [c for c in cells if c[:1] in ('=', '+', '-', '@', '\t', '\r')]
+    assert read_predictions(tmp_path/'p.csv').columns[3] == '=1+1'
+
+
+def test_ids_that_no_table_can_hold_are_refused():
+    with pytest.raises(ResultError, match='NUL'): check_ids(['a\0'])
+    with pytest.raises(ResultError, match='more than one'): check_ids(['a', 'b', 'a'])
+    assert check_ids([os.fsdecode(b'caf\xe9')]) == ['caf\\udce9']
+
+
+def test_ids_lead_nowhere(tmp_path):
+    (tmp_path/'in').mkdir()
+    write(tmp_path/'in'/'p.csv', [row('../outside'), row('/tmp/outside')])
+    assert os.listdir(tmp_path) == ['in'] and os.listdir(tmp_path/'in') == ['p.csv']
+
+
+def test_a_planted_link_is_refused(tmp_path):
+    (tmp_path/'mine').write_text('years of work')
+    (tmp_path/'p.csv.part').symlink_to(tmp_path/'mine')
+    (tmp_path/'p.csv.part.json').write_text('{}')
+    with pytest.raises(ResultError, match='link'): Journal(tmp_path/'p.csv', ZTG10, {})
+    assert (tmp_path/'mine').read_text() == 'years of work'
+
+
+@pytest.mark.parametrize('cut', range(1, 60, 7))
+def test_a_cut_line_is_written_again(tmp_path, cut):
+    rows = [row(i) for i in ('one', 'two\nlines', 'three "quoted"', 'four')]
+    write(tmp_path/'whole.csv', rows)
+    with Journal(tmp_path/'p.csv', ZTG10, {}) as j: j.add(rows[:3])
+    part = tmp_path/'p.csv.part'
+    os.truncate(part, part.stat().st_size - cut)
+    with Journal(tmp_path/'p.csv', ZTG10, {}) as j:
+        assert j.done == [r[0] for r in rows[:len(j)]] and len(j) < 3
+        j.add(rows[len(j):])
+        j.finish([r[0] for r in rows])
+    assert (tmp_path/'p.csv').read_bytes() == (tmp_path/'whole.csv').read_bytes()
+
+
+def test_killed_between_the_name_and_the_end(tmp_path):
+    write(tmp_path/'p.csv', [row('a'), row('b', error='bad')])
+    (tmp_path/'p.csv.part.json').write_text('{}')
+    with Journal(tmp_path/'p.csv', ZTG10, {}) as j: assert j.complete and j.done == ['a', 'b'] and j.failed == [('b', 'bad')]
+    assert os.listdir(tmp_path) == ['p.csv']
+
+
+def test_a_foreign_part_is_left_alone(tmp_path):
+    (tmp_path/'p.csv.part').write_text('mine')
+    with pytest.raises(ResultError, match='no record'): Journal(tmp_path/'p.csv', ZTG10, {})
+    (tmp_path/'p.csv.part.json').write_text('{"bs": ')
+    with pytest.raises(ResultError, match='damaged'): Journal(tmp_path/'p.csv', ZTG10, {})
+    assert (tmp_path/'p.csv.part').read_text() == 'mine'
+
+
+def test_an_old_table_stays_until_the_new_one_is_whole(tmp_path):
+    write(tmp_path/'p.csv', [row('old')])
+    with Journal(tmp_path/'p.csv', ZTG10, {}, force=True) as j: j.add([row('new')])
+    assert read_predictions(tmp_path/'p.csv').Id.tolist() == ['old']
+    with Journal(tmp_path/'p.csv', ZTG10, {}, force=True) as j:
+        assert j.done == ['new']
+        j.finish()
+    assert read_predictions(tmp_path/'p.csv').Id.tolist() == ['new']
+
+
+@pytest.mark.parametrize('labels, head, sep', [(HPA28, 'Id,Predicted', ' '), (HPA19, 'ID,Predicted', '|'), (HPA19, 'ID,Label', '|'), (ZTG10, 'Image,Label', ' ')])
+def test_submissions_follow_the_sample(tmp_path, labels, head, sep):
+    cell = sep.join('02')
+    df = pd.DataFrame([(i, cell, '', *[.1]*len(labels), '', e) for i, e in [('10', ''), ('=2', ''), ('03', ''), ('7', 'broken')]],
+                      columns=['Id', 'Predicted', 'Names', *labels.classes, 'flags', 'error'])
+    (tmp_path/'sample.csv').write_text(head+'\n03,0\n7,0\n10,0\nunknown,0\n=2,0\n')
+    with pytest.warns(UserWarning, match='2 of 5'): write_submission(df, tmp_path/'sample.csv', tmp_path/'s.csv', labels)
+    assert (tmp_path/'s.csv').read_text() == f'{head}\n03,{cell}\n7,\n10,{cell}\nunknown,\n=2,{cell}\n'
+    with pytest.raises(ResultError, match='exists'): write_submission(df, tmp_path/'sample.csv', tmp_path/'s.csv', labels)
+
+
+@pytest.mark.parametrize('text, words', [('Id;Predicted\n1;0\n', 'columns'), ('Id,Predicted\nzzz,0\n', 'none of its 1 Ids'), ('', 'not a sample')])
+def test_a_wrong_sample_is_one_line(tmp_path, text, words):
+    df = pd.DataFrame([('1', '0', '', *[.1]*28, '', '')], columns=['Id', 'Predicted', 'Names', *HPA28.classes, 'flags', 'error'])
+    (tmp_path/'sample.csv').write_text(text)
+    with pytest.raises(ResultError, match=words) as e: write_submission(df, tmp_path/'sample.csv', tmp_path/'s.csv')
+    assert '\n' not in str(e.value)
+
+
+def test_every_id_of_the_competition_in_its_order(real_data, tmp_path):
+    sample = real_data/'labels'/'kaggle2018_sample_submission.csv'
+    ids = pd.read_csv(sample).Id
+    df = pd.DataFrame({'Id': ids[::-1], 'Predicted': '3', 'error': ''})
+    res = write_submission(df, sample, tmp_path/'s.csv')
+    assert pd.read_csv(tmp_path/'s.csv').Id.tolist() == ids.tolist() and (res.Predicted == '3').all()
+
+
+def test_not_a_table_of_predictions(tmp_path):
+    (tmp_path/'x.csv').write_text('a,b\n1,2\n')
+    with pytest.raises(ResultError, match='not a table'): read_predictions(tmp_path/'x.csv')
+    with pytest.raises(ResultError, match='no such file'): read_predictions(tmp_path/'y.csv')
