@@ -122,8 +122,12 @@ def check_target(
     path: Path,  # where a bundle is to be saved
     force: bool = False,  # replace a bundle that is there
 ) -> None:
-    "Refuse a place that is taken, before hours of training end there"
-    if not path.exists(): return
+    "Refuse a place that is taken or can't be written to, before hours of training end there"
+    if not path.exists():
+        try: path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise BundleError(f'{path}: can\'t be made ({e.strerror}); give another name') from None
+        if not os.access(path.parent, os.W_OK): raise BundleError(f'{path}: {path.parent} can\'t be written to; give another name')
+        return
     if not (path/'config.json').is_file(): raise BundleError(f'{path} exists and is not a model bundle; give another name')
     if not force: raise BundleError(f'{path} already holds a model; give another name, or replace it with force=True (--force)')
 
@@ -137,7 +141,6 @@ def write_bundle(
     "Save a bundle, whole or not at all"
     path = Path(path)
     check_target(path, force)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}-'))
     try:
         figures = {_figures+k: torch.from_numpy(v) for k,v in bundle.flagger.to_arrays().items()} if bundle.flagger else {}
@@ -191,7 +194,7 @@ def _half(n):
 @patch
 def to_bundle(self:Learner) -> Bundle:
     "The learner's model and settings as a `Bundle`, without saving it"
-    labels, reader, preprocess = self.dls.labels, self.dls.reader, self.dls.preprocess()
+    labels, reader, preprocess = self.dls.labels, self.dls.reader, self.dls.set_size(self.size).preprocess()
     th, cal = getattr(self, 'thresholds', None) or _half(len(labels)), getattr(self, 'calibration', None)
     ev = getattr(self, 'evaluation', None)
     config = dict(format_version=FORMAT, model=self.model.config, labels=asdict(labels), reader=asdict(reader), preprocess=asdict(preprocess),
@@ -205,7 +208,9 @@ def save_bundle(self:Learner,
 ) -> Path:
     "Save the model with its labels, settings, thresholds and figures, loadable without pickle"
     n = 2 if self.dls.reader.size else 1  # pictures as large as their files may differ in size
-    sample = torch.stack([self.dls.reader(r) for r in self.dls.valid_ds.items.head(n).to_dict('records')])
+    valid = self.dls.valid
+    if not len(valid.dataset): raise BundleError('this learner has no images (it was loaded from a file), and a bundle needs some to test itself with; save the bundle where the model was trained')
+    sample = next(iter(valid.create_batches(iter(range(min(n, len(valid.dataset)))))))[0]
     bundle = self.to_bundle()
     bundle.flagger = Flagger.fit(*(_pictures(dl, bundle) for dl in (self.dls.train, self.dls.valid)))
     return write_bundle(bundle, path, sample.as_subclass(torch.Tensor), force)

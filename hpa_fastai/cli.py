@@ -75,7 +75,7 @@ def _add_explore(sub):
     p.add_argument('folder', metavar='FOLDER', type=Path, help='folder of images, nested to any depth')
     p.add_argument('--csv', default='train.csv', help='table of labels, in FOLDER or anywhere')
     p.add_argument('--labels', default='hpa28', help='hpa28, hpa19, ztg10, or a csv of class names')
-    p.add_argument('--group', help='column whose members must stay on one side of the split')
+    p.add_argument('--group', help='column whose members must stay on one side of the split; antibody_of takes the antibody from the Ids')
     p.add_argument('--out', type=Path, default=Path('explore.html'), help='page to write')
     p.add_argument('--force', action='store_true', help='overwrite it')
     p.set_defaults(run=_explore)
@@ -84,19 +84,19 @@ def _explore(a):
     from hpa_fastai.explore import explore
     from hpa_fastai.labels import HPAError
     if a.out.exists() and not a.force: raise HPAError(f'{a.out} exists; give another name, or overwrite it with --force')
-    print(f'Written to {explore(a.folder, a.csv, a.out, a.labels, a.group)}')
+    print(f'Written to {explore(a.folder, a.csv, a.out, a.labels, _group(a.group))}')
 
 # %% ../nbs/90_cli.ipynb #50e52406
 def _add_train(sub):
     p = sub.add_parser('train', help='train a model on a folder of images and a csv', description='Train on growing pictures, fit thresholds, and save the model.')
     g = _data_options(p)
     g.add_argument('--labels', default='hpa28', help='hpa28, hpa19, ztg10, or a csv of class names')
-    g.add_argument('--group', help='column whose members stay on one side of the split, such as the antibody')
+    g.add_argument('--group', help='column whose members stay on one side of the split; antibody_of takes the antibody from the Ids')
     g.add_argument('--valid-pct', type=float, default=.2, help='share of the images for validation')
     g.add_argument('--fold', type=int, help='take this of five folds for validation instead')
     g.add_argument('--seed', type=int, default=42, help='of the split and of the training')
     g = p.add_argument_group('model')
-    g.add_argument('--arch', default='resnet18', help='a timm or torchvision network, or lenet5')
+    g.add_argument('--arch', help='a timm or torchvision network, or lenet5; by default resnet18 with published weights, the smaller resnet10t from scratch')
     g.add_argument('--pretrained', default='auto', metavar='auto|yes|no|FILE', help='published weights where they can be had, at all costs, or never; or a weights file')
     g.add_argument('--loss', default='focal', help='the loss; a wrong name lists them')
     g = p.add_argument_group('training')
@@ -118,39 +118,67 @@ def _add_train(sub):
     p.set_defaults(run=_train)
 
 # %% ../nbs/90_cli.ipynb #702f3780
+def _group(name):
+    "The grouping that `name` stands for: a column, or the function of the Ids"
+    from hpa_fastai.splits import antibody_of
+    return antibody_of if name=='antibody_of' else name
+
 def _learner(a, dls, cbs):
     "The learner, with pretrained weights if they can be had"
-    from hpa_fastai.models import ModelError
+    from hpa_fastai.models import NoWeights
     from hpa_fastai.training import hpa_learner
-    make = lambda pretrained: hpa_learner(dls, a.arch, pretrained=pretrained, loss_func=a.loss, cbs=cbs)
-    if a.pretrained!='auto': return make({'yes': True, 'no': False}.get(a.pretrained, a.pretrained))
-    try: return make(True)
-    except ModelError as e:
-        if 'pretrained weights' not in str(e): raise
+    make = lambda arch, pretrained: hpa_learner(dls, a.arch or arch, pretrained=pretrained, loss_func=a.loss, cbs=cbs)
+    if a.pretrained=='no': return make('resnet10t', False)
+    if a.pretrained!='auto': return make('resnet18', True if a.pretrained=='yes' else a.pretrained)
+    try: return make('resnet18', True)
+    except NoWeights as e:
         print(f'Training from scratch: {str(e).split(";")[0]}.')
-        return make(False)
+        return make('resnet10t', False)
+
+# %% ../nbs/90_cli.ipynb #9692b565
+def _check_train(a):
+    "Refuse what can't be trained or saved before the images are read"
+    from hpa_fastai.bundle import check_target
+    from hpa_fastai.labels import HPAError
+    from hpa_fastai.losses import get_loss
+    from hpa_fastai.models import library_of
+    check_target(a.out, a.force)
+    get_loss(a.loss)
+    if a.arch: library_of(a.arch)
+    for name,v in (('bs', a.bs), ('epochs', a.epochs), ('size', min(a.sizes or [a.size]))):
+        if v<1: raise HPAError(f'--{name} {v}: give a number of at least 1')
+    if a.minutes is not None and not a.minutes>0: raise HPAError(f'--minutes {a.minutes:g}: give a time')
 
 def _train(a):
     from fastai.torch_core import set_seed
-    from hpa_fastai.bundle import check_target
     from hpa_fastai.data import HPADataLoaders
     from hpa_fastai.inference import find_device
     from hpa_fastai.training import TrainingBar, default_sizes
     import hpa_fastai.assessment
-    check_target(a.out, a.force)
+    _check_train(a)
+    if a.dry_run: return _rehearse_training(a)
     set_seed(a.seed)
-    dls = HPADataLoaders.from_csv(a.data, a.csv, a.images, a.labels, size=max(a.sizes or [a.size]), bs=a.bs, valid_pct=a.valid_pct, fold=a.fold,
-        group=a.group, seed=a.seed, cache=(a.cache or True) if a.use_cache else False, device=find_device(a.device), progress=a.progress)
     sizes = tuple(a.sizes or default_sizes(a.size))
-    print(f'{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate; {a.arch} at {", ".join(map(str, sizes))} px on {dls.device}, '
-          f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr:g}; model to {a.out}')
-    if a.dry_run: return
+    dls = HPADataLoaders.from_csv(a.data, a.csv, a.images, a.labels, size=max(sizes), bs=a.bs, valid_pct=a.valid_pct, fold=a.fold,
+        group=_group(a.group), seed=a.seed, cache=(a.cache or True) if a.use_cache else False, device=find_device(a.device), progress=a.progress)
     learn = _learner(a, dls, TrainingBar() if a.progress else None)
+    print(f'{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate; {learn.model.config["arch"]} at {", ".join(map(str, sizes))} px on {dls.device}, '
+          f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr:g}; model to {a.out}', flush=True)
     with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes, epochs=a.epochs, minutes=a.minutes, lr=a.lr)
+    learn.save_bundle(a.out, force=a.force)
     if a.calibrate: learn.calibrate()
     learn.fit_thresholds()
     print(f'\nOn the {len(dls.valid_ds)} validation images, which the thresholds were fitted on (expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluate()}\n')
-    print(f'Saved to {learn.save_bundle(a.out, force=a.force)}. Predict a folder with: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
+    print(f'Saved to {learn.save_bundle(a.out, force=True)}. Predict a folder with: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
+
+def _rehearse_training(a):
+    "Look for the images of every label, and say what would be done"
+    from hpa_fastai.images import attach_images
+    from hpa_fastai.labels import get_labels, read_labels
+    labels = get_labels(a.labels)
+    n = len(attach_images(read_labels(a.data/a.csv, labels), a.data/a.images))
+    print(f'{n} labelled images, {len(labels)} classes; {a.arch or "resnet18 with published weights, or resnet10t from scratch,"} to be trained for '
+          f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"} and saved to {a.out}; nothing was done')
 
 # %% ../nbs/90_cli.ipynb #e707aa9c
 def _add_evaluate(sub):
@@ -280,7 +308,7 @@ def _test_model(a):
 def _add_demo(sub):
     p = sub.add_parser('demo', help='the whole way on simulated cells, in a few minutes', description='Simulate, train, predict, score: everything on simulated cells.')
     p.add_argument('--out', type=Path, default=Path('demo'), help='folder for model, predictions and picture')
-    p.add_argument('--minutes', type=float, default=4.5, help='of training')
+    p.add_argument('--minutes', type=float, default=5., help='of training')
     p.add_argument('--force', action='store_true', help='replace what an earlier demo left')
     _quiet(p)
     p.set_defaults(run=_demo)
@@ -311,14 +339,15 @@ def main(
     argv: list|None = None,  # arguments; None: those of the process
 ) -> int:  # exit code: 0 done, 1 done but some inputs failed, 2 could not start
     "The `hpa_fastai` command"
-    import warnings
-    from hpa_fastai.labels import HPAError
+    import traceback, warnings
     args = _parser().parse_args(argv)
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    warnings.filterwarnings('ignore', category=DeprecationWarning)
+    from hpa_fastai.labels import HPAError
+    for kind in (FutureWarning, DeprecationWarning): warnings.filterwarnings('ignore', category=kind)
     warnings.formatwarning = _one_line
     try: return args.run(args) or 0
     except HPAError as e: print(f'hpa_fastai: {e}', file=sys.stderr)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as e: print(f'hpa_fastai: {e.filename or ""}: {e.strerror or e}', file=sys.stderr)
     except KeyboardInterrupt: print('hpa_fastai: stopped', file=sys.stderr)
+    except Exception: traceback.print_exc()
     return 2

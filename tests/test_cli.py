@@ -30,7 +30,7 @@ def test_wrong_usage_is_code_2(args): assert run(*args).returncode == 2
 
 def test_train_evaluate_predict(small_atlas, tmp_path):
     done = run('train', small_atlas, '--group', 'antibody', '--arch', 'lenet5', '--pretrained', 'no', '--sizes', 32, '--epochs', 1,
-               '--cache', tmp_path/'cache', '--out', tmp_path/'model', '--no-progress', cwd=tmp_path)
+               '--cache', tmp_path/'cache', '--out', tmp_path/'model', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'images to train on' in done.stdout and 'macro F1' in done.stdout and (tmp_path/'model'/'config.json').is_file()
     done = run('evaluate', small_atlas, '--model', tmp_path/'model', '--out', tmp_path/'classes.csv', '--no-progress')
@@ -79,6 +79,10 @@ def test_predict_says_what_it_does_and_writes_what_is_asked(small_atlas, trained
     (['train', 'ATLAS', '--group', 'donor'], 'donor'),
     (['train', 'ATLAS', '--arch', 'resnet_18', '--pretrained', 'no', '--size', '32'], 'resnet18'),
     (['train', 'ATLAS', '--out', 'MODEL'], 'force'),
+    (['train', 'ATLAS', '--loss', 'focale'], 'focal'),
+    (['train', 'ATLAS', '--bs', '0'], '--bs 0'),
+    (['train', 'ATLAS', '--out', '/proc/nowhere/model'], '/proc/nowhere/model'),
+    (['train', 'ATLAS', '--arch', 'lenet5', '--pretrained', 'no', '--cache', '/proc/nowhere'], '--no-cache'),
     (['evaluate', 'ATLAS', '--model', 'MODEL', '--csv', 'none.csv'], 'none.csv'),
     (['simulate', 'ATLAS'], 'force'),
     (['simulate', 'new', '--n', '0'], 'n'),
@@ -94,8 +98,9 @@ def test_could_not_start_is_code_2_and_one_line(small_atlas, trained, tmp_path, 
 
 def test_dry_run_says_what_would_be_done_and_makes_nothing(small_atlas, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(['train', str(small_atlas), '--size', '32', '--cache', str(tmp_path/'cache'), '--no-progress', '--dry-run']) == 0
-    assert 'resnet18' in capsys.readouterr().out and os.listdir(tmp_path) == ['cache']
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'home'))
+    assert main(['train', str(small_atlas), '--size', '32', '--no-progress', '--dry-run']) == 0
+    assert '90 labelled images' in capsys.readouterr().out and os.listdir(tmp_path) == []
 
 
 def test_offline_training_goes_on_from_scratch(small_atlas, tmp_path, monkeypatch, capsys):
@@ -108,6 +113,6 @@ def test_offline_training_goes_on_from_scratch(small_atlas, tmp_path, monkeypatc
 
 def test_demo_in_small(tmp_path):
     from hpa_fastai.demo import run_demo
-    ev = run_demo(tmp_path/'demo', n_train=60, n_test=30, size=32, minutes=.05, arch='lenet5', progress=False)
+    ev = run_demo(tmp_path/'demo', n_train=60, n_test=30, size=32, minutes=.05, arch='lenet5')
     assert len(ev.table) == 28
     assert {'hpa_model', 'predictions.csv', 'predictions.png'} <= set(os.listdir(tmp_path/'demo'))

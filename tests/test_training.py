@@ -75,6 +75,13 @@ def test_training_on_forgets_what_was_fitted_before(loaders):
     assert learn.thresholds is None and learn.calibration is None and learn.evaluation is None
 
 
+def test_learners_that_share_loaders_keep_their_own_size(loaders):
+    a, b = (hpa_learner(loaders, 'lenet5', pretrained=False) for _ in range(2))
+    with a.no_bar(), a.no_logging(): a.fit_progressive(sizes=(48,), epochs=1, verbose=False)
+    with b.no_bar(), b.no_logging(): b.fit_progressive(sizes=(32,), epochs=1, verbose=False)
+    assert a.to_bundle().preprocess.size == 48 and b.to_bundle().preprocess.size == 32
+
+
 def test_plain_datablock_learners_work_too(small_atlas):
     items = attach_images(read_labels(small_atlas/'train.csv'), small_atlas/'train')
     dls = HPADataBlock(size=32).dataloaders(items, bs=16, num_workers=0)
