@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/69_assessment.ipynb #3ff20732
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from fastai.learner import Learner
 from .calibration import *
 from .thresholds import *
@@ -14,11 +15,12 @@ from .evaluation import *
 
 # %% ../nbs/69_assessment.ipynb #0f767836
 def _validation(learn, dl):
-    "Probabilities (calibrated, where the learner is), targets and groups of labelled images"
-    with learn.no_bar(): probs, targets = learn.get_preds(dl=dl)
+    "Probabilities (calibrated, where the learner is), targets, and the Ids and groups of labelled images"
+    learn.dls.set_size(learn.size)
+    with learn.no_bar(), learn.no_logging(): probs, targets = learn.get_preds(dl=dl)
     cal, items = getattr(learn, 'calibration', None), (dl or learn.dls.valid).dataset.items
     groups = items[learn.dls.group].to_numpy() if getattr(learn.dls, 'group', None) in getattr(items, 'columns', ()) else None
-    return cal(probs.numpy()) if cal else probs.numpy(), targets.numpy(), groups
+    return cal(probs.numpy()) if cal else probs.numpy(), targets.numpy(), dict(groups=groups, ids=items['Id'].to_numpy())
 
 # %% ../nbs/69_assessment.ipynb #9245b63d
 @patch
@@ -34,24 +36,26 @@ def calibrate(self:Learner,
 
 # %% ../nbs/69_assessment.ipynb #073be18d
 @patch
+@delegates(fit_thresholds, but=['groups', 'prevalence'])
 def fit_thresholds(self:Learner,
     method: str = 'auto',  # how; see `fit_thresholds` of the thresholds module
     dl = None,  # labelled images to fit on; None: the validation images
     **kwargs
 ) -> Thresholds:
     "Fit one threshold a class on the validation images"
-    probs, targets, groups = _validation(self, dl)
-    self.thresholds = fit_thresholds(probs, targets, method=method, groups=groups, **kwargs)
+    probs, targets, who = _validation(self, dl)
+    self.thresholds = fit_thresholds(probs, targets, method=method, groups=who['groups'], **kwargs)
     return self.thresholds
 
 # %% ../nbs/69_assessment.ipynb #cbeded91
 @patch
+@delegates(evaluate, but=['labels', 'thresholds'])
 def evaluate(self:Learner,
     dl = None,  # labelled images; None: the validation images
     **kwargs
 ) -> Evaluation:
     "How good the predictions are, by class; thresholds are fitted first where there are none"
     if getattr(self, 'thresholds', None) is None: self.fit_thresholds()
-    probs, targets, groups = _validation(self, dl)
-    self.evaluation = evaluate(probs, targets, self.thresholds, labels=self.dls.labels, groups=groups, **kwargs)
+    probs, targets, who = _validation(self, dl)
+    self.evaluation = evaluate(probs, targets, self.thresholds, labels=self.dls.labels, **{**who, **kwargs})
     return self.evaluation

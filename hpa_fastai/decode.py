@@ -184,7 +184,7 @@ def why_unreadable(path, e):
     if isinstance(e, Image.DecompressionBombError): return f'refused: {_line(e)}'
     if not is_url(path) and os.path.getsize(path)==0: return 'an empty file (0 bytes); copy it again'
     if isinstance(e, Image.UnidentifiedImageError): return f'not a PNG, JPG or TIFF file: it starts with {_head(path)!r}'
-    if re.search('truncated|broken|invalid offset|failed to read|decompress|incomplete|cannot decode', str(e)): return f'damaged or cut off ({_line(e)}); copy it again'
+    if re.search('truncated|broken|invalid offset|failed to read|decompress|incomplete|cannot decode|data stream|reading image file', str(e)): return f'damaged or cut off ({_line(e)}); copy it again'
     return f'cannot be read ({type(e).__name__}: {_line(e)})'
 
 def _line(e): return ' '.join(str(e).split())[:200]

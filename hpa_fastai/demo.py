@@ -6,7 +6,7 @@
 __all__ = ['show_predictions', 'run_demo']
 
 # %% ../nbs/87_demo.ipynb #a8b6a323
-import time
+import shutil, time
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -30,14 +30,14 @@ def _verdicts(
 ) -> list:  # (text, colour), the most probable first
     "The names given and missed, with the colours of right, wrong and missed"
     given = sorted(row.Names.split('|') if row.Names else [], key=lambda o: -row[o])
-    lines = [(o, 'tab:green' if o in true else 'tab:red') for o in given] + [(f'{o} (missed)', 'tab:gray') for o in true if o not in given]
+    lines = [(o, 'tab:green') if o in true else (f'{o} (wrong)', 'tab:red') for o in given] + [(f'{o} (missed)', 'tab:gray') for o in true if o not in given]
     return lines if len(lines)<=n else lines[:n-1] + [(f'and {len(lines)-n+1} more', 'tab:gray')]
 
 def show_predictions(
     predictions: pd.DataFrame,  # of `predict`
     table: pd.DataFrame,  # of `find_images`, the same fields of view
     truth: pd.DataFrame,  # Id, Target
-    labels: LabelSet = HPA28,
+    labels: LabelSet = HPA28,  # the classes of both tables
     n: int = 12,  # pictures
     size: int = 256,  # of each, in pixels
 ) -> plt.Figure:
@@ -64,11 +64,11 @@ def _step(times, name):
 # %% ../nbs/87_demo.ipynb #56660afb
 def run_demo(
     out: str|Path = 'demo',  # folder for the model, the predictions and the picture
-    n_train: int = 1600,  # simulated fields of view to train on
+    n_train: int = 2000,  # simulated fields of view to train on
     n_test: int = 400,  # and to predict
-    size: int = 96,  # pixels: the largest training size
-    minutes: float = 4.5,  # of training
-    arch: str = 'resnet18',  # the network
+    size: int = 128,  # pixels: the largest training size
+    minutes: float = 5,  # of training
+    arch: str = 'resnet10t',  # the network: small, for computers without a GPU
     force: bool = False,  # replace what an earlier demo left
     progress: bool = True,  # show bars
 ) -> Evaluation:  # on the unseen fields of view
@@ -88,6 +88,7 @@ def run_demo(
         learn.fit_thresholds()
         learn.evaluate()
         learn.save_bundle(out/'hpa_model', force=force)
+        shutil.rmtree(out/'cache')
     with _step(times, f'Predict {n_test} fields of view that training never saw'):
         preds = predict(out/'unseen'/'train', model=out/'hpa_model', out=out/'predictions.csv', force=force, progress=progress)
         truth = read_labels(out/'unseen'/'train.csv')

@@ -22,7 +22,7 @@ def readme(
     nb: Path,  # the notebook to turn into Markdown
 ) -> tuple[str, dict[str, bytes]]:  # the text, and the pictures by their path relative to it
     "`nb` as Markdown, with its pictures"
-    import yaml
+    import nbformat, yaml
     from nbconvert import MarkdownExporter
     from nbdev.config import get_config
     from nbdev.serve import proc_nbs
@@ -32,7 +32,10 @@ def readme(
         src.mkdir()
         shutil.copy(root/'pyproject.toml', tmp)
         page = proc_nbs(str(Path(shutil.copy(nb, src)).parent), n_workers=0, force=True)/nb.name
-        text, res = MarkdownExporter().from_filename(str(page), resources=dict(output_files_dir=f'{nb.stem}_files'))
+        cells = nbformat.read(page, 4)
+        for c in cells.cells:
+            if '#| echo: false' in c.source: c.metadata.transient = dict(remove_source=True)
+        text, res = MarkdownExporter().from_notebook_node(cells, resources=dict(output_files_dir=f'{nb.stem}_files', unique_key=nb.stem))
     _, front, body = text.split('---\n', 2)
     head = yaml.safe_load(front)
     text = f"# {head['title']}\n\n> {head['description']}\n\n{body.strip()}"

@@ -62,10 +62,10 @@ def simulate_scores(n: int = 1000,         # images
                     seed: int = 0,         # another seed, another model and other images
                    ) -> tuple:             # probabilities and bool targets, both images × classes
     "Scores of a make-believe model, with classes as unequal as the atlas's."
-    from hpa_fastai.simulate import FREQUENCY
+    from hpa_fastai.simulate import CLASS_FREQUENCY
     rng, model, n_classes = np.random.default_rng(seed), np.random.default_rng([seed, 1]), len(labels)
     prevalence = np.empty(n_classes)
-    prevalence[np.argsort([-FREQUENCY.get(c.lower(), .03) for c in labels.classes], kind='stable')] = np.geomspace(.35, .002, n_classes)
+    prevalence[np.argsort([-CLASS_FREQUENCY.get(c.lower(), .03) for c in labels.classes], kind='stable')] = np.geomspace(.35, .002, n_classes)
     dist = model.normal(skill, 1, n_classes).clip(2)
     slope, offset = np.exp(model.normal(0, noise/3, n_classes)), model.normal(0, noise, n_classes)
     targets = rng.random((n, n_classes)) < prevalence

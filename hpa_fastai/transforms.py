@@ -9,9 +9,7 @@ __all__ = ['STD_FLOOR', 'resize', 'normalize', 'Preprocess', 'ResizeRGBY', 'Norm
 from dataclasses import dataclass
 import torch, torch.nn.functional as F
 from torch import Tensor
-from fastai.vision.core import TensorImage
 from fastai.data.all import DisplayedTransform
-from .labels import HPAError
 from .images import TensorRGBY
 
 # %% ../nbs/28_transforms.ipynb #cca8f2ec
@@ -21,7 +19,8 @@ def resize(
 ) -> Tensor:  # B×4×size×size
     "Shrink by area, enlarge by bilinear interpolation"
     if x.shape[-2:]==(size, size): return x
-    if size<=x.shape[-1]: return F.interpolate(x, (size, size), mode='area')
+    if size<=x.shape[-1] and x.device.type!='mps': return F.interpolate(x, (size, size), mode='area')
+    if size<=x.shape[-1]: return F.interpolate(x, (size, size), mode='bilinear', antialias=True, align_corners=False)
     return F.interpolate(x, (size, size), mode='bilinear', align_corners=False)
 
 # %% ../nbs/28_transforms.ipynb #6e4a9155
@@ -56,14 +55,19 @@ class Preprocess:
 class ResizeRGBY(DisplayedTransform):
     "Resize batches to `size`"
     order = 12  # after fastai's IntToFloatTensor, which is 10
-    def __init__(self, size:int): self.size = size
+    def __init__(self,
+        size:int,  # side of the result, in pixels
+    ): self.size = size
     def encodes(self, x:TensorRGBY): return resize(x, self.size)
 
 # %% ../nbs/28_transforms.ipynb #78d3a00f
 class NormalizeRGBY(DisplayedTransform):
     "Normalise batches, by each picture's own figures or by given ones"
     order = 99
-    def __init__(self, mean=None, std=None): self.mean, self.std = mean, std
+    def __init__(self,
+        mean:tuple|None=None,  # one a channel, 0..1; None: each picture's own
+        std:tuple|None=None,  # one a channel, 0..1; None: each picture's own
+    ): self.mean, self.std = mean, std
     def encodes(self, x:TensorRGBY): return normalize(x, self.mean, self.std)
     def decodes(self, x:TensorRGBY):
         "Back to 0..1 for showing; exact where mean and deviation were given"
@@ -80,7 +84,7 @@ _symmetries = torch.tensor([[[1,0],[0,1]], [[0,-1],[1,0]], [[-1,0],[0,-1]], [[0,
 def random_affine(
     n: int,  # pictures
     scale: float,  # a picture is shrunk or enlarged by up to this factor
-    device=None,
+    device=None,  # where the result is made
 ) -> Tensor:  # n×2×3, as `F.affine_grid` takes it
     "A random symmetry of the square, scale and shift for each picture"
     s = torch.exp((torch.rand(n, device=device)*2-1)*torch.tensor(scale).log())
@@ -101,6 +105,6 @@ class AugmentRGBY(DisplayedTransform):
     def encodes(self, x:TensorRGBY):
         b, c = x.shape[:2]
         grid = F.affine_grid(random_affine(b, self.scale, x.device).to(x.dtype), x.shape, align_corners=False)
-        x = F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)
+        x = F.grid_sample(x, grid, padding_mode='zeros', align_corners=False)
         gamma, gain = (1+(torch.rand(b, c, 1, 1, device=x.device, dtype=x.dtype)*2-1)*o for o in (self.gamma, self.gain))
         return (x.clamp(1e-6, 1)**gamma*gain).clamp(0, 1)

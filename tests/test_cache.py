@@ -50,6 +50,10 @@ def test_unreadable_fields_are_named_and_zero(table, tmp_path):
     assert cache.images[3].max() == 0 and cache.images[4].max() > 0
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(table):
+    with pytest.raises(HPAError, match='no image cache can be kept there'): build_cache(table, ImageReader(size=16), '/proc/nowhere', progress=False)
+
+
 def test_needs_a_size(table):
     with pytest.raises(HPAError, match='needs a size'): build_cache(table, ImageReader())
 
@@ -78,6 +82,7 @@ def test_killed_build_leaves_no_cache(table, tmp_path):
     p = subprocess.Popen([sys.executable, '-c', BUILD, folder, cache, '1'])
     deadline = time.time() + 60
     while not list(cache.glob('building-*/*.npy')) and time.time() < deadline: time.sleep(.05)
+    assert list(cache.glob('building-*/*.npy')) and p.poll() is None
     p.send_signal(signal.SIGKILL)
     p.wait()
     assert not list(cache.glob('*.npy'))

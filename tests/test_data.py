@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hpa_fastai.data import HPADataBlock, HPADataLoaders, dataset_stats, rarity_weights
-from hpa_fastai.images import ImageError, ImageReader, attach_images, find_images
+from hpa_fastai.images import ImageError, attach_images, find_images
 from hpa_fastai.labels import HPA28, HPAError, LabelError, read_labels
 
 
@@ -92,6 +92,14 @@ def test_unreadable_fields_are_left_out_and_named(small_atlas, tmp_path):
     assert broken.name.rsplit('_', 1)[0] not in set(dls.train_ds.items.Id) | set(dls.valid_ds.items.Id)
 
 
+def test_unreadable_fields_are_left_out_without_a_cache_too(small_atlas, tmp_path):
+    shutil.copytree(small_atlas, tmp_path/'atlas')
+    Path(find_images(tmp_path/'atlas'/'train').green[4]).write_bytes(b'')
+    df = read_labels(tmp_path/'atlas'/'train.csv')
+    with pytest.warns(UserWarning, match='1 of 90'): dls = HPADataLoaders.from_df(df, tmp_path/'atlas'/'train', size=32, cache=False, num_workers=0, progress=False, group=[i.split('_')[0] for i in df.Id])
+    assert sum(len(x) for x, _ in dls.valid) == len(dls.valid_ds)
+
+
 def test_ids_without_images_are_counted_and_named(small_atlas, cache):
     df = pd.concat([read_labels(small_atlas/'train.csv'), pd.DataFrame(dict(Id=['a_1', 'a_2'], Target=['3', '4']))])
     with pytest.raises(ImageError, match='2 .*a_1, a_2'): HPADataLoaders.from_df(df, small_atlas/'train', size=32, cache=cache)
@@ -104,7 +112,7 @@ def test_images_without_labels_are_counted(small_atlas, cache):
 
 
 @pytest.mark.parametrize('kwargs, words', [(dict(csv='none.csv'), 'none.csv'), (dict(images='none'), 'none'), (dict(fold=7), 'fold 7'),
-                                           (dict(group='plate_x'), 'plate_x'), (dict(labels='hpa27'), 'hpa27')])
+                                           (dict(group='plate_x'), 'plate_x'), (dict(labels='hpa27'), 'hpa27'), (dict(normalize='imagenet'), 'imagenet')])
 def test_faults_are_one_line(small_atlas, cache, kwargs, words):
     with pytest.raises(HPAError, match=words) as e: loaders(small_atlas, cache, **kwargs)
     assert '\n' not in str(e.value)

@@ -28,9 +28,7 @@ def test_all_four_channels_reach_the_output():
 @pytest.mark.parametrize('stem', ['copy', 'mean', 'zero'])
 def test_stem_of_pretrained_weights(stem):
     published = torchvision.models.resnet18().conv1.weight.detach()
-    net = torchvision.models.resnet18()
-    net.conv1.weight.data.copy_(published)
-    w = four_channels(net, stem).conv1.weight
+    w = four_channels(published, stem)
     want = dict(copy=published[:, 0], mean=published.mean(1), zero=torch.zeros_like(published[:, 0]))[stem]
     assert torch.equal(w[:, :3], published) and torch.allclose(w[:, 3], want)
 
@@ -51,6 +49,24 @@ def test_torchvision_weights_from_a_file(tmp_path):
     torch.save(source.state_dict(), tmp_path/'w.pth')
     body = create_model('regnet_x_400mf', 28, pretrained=tmp_path/'w.pth', size=64)[0]
     assert torch.equal(body.stem[0].weight[:, :3], source.stem[0].weight)
+
+
+@pytest.mark.parametrize('arch', ['tf_efficientnet_b0', 'resnetv2_50x1_bit', 'dm_nfnet_f0'])
+def test_special_convolutions_survive_the_fourth_channel(tmp_path, arch):
+    "Padding and weight standardisation of the stem are those of the network when it is built again without weights"
+    source = timm.create_model(arch)
+    torch.save(source.state_dict(), tmp_path/'w.pth')
+    tuned = create_model(arch, 3, pretrained=tmp_path/'w.pth', size=64).eval()
+    again = create_model(**tuned.config, pretrained=False).eval()
+    again.load_state_dict(tuned.state_dict())
+    x = torch.rand(2, 4, 64, 64)
+    with torch.no_grad(): assert torch.equal(tuned(x), again(x))
+
+
+def test_weights_saved_in_parallel_are_read(tmp_path):
+    source = timm.create_model('resnet10t')
+    torch.save({f'module.{k}': v for k, v in source.state_dict().items()}, tmp_path/'w.pth')
+    assert torch.equal(create_model('resnet10t', 3, pretrained=tmp_path/'w.pth', size=64)[0].layer1[0].conv1.weight, source.layer1[0].conv1.weight)
 
 
 def test_wrong_weights_file_is_one_line(tmp_path):
@@ -80,6 +96,11 @@ def test_offline_is_said_at_once(arch, monkeypatch):
     monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', lambda *_: None)
     with pytest.raises(ModelError, match="can't be reached; pass pretrained=False") as e: create_model(arch, 28, size=64)
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('arch', ['squeezenet1_1', 'googlenet'])
+def test_networks_that_cannot_be_had_say_so(arch):
+    with pytest.raises(ModelError, match=arch): create_model(arch, 28, pretrained=False, size=96)
 
 
 def test_unknown_names_get_near_ones():
