@@ -27,8 +27,14 @@ from .calibration import *
 from .thresholds import *
 from .evaluation import *
 from .assessment import *
+from .flags import *
 from .bundle import *
+from .hub import *
+from .onnx import *
+from .results import *
 from .inference import *
+from .watch import *
+from .demo import *
 
 # %% ../nbs/99_all.ipynb #ffbc64b7
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -10,10 +10,13 @@ import argparse, os, sys
 from pathlib import Path
 
 # %% ../nbs/90_cli.ipynb #b7696154
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    "Help with the defaults that say something"
+    def __init__(self, prog): super().__init__(prog, max_help_position=32, width=110)
+    def _get_help_string(self, action): return action.help if action.default in (None, True, False) else super()._get_help_string(action)
+
 class _Parser(argparse.ArgumentParser):
-    def __init__(self, *args, **kwargs):
-        kwargs.setdefault('formatter_class', lambda prog: argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=32, width=110))
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args, **kwargs): super().__init__(*args, **{'formatter_class': _Help, **kwargs})
 
 def _data_options(p, images='train'):
     "Options of commands that read a data set with labels"

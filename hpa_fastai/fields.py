@@ -19,7 +19,7 @@ class ImageError(HPAError):
 
 # %% ../nbs/05_fields.ipynb #34fa098b
 IMAGE_EXTS = ('.png','.tif','.tiff','.jpg','.jpeg')
-_channel_re = re.compile(r'(.+?)_((?:red|green|blue|yellow)(?:_(?:red|green|blue|yellow))*)\Z', re.IGNORECASE)
+_channel_re = re.compile(r'(.+?)_((?:red|green|blue|yellow)(?:_(?:red|green|blue|yellow))*)\Z', re.IGNORECASE|re.DOTALL)
 
 # %% ../nbs/05_fields.ipynb #5226cb23
 def split_name(
