@@ -826,6 +826,7 @@ def simulate_atlas(
 )->pd.DataFrame:                    # Id, Target, antibody
     "Write a Kaggle-style folder of simulated fields of view"
     from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
     from tqdm.auto import tqdm
     path, labels = Path(path), get_labels(labels)
     _check_atlas(path, n, size, balance, force)
@@ -836,6 +837,7 @@ def simulate_atlas(
             for i, (fov, a, targets) in enumerate(zip(df.Id, df.a, df.targets)))
     workers = Parallel(n_jobs=1 if n < 16 else n_workers or -1, return_as='generator_unordered')
     for _ in tqdm(workers(jobs), total=n, desc='simulating', unit='FOV', disable=not progress): pass
+    get_reusable_executor().shutdown()
     df = df[['Id', 'Target', 'antibody']]
     df.rename(columns={'Id': labels.id_col, 'Target': labels.label_col}).to_csv(path/'train.csv', index=False)
     return df
