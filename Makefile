@@ -19,7 +19,7 @@ demo: install
 
 test: install
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_test --timing
-	$(BIN)/python -m pytest -q --durations=10 $(if $(REAL_DATA),--real-data "$(REAL_DATA)")
+	$(BIN)/python -m pytest -q --durations=10 $(if $(REAL_DATA),"--real-data=$(REAL_DATA)")
 
 # After an edit of a notebook: library, README and clean notebooks in one go.
 prepare: install

@@ -13,7 +13,7 @@ def pytest_addoption(parser):
 def real_data(request):
     "The folder with real images and tables; tests that need it are skipped where it is not given."
     folder = request.config.getoption('--real-data')
-    if not folder: pytest.skip('no real data: pass --real-data DIR')
+    if not folder: pytest.skip('no real data: pass --real-data=DIR')
     folder = Path(folder)
     if not folder.is_dir(): pytest.fail(f'--real-data {folder}: no such folder')
     return folder.resolve()
