@@ -5,7 +5,6 @@ from torch.autograd import gradcheck
 from hpa_fastai.labels import HPAError
 from hpa_fastai.losses import AsymmetricLoss, BCELoss, FocalLoss, LOSSES, SoftF1Loss, SymmetricLovaszLoss, WeightedSumLoss, get_loss
 
-torch.set_num_threads(1)
 
 
 def np_sigmoid(x): return 1/(1 + np.exp(-x))
