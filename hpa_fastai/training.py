@@ -203,7 +203,7 @@ def fit_stage(self:Learner,
     self.size = stage.size
     def cycle(epochs, lr, share, **kwargs):
         clock = [KeepTime(seconds*share, valid)] if seconds else None
-        self.fit_one_cycle(epochs*(2 if seconds else 1), lr, cbs=clock, **kwargs)
+        self.fit_one_cycle(epochs*(100 if seconds else 1), lr, cbs=clock, **kwargs)
     with _steps_an_epoch(self.dls.train, stage.steps):
         head = 1/max(stage.epochs, 4) if freeze else 0
         if freeze:
