@@ -144,14 +144,15 @@ def _check_train(a):
     from hpa_fastai.bundle import check_target
     from hpa_fastai.labels import HPAError
     from hpa_fastai.losses import get_loss
-    from hpa_fastai.models import library_of
+    from hpa_fastai.models import source_library
     check_target(a.out, a.force)
     get_loss(a.loss)
-    if a.arch: library_of(a.arch)
+    if a.arch: source_library(a.arch)
     for name,v in (('bs', a.bs), ('epochs', a.epochs), ('size', min(a.sizes or [a.size]))):
         if v<1: raise HPAError(f'--{name} {v}: give a number of at least 1')
     if a.minutes is not None and not a.minutes>0: raise HPAError(f'--minutes {a.minutes:g}: give a time')
 
+# %% ../nbs/90_cli.ipynb #48aca8d3
 def _train(a):
     from fastai.torch_core import set_seed
     from hpa_fastai.data import HPADataLoaders

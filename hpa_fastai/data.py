@@ -194,20 +194,21 @@ class HPADataLoaders(DataLoaders):
         return block.dataloaders(df, bs=min(bs, len(train)), device=device, num_workers=num_workers, cache=store, group=group,
                                  dl_kwargs=[dict(weights=weights), dict(weights=None)])
 
-    @classmethod
-    @delegates(from_df)
-    def from_csv(cls,
-        path: str|Path,  # folder of the data set
-        csv: str|Path = 'train.csv',  # table of labels, in `path` or anywhere
-        images: str|Path = 'train',  # folder of images, in `path` or anywhere
-        labels: LabelSet|str = HPA28,  # the classes, and how the csv writes them
-        **kwargs
-    ) -> DataLoaders:
-        "From a csv and a folder of images"
-        path = Path(path)
-        if not path.is_dir(): raise HPAError(f'{path}: no such folder; give the folder that holds the csv and the images')
-        labels = get_labels(labels)
-        return cls.from_df(read_labels(path/csv, labels), path/images, labels=labels, **kwargs)
+# %% ../nbs/30_data.ipynb #3804af5c
+@patch(cls_method=True)
+@delegates(HPADataLoaders.from_df)
+def from_csv(cls:HPADataLoaders,
+    path: str|Path,  # folder of the data set
+    csv: str|Path = 'train.csv',  # table of labels, in `path` or anywhere
+    images: str|Path = 'train',  # folder of images, in `path` or anywhere
+    labels: LabelSet|str = HPA28,  # the classes, and how the csv writes them
+    **kwargs
+) -> DataLoaders:
+    "From a csv and a folder of images"
+    path = Path(path)
+    if not path.is_dir(): raise HPAError(f'{path}: no such folder; give the folder that holds the csv and the images')
+    labels = get_labels(labels)
+    return cls.from_df(read_labels(path/csv, labels), path/images, labels=labels, **kwargs)
 
 # %% ../nbs/30_data.ipynb #c5f22154
 @patch
