@@ -24,6 +24,7 @@ from fastai.optimizer import *
 from fastai.vision.learner import default_split
 from .labels import *
 from .data import *
+from .processes import *
 from .losses import *
 from .metrics import *
 from .models import *
@@ -87,7 +88,7 @@ class TrainingBar(Callback):
     "One bar a stage for terminals and logs: time left, losses and mean average precision"
     order = Recorder.order+1
     def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
+        self.run = is_first() and not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
         if self.run: self.bar = tqdm(total=100, desc=f'training at {self.dls.preprocess().size} px', mininterval=1,
                                      bar_format='{desc}: {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining}{postfix}')
     def after_batch(self):
@@ -129,7 +130,7 @@ def measure_steps(
     def look(b):
         with torch.no_grad(): model.eval()(b[0])
     read = _seconds(lambda it: next(it), [iter(dl)]*min(n+1, len(dl)), dl.device)
-    return _seconds(step, batches, dl.device) + read, len(learn.dls.valid)*(_seconds(look, batches, dl.device)+read)
+    return agree((_seconds(step, batches, dl.device) + read, -(-len(learn.dls.valid)//n_processes())*(_seconds(look, batches, dl.device)+read)))
 
 # %% ../nbs/60_training.ipynb #ee3e5c55
 @dataclass
@@ -166,17 +167,17 @@ class KeepTime(Callback):
     def before_fit(self): self.start = time.monotonic()
     def before_batch(self):
         if not self.training: return
-        self.learn.pct_train = min((time.monotonic()-self.start)/self.seconds, 1.)
+        self.learn.pct_train = agree(min((time.monotonic()-self.start)/self.seconds, 1.))
         if self.learn.pct_train==1: raise CancelTrainException()
     def after_epoch(self):
-        if time.monotonic()-self.start>=self.seconds: raise CancelFitException()
+        if agree(time.monotonic()-self.start>=self.seconds): raise CancelFitException()
 
 # %% ../nbs/60_training.ipynb #73d211a5
 @contextmanager
 def _steps_an_epoch(dl, steps):
     "Let an epoch of the loader be `steps` batches"
     old = dl.draw
-    dl.draw = steps*dl.bs if steps else None
+    dl.draw = steps*dl.bs*n_processes() if steps else None
     try: yield
     finally: dl.draw = old
 
@@ -208,7 +209,7 @@ def fit_stage(self:Learner,
         head = 1/max(stage.epochs, 4) if freeze else 0
         if freeze:
             self.freeze()
-            with _steps_an_epoch(self.dls.train, max(1, round(len(self.dls.train)*stage.epochs*head))): cycle(1, lr, head, pct_start=.99)
+            with _steps_an_epoch(self.dls.train, max(1, round(len(self.dls.train)//n_processes()*stage.epochs*head))): cycle(1, lr, head, pct_start=.99)
             self.unfreeze()
         cycle(stage.epochs, slice(lr/20, lr/2) if self.pretrained else lr, 1-head, pct_start=.25)
 
@@ -231,8 +232,8 @@ def fit_progressive(self:Learner,
     left = lambda: minutes*60-(time.monotonic()-start)
     if minutes:
         seconds = [measure_steps(self) for s in sizes if self.dls.set_size(s)]
-        stages, valid = plan_stages(sizes, seconds, shares, left(), len(self.dls.train)), [v for _,v in seconds]
-    if verbose: print('; '.join(map(str, stages)))
+        stages, valid = plan_stages(sizes, seconds, shares, agree(left()), max(len(self.dls.train)//n_processes(), 1)), [v for _,v in seconds]
+    if verbose and is_first(): print('; '.join(map(str, stages)))
     self.history = dict(images=len(self.dls.train_ds), stages=[], lr=lr, minutes=0.)
     for i,stage in enumerate(stages):
         self.fit_stage(stage, lr, self.pretrained and i==0, max(left(), 1)*shares[i]/sum(shares[i:]) if minutes else None, valid[i])
