@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['n_processes', 'is_first', 'start_processes', 'agree', 'meet', 'in_turn']
 
-# %% ../nbs/29_processes.ipynb #7b5410b0
+# %% ../nbs/29_processes.ipynb #1716c1b1
 import atexit, os
 import torch, torch.distributed as dist
 from .labels import HPAError
 
-# %% ../nbs/29_processes.ipynb #d8b70eec
+# %% ../nbs/29_processes.ipynb #86595312
 def n_processes() -> int:
     "How many processes train together; 1 without a launcher"
     return max(int(os.environ.get('WORLD_SIZE', 1)), 1)
@@ -19,7 +19,7 @@ def is_first() -> bool:
     "Whether this process is the one that speaks and writes"
     return int(os.environ.get('RANK', 0))==0
 
-# %% ../nbs/29_processes.ipynb #b5ff5c32
+# %% ../nbs/29_processes.ipynb #ecc1e834
 def start_processes(
     device: torch.device,  # where to train: 'cuda' becomes the GPU of this process
 ) -> torch.device:  # of this process
@@ -47,7 +47,7 @@ def agree(
     dist.broadcast_object_list(box)
     return box[0]
 
-# %% ../nbs/29_processes.ipynb #6a0169cd
+# %% ../nbs/29_processes.ipynb #d21f891b
 def meet() -> None:
     "Wait for the other processes"
     if n_processes()>1 and dist.is_initialized(): dist.barrier()
