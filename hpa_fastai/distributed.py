@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rank_share', 'SharedDL', 'GatheredLoss', 'SharedTrainer', 'shared_training']
 
-# %% ../nbs/61_distributed.ipynb #224b9cfc
+# %% ../nbs/61_distributed.ipynb #7a69fd58
 from contextlib import nullcontext
 import torch
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ from .processes import *
 try: from fastai.distributed import DistributedDL, DistributedTrainer
 except NameError: DistributedDL = DistributedTrainer = object  # fastai.distributed can't be imported without accelerate
 
-# %% ../nbs/61_distributed.ipynb #b8197da2
+# %% ../nbs/61_distributed.ipynb #7e1fd08e
 def rank_share(
     idxs: list,  # of the images of an epoch, in order
     bs: int,  # images in a batch of one process
@@ -29,7 +29,7 @@ def rank_share(
     parts = [idxs[i:i+bs*n] for i in range(0, len(idxs), bs*n)]
     return [i for p in parts for i in p[rank*len(p)//n:(rank+1)*len(p)//n]]
 
-# %% ../nbs/61_distributed.ipynb #f8a7b0b7
+# %% ../nbs/61_distributed.ipynb #583a875d
 class SharedDL(DistributedDL):
     "The batches of a loader that one process reads; together the processes read what one would"
     after_batch = property(lambda self: self.dl.after_batch)
@@ -54,7 +54,7 @@ class SharedDL(DistributedDL):
         twice = max(self.i*self.world_size-self.n, 0) if hasattr(self, 'n') else 0
         return apply(lambda o: o[:len(o)-twice] if gather and o.ndim else o, to_detach(b, cpu, gather))
 
-# %% ../nbs/61_distributed.ipynb #385a0c1e
+# %% ../nbs/61_distributed.ipynb #df5054f0
 class GatheredLoss(AvgLoss):
     "The validation loss from the predictions of all processes"
     def accumulate(self, learn):
@@ -75,7 +75,7 @@ class SharedTrainer(DistributedTrainer):
         vars(self.recorder).update(loss=self.own_loss)
         for o in self.learn.model.buffers(): torch.distributed.broadcast(o, 0)
 
-# %% ../nbs/61_distributed.ipynb #93f6619d
+# %% ../nbs/61_distributed.ipynb #d87bf782
 @patch
 def to_distributed(self:Learner,
     sync_bn: bool = True,  # average batch normalisation over all GPUs

@@ -6,7 +6,7 @@
 __all__ = ['ExperimentError', 'split_options', 'auto_learner', 'CountImages', 'train_fold', 'Decisions', 'crossfit', 'Folds',
            'train_folds', 'read_experiments', 'check_experiments', 'plot_experiments', 'compare']
 
-# %% ../nbs/76_experiments.ipynb #ac8e8ea2
+# %% ../nbs/76_experiments.ipynb #5b5381b7
 import difflib, hashlib, inspect, json, re, shutil, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ from .results import *
 from .inference import *
 from .inference import _Decided
 
-# %% ../nbs/76_experiments.ipynb #75ce0434
+# %% ../nbs/76_experiments.ipynb #f6111d94
 class ExperimentError(HPAError):
     "Folds or experiments that can't be run as they are asked for."
 
@@ -58,14 +58,14 @@ def _unknown(name, names):
     near = difflib.get_close_matches(name, names, 3, .5)
     return f'option {name!r} is none of HPADataLoaders.from_df, hpa_learner and fit_progressive; ' + (f'did you mean {" or ".join(near)}?' if near else f'they have {", ".join(sorted(names))}')
 
-# %% ../nbs/76_experiments.ipynb #a30e37c8
+# %% ../nbs/76_experiments.ipynb #8be319f7
 def _revive(options):
     "Options of a file: augmentation and reader from their settings, tuples from lists"
     made = dict(augment=AugmentRGBY, reader=ImageReader)
     one = lambda k, v: made[k](**v) if isinstance(v, dict) and k in made else tuple(v) if isinstance(v, list) and k!='cbs' else v
     return {k: one(k, v) for k,v in options.items()}
 
-# %% ../nbs/76_experiments.ipynb #774084d2
+# %% ../nbs/76_experiments.ipynb #9c831bfd
 def auto_learner(
     dls,  # of `HPADataLoaders`
     arch: str|None = None,  # a timm or torchvision name; None: resnet18 with published weights, the smaller resnet10t from scratch
@@ -91,7 +91,7 @@ class CountImages(Callback):
         "Images a second"
         return self.n/self.seconds if self.seconds else float('nan')
 
-# %% ../nbs/76_experiments.ipynb #b945ff43
+# %% ../nbs/76_experiments.ipynb #183f2f08
 def train_fold(
     df: pd.DataFrame,  # Id, Target, and any other columns
     images,  # folder of images, or table of `find_images`
@@ -113,7 +113,7 @@ def train_fold(
     learn.history['images_per_second'] = round(count.rate, 2)
     return learn
 
-# %% ../nbs/76_experiments.ipynb #a058fc01
+# %% ../nbs/76_experiments.ipynb #b0530ea8
 @dataclass
 class Decisions:
     "Probabilities and decisions about each part by what was fitted on the others, and what is fitted on all"
@@ -144,7 +144,7 @@ def crossfit(
     cal = calibrate(probs, targets, calibration) if calibration else None
     return Decisions(p, locations, doubt, cal, fit_thresholds(cal(probs) if cal else probs, targets, method, groups=groups))
 
-# %% ../nbs/76_experiments.ipynb #5c10f3cc
+# %% ../nbs/76_experiments.ipynb #9e7f9eba
 _free = {'cache', 'num_workers', 'device', 'verbose'}  # options that don't change the models
 
 def _plain(v):
@@ -165,7 +165,7 @@ def _settings(df, images, n_folds, labels, group, seed, options):
     return dict(labelled_images=f'{len(df)} ({_digest(rows.Id, rows.Target)})', images=where, labels=f'{labels.name} ({_digest(labels.classes)})',
                 n_folds=n_folds, group=own, seed=seed, **{k: _plain(v) for k,v in options.items() if k not in _free})
 
-# %% ../nbs/76_experiments.ipynb #fc9cbd31
+# %% ../nbs/76_experiments.ipynb #f0859dfb
 def _clear(out):
     "Remove the folds, and nothing else"
     for p in out.glob('fold*'):
@@ -186,7 +186,7 @@ def _begin(out, settings, force):
 
 def _finished(out, fold): return (out/f'fold{fold}'/'config.json').is_file() and (out/f'fold{fold}.csv').is_file()
 
-# %% ../nbs/76_experiments.ipynb #6e357ab8
+# %% ../nbs/76_experiments.ipynb #f6b0db2a
 @dataclass(frozen=True, repr=False, eq=False)
 class Folds:
     "Models of several folds, and what they say about the images that they never saw"
@@ -203,7 +203,7 @@ def _predict_fold(learn, out, fold):
     if is_first(): Predictor(out/f'fold{fold}', learn.dls.device.type).to_file(learn.dls.valid_ds.items, out/f'fold{fold}.csv', force=True, progress=False)
     meet()
 
-# %% ../nbs/76_experiments.ipynb #7e9c4c84
+# %% ../nbs/76_experiments.ipynb #335c08e4
 def _collect(out, folds, df, images):
     "The predictions of all folds as the networks gave them, and the rows of what could not be read"
     raw = pd.concat([read_predictions(out/f'fold{k}.csv').assign(fold=k) for k in folds])
@@ -237,7 +237,7 @@ def _pool(raw, df, labels, group, seed, calibration):
     res.loc[ok, 'flags'] = _flagged(raw['flags'][ok], d)
     return res, d, evaluate_predictions(res, known, labels, groups=groups)
 
-# %% ../nbs/76_experiments.ipynb #6b023c9c
+# %% ../nbs/76_experiments.ipynb #6967b78d
 def _equip(path, d, evaluation):
     "Give a model the calibration and the thresholds of all folds"
     b = load_bundle(path)
@@ -251,7 +251,7 @@ def _write_table(df, path):
     text = {c: df[c].map(escape_cell) for c in ('Id', 'Predicted', 'Names', 'flags', 'error')}
     df.assign(**text).rename(columns=escape_cell).to_csv(path, index=False, float_format='%.6f', lineterminator='\n')
 
-# %% ../nbs/76_experiments.ipynb #8c1d7ca2
+# %% ../nbs/76_experiments.ipynb #72c846b0
 def train_folds(
     df: pd.DataFrame|str|Path,  # Id, Target, and any other columns; or a csv of them
     images,  # folder of images, or table of `find_images`
@@ -287,7 +287,7 @@ def train_folds(
     meet()
     return Folds(models, predictions, evaluation, d.thresholds)
 
-# %% ../nbs/76_experiments.ipynb #ec94f741
+# %% ../nbs/76_experiments.ipynb #c2eed591
 def read_experiments(
     file: str|Path,  # .yaml or .json: options by name; .csv: a row an experiment, with a column `name`, empty cells left out
 ) -> dict:  # name: options
@@ -321,7 +321,7 @@ def check_experiments(
         except ExperimentError as e: raise ExperimentError(f'{where}, {name}: {e}') from None
     return {str(n): o or {} for n,o in experiments.items()}
 
-# %% ../nbs/76_experiments.ipynb #77821aec
+# %% ../nbs/76_experiments.ipynb #76906d0b
 _columns = ['macro_f1', 'low', 'high', 'mean_ap', 'difference', 'difference_low', 'difference_high', 'minutes', 'parameters', 'images_per_second', 'error']
 
 def _measure(res):
@@ -342,8 +342,15 @@ def _difference(first, other, df, labels, group):
     c = compare_models(probs(a), probs(b), labels.encode(known.Target), made(a), made(b), labels, groups, n_draws=500)
     return dict(difference=c.difference, difference_low=c.interval[0], difference_high=c.interval[1])
 
-# %% ../nbs/76_experiments.ipynb #48fe5767
+# %% ../nbs/76_experiments.ipynb #a8f5eca4
 _panels = (('macro_f1', 'macro F1'), ('mean_ap', 'mean AP'), ('minutes', 'training, minutes'), ('parameters', 'parameters, millions'), ('images_per_second', 'images a second'))
+
+def _span(x, least=.1):
+    "Ends of an axis for scores: around them, within 0..1, and not so narrow that noise looks large"
+    x = x[~np.isnan(x)]
+    if not len(x): return 0, 1
+    mid, half = (x.min()+x.max())/2, max(1.2*(x.max()-x.min()), least)/2
+    return max(0, mid-half), min(1, mid+half)
 
 def plot_experiments(
     table: pd.DataFrame,  # of `compare`
@@ -359,12 +366,13 @@ def plot_experiments(
         ax.grid(axis='x', alpha=.3)
         ax.spines[['top', 'right']].set_visible(False)
     axs[0].hlines(y, table.low, table.high, color='#0072B2')
+    for ax,cols in zip(axs, (['macro_f1', 'low', 'high'], ['mean_ap'])): ax.set_xlim(*_span(table[cols].to_numpy(float)))
     for i in y[~ok.to_numpy()]: axs[0].text(.02, i, 'failed', va='center', color='#D55E00', transform=axs[0].get_yaxis_transform())
     axs[0].set_yticks(y, table.index)
     axs[0].set_ylim(len(table)-.5, -.5)
     return fig
 
-# %% ../nbs/76_experiments.ipynb #951cb0b6
+# %% ../nbs/76_experiments.ipynb #ef8f8ba2
 def _all_experiments(experiments, archs):
     "Networks by their names, and experiments of a file, a dict or a list"
     if isinstance(experiments, (str, Path)): experiments = read_experiments(experiments)
@@ -388,7 +396,7 @@ def _show(table, out):
     fig.savefig(out/'experiments.png', dpi=120)
     plt.close(fig)
 
-# %% ../nbs/76_experiments.ipynb #ab76a781
+# %% ../nbs/76_experiments.ipynb #9c1a3465
 def _run(name, run, folder):
     "An experiment's result, or its error in one line"
     try:
