@@ -931,6 +931,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'hpa_fastai/transforms.py'),
                                        'hpa_fastai.transforms.ResizeRGBY.encodes': ( 'transforms.html#resizergby.encodes',
                                                                                      'hpa_fastai/transforms.py'),
+                                       'hpa_fastai.transforms._between': ('transforms.html#_between', 'hpa_fastai/transforms.py'),
                                        'hpa_fastai.transforms.normalize': ('transforms.html#normalize', 'hpa_fastai/transforms.py'),
                                        'hpa_fastai.transforms.random_affine': ('transforms.html#random_affine', 'hpa_fastai/transforms.py'),
                                        'hpa_fastai.transforms.resize': ('transforms.html#resize', 'hpa_fastai/transforms.py')},
