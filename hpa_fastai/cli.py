@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/90_cli.ipynb #bad285c0
-import argparse, os, sys
+import argparse, os, shutil, sys
 from pathlib import Path
 
 # %% ../nbs/90_cli.ipynb #b7696154
@@ -109,7 +109,8 @@ def _add_train(sub):
     g.add_argument('--minutes', type=float, help='plan the training to take this long')
     g.add_argument('--epochs', type=int, default=4, help='passes over the images in each stage, without --minutes')
     g.add_argument('--bs', type=int, default=32, help='images in a batch')
-    g.add_argument('--lr', type=float, default=3e-3, help='the highest learning rate')
+    g.add_argument('--lr', type=_rate, default=3e-3, metavar='LR|find', help='the highest learning rate; find looks for one')
+    g.add_argument('--resume', action='store_true', help='go on with a training of the same settings that was stopped')
     g.add_argument('--cache', default=None, help='folder for decoded images; by default in your cache folder')
     g.add_argument('--no-cache', dest='use_cache', action='store_false', help='read the image files each time')
     g.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
@@ -135,6 +136,17 @@ def _learner(a, dls, cbs):
 def _pretrained(text): return {'yes':True, 'no':False}.get(text, text)
 
 # %% ../nbs/90_cli.ipynb #9692b565
+def _rate(text): return text if text=='find' else float(text)
+
+def _training_folder(a):
+    "Where checkpoints and log lie until the model is saved"
+    from hpa_fastai.labels import HPAError
+    folder = a.out.with_name(a.out.name+'.training')
+    if folder.exists() and not a.resume:
+        if not a.force: raise HPAError(f'{folder} holds a training that was stopped; --resume goes on with it, --force begins anew')
+        shutil.rmtree(folder)
+    return folder
+
 def _check_train(a):
     "Refuse what can't be trained or saved before the images are read"
     from hpa_fastai.bundle import check_target
@@ -175,6 +187,8 @@ def _train(a):
         learn.evaluate()
     print(f'\nOn the {len(dls.valid_ds)} validation images, which the thresholds were fitted on (expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
     print(f'Saved to {learn.save_bundle(a.out, force=True)}. Predict a folder with: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
+    if 'stopped' in learn.history: return 1
+    shutil.rmtree(folder)
 
 def _join(a):
     "The device of this process; of several, the first one speaks"
