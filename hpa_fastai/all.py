@@ -34,7 +34,7 @@ from .onnx import *
 from .results import *
 from .inference import *
 from .watch import *
-from .cells import *
+from .interpret import *
 from .demo import *
 
 # %% ../nbs/99_all.ipynb #ffbc64b7
