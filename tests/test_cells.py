@@ -151,3 +151,140 @@ def test_masks_that_cannot_be(fovs, tmp_path):
                      (np.full((4, 4), .5), 'whole number')):
         with pytest.raises(CellError, match=why): read_mask(bad)
     with pytest.raises(CellError, match='this picture'): read_mask(np.ones((4, 8), int), 8, 8)
+
+
+@pytest.fixture
+def plate(small_atlas, tmp_path):
+    "Three fields of view, and the masks that belong to them"
+    import shutil
+    from hpa_fastai.images import find_images
+    (tmp_path/'plate').mkdir()
+    for _, row in find_images(small_atlas/'train').head(3).iterrows():
+        for c in ('red', 'green', 'blue', 'yellow'): shutil.copy(row[c], tmp_path/'plate')
+    return tmp_path/'plate'
+
+
+def test_a_row_a_cell(plate, trained, tmp_path):
+    from hpa_fastai.images import find_images, read_image
+    from hpa_fastai.labels import HPA28
+    df = predict_cells(trained[1], plate, out=tmp_path/'cells.csv', progress=False)
+    classes = list(HPA28.classes)
+    assert list(df) == ['Id', 'cell', 'x', 'y', 'area', 'border', 'width', 'height', 'Predicted', 'Names', *classes, 'mask', 'error']
+    table = find_images(plate)
+    assert df.Id.unique().tolist() == table.Id.tolist() and (df['error'] == '').all()
+    for id_, rows in df.groupby('Id'):
+        m = segment_cells(read_image(table[table.Id == id_].iloc[0]))
+        assert rows.cell.tolist() == list(range(1, m.max() + 1))
+        for _, r in rows.iterrows():
+            own = decode_mask(r['mask'], r.width, r.height)
+            assert (own == (m == r.cell)).all() and own.sum() == r.area
+            assert r.border == (own[[0, -1]].any() or own[:, [0, -1]].any())
+            ys, xs = np.nonzero(own)
+            assert abs(r.x - xs.mean()) < .1 and abs(r.y - ys.mean()) < .1
+    saved = pd.read_csv(tmp_path/'cells.csv', keep_default_na=False)
+    assert len(saved) == len(df) and np.abs(saved[classes].to_numpy(float) - df[classes].to_numpy(float)).max() < 1e-6
+    with pytest.raises(ValueError, match='exists'): predict_cells(trained[1], plate, out=tmp_path/'cells.csv', progress=False)
+
+
+def test_the_field_as_prior(plate, trained):
+    from hpa_fastai.inference import Predictor
+    from hpa_fastai.labels import HPA28
+    p, classes = Predictor(trained[1]), list(HPA28.classes)
+    fov = p(plate).set_index('Id')[classes]
+    field, cell, both = (predict_cells(p, plate, prior=w, progress=False) for w in (1, 0, .5))
+    assert np.abs(field[classes].to_numpy() - fov.loc[field.Id].to_numpy()).max() < 1e-5
+    want = np.sqrt(field[classes].to_numpy()*cell[classes].to_numpy())
+    assert np.abs(both[classes].to_numpy() - want).max() < 1e-6
+    with pytest.raises(CellError, match='prior'): predict_cells(p, plate, prior=1.5, progress=False)
+
+
+def test_a_cell_is_seen_without_its_neighbours(fovs, trained):
+    "What happens in one cell changes nothing in the others"
+    img, truth = fovs[0]
+    changed = img.copy()
+    changed[1][truth == 1] = np.random.default_rng(0).integers(0, 200, (truth == 1).sum())
+    changed[1][truth == 2] = 0
+    from hpa_fastai.cells import single_cells
+    import torch
+    both = [single_cells(torch.from_numpy(a).float(), truth, list(range(1, truth.max() + 1))) for a in (img, changed)]
+    same = [bool((a == b).all()) for a, b in zip(*both)]
+    assert same == [False, False] + [True]*(truth.max() - 2)
+    assert both[0].shape[1:] == (4, 256, 256)
+
+
+def test_fields_that_fail_keep_a_row(plate, trained):
+    from PIL import Image
+    reds = sorted(plate.glob('*_red.png'))
+    reds[0].write_bytes(b'nothing')
+    for f in plate.glob(reds[1].name.replace('_red', '_*')): Image.new('L', (64, 64)).save(f)
+    df = predict_cells(trained[1], plate, progress=False)
+    first, second, third = (df[df.Id == f.name.removesuffix('_red.png')] for f in reds)
+    assert len(first) == len(second) == 1 and len(third) > 1
+    assert reds[0].name in first['error'].item() and second['error'].item() == 'no cells'
+    assert first.cell.item() == second.cell.item() == 0 and second.width.item() == 64 and (third['error'] == '').all()
+
+
+def test_masks_in_place_of_outlines(plate, trained, tmp_path):
+    from hpa_fastai.images import find_images
+    ids = find_images(plate).Id.tolist()
+    m = np.zeros((64, 64), np.uint8)
+    m[5:30, 5:30], m[40:, 40:] = 7, 3
+    (tmp_path/'masks').mkdir()
+    for i in ids[:2]: Image.fromarray(m).save(tmp_path/'masks'/f'{i}.png')
+    df = predict_cells(trained[1], plate, tmp_path/'masks', progress=False)
+    assert df.cell.tolist() == [3, 7, 3, 7, 0] and df.border.tolist()[:2] == [True, False] and 'no mask' in df['error'].iloc[-1]
+    df = predict_cells(trained[1], plate, {i: m for i in ids}, border='drop', progress=False)
+    assert df.cell.tolist() == [7]*3
+    with pytest.raises(CellError, match='one each'): predict_cells(trained[1], plate, [m], progress=False)
+
+
+def test_submission(plate, trained, tmp_path):
+    from hpa_fastai.labels import HPA19, HPA28
+    for f in plate.glob(sorted(plate.glob('*_red.png'))[0].name.replace('_red', '_*')): Image.new('L', (64, 64)).save(f)
+    df = predict_cells(trained[1], plate, progress=False)
+    sub = cells_submission(df, HPA28, tmp_path/'s.csv')
+    assert list(sub) == ['ID', 'ImageWidth', 'ImageHeight', 'PredictionString'] and sub.ID.tolist() == df.Id.unique().tolist()
+    assert (tmp_path/'s.csv').read_text().splitlines()[0] == 'ID,ImageWidth,ImageHeight,PredictionString'
+    assert sub.PredictionString[0] == '' and (sub.ImageWidth == 64).all()
+    probs = HPA28.convert(df[list(HPA28.classes)].to_numpy(float), HPA19)
+    for _, s in sub.iloc[1:].iterrows():
+        words = s.PredictionString.split(' ')
+        rows = df[df.Id == s.ID]
+        got = {(mask, int(k)): float(p) for k, p, mask in zip(words[::3], words[1::3], words[2::3])}
+        want = {(rows['mask'][i], k): probs[i, k] for i in rows.index for k in range(19) if probs[i, k] >= .01}
+        assert got.keys() == want.keys() and all(abs(got[k] - want[k]) < 1e-4 for k in want)
+    with pytest.raises(CellError, match='exists'): cells_submission(df, HPA28, tmp_path/'s.csv')
+    with pytest.raises(CellError, match='no column'): cells_submission(df.drop(columns='mask'), HPA28)
+
+
+def test_the_command(plate, trained, tmp_path, capsys):
+    from hpa_fastai.cli import main
+    args = ['cells', str(plate), '--model', str(trained[1]), '--out', str(tmp_path/'c.csv'), '--submission', str(tmp_path/'s.csv'), '--no-progress']
+    assert main(args) == 0
+    assert 'cells of 3 fields of view' in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path/'s.csv')) == 3 and len(pd.read_csv(tmp_path/'c.csv')) > 3
+    assert main(args) == 2 and 'exists' in capsys.readouterr().err
+    sorted(plate.glob('*_red.png'))[0].write_bytes(b'nothing')
+    assert main([*args, '--force']) == 1 and '1 of 3' in capsys.readouterr().err
+
+
+def test_without_scikit_image(tmp_path):
+    (tmp_path/'skimage').mkdir()
+    (tmp_path/'skimage'/'__init__.py').write_text('raise ImportError')
+    code = "import numpy as np; from hpa_fastai.cells import segment_cells; segment_cells(np.eye(64, dtype=np.uint8)[None].repeat(4, 0)*200)"
+    done = subprocess.run([sys.executable, '-c', f'import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}'], capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install 'hpa_fastai[cells]'" in done.stderr.splitlines()[-1]
+
+
+def test_real_cells(real_data):
+    "Every nucleus has its cell, cells are as large as cells are"
+    from hpa_fastai.images import find_images, read_image
+    from hpa_fastai.decode import FULL_PIXEL
+    for folder in ('hpav18_jpg', 'kaggle_png'):
+        for _, row in find_images(real_data/'native'/folder).iterrows():
+            img = read_image(row)
+            m = segment_cells(img, border='nucleus')
+            area = np.bincount(m.ravel())[1:]*FULL_PIXEL**2
+            assert 5 < m.max() < 40 and 300 < np.median(area) < 3000  # µm²
+            bright = img[2].numpy() > np.percentile(img[2], 99)/2
+            assert (m[bright] > 0).mean() > .95
