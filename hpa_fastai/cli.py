@@ -8,6 +8,7 @@ __all__ = ['main']
 # %% ../nbs/90_cli.ipynb #bad285c0
 import argparse, os, sys
 from pathlib import Path
+from . import quick_imports
 
 # %% ../nbs/90_cli.ipynb #b7696154
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -158,7 +159,7 @@ def _train(a):
     from hpa_fastai.data import HPADataLoaders
     from hpa_fastai.inference import find_device
     from hpa_fastai.training import TrainingBar, default_sizes
-    import hpa_fastai.assessment
+    import hpa_fastai.assessment, hpa_fastai.saving
     _check_train(a)
     if a.dry_run: return _rehearse_training(a)
     set_seed(a.seed)
@@ -223,7 +224,7 @@ def _predict_options(p):
 
 def _predictor(a):
     "The models, loaded"
-    from hpa_fastai.inference import Predictor
+    with quick_imports(): from hpa_fastai.inference import Predictor
     return Predictor(a.model or 'hpa_model', a.device, a.bs, a.tta, a.at_least_one, a.precision, a.n_workers)
 
 def _add_predict(sub):
@@ -266,7 +267,7 @@ def _check_places(a):
 
 # %% ../nbs/90_cli.ipynb #b1d2889b
 def _predict(a):
-    from hpa_fastai.inference import read_predictions, write_submission
+    with quick_imports(): from hpa_fastai.inference import read_predictions, write_submission
     if a.watch: return _watch(a)
     _check_places(a)
     predictor = _predictor(a)
