@@ -36,6 +36,7 @@ from .saving import *
 from .results import *
 from .inference import *
 from .watch import *
+from .interpret import *
 from .demo import *
 
 # %% ../nbs/99_all.ipynb #ffbc64b7
