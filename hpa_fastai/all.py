@@ -24,6 +24,7 @@ from .losses import *
 from .metrics import *
 from .models import *
 from .training import *
+from .distributed import *
 from .calibration import *
 from .thresholds import *
 from .evaluation import *
@@ -35,6 +36,7 @@ from .onnx import *
 from .saving import *
 from .results import *
 from .inference import *
+from .experiments import *
 from .watch import *
 from .interpret import *
 from .demo import *

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from fastai.learner import Learner
 from .images import *
 from .data import *
+from .processes import *
 from .assessment import *
 from .flags import *
 from .bundle import *
@@ -45,6 +46,7 @@ def save_bundle(self:Learner,
     force: bool = False,  # replace a bundle that is there
 ) -> Path:
     "Save the model with its labels, settings, thresholds and figures, loadable without pickle"
+    if not is_first(): return Path(path)  # of several processes with the same model, one writes it
     sample, bundle = _sample(self.dls), self.to_bundle()
     bundle.flagger = Flagger.fit(*(_pictures(dl, bundle) for dl in (self.dls.train, self.dls.valid)))
     return write_bundle(bundle, path, sample, force)

@@ -21,6 +21,7 @@ from fastai.optimizer import *
 from fastai.vision.learner import default_split
 from .labels import *
 from .data import *
+from .processes import *
 from .losses import *
 from .models import *
 from .callbacks import *
@@ -82,7 +83,7 @@ def measure_steps(
     def look(b):
         with torch.no_grad(): model.eval()(b[0])
     read = _seconds(lambda it: next(it), [iter(dl)]*min(n+1, len(dl)), dl.device)
-    return _seconds(step, batches, dl.device) + read, len(learn.dls.valid)*(_seconds(look, batches, dl.device)+read)
+    return agree((_seconds(step, batches, dl.device) + read, -(-len(learn.dls.valid)//n_processes())*(_seconds(look, batches, dl.device)+read)))
 
 # %% ../nbs/60_training.ipynb #ee3e5c55
 @dataclass
