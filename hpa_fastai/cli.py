@@ -380,6 +380,33 @@ def _rehearse(a, predictor):
           f'one batch of {len(rows)} took {seconds:.1f} s: about {len(table)/len(rows)*seconds/60:.1f} minutes for all; {sum(bool(r[-1]) for r in rows)} of them could not be read\n'
           f'to {a.out}; nothing was written')
 
+# %% ../nbs/90_cli.ipynb #3d01e890
+def _add_cells(sub):
+    p = sub.add_parser('cells', help='say where the protein is in every cell of a folder of images', description='One row a cell: where it is, locations, probabilities, its outline. Cells are outlined by scikit-image unless masks are given.')
+    p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
+    p.add_argument('--out', type=Path, default=Path('cells.csv'), help='table to write, .csv or .parquet')
+    p.add_argument('--masks', type=Path, help='folder of label masks, of Cellpose, HPA-Cell-Segmentation or others: <Id>.png, <Id>_cellmask.png, …')
+    p.add_argument('--submission', type=Path, help='csv to write as the competition of 2021 wants it')
+    p.add_argument('--prior', type=float, default=.5, help='weight of the field of view: 0 trusts the cell alone, 1 the field alone')
+    p.add_argument('--border', choices=('all', 'nucleus', 'drop'), default='all', help='cells at the edge: all, those with their nucleus in the picture, or none')
+    p.add_argument('--pixel-size', type=float, help='µm a pixel of the files; the scale is measured in each picture unless given')
+    p.add_argument('--force', action='store_true', help='overwrite results')
+    _predict_options(p)
+    p.set_defaults(run=_cells)
+
+def _cells(a):
+    from hpa_fastai.cells import cells_submission, predict_cells
+    from hpa_fastai.inference import check_out, check_writable
+    from hpa_fastai.labels import HPAError
+    check_out(a.out, a.force)
+    if a.submission and check_writable(a.submission, ('.csv',)).exists() and not a.force: raise HPAError(f'{a.submission} exists; give another name, or overwrite it with --force')
+    predictor = _predictor(a)
+    df = predict_cells(predictor, a.folder, a.masks, a.out, a.prior, a.border, pixel_size=a.pixel_size, force=a.force, progress=a.progress)
+    failed = df[(df['error']!='')&(df['error']!='no cells')]
+    print(f'{(df.cell>0).sum()} cells of {df.Id.nunique()} fields of view in {a.out}; {(df["error"]=="no cells").sum()} fields of view have no cells.')
+    if a.submission: print(f'{len(cells_submission(df, predictor.labels, a.submission, force=a.force))} rows in {a.submission}.')
+    return _report_failures(list(zip(failed.Id, failed['error'])), len(failed), df.Id.nunique())
+
 # %% ../nbs/90_cli.ipynb #4d5c95be
 def _add_test_model(sub):
     p = sub.add_parser('test-model', help='check that a model computes here what it computed when it was saved', description='Compute the sample stored with the model again.')
