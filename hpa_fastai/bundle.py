@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from .labels import *
 from .checks import *
 from .images import *
+from .splits import antibody_of
 from .transforms import *
 from .models import *
 from .calibration import *
 from .thresholds import *
 from .flags import *
+from .reference import *
 from .data import *
 from .assessment import *
 
@@ -198,7 +200,8 @@ def to_bundle(self:Learner) -> Bundle:
     th, cal = getattr(self, 'thresholds', None) or _half(len(labels)), getattr(self, 'calibration', None)
     ev = getattr(self, 'evaluation', None)
     config = dict(format_version=FORMAT, model=self.model.config, labels=asdict(labels), reader=asdict(reader), preprocess=asdict(preprocess),
-                  thresholds=th.to_dict(), calibration=cal and cal.to_dict(), training=getattr(self, 'history', {}), metrics=_table_records(ev.table) if ev is not None else None, versions=_versions())
+                  thresholds=th.to_dict(), calibration=cal and cal.to_dict(), training=getattr(self, 'history', {}), metrics=_table_records(ev.table) if ev is not None else None,
+                  validation=ev.to_dict() if ev is not None else None, reference=None, versions=_versions())
     return Bundle(self.model.eval(), labels, reader, preprocess, th, cal, json.loads(json.dumps(config)), self.dls.device)
 
 @patch
@@ -212,7 +215,9 @@ def save_bundle(self:Learner,
     if not len(valid.dataset): raise BundleError('this learner has no images (it was loaded from a file), and a bundle needs some to test itself with; save the bundle where the model was trained')
     sample = next(iter(valid.create_batches(iter(range(min(n, len(valid.dataset)))))))[0]
     bundle = self.to_bundle()
-    bundle.flagger = Flagger.fit(*(_pictures(dl, bundle) for dl in (self.dls.train, self.dls.valid)))
+    train, held_out = (_pictures(dl, bundle) for dl in (self.dls.train, self.dls.valid))
+    bundle.flagger = Flagger.fit(train[:2], held_out[:2])
+    bundle.config['reference'] = _reference(bundle, *held_out, getattr(self.dls, 'group', None))
     return write_bundle(bundle, path, sample.as_subclass(torch.Tensor), force)
 
 def _pictures(dl, bundle, most=600, bs=32):
@@ -222,11 +227,30 @@ def _pictures(dl, bundle, most=600, bs=32):
     if getattr(dl, 'cache', None) is not None: x = dl.cache.batch(dl._rows[take])
     else: x = bundle.pixels([bundle.reader(r) for r in items.iloc[take].to_dict('records')])
     x = x.as_subclass(torch.Tensor)
-    return x, np.concatenate([bundle.run(bundle.inputs(o))[1] for o in x.split(bs)])
+    probs, embs = (np.concatenate(o) for o in zip(*(bundle.run(bundle.inputs(o)) for o in x.split(bs))))
+    return x, embs, probs, items.iloc[take]
+
+def _reference(bundle, x, embs, probs, items, group):
+    "How held-out pictures look, and what the model names on them"
+    groups = items[group] if group in items else items['Id'].map(antibody_of)
+    traits = {**picture_traits(x), 'unlikeness': bundle.flagger.unlikeness(x, embs)}
+    return asdict(Reference.fit(traits, bundle.thresholds.predict(probs), groups))
 
 # %% ../nbs/70_bundle.ipynb #d93e16d6
 _share, _maybe = number(0, 1), lambda check: either(one_of(None), check)
 _name = text(200, r'[^\x00-\x1f]+')
+
+def _validation_check(per_class):
+    "The description of what `Evaluation.to_dict` gives"
+    return record(n_images=number(0, 1e9, True), n_groups=_maybe(number(0, 1e9, True)), scores=mapping(_maybe(_share)), interval=listing(_maybe(_share), 2, 2),
+        reliability=listing(record(said=_share, was=_share, low=_share, high=_share, decisions=number(0, 1e12, True)), 0, 100),
+        confusion=per_class(per_class(_maybe(_share))), hardest=listing(record(Id=text(), loss=number(0, 1e6), missed=text(10_000), wrongly_given=text(10_000)), 0, 100))
+
+def _reference_check(per_class):
+    "The description of a `Reference`"
+    traits = lambda value, **more: record(**dict.fromkeys((*CHANNELS, 'sharpness', 'unlikeness'), value), **more)
+    return record(n=number(1, 1e9, True), quantiles=traits(listing(number(-1e6, 1e6), N_QUANTILES, N_QUANTILES)), named=per_class(number(0, 1e9, True)),
+        worth=traits(number(0, 1e9), names=number(0, 1e9)), icc=traits(_share, names=_share))
 
 def config_check(
     n: int,  # classes
@@ -246,7 +270,7 @@ def config_check(
         calibration=_maybe(record(method=_name, slope=per_class(number(-1e6, 1e6)), offset=per_class(number(-1e6, 1e6)),
             steps=mapping(listing(listing(number(-1e6, 1e6), 1, 100_000), 2, 2), one_of(*map(str, range(n)))))),
         flags=_maybe(record(**dict.fromkeys(('embedding', 'picture', 'unlike', 'saturated'), number(1e-9, 1e9)), blurred=number(-1e9, 1e9))),
-        training=plain, metrics=_maybe(listing(mapping(plain))), versions=mapping(text()), sha256=text(64, '[0-9a-f]{64}'))
+        training=plain, metrics=_maybe(listing(mapping(plain))), validation=_maybe(_validation_check(per_class)), reference=_maybe(_reference_check(per_class)), versions=mapping(text()), sha256=text(64, '[0-9a-f]{64}'))
 
 # %% ../nbs/70_bundle.ipynb #b6e882f8
 def _read_config(path):
@@ -257,6 +281,7 @@ def _read_config(path):
     if not isinstance(config, dict): raise BundleError(f'{file}: not the configuration of a model bundle')
     v = config.get('format_version')
     if isinstance(v, int) and v>FORMAT: raise BundleError(f'{path}: the bundle has format {v}, and this version of hpa_fastai reads up to {FORMAT}; upgrade with: pip install --upgrade hpa_fastai')
+    for later in ('validation', 'reference'): config.setdefault(later, None)
     classes = config['labels'].get('classes') if isinstance(config.get('labels'), dict) else None
     try: config_check(len(classes) if isinstance(classes, list) and classes else 1)(config, 'config.json')
     except CheckError as e: raise BundleError(f'{path}: {e}') from None
