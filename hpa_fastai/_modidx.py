@@ -217,6 +217,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'hpa_fastai.demo.show_predictions': ('demo.html#show_predictions', 'hpa_fastai/demo.py')},
             'hpa_fastai.dev': { 'hpa_fastai.dev.nbdev_test': ('dev.html#nbdev_test', 'hpa_fastai/dev.py'),
                                 'hpa_fastai.dev.readme': ('dev.html#readme', 'hpa_fastai/dev.py'),
+                                'hpa_fastai.dev.top_links': ('dev.html#top_links', 'hpa_fastai/dev.py'),
                                 'hpa_fastai.dev.write_readme': ('dev.html#write_readme', 'hpa_fastai/dev.py')},
             'hpa_fastai.duplicates': { 'hpa_fastai.duplicates.Fingerprints': ('duplicates.html#fingerprints', 'hpa_fastai/duplicates.py'),
                                        'hpa_fastai.duplicates.Fingerprints.__len__': ( 'duplicates.html#fingerprints.__len__',

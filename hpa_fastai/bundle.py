@@ -43,7 +43,7 @@ class Bundle:
     thresholds: Thresholds  # probabilities to locations
     calibration: Calibration|None  # of the probabilities, before the thresholds
     config: dict  # as in config.json
-    device: torch.device = torch.device('cpu')
+    device: torch.device = torch.device('cpu')  # where the network is
     flagger: Flagger|None = None  # says which pictures are odd
 
     def probs(self,
@@ -135,7 +135,7 @@ def check_target(
 
 # %% ../nbs/70_bundle.ipynb #d38e5aee
 def write_bundle(
-    bundle: Bundle,
+    bundle: Bundle,  # what to write
     path: str|Path,  # the folder to make
     sample: torch.Tensor,  # B×4×S×S uint8: a few pictures to check the model with
     force: bool = False,  # replace a bundle that is there

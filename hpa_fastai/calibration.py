@@ -14,12 +14,16 @@ from .metrics import MetricError, check_probs, check_labels, class_names
 # %% ../nbs/62_calibration.ipynb #678208c9
 EDGE = 14.   # logits beyond ±14 (8e-7) count as ±14: float32 sigmoids saturate not far from there
 
-def logit(probs):
+def logit(
+    probs,  # probabilities of any shape
+) -> np.ndarray:
     "Log odds, finite also for 0 and 1."
     p = np.clip(np.asarray(probs, np.float64), 1e-12, 1 - 1e-12)
     return np.clip(np.log(p/(1 - p)), -EDGE, EDGE)
 
-def expit(x):
+def expit(
+    x,  # log odds of any shape
+) -> np.ndarray:
     "Probability of log odds `x`."
     return 1/(1 + np.exp(-np.asarray(x, np.float64)))
 
@@ -134,14 +138,21 @@ def calibrate(probs,           # probabilities, images × classes
     return _METHODS[method](p, t)
 
 # %% ../nbs/62_calibration.ipynb #0b9e1ba5
-def crossfit_calibration(probs, targets, method='platt', folds: int = 5, seed: int = 0) -> np.ndarray:
+def crossfit_calibration(probs,            # probabilities, images × classes
+                         targets,          # 0/1 or bool, images × classes
+                         method='platt',   # as in `calibrate`
+                         folds: int = 5,   # parts; each is calibrated by the others
+                         seed: int = 0,    # of the division into parts
+                        ) -> np.ndarray:   # images × classes
     "Calibrated probabilities where each image's own label had no part in its calibration."
     p, t = check_probs(probs, targets), check_labels(targets)
     fold, out = np.random.default_rng(seed).permutation(len(p)) % folds, np.array(p, np.float64)
     for k in range(min(folds, len(p)) if len(p) > 1 else 0): out[fold == k] = calibrate(p[fold != k], t[fold != k], method)(p[fold == k])
     return out
 
-def log_losses(probs, targets) -> np.ndarray:
+def log_losses(probs,           # probabilities, images × classes
+               targets,         # 0/1 or bool, images × classes
+              ) -> np.ndarray:  # one an image
     "Log loss of each image, averaged over the classes."
     q = np.where(check_labels(targets), probs, 1 - np.asarray(probs))
     return -np.log(np.clip(q, 1e-7, 1)).mean(1)

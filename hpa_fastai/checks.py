@@ -93,7 +93,11 @@ def record(
     return check
 
 # %% ../nbs/67_checks.ipynb #c537726e
-def plain(v, where, depth=4):
+def plain(
+    v,  # what json gave
+    where: str,  # its place, for the message
+    depth: int = 4,  # how deeply lists and dictionaries may be nested
+) -> None:
     "Texts, numbers, lists and dictionaries of them, of sane size"
     if v is None or isinstance(v, bool): return
     if isinstance(v, str): return text(2000, r'(?s).*')(v, where)
@@ -111,7 +115,7 @@ def _unique(pairs):
 def _no_constant(name): raise ValueError(f'{name} is not a number')
 
 def read_json(
-    file: str|Path,
+    file: str|Path,  # to read
     most: int = 2**24,  # bytes
 ):
     "The contents of a json file of sane size"

@@ -23,7 +23,9 @@ from .transforms import *
 # %% ../nbs/30_data.ipynb #9389718c
 class HPADataLoader(TfmdDL):
     "Loader that gathers whole batches from an `ImageCache`, and draws training images by weight"
-    def __init__(self, dataset, *args,
+    def __init__(self,
+        dataset,  # items to load
+        *args,
         labels:LabelSet=HPA28,  # the classes
         reader:ImageReader|None=None,  # the settings of reading
         group:str|None=None,  # the column whose members the split kept together
@@ -135,7 +137,7 @@ def dataset_stats(
     reader: ImageReader,  # the settings of reading
     cache: ImageCache|None = None,  # decoded pixels, where there are
     n: int = 500,  # images to look at
-    seed: int = 42,
+    seed: int = 42,  # of the sample
 ) -> tuple[tuple, tuple]:  # mean and deviation of each channel, 0..1
     "Mean and deviation of each channel over a sample of a data set"
     df = df.sample(min(n, len(df)), random_state=seed)

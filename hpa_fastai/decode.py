@@ -168,14 +168,19 @@ def open_planes(
     except Exception as e: raise ImageError(f'{path}: {why_unreadable(path, e)}') from e
 
 # %% ../nbs/07_decode.ipynb #400448d6
-def open_file(path):
+def open_file(
+    path:str, # local, or a URL
+) -> io.IOBase:
     "A binary file, local or on object storage"
     if not is_url(path): return open(path, 'rb')
     fs,inner = open_filesystem(path)
     return io.BytesIO(fs.cat_file(inner))
 
 # %% ../nbs/07_decode.ipynb #ef587786
-def why_unreadable(path, e):
+def why_unreadable(
+    path:str, # of the file
+    e:Exception, # what reading it raised
+) -> str: # without the path
     "What a user needs to know about an exception while reading a file"
     if isinstance(e, HPAError): return str(e)
     if isinstance(e, FileNotFoundError): return 'a link to a file that is not there' if os.path.islink(path) else 'no such file'
@@ -271,7 +276,9 @@ def assign_channels(
     return {c:i for i,c in enumerate(wanted)}
 
 # %% ../nbs/07_decode.ipynb #2d05b23b
-def wanted_channels(channels):
+def wanted_channels(
+    channels, # letters, or a mapping whose keys are names or letters
+) -> list: # of 'red', 'green', 'blue', 'yellow'
     "Names of the channels in 'rgby' or in a mapping, in its order"
     return [c for k in channels for c in CHANNELS if c==k or c[0]==k]
 
@@ -333,8 +340,9 @@ def _check_settings(r):
 
 # %% ../nbs/07_decode.ipynb #6f96dcc0
 def geometry(
-    r:ImageReader,
-    w:int, h:int, # size in the file
+    r:ImageReader, # the settings of reading
+    w:int, # width in the file
+    h:int, # height in the file
 ) -> tuple: # (width, height) that the planes are resized to, and (width, height) of the canvas they are centred on
     "Where the pixels of a file go"
     if r.pixel_size: k = r.pixel_size/FULL_PIXEL*(r.size/FULL_SIDE if r.size else 1)

@@ -85,7 +85,9 @@ class Evaluation:
     reliability: pd.DataFrame | None = None  # by tenths of the probability: said, was, low, high, decisions
 
     @property
-    def macro_f1(self) -> float: return self.scores['macro_f1']
+    def macro_f1(self) -> float:
+        "F1 averaged over the classes present in the truth."
+        return self.scores['macro_f1']
 
 # %% ../nbs/68_evaluation.ipynb #2962d039
 def _decide(probs, thresholds):
@@ -163,7 +165,9 @@ def _bar(x): return '<td>–</td>' if np.isnan(x) else f'<td style="background:l
 
 # %% ../nbs/68_evaluation.ipynb #03a2ff03
 @patch
-def to_html(self: Evaluation, title: str = 'Evaluation') -> str:
+def to_html(self: Evaluation,
+            title: str = 'Evaluation',   # heading of the piece
+           ) -> str:
     "The evaluation as a piece of HTML that needs no other file."
     text, s, three = (lambda x: f'<td class="t">{html.escape(str(x))}</td>'), self.scores, lambda x: '–' if np.isnan(x) else f'{x:.3f}'
     by_class = _html_table(['class', 'F1', '95 % interval', 'precision', 'recall', 'average precision', 'support', 'given'],

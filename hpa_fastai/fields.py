@@ -54,7 +54,9 @@ def _list_local(folder):
             elif e.name[0]!='.' and e.is_dir(): (links if e.is_symlink() else todo).append(e.path)
 
 # %% ../nbs/05_fields.ipynb #9408963d
-def is_url(path) -> bool:
+def is_url(
+    path, # text or `Path`
+) -> bool:
     "Whether a path names object storage or another place that fsspec reads"
     return '://' in str(path)
 

@@ -43,7 +43,12 @@ class Cloud:
     rest: np.ndarray  # (1,): one over the width of all other directions
 
     @classmethod
-    def fit(cls, x, most=64, each=True):
+    def fit(cls,
+        x: np.ndarray,  # n×D
+        most: int = 64,  # main directions to keep
+        each: bool = True,  # scale every number by its own deviation: for numbers of different kinds
+    ):
+        "The cloud of the rows of `x`"
         x = np.asarray(x, np.float64)
         mean, scale = x.mean(0), x.std(0).clip(1e-6) if each else np.ones(x.shape[1])
         _, s, v = np.linalg.svd((x-mean)/scale/np.sqrt(max(len(x)-1, 1)), full_matrices=False)
@@ -126,7 +131,11 @@ def to_arrays(self:Flagger) -> dict:
     return {f'{c}.{k}': getattr(getattr(self, c), k) for c in ('embedding', 'picture') for k in ('mean', 'scale', 'basis', 'rest')}
 
 @patch(cls_method=True)
-def from_arrays(cls:Flagger, arrays: dict, limits: dict, n_features: int):
+def from_arrays(cls:Flagger,
+    arrays: dict,  # of `to_arrays`
+    limits: dict,  # as in `Flagger`
+    n_features: int,  # D, of the network
+):
     "The flagger that `to_arrays` and `limits` describe; a `ValueError` if they don't fit together"
     clouds = []
     for c,dim in (('embedding', n_features), ('picture', 10+4*N_LEVELS)):

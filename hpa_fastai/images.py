@@ -93,7 +93,9 @@ def _next_of(waiting):
 # %% ../nbs/10_images.ipynb #dd66aaa1
 class ReadFOV(DisplayedTransform):
     "Reads rows of the table of `find_images`; a tensor passes through"
-    def __init__(self, reader:ImageReader): self.reader = reader
+    def __init__(self,
+        reader:ImageReader, # settings of reading
+    ): self.reader = reader
     def encodes(self, o): return o if isinstance(o, TensorRGBY) else self.reader(o)
 
 # %% ../nbs/10_images.ipynb #3951197a

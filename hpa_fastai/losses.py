@@ -16,7 +16,10 @@ from .labels import HPAError
 # %% ../nbs/40_losses.ipynb #b8ef4dc5
 class MultilabelLoss:
     "Base of the losses: logits and 0/1 targets in, a number out, and what fastai needs to turn logits into labels."
-    def __init__(self, thresh: float = 0.5, reduction: str = 'mean'): self.thresh, self.reduction = thresh, reduction
+    def __init__(self,
+                 thresh: float = 0.5,        # of `decodes`
+                 reduction: str = 'mean'):   # of the batch: 'mean', 'sum' or 'none'
+        self.thresh, self.reduction = thresh, reduction
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         x, y = logits.as_subclass(Tensor), targets.as_subclass(Tensor)
@@ -24,13 +27,27 @@ class MultilabelLoss:
         if x.dtype != torch.float64: x = x.float()
         with torch.autocast(x.device.type, enabled=False): return self.reduce(x, y.to(x))
 
-    def reduce(self, x, y):
+    def reduce(self,
+               x: Tensor,   # logits, images × classes
+               y: Tensor,   # 0/1, images × classes
+              ) -> Tensor:
         "The loss by `reduction`: 'mean' or 'sum' over the batch, or 'none'."
         each = self.elements(x, y)
         return each if self.reduction == 'none' else each.sum() if self.reduction == 'sum' else each.mean()
 
-    def per_image(self, x, y): return self.elements(x, y).reshape(len(x), -1).mean(1)
-    def activation(self, logits: Tensor) -> Tensor: return torch.sigmoid(logits)
+    def per_image(self,
+                  x: Tensor,    # logits, images × classes
+                  y: Tensor,    # 0/1, images × classes
+                 ) -> Tensor:   # one an image
+        "The loss of each image."
+        return self.elements(x, y).reshape(len(x), -1).mean(1)
+
+    def activation(self,
+                   logits: Tensor,   # images × classes
+                  ) -> Tensor:
+        "Probabilities."
+        return torch.sigmoid(logits)
+
     def decodes(self, probs: Tensor) -> Tensor: return probs > self.thresh
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
 
@@ -43,7 +60,11 @@ class BCELoss(MultilabelLoss):
         super().__init__(thresh)
         self.smoothing = smoothing
 
-    def elements(self, x, y):
+    def elements(self,
+                 x: Tensor,   # logits, images × classes
+                 y: Tensor,   # 0/1, images × classes
+                ) -> Tensor:  # the same shape
+        "The loss of each class of each image."
         return F.binary_cross_entropy_with_logits(x, y*(1 - self.smoothing) + self.smoothing/2, reduction='none')
 
 # %% ../nbs/40_losses.ipynb #f6bf77b4
@@ -55,7 +76,11 @@ class FocalLoss(MultilabelLoss):
         super().__init__(thresh)
         self.gamma = gamma
 
-    def elements(self, x, y):
+    def elements(self,
+                 x: Tensor,   # logits, images × classes
+                 y: Tensor,   # 0/1, images × classes
+                ) -> Tensor:  # the same shape
+        "The loss of each class of each image."
         wrong = torch.sigmoid(x)*(1 - y) + torch.sigmoid(-x)*y
         return wrong**self.gamma * F.binary_cross_entropy_with_logits(x, y, reduction='none')
 
@@ -70,7 +95,11 @@ class AsymmetricLoss(MultilabelLoss):
         super().__init__(thresh)
         self.gamma_neg, self.gamma_pos, self.clip = gamma_neg, gamma_pos, clip
 
-    def elements(self, x, y):
+    def elements(self,
+                 x: Tensor,   # logits, images × classes
+                 y: Tensor,   # 0/1, images × classes
+                ) -> Tensor:  # the same shape
+        "The loss of each class of each image."
         q = (torch.sigmoid(x) - self.clip).clamp(min=0)
         pos = torch.sigmoid(-x)**self.gamma_pos * F.softplus(-x)
         return y*pos - (1 - y)*q**self.gamma_neg * torch.log((1 - q).clamp(min=1e-8))
@@ -89,7 +118,12 @@ def lovasz_hinge(x: Tensor,    # logits, images × classes
 # %% ../nbs/40_losses.ipynb #6202037c
 class SymmetricLovaszLoss(MultilabelLoss):
     "Lovász hinge on the labels an image has and, as much, on those it has not."
-    def elements(self, x, y): return (lovasz_hinge(x, y) + lovasz_hinge(-x, 1 - y))/2
+    def elements(self,
+                 x: Tensor,   # logits, images × classes
+                 y: Tensor,   # 0/1, images × classes
+                ) -> Tensor:  # one an image
+        "The loss of each image: its classes are ranked together."
+        return (lovasz_hinge(x, y) + lovasz_hinge(-x, 1 - y))/2
 
 # %% ../nbs/40_losses.ipynb #aabdc248
 class SoftF1Loss(MultilabelLoss):

@@ -64,7 +64,10 @@ def check_out(
     if out.exists() and not force: raise ResultError(f'{out} exists; give another name, or overwrite it with force=True (--force)')
     return out
 
-def check_writable(out, formats):
+def check_writable(
+    out: str|Path,  # file to write
+    formats: tuple,  # endings that it may have
+) -> Path:
     "Refuse a name that can't be written"
     out = Path(out)
     if out.suffix not in formats: raise ResultError(f'{out}: give a name that ends in {" or ".join(formats)}')
@@ -298,7 +301,9 @@ class EmbeddingFile:
         self.out = check_writable(out, self.formats)
         self.part, self.file, self.dim = self.out.with_name(self.out.name+'.part'), None, None
 
-    def recover(self, journal):
+    def recover(self,
+        journal: Journal,  # of the table that the rows belong to
+    ):
         "Go on after the rows that the table has"
         if not journal.done: self.part.unlink(missing_ok=True)
         self.file = _open_own(self.part)
@@ -306,7 +311,9 @@ class EmbeddingFile:
         if journal.done and not size: raise ResultError(f'{self.part} is not there, but the table {journal.part} was begun with it; begin again with force=True (--force)')
         self.kept = len(journal.done), size
 
-    def add(self, x):
+    def add(self,
+        x: np.ndarray,  # n×D
+    ):
         "Append rows"
         x = np.ascontiguousarray(x, np.float32)
         if self.dim is None:

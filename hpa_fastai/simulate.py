@@ -65,12 +65,17 @@ class Cells:
 
 # %% ../nbs/15_simulate.ipynb #ebe8142c
 @patch
-def noise(self:Cells, um):
+def noise(self:Cells,
+    um:float,           # width of the features in µm
+)->np.ndarray:          # size×size
     "Noise with features `um` µm wide"
     return smooth_noise(self.grain.spawn(1)[0], self.size, um)
 
 @patch
-def of(self:Cells, values, outside=0):
+def of(self:Cells,
+    values,             # one a cell
+    outside=0,          # the value between the cells
+)->np.ndarray:          # size×size
     "Map of a value that each cell has; `outside` between the cells"
     values = np.asarray(values, np.complex64 if np.iscomplexobj(values) else np.float32)
     return np.concatenate([np.array([outside], values.dtype), values])[self.label]
@@ -200,7 +205,10 @@ def _nucleus_shapes(self:Cells):
 
 # %% ../nbs/15_simulate.ipynb #21689d34
 @patch
-def rim(self:Cells, i, direction):
+def rim(self:Cells,
+    i,                  # indices of cells
+    direction,          # complex numbers of length one
+)->np.ndarray:          # µm
     "How far the rim of nucleus `i` is from its centre in a direction, in µm"
     t = direction*self.naxis[i].conj()
     return 1/np.hypot(t.real/self.nr[i, 0], t.imag/self.nr[i, 1])
@@ -256,12 +264,17 @@ def _ragged(self:Cells, z, warp):
 
 # %% ../nbs/15_simulate.ipynb #7d902a00
 @patch
-def per_cell(self:Cells, count):
+def per_cell(self:Cells,
+    count,              # one number for all cells, or one for each
+)->np.ndarray:          # indices of cells
     "Index of every cell that has a nucleus, each `count` times; one number for all cells or one for each"
     return np.repeat(np.arange(len(self)), np.where(self.kind == MITOSIS, 0, count))
 
 @patch
-def in_nucleus(self:Cells, i, depth):
+def in_nucleus(self:Cells,
+    i,                  # indices of cells
+    depth:float,        # 0: the centre; 1: as far as the rim
+)->np.ndarray:          # complex, µm
     "A random point in each of the nuclei `i`, at most `depth` of the way to its rim"
     p = np.sqrt(self.rng.random(len(i)))*depth*np.exp(2j*np.pi*self.rng.random(len(i)))
     return self.nxy[i] + (p.real*self.nr[i, 0] + 1j*p.imag*self.nr[i, 1])*self.naxis[i]
@@ -276,7 +289,10 @@ def _nucleoli(self:Cells):
 
 # %% ../nbs/15_simulate.ipynb #0c77a496
 @patch
-def scatter(self:Cells, weight, n):
+def scatter(self:Cells,
+    weight,             # map of the field, not negative
+    n:int,              # points
+)->np.ndarray:          # complex, µm
     "`n` random points, dense where the map `weight` is high; none if it is zero everywhere"
     cum = np.cumsum(weight, dtype=np.float64)
     if cum[-1] <= 0: return np.zeros(0, complex)
@@ -285,7 +301,10 @@ def scatter(self:Cells, weight, n):
 
 # %% ../nbs/15_simulate.ipynb #c46606d6
 @patch
-def lookup(self:Cells, image, xy):
+def lookup(self:Cells,
+    image,              # map of the field
+    xy,                 # complex, µm
+)->np.ndarray:          # one value a point
     "Values of a map at points; 0 outside the field"
     x, y = (xy.real*self.px).astype(np.int32), (xy.imag*self.px).astype(np.int32)
     ok = (xy.real >= 0) & (x < self.size) & (xy.imag >= 0) & (y < self.size)
@@ -308,13 +327,20 @@ def walk(self:Cells,
 
 # %% ../nbs/15_simulate.ipynb #3ab334a1
 @patch
-def own(self:Cells, i, paths):
+def own(self:Cells,
+    i,                  # index of a cell for each path
+    paths,              # paths × points, complex, µm
+)->np.ndarray:          # bool, paths × points
     "Which points of paths belong to cell `i`: a path ends for good where it leaves its cell"
     return np.logical_and.accumulate(self.lookup(self.label, paths) == (i + 1)[:, None], 1)
 
 # %% ../nbs/15_simulate.ipynb #846c4c76
 @patch
-def around_nucleus(self:Cells, i, paths, gap=1.03):
+def around_nucleus(self:Cells,
+    i,                  # index of a cell for each path
+    paths,              # paths × points, complex, µm
+    gap=1.03,           # how far out, in units of the rim
+)->np.ndarray:          # paths × points, complex, µm
     "Push the points of paths that lie in nucleus `i` out to `gap` times its rim"
     off = (paths - self.nxy[i][:, None]).astype(np.complex64)
     z = off*self.naxis[i].conj()[:, None].astype(np.complex64)

@@ -322,7 +322,9 @@ class SplitCheck:
     faults: list # a sentence for each thing that is off; empty for a sound split
 
     @property
-    def ok(self): return not self.faults
+    def ok(self) -> bool:
+        "Whether nothing is off."
+        return not self.faults
     def warn(self):
         "Give every fault as a Python warning."
         for f in self.faults: warnings.warn(f, stacklevel=2)

@@ -93,7 +93,9 @@ def to_dict(self: Thresholds) -> dict:
     return d | dict(expected_f1=None if np.isnan(self.expected_f1) else float(self.expected_f1))
 
 @patch(cls_method=True)
-def from_dict(cls: Thresholds, d: dict):
+def from_dict(cls: Thresholds,
+              d: dict,   # of `to_dict`
+             ):
     "The thresholds that `to_dict` wrote."
     d = {k: np.asarray(v) if isinstance(v, list) else v for k, v in d.items()}
     return cls(**d | dict(expected_f1=np.nan if d.get('expected_f1') is None else d['expected_f1']))
@@ -160,7 +162,12 @@ def _half(rng, counts):
 def _above(counts): return counts[..., ::-1].cumsum(-1)[..., ::-1]
 
 # %% ../nbs/65_thresholds.ipynb #70475752
-def crossfit_draws(probs, targets, odds=1., n_draws=100, seed=0):
+def crossfit_draws(probs,               # probabilities, images × classes
+                   targets,             # 0/1 or bool, images × classes
+                   odds=1.,             # weight of a negative against a positive, one number or one a class
+                   n_draws: int = 100,  # random halves of the images
+                   seed: int = 0,       # of the halves
+                  ) -> np.ndarray:      # draws × classes
     "Logits of each class's F1 optimum in random halves of the images, draws × classes."
     rng, (n_all, n_pos) = np.random.default_rng(seed), score_counts(probs, targets)
     fallback, odds = logit(best_constant(probs, targets, odds)), np.reshape(odds, (-1, 1))
@@ -188,7 +195,12 @@ def _widen_unseen(rng, draws, blind, line):
     return draws + z*cuts.std()/line[:, 0] if len(cuts) else draws
 
 # %% ../nbs/65_thresholds.ipynb #eb15a1d3
-def auto_draws(probs, targets, odds=1., n_draws=50, seed=0):
+def auto_draws(probs,               # probabilities, images × classes
+               targets,             # 0/1 or bool, images × classes
+               odds=1.,             # weight of a negative against a positive, one number or one a class
+               n_draws: int = 50,   # random halves of the images
+               seed: int = 0,       # of the halves
+              ) -> np.ndarray:      # draws × classes
     "Logits of each class's best threshold with strength shared between classes, draws × classes."
     rng, odds = np.random.default_rng(seed), np.reshape(odds, (-1, 1))
     n_all, n_pos = score_counts(probs, targets)

@@ -33,7 +33,7 @@ def file_size_and_end(
 
 # %% ../nbs/08_verify.ipynb #5381157c
 def check_file(
-    path:str,
+    path:str, # of the file
     z:str|None=None, # as in `ImageReader`
 ) -> tuple[Planes, tuple]: # what the header says, and (size, end) of the file
     "The header of one file; `ImageError` when it cannot be read"
@@ -105,7 +105,8 @@ def _check_pixels(res, row, reader):
 
 # %% ../nbs/08_verify.ipynb #b443df64
 def likeness(
-    a:np.ndarray, b:np.ndarray, # planes of one size
+    a:np.ndarray, # a plane
+    b:np.ndarray, # another of the same size
 ) -> float: # correlation of the square roots; 1 where a plane is constant
     "How much two channels look like pictures of the same cells"
     a,b = (np.sqrt(np.clip(x, 0, None, dtype=np.float32)).ravel() for x in (a,b))
