@@ -292,14 +292,14 @@ def _sections(df, table, fp, labels, group, valid_pct, seed, per_class):
     alike = f'{len(pairs):,} pairs of images show the same cells; the least alike are shown.' if len(pairs) else 'No two images show the same cells.'
     yield Section('Near-duplicates', alike, [_twins(pairs, table)] if len(pairs) else [])
     yield Section('Validation against training', f'A split that holds {valid_pct:.0%} out and keeps every antibody, or other group, and all near-duplicates on one side.', [plot_split(df, split, labels)])
-    yield Section('The split, checked', ' '.join(check.faults) or 'Nothing is amiss.', [table_block(check.table.reset_index(), {c: '.3g' for c in check.table})])
+    yield Section('The split, checked', ' '.join(check.faults) or 'Nothing is amiss.', [table_block(check.table.reset_index(names='class'), {c: '.3g' for c in check.table})])
 
 # %% ../nbs/25_explore.ipynb #3dc08013
 def _class_pictures(table, ls, per_class, seed, size=128):
     "Pictures of each class that occurs, with their names."
     onehot = _onehot(table, ls)
-    named = lambda row: ls.to_names(_onehot(table.iloc[[row]], ls))[0]
-    shown = lambda c: [Picture(img, str(table.Id.iat[row]), named(row)) for row,img in _numbered(table, _typical(onehot, c, seed), per_class, size)]
+    others = lambda row, c: [f'+ {ls.classes[i]}' for i in np.flatnonzero(onehot[row]) if i!=c]
+    shown = lambda c: [Picture(img, str(table.Id.iat[row]), others(row, c)) for row,img in _numbered(table, _typical(onehot, c, seed), per_class, size)]
     return gallery_block({f'{ls.classes[c]} ({onehot[:,c].sum(dtype=int):,})': shown(c) for c in np.flatnonzero(onehot.any(0))})
 
 # %% ../nbs/25_explore.ipynb #4492e866

@@ -55,7 +55,7 @@ def _times(ratio, more, less): return f'{max(ratio, 1/ratio):.1f} times {more if
 def _trait_row(ref, trait, values, worth):
     "One trait of the run beside the validation images"
     at, unlike = np.linspace(0, 1, N_QUANTILES), trait=='unlikeness'
-    p = ks_test(ref.quantiles[trait], values, (ref.worth[trait], worth), above=unlike)
+    p = (larger_test if unlike else shift_test)(ref.quantiles[trait], values, (ref.worth[trait], worth))
     if unlike:
         limit = np.interp(.95, at, ref.quantiles[trait])
         was, now = .05, float((values>limit).mean())
@@ -114,7 +114,9 @@ class Monitoring:
 def _conclude(rows, alpha, per_picture):
     "Which rows differ, and what is to be said"
     t = pd.DataFrame(rows, columns=['kind', 'what', 'reference', 'run', 'p', 'large'])
-    t['differs'] = (t.p<alpha/max(len(t), 1)) & t.large.astype(bool)
+    of_picture = t.kind!='names'
+    tests = np.where(of_picture, of_picture.sum(), (~of_picture).sum())
+    t['differs'] = (t.p<alpha/2/np.maximum(tests, 1)) & t.large.astype(bool)
     off, said = t[t.differs], []
     for kind in ('brightness', 'sharpness', 'unlikeness'): said += [(kind, _sentence(r, per_picture)) for r in off[off.kind==kind].itertuples()]
     names = off[off.kind=='names'].sort_values('p')

@@ -69,8 +69,8 @@ def gallery_block(
 # %% ../nbs/24_pages.ipynb #13bdc4dc
 _templates = {'gallery': '''<div class="gallery">{% if switch %}<label class="switch"><input type="checkbox"> {{ switch }}</label>{% endif %}
 {% for heading, pictures in groups.items() %}<div class="group">{% if heading %}<h3>{{ heading }}</h3>{% endif %}<div class="row">
-{% for p in pictures %}<figure{% if p.over is not none %} tabindex="0"{% endif %}><span class="pic"><img loading="lazy" src="{{ uri(p.image) }}" alt="{{ p.title }}">
-{%- if p.over is not none %}<img class="over" loading="lazy" src="{{ uri(p.over) }}" alt="">{% endif %}</span>
+{% for p in pictures %}<figure{% if p.over is not none %} tabindex="0"{% endif %}><span class="pic"><img decoding="async" src="{{ uri(p.image) }}" alt="{{ p.title }}">
+{%- if p.over is not none %}<img class="over" decoding="async" src="{{ uri(p.over) }}" alt="">{% endif %}</span>
 <figcaption><b title="{{ p.title }}">{{ p.title }}</b>{% for line in p.lines %}<span>{{ line }}</span>{% endfor %}</figcaption></figure>
 {% endfor %}</div></div>{% endfor %}</div>'''}
 
@@ -126,7 +126,7 @@ th button{all:unset;cursor:pointer;font-weight:600} th button:focus-visible{outl
 .pic img{display:block;width:100%;height:100%;object-fit:contain} .over{position:absolute;inset:0;opacity:0} figure:hover .over,figure:focus .over,.gallery:has(.switch :checked) .over{opacity:1} figure[tabindex]{cursor:pointer} figure[tabindex]:focus-visible .pic{outline:2px solid var(--blue)}
 figcaption{font-size:.74em;line-height:1.35;margin-top:.25em} figcaption b{display:block;font-weight:600;white-space:nowrap;overflow:hidden;text-overflow:ellipsis} figcaption span{display:block;color:var(--soft)}
 iframe{width:100%;height:620px;border:1px solid var(--line);border-radius:6px;background:var(--bg)} footer{margin-top:3em;font-size:.8em;color:var(--soft)}
-@media (max-width:560px){body{padding:1em .8em 3em} dl{grid-template-columns:1fr 1fr} .chart svg{min-width:34em;max-width:none} .row{grid-template-columns:repeat(auto-fill,minmax(98px,1fr))} .scroll{max-height:26em} th,td{padding:.3em .5em}}
+@media (max-width:560px){body{padding:1em .8em 3em} dl{grid-template-columns:1fr 1fr} .chart svg{min-width:28em;max-width:none} .row{grid-template-columns:none;grid-auto-flow:column;grid-auto-columns:34%;overflow-x:auto;padding-bottom:.4em} .scroll{max-height:26em} th,td{padding:.3em .5em}}
 @media print{.scroll{max-height:none;overflow:visible} .filter,nav,.switch{display:none}}'''
 
 # %% ../nbs/24_pages.ipynb #d97f9a0f
