@@ -10,14 +10,17 @@ import json, re
 from pathlib import Path
 from .labels import HPAError
 
-# %% ../nbs/67_checks.ipynb #6d3206ba
+# %% ../nbs/67_checks.ipynb #bee0ad60
 class CheckError(HPAError):
     "A value that may not stand where it stands."
 
+# %% ../nbs/67_checks.ipynb #ff87d3d0
 def _told(v):
+    "A value as a message quotes it"
     text = repr(v[:60] if isinstance(v, str) else v) if isinstance(v, (str, int, float, bool, type(None))) else f'a {type(v).__name__}'
     return text if len(text)<60 else text[:56]+'…'
 
+# %% ../nbs/67_checks.ipynb #c2e6b358
 def number(
     lo: float,  # smallest
     hi: float,  # largest
@@ -29,22 +32,25 @@ def number(
         if not ok: raise CheckError(f'{where} is {_told(v)}, not {"an integer" if whole else "a number"} from {lo:g} to {hi:g}')
     return check
 
-# %% ../nbs/67_checks.ipynb #91902e45
+# %% ../nbs/67_checks.ipynb #167a21c9
 def text(
     longest: int = 200,  # characters
     pattern: str = r'[^\x00-\x1f]*',  # what it consists of
 ):
     "A text without control characters"
     def check(v, where):
-        if not isinstance(v, str) or len(v)>longest or not re.fullmatch(pattern, v): raise CheckError(f'{where} is {_told(v)}, not a text of at most {longest} characters' + ('' if pattern.startswith('[^') else f' like {pattern}'))
+        if not isinstance(v, str) or len(v)>longest or not re.fullmatch(pattern, v):
+            raise CheckError(f'{where} is {_told(v)}, not a text of at most {longest} characters' + ('' if pattern.startswith('[^') else f' like {pattern}'))
     return check
 
+# %% ../nbs/67_checks.ipynb #febba9df
 def one_of(*choices):
     "One of a few values"
     def check(v, where):
         if not any(type(v) is type(c) and v==c for c in choices): raise CheckError(f'{where} is {_told(v)}, not one of {", ".join(map(repr, choices))}')
     return check
 
+# %% ../nbs/67_checks.ipynb #e61451c1
 def either(
     *checks,  # of which one has to pass
 ):
@@ -56,7 +62,7 @@ def either(
         checks[-1](v, where)
     return check
 
-# %% ../nbs/67_checks.ipynb #57e99932
+# %% ../nbs/67_checks.ipynb #77d7aa3e
 def listing(
     item,  # description of each item
     least: int = 0,  # items
@@ -64,10 +70,12 @@ def listing(
 ):
     "A list"
     def check(v, where):
-        if not isinstance(v, (list, tuple)) or not least<=len(v)<=most: raise CheckError(f'{where} is {f"a list of {len(v)}" if isinstance(v, (list, tuple)) else _told(v)}, not a list of {least if least==most else f"{least} to {most}"}')
+        if not isinstance(v, (list, tuple)) or not least<=len(v)<=most:
+            raise CheckError(f'{where} is {f"a list of {len(v)}" if isinstance(v, (list, tuple)) else _told(v)}, not a list of {least if least==most else f"{least} to {most}"}')
         for i,o in enumerate(v): item(o, f'{where}[{i}]')
     return check
 
+# %% ../nbs/67_checks.ipynb #aa2a0fce
 def mapping(
     value,  # description of each value
     key = text(),  # description of each key
@@ -81,6 +89,7 @@ def mapping(
             value(o, f'{where}.{k}')
     return check
 
+# %% ../nbs/67_checks.ipynb #9205b71c
 def record(
     **fields,  # description of each field
 ):
@@ -106,14 +115,16 @@ def plain(
     deeper = lambda o, w: plain(o, w, depth-1)
     (mapping if isinstance(v, dict) else listing)(deeper)(v, where)
 
-# %% ../nbs/67_checks.ipynb #d00794a8
+# %% ../nbs/67_checks.ipynb #031a55e9
 def _unique(pairs):
+    "A dictionary of pairs whose keys differ"
     d = dict(pairs)
     if len(d)<len(pairs): raise ValueError('a key stands twice')
     return d
 
 def _no_constant(name): raise ValueError(f'{name} is not a number')
 
+# %% ../nbs/67_checks.ipynb #3e5f628b
 def read_json(
     file: str|Path,  # to read
     most: int = 2**24,  # bytes

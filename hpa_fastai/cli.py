@@ -321,17 +321,31 @@ def _demo(a):
     from hpa_fastai.demo import run_demo
     run_demo(a.out, minutes=a.minutes, force=a.force, progress=a.progress)
 
-# %% ../nbs/90_cli.ipynb #6f1868ef
+# %% ../nbs/90_cli.ipynb #c0ffee11
+def _installed(package):
+    "A package with its version"
+    from importlib.metadata import PackageNotFoundError, version
+    try: return f'{package} {version(package)}'
+    except PackageNotFoundError: return f'{package} is not installed'
+
+def _device():
+    "Where training and prediction would run"
+    try: import torch
+    except ImportError: return 'none, without torch'
+    if torch.cuda.is_available(): return f'cuda ({torch.cuda.get_device_name()})'
+    return 'mps' if torch.backends.mps.is_available() else 'cpu'
+
 class _Version(argparse.Action):
     def __call__(self, parser, *_):
         import platform
-        from importlib.metadata import version
-        print(f'hpa_fastai {version("hpa_fastai")}; python {platform.python_version()}; ' + '; '.join(f'{p} {version(p)}' for p in ('torch', 'fastai', 'timm')) + f'; {platform.platform()}')
+        versions = [_installed('hpa_fastai'), f'python {platform.python_version()}', *map(_installed, ('torch', 'fastai', 'timm'))]
+        print('; '.join([*versions, f'device {_device()}', platform.platform()]))
         parser.exit()
 
+# %% ../nbs/90_cli.ipynb #6f1868ef
 def _parser():
     p = _Parser(prog='hpa_fastai', description='Protein locations from Human Protein Atlas images.', epilog='Each command explains itself: hpa_fastai train --help')
-    p.add_argument('--version', action=_Version, nargs=0, default=argparse.SUPPRESS, help='versions of this package, python, torch, fastai, timm and the system')
+    p.add_argument('--version', action=_Version, nargs=0, default=argparse.SUPPRESS, help='versions of this package, python, torch, fastai and timm, the device and the system')
     sub = p.add_subparsers(title='commands', metavar='COMMAND', required=True)
     for add in (_add_demo, _add_verify, _add_explore, _add_train, _add_evaluate, _add_predict, _add_test_model, _add_simulate): add(sub)
     return p

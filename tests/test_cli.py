@@ -21,7 +21,14 @@ def test_help_and_version():
     done = run('--help')
     assert done.returncode == 0 and all(c in done.stdout for c in ('demo', 'simulate', 'train', 'evaluate', 'predict'))
     done = run('--version')
-    assert all(w in done.stdout for w in ('hpa_fastai', 'python', 'torch', 'fastai', 'timm'))
+    assert all(w in done.stdout for w in ('hpa_fastai', 'python', 'torch', 'fastai', 'timm', 'device')) and len(done.stdout.splitlines()) == 1
+
+
+def test_version_without_torch(tmp_path):
+    (tmp_path/'torch.py').write_text('raise ImportError', encoding='utf-8')
+    done = subprocess.run([sys.executable, '-c', 'from hpa_fastai.cli import main; main(["--version"])'], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])})
+    assert done.returncode == 0 and 'device none, without torch' in done.stdout
 
 
 @pytest.mark.parametrize('args', [[], ['no-such'], ['predict'], ['train', 'x', '--fold', 'one']])
