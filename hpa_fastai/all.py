@@ -28,12 +28,15 @@ from .thresholds import *
 from .evaluation import *
 from .assessment import *
 from .flags import *
+from .reference import *
 from .bundle import *
 from .hub import *
 from .onnx import *
 from .results import *
 from .inference import *
 from .watch import *
+from .monitor import *
+from .report import *
 from .demo import *
 
 # %% ../nbs/99_all.ipynb #ffbc64b7
