@@ -35,8 +35,7 @@ from .onnx import *
 from .results import *
 from .inference import *
 from .watch import *
-from .monitor import *
-from .report import *
+from .interpret import *
 from .demo import *
 
 # %% ../nbs/99_all.ipynb #ffbc64b7
