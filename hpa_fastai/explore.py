@@ -281,9 +281,6 @@ def explore(
 def _sections(df, table, fp, labels, group, valid_pct, seed, per_class):
     "The parts of the page."
     ls, pairs = get_labels(labels), duplicate_pairs(fp)
-    whole = join_groups(group_codes(df, group), group_codes(df, duplicate_groups(fp, pairs)))
-    split = MultilabelStratifiedSplitter(valid_pct, whole, labels, seed)(df)
-    check = check_split(df, split, whole, labels)
     yield Section('Classes', 'Every class weighs the same in macro F1, however few images it has.', [plot_class_counts(df, labels)])
     yield Section('Labels of an image', '', [plot_labels_per_image(df, labels)])
     yield Section('Classes that come together', 'Red pairs are seen in one image oftener than by chance, blue ones more seldom.', [plot_cooccurrence(df, labels)])
@@ -291,7 +288,17 @@ def _sections(df, table, fp, labels, group, valid_pct, seed, per_class):
     yield Section('Pictures of every class', 'Red microtubules, green protein, blue nucleus, yellow endoplasmic reticulum. Images with few labels first.', [_class_pictures(table, ls, per_class, seed)])
     alike = f'{len(pairs):,} pairs of images show the same cells; the least alike are shown.' if len(pairs) else 'No two images show the same cells.'
     yield Section('Near-duplicates', alike, [_twins(pairs, table)] if len(pairs) else [])
-    yield Section('Validation against training', f'A split that holds {valid_pct:.0%} out and keeps every antibody, or other group, and all near-duplicates on one side.', [plot_split(df, split, labels)])
+    yield from _split_sections(df, join_groups(group_codes(df, group), group_codes(df, duplicate_groups(fp, pairs))), labels, valid_pct, seed)
+
+def _split_sections(df, whole, labels, valid_pct, seed):
+    "A split that keeps groups together, where there are enough of them"
+    text = f'A split that holds {valid_pct:.0%} out and keeps every antibody, or other group, and all near-duplicates on one side.'
+    try: split = MultilabelStratifiedSplitter(valid_pct, whole, labels, seed)(df)
+    except SplitError as e:
+        yield Section('Validation against training', f'No split was made: {e}.')
+        return
+    check = check_split(df, split, whole, labels)
+    yield Section('Validation against training', text, [plot_split(df, split, labels)])
     yield Section('The split, checked', ' '.join(check.faults) or 'Nothing is amiss.', [table_block(check.table.reset_index(names='class'), {c: '.3g' for c in check.table})])
 
 # %% ../nbs/25_explore.ipynb #3dc08013

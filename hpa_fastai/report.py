@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
+from fastcore.basics import chunked
 from .labels import *
 from .images import *
 from .explore import explore
@@ -19,6 +20,7 @@ from .bundle import *
 from .hub import find_model
 from .results import *
 from .inference import *
+from .interpret import *
 from .monitor import *
 
 # %% ../nbs/85_report.ipynb #4a54f02f
@@ -27,6 +29,8 @@ def _read(table, ids, reader, size=192):
     wanted = table[table.Id.astype(str).isin(set(ids))].drop_duplicates('Id')
     reader = replace(reader, size=size, missing='zero')
     return {str(wanted.Id.iat[i]): img for i,img in read_images(wanted, reader) if not isinstance(img, Exception)}
+
+def _few(names, n=3): return ', '.join(names[:n]) + (f' and {len(names)-n} more' if len(names)>n else '')
 
 def _gallery(groups, pixels, lines, maps=None):
     "Pictures by heading: `groups` gives the Ids of each"
@@ -97,12 +101,25 @@ def _prediction_section(ok, classes):
                       'probability': probs.max(1) if len(ok) else [], 'flags': ok['flags'].fillna('')})
     return Section('Predictions', 'Click a heading to sort; type to filter, by Id, location or flag.', [table_block(t, {'probability': '.3f'}, bars=('probability',), search=True)])
 
+# %% ../nbs/85_report.ipynb #9c6c681b
+def _maps(bundle, examples, pixels):
+    "(location, Id) -> picture, and a sentence about them"
+    pairs = [(c, i) for c,ids in examples.items() for i in ids if i in pixels]
+    if bundle is None or not pairs: return None, ''
+    try:
+        explainer, found = Explainer(bundle), {}
+        for part in chunked(pairs, explainer.bs):
+            heat = explainer.maps([{bundle.reader: pixels[i]} for _,i in part], [bundle.labels.classes.index(c) for c,_ in part]).numpy()
+            found |= {(c, i): draw_map(pixels[i], h) for (c,i),h in zip(part, heat)}
+    except InterpretError as e: return None, f'Where the network looked is not shown: {e}.'
+    return found, 'Point at a picture, or tap it: what keeps its colour is where the network looked.'
+
 # %% ../nbs/85_report.ipynb #cf829cd9
 def _monitor_section(found, reference):
     "The run beside the validation images of its model"
     t = found.table.assign(**{'differs': ['yes' if d else 'no' for d in found.table.differs]}).rename(columns={'reference': 'validation'})
     what = f'{found.n_pictures:,} pictures of the run were looked at.' if found.n_pictures else 'Without pictures there are only names and flags to compare; brightness, sharpness and unlikeness need them (--images).'
-    text = f'How the run compares with the images that the model was validated on. {what} A difference is called one when it is large and hardly chance.'
+    text = f'How the run compares with the images that the model was validated on. {what} A difference is called one when it is large and hardly chance{"" if found.findings else "; there is none"}.'
     charts = [plot_traits(found, reference)] if found.quantiles else []
     named = [plot_names(found)] if found.n else []
     return Section('Beside training', text, [*charts, *named, table_block(t[['kind', 'what', 'validation', 'run', 'p', 'differs']], {'p': '.2g', 'validation': '.3g', 'run': '.3g'}, search=True)])
@@ -123,11 +140,13 @@ class _Run:
         self.ok = self.run[self.run['error'].fillna('')==''].reset_index(drop=True)
         self.classes = _classes(self.run)
         self.given = _named(self.ok, self.classes)
+        if self.bundle and list(self.bundle.labels.classes)!=self.classes: raise HPAError('the predictions were not made by a model with the classes of this one; name the model that made them')
 
     def lines(self, heading, id_):
         "What stands below a picture"
         row = self.ok.iloc[self.ok.Id.eq(id_).to_numpy().argmax()]
-        return [f'{heading} {row[heading]:.2f}' if heading in self.classes else row.Names.replace('|', ', ') or 'no location', *([row['flags']] if row['flags'] else [])]
+        names = sorted(filter(None, row.Names.split('|')), key=lambda c: -row[c])
+        return [f'probability {row[heading]:.2f}' if heading in self.classes else _few(names) or 'no location', *([row['flags']] if row['flags'] else [])]
 
 # %% ../nbs/85_report.ipynb #8736da2a
 def _facts_of_run(r):
@@ -150,23 +169,21 @@ def _run_sections(r, found):
     examples = _examples(r.ok, r.classes, r.given, r.per_class)
     shown = {i for ids in [*examples.values(), *_flag_groups(_flagged(r.ok)).values()] for i in ids}
     pixels = {} if r.table is None else _read(r.table, shown, r.bundle.reader if r.bundle else ImageReader())
-    maps = _maps(r.bundle, examples, pixels) if r.bundle and pixels else None
+    maps, why = _maps(r.bundle, examples, pixels)
     if len(r.ok): yield _location_section(r.ok, r.classes, r.given)
     if found: yield _monitor_section(found, Reference(**r.bundle.config['reference']))
     if r.table is None: yield Section('Pictures', 'This page was made without the pictures of the run; name their folder (--images FOLDER) to see some of each location.')
-    elif pixels: yield Section('Pictures', 'The most probable images of each location. Red microtubules, green protein, blue nucleus, yellow endoplasmic reticulum.', [_gallery(examples, pixels, r.lines, maps)])
+    elif pixels: yield Section('Pictures', f'The most probable images of each location. Red microtubules, green protein, blue nucleus, yellow endoplasmic reticulum. {why}', [_gallery(examples, pixels, r.lines, maps)])
     elif len(r.ok): yield Section('Pictures', 'None of the pictures that were to be shown is in the folder, or none can be read.')
     if len(r.ok): yield _flag_section(r.ok, lambda groups: [_gallery(groups, pixels, r.lines)] if pixels else [])
     yield _failure_section(r.run)
     if len(r.ok): yield _prediction_section(r.ok, r.classes)
 
-def _maps(bundle, examples, pixels): return None
-
 # %% ../nbs/85_report.ipynb #3e4b9e96
 def _run_page(r):
     "The page of a run"
     text = f'Predicted with {r.bundle.config["model"]["arch"]}.' if r.bundle else 'Name the model (--reference MODEL) to see how the run compares with its training, and where the network looked.'
-    found = monitor(r.run, r.bundle, r.table) if r.bundle and r.bundle.config.get('reference') and len(r.ok) else None
+    found = monitor(r.run, r.bundle, r.table, most=300) if r.bundle and r.bundle.config.get('reference') and len(r.ok) else None
     return build_page(r.name, _run_sections(r, found), text, _facts_of_run(r), _notes_of_run(r, found))
 
 # %% ../nbs/85_report.ipynb #0b3d94d1
@@ -270,7 +287,7 @@ def _hardest_section(config, pixels):
     hard = config['validation']['hardest'] if config.get('validation') else []
     if not hard: return Section('Hardest images', 'None are stored with this model.')
     by_id = {h['Id']: h for h in hard}
-    lines = lambda _, i: [f'{k}: {by_id[i][c]}' for k,c in (('missed', 'missed'), ('wrong', 'wrongly_given')) if by_id[i][c]]
+    lines = lambda _, i: [f'{k}: {_few(by_id[i][c].split(", "))}' for k,c in (('missed', 'missed'), ('wrong', 'wrongly_given')) if by_id[i][c]]
     t = pd.DataFrame(hard).rename(columns={'wrongly_given': 'wrongly given'})
     text = 'Validation images with the largest loss: errors of the model, and often errors of the labels.' + ('' if any(i in pixels for i in by_id) else ' Name the folder of the validation images (--images FOLDER) to see them.')
     return Section('Hardest images', text, [_gallery({'': list(by_id)}, pixels, lines), table_block(t, {'loss': '.2f'})])
@@ -280,10 +297,10 @@ def _card_section(config):
     "Settings, as a person asks for them"
     r, p, th = config['reader'], config['preprocess'], config['thresholds']
     rows = {'network': config['model']['arch'], 'pictures are read at': f'{r["size"] or "their own"} px', 'and given to the network at': f'{p["size"]} px', 'channels': r['channels'],
-            'normalised by': 'each picture' if p['mean'] is None else 'the figures of the training images', 'thresholds': th['method'], 'macro F1 expected on other images': th['expected_f1'],
+            'normalised by': 'each picture' if p['mean'] is None else 'the figures of the training images', 'thresholds': th['method'], 'macro F1 expected on other images': '–' if th['expected_f1'] is None else f'{th["expected_f1"]:.3f}',
             'calibration': config['calibration']['method'] if config['calibration'] else 'none', **{f'{k} version': v for k,v in config['versions'].items()}, 'checksum of the weights': config['sha256'] if 'sha256' in config else None}
     limits = 'Trust it on images of the kind it was validated on. Another microscope, scale, stain or cell line needs a new validation; rare classes with little support are known badly. Not for diagnosis.'
-    return Section('Card', limits, [table_block(pd.DataFrame({'setting': rows.keys(), 'value': [v if v is None or isinstance(v, float) else str(v) for v in rows.values()]}), {'value': '.3f'}, search=False)])
+    return Section('Card', limits, [table_block(pd.DataFrame({'setting': rows.keys(), 'value': [v and str(v) for v in rows.values()]}), search=False)])
 
 # %% ../nbs/85_report.ipynb #c382450f
 def _facts_of_model(config):
@@ -310,7 +327,8 @@ def _model_sections(bundle, table, per_class):
         r = _model_examples(bundle, table, per_class)
         examples = _examples(r.ok, r.classes, r.given, per_class)
         pixels = _read(table, {i for ids in examples.values() for i in ids}, bundle.reader)
-        yield Section('What it takes for each location', f'The most probable images of each location among {len(r.ok):,} of the folder.', [_gallery(examples, pixels, r.lines, _maps(bundle, examples, pixels))])
+        maps, why = _maps(bundle, examples, pixels)
+        yield Section('What it takes for each location', f'The most probable images of each location among {len(r.ok):,} of the folder. {why}', [_gallery(examples, pixels, r.lines, maps)])
     yield _card_section(config)
 
 # %% ../nbs/85_report.ipynb #dda1302c
