@@ -30,6 +30,7 @@ from .evaluation import *
 from .assessment import *
 from .flags import *
 from .reference import *
+from .reference import *
 from .bundle import *
 from .hub import *
 from .onnx import *
@@ -38,6 +39,8 @@ from .inference import *
 from .experiments import *
 from .watch import *
 from .interpret import *
+from .monitor import *
+from .report import *
 from .demo import *
 
 # %% ../nbs/99_all.ipynb #ffbc64b7

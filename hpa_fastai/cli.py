@@ -456,7 +456,7 @@ def _parser():
     p = _Parser(prog='hpa_fastai', description='Protein locations from Human Protein Atlas images.', epilog='Each command explains itself: hpa_fastai train --help')
     p.add_argument('--version', action=_Version, nargs=0, default=argparse.SUPPRESS, help='versions of this package, python, torch, fastai and timm, the device and the system')
     sub = p.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_demo, _add_verify, _add_explore, _add_train, _add_compare, _add_evaluate, _add_predict, _add_test_model, _add_simulate): add(sub)
+    for add in (_add_demo, _add_verify, _add_explore, _add_train, _add_compare, _add_evaluate, _add_predict, _add_report, _add_test_model, _add_simulate): add(sub)
     return p
 
 def _one_line(message, category, filename, lineno, line=None): return f'note: {message}\n'
