@@ -38,6 +38,7 @@ from .results import *
 from .inference import *
 from .experiments import *
 from .watch import *
+from .cells import *
 from .interpret import *
 from .monitor import *
 from .report import *

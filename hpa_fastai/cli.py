@@ -389,23 +389,32 @@ def _rehearse(a, predictor):
           f'one batch of {len(rows)} took {seconds:.1f} s: about {len(table)/len(rows)*seconds/60:.1f} minutes for all; {sum(bool(r[-1]) for r in rows)} of them could not be read\n'
           f'to {a.out}; nothing was written')
 
-# %% ../nbs/90_cli.ipynb #6ace4820
-def _add_report(sub):
-    p = sub.add_parser('report', help='one page about a data set, a model, or a run of predictions', description='One HTML page that opens from disk: a data set, a model, or a run of predictions beside the training of its model.')
-    p.add_argument('what', metavar='WHAT', help='folder of a data set, folder of a model, or a table of predictions')
-    p.add_argument('--reference', metavar='MODEL', help='of predictions: the model that made them, to compare with its training and show where it looked')
-    p.add_argument('--images', type=Path, metavar='FOLDER', help='of predictions and models: folder with their pictures')
-    p.add_argument('--csv', default='train.csv', help='of a data set: table of labels, in its folder or anywhere')
-    p.add_argument('--labels', default='hpa28', help='of a data set: hpa28, hpa19, ztg10, or a csv of class names')
-    p.add_argument('--group', help='of a data set: column whose members must stay on one side of a split')
-    p.add_argument('--out', type=Path, default=Path('report.html'), help='page to write')
-    p.add_argument('--force', action='store_true', help='overwrite it')
-    _quiet(p)
-    p.set_defaults(run=_report)
+# %% ../nbs/90_cli.ipynb #3d01e890
+def _add_cells(sub):
+    p = sub.add_parser('cells', help='say where the protein is in every cell of a folder of images', description='One row a cell: where it is, locations, probabilities, its outline. Cells are outlined by scikit-image unless masks are given.')
+    p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
+    p.add_argument('--out', type=Path, default=Path('cells.csv'), help='table to write, .csv or .parquet')
+    p.add_argument('--masks', type=Path, help='folder of label masks, of Cellpose, HPA-Cell-Segmentation or others: <Id>.png, <Id>_cellmask.png, …')
+    p.add_argument('--submission', type=Path, help='csv to write as the competition of 2021 wants it')
+    p.add_argument('--prior', type=float, default=.5, help='weight of the field of view: 0 trusts the cell alone, 1 the field alone')
+    p.add_argument('--border', choices=('all', 'nucleus', 'drop'), default='all', help='cells at the edge: all, those with their nucleus in the picture, or none')
+    p.add_argument('--pixel-size', type=float, help='µm a pixel of the files; the scale is measured in each picture unless given')
+    p.add_argument('--force', action='store_true', help='overwrite results')
+    _predict_options(p)
+    p.set_defaults(run=_cells)
 
-def _report(a):
-    from hpa_fastai.report import report
-    print(f'Written to {report(a.what, a.out, a.reference, a.images, a.csv, a.labels, _group(a.group), force=a.force)}')
+def _cells(a):
+    from hpa_fastai.cells import cells_submission, predict_cells
+    from hpa_fastai.inference import check_out, check_writable
+    from hpa_fastai.labels import HPAError
+    check_out(a.out, a.force)
+    if a.submission and check_writable(a.submission, ('.csv',)).exists() and not a.force: raise HPAError(f'{a.submission} exists; give another name, or overwrite it with --force')
+    predictor = _predictor(a)
+    df = predict_cells(predictor, a.folder, a.masks, a.out, a.prior, a.border, pixel_size=a.pixel_size, force=a.force, progress=a.progress)
+    failed = df[(df['error']!='')&(df['error']!='no cells')]
+    print(f'{(df.cell>0).sum()} cells of {df.Id.nunique()} fields of view in {a.out}; {(df["error"]=="no cells").sum()} fields of view have no cells.')
+    if a.submission: print(f'{len(cells_submission(df, predictor.labels, a.submission, force=a.force))} rows in {a.submission}.')
+    return _report_failures(list(zip(failed.Id, failed['error'])), len(failed), df.Id.nunique())
 
 # %% ../nbs/90_cli.ipynb #4d5c95be
 def _add_test_model(sub):
