@@ -30,7 +30,6 @@ from .evaluation import *
 from .assessment import *
 from .flags import *
 from .reference import *
-from .reference import *
 from .bundle import *
 from .hub import *
 from .onnx import *

@@ -416,6 +416,24 @@ def _cells(a):
     if a.submission: print(f'{len(cells_submission(df, predictor.labels, a.submission, force=a.force))} rows in {a.submission}.')
     return _report_failures(list(zip(failed.Id, failed['error'])), len(failed), df.Id.nunique())
 
+# %% ../nbs/90_cli.ipynb #6ace4820
+def _add_report(sub):
+    p = sub.add_parser('report', help='one page about a data set, a model, or a run of predictions', description='One HTML page that opens from disk: a data set, a model, or a run of predictions beside the training of its model.')
+    p.add_argument('what', metavar='WHAT', help='folder of a data set, folder of a model, or a table of predictions')
+    p.add_argument('--reference', metavar='MODEL', help='of predictions: the model that made them, to compare with its training and show where it looked')
+    p.add_argument('--images', type=Path, metavar='FOLDER', help='of predictions and models: folder with their pictures')
+    p.add_argument('--csv', default='train.csv', help='of a data set: table of labels, in its folder or anywhere')
+    p.add_argument('--labels', default='hpa28', help='of a data set: hpa28, hpa19, ztg10, or a csv of class names')
+    p.add_argument('--group', help='of a data set: column whose members must stay on one side of a split')
+    p.add_argument('--out', type=Path, default=Path('report.html'), help='page to write')
+    p.add_argument('--force', action='store_true', help='overwrite it')
+    _quiet(p)
+    p.set_defaults(run=_report)
+
+def _report(a):
+    from hpa_fastai.report import report
+    print(f'Written to {report(a.what, a.out, a.reference, a.images, a.csv, a.labels, _group(a.group), force=a.force)}')
+
 # %% ../nbs/90_cli.ipynb #4d5c95be
 def _add_test_model(sub):
     p = sub.add_parser('test-model', help='check that a model computes here what it computed when it was saved', description='Compute the sample stored with the model again.')
@@ -465,7 +483,7 @@ def _parser():
     p = _Parser(prog='hpa_fastai', description='Protein locations from Human Protein Atlas images.', epilog='Each command explains itself: hpa_fastai train --help')
     p.add_argument('--version', action=_Version, nargs=0, default=argparse.SUPPRESS, help='versions of this package, python, torch, fastai and timm, the device and the system')
     sub = p.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_demo, _add_verify, _add_explore, _add_train, _add_compare, _add_evaluate, _add_predict, _add_report, _add_test_model, _add_simulate): add(sub)
+    for add in (_add_demo, _add_verify, _add_explore, _add_train, _add_compare, _add_evaluate, _add_predict, _add_report, _add_cells, _add_test_model, _add_simulate): add(sub)
     return p
 
 def _one_line(message, category, filename, lineno, line=None): return f'note: {message}\n'

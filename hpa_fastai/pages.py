@@ -157,7 +157,7 @@ _script = '''for (const box of document.querySelectorAll('.table')) {
 @dataclass
 class Section:
     "A part of a page"
-    title: str
+    title: str  # a heading of the page
     text: str = ''  # what to look for
     parts: list = field(default_factory=list)  # figures, and HTML as `Markup`
 
