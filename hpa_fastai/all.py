@@ -30,6 +30,7 @@ from .thresholds import *
 from .evaluation import *
 from .assessment import *
 from .flags import *
+from .reference import *
 from .bundle import *
 from .hub import *
 from .onnx import *
@@ -40,6 +41,8 @@ from .experiments import *
 from .watch import *
 from .cells import *
 from .interpret import *
+from .monitor import *
+from .report import *
 from .demo import *
 
 # %% ../nbs/99_all.ipynb #ffbc64b7
