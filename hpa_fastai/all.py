@@ -35,6 +35,8 @@ from .results import *
 from .inference import *
 from .watch import *
 from .interpret import *
+from .failures import *
+from .map import *
 from .demo import *
 
 # %% ../nbs/99_all.ipynb #ffbc64b7
