@@ -23,6 +23,7 @@ from .losses import *
 from .metrics import *
 from .models import *
 from .training import *
+from .distributed import *
 from .calibration import *
 from .thresholds import *
 from .evaluation import *
@@ -33,6 +34,7 @@ from .hub import *
 from .onnx import *
 from .results import *
 from .inference import *
+from .experiments import *
 from .watch import *
 from .interpret import *
 from .failures import *

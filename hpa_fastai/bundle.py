@@ -25,6 +25,7 @@ from .calibration import *
 from .thresholds import *
 from .flags import *
 from .data import *
+from .processes import *
 from .assessment import *
 
 # %% ../nbs/70_bundle.ipynb #7425c2d0
@@ -207,6 +208,7 @@ def save_bundle(self:Learner,
     force: bool = False,  # replace a bundle that is there
 ) -> Path:
     "Save the model with its labels, settings, thresholds and figures, loadable without pickle"
+    if not is_first(): return Path(path)  # of several processes with the same model, one writes it
     n = 2 if self.dls.reader.size else 1  # pictures as large as their files may differ in size
     valid = self.dls.valid
     if not len(valid.dataset): raise BundleError('this learner has no images (it was loaded from a file), and a bundle needs some to test itself with; save the bundle where the model was trained')

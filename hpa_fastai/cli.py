@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/90_cli.ipynb #bad285c0
-import argparse, os, sys
+import argparse, os, shutil, sys
 from pathlib import Path
 
 # %% ../nbs/90_cli.ipynb #b7696154
@@ -97,6 +97,7 @@ def _add_train(sub):
     g.add_argument('--group', help='column whose members stay on one side of the split; antibody_of takes the antibody from the Ids')
     g.add_argument('--valid-pct', type=float, default=.2, help='share of the images for validation')
     g.add_argument('--fold', type=int, help='take this of five folds for validation instead')
+    g.add_argument('--folds', type=int, help='train a model a fold, so many, and judge them on all images; each takes --minutes')
     g.add_argument('--seed', type=int, default=42, help='of the split and of the training')
     g = p.add_argument_group('model')
     g.add_argument('--arch', help='a timm or torchvision network, or lenet5; by default resnet18 with published weights, the smaller resnet10t from scratch')
@@ -108,7 +109,8 @@ def _add_train(sub):
     g.add_argument('--minutes', type=float, help='plan the training to take this long')
     g.add_argument('--epochs', type=int, default=4, help='passes over the images in each stage, without --minutes')
     g.add_argument('--bs', type=int, default=32, help='images in a batch')
-    g.add_argument('--lr', type=float, default=3e-3, help='the highest learning rate')
+    g.add_argument('--lr', type=_rate, default=3e-3, metavar='LR|find', help='the highest learning rate; find looks for one')
+    g.add_argument('--resume', action='store_true', help='go on with a training of the same settings that was stopped')
     g.add_argument('--cache', default=None, help='folder for decoded images; by default in your cache folder')
     g.add_argument('--no-cache', dest='use_cache', action='store_false', help='read the image files each time')
     g.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
@@ -128,24 +130,31 @@ def _group(name):
 
 def _learner(a, dls, cbs):
     "The learner, with pretrained weights if they can be had"
-    from hpa_fastai.models import NoWeights
-    from hpa_fastai.training import hpa_learner
-    make = lambda arch, pretrained: hpa_learner(dls, a.arch or arch, pretrained=pretrained, loss_func=a.loss, cbs=cbs)
-    if a.pretrained=='no': return make('resnet10t', False)
-    if a.pretrained!='auto': return make('resnet18', True if a.pretrained=='yes' else a.pretrained)
-    try: return make('resnet18', True)
-    except NoWeights as e:
-        print(f'Training from scratch: {str(e).split(";")[0]}.')
-        return make('resnet10t', False)
+    from hpa_fastai.experiments import auto_learner
+    return auto_learner(dls, a.arch, _pretrained(a.pretrained), loss_func=a.loss, cbs=cbs)
+
+def _pretrained(text): return {'yes':True, 'no':False}.get(text, text)
 
 # %% ../nbs/90_cli.ipynb #9692b565
+def _rate(text): return text if text=='find' else float(text)
+
+def _training_folder(a):
+    "Where checkpoints and log lie until the model is saved"
+    from hpa_fastai.labels import HPAError
+    folder = a.out.with_name(a.out.name+'.training')
+    if folder.exists() and not a.resume:
+        if not a.force: raise HPAError(f'{folder} holds a training that was stopped; --resume goes on with it, --force begins anew')
+        shutil.rmtree(folder)
+    return folder
+
 def _check_train(a):
     "Refuse what can't be trained or saved before the images are read"
     from hpa_fastai.bundle import check_target
     from hpa_fastai.labels import HPAError
     from hpa_fastai.losses import get_loss
     from hpa_fastai.models import source_library
-    check_target(a.out, a.force)
+    if a.folds and a.fold is not None: raise HPAError('--folds trains all folds and --fold one; give one of the two')
+    if not a.folds: check_target(a.out, a.force)
     get_loss(a.loss)
     if a.arch: source_library(a.arch)
     for name,v in (('bs', a.bs), ('epochs', a.epochs), ('size', min(a.sizes or [a.size]))):
@@ -156,24 +165,55 @@ def _check_train(a):
 def _train(a):
     from fastai.torch_core import set_seed
     from hpa_fastai.data import HPADataLoaders
-    from hpa_fastai.inference import find_device
+    from hpa_fastai.distributed import shared_training
     from hpa_fastai.training import TrainingBar, default_sizes
     import hpa_fastai.assessment
     _check_train(a)
+    device = _join(a)
     if a.dry_run: return _rehearse_training(a)
+    if a.folds: return _train_folds(a, device)
     set_seed(a.seed)
     sizes = tuple(a.sizes or default_sizes(a.size))
     dls = HPADataLoaders.from_csv(a.data, a.csv, a.images, a.labels, size=max(sizes), bs=a.bs, valid_pct=a.valid_pct, fold=a.fold,
-        group=_group(a.group), seed=a.seed, cache=(a.cache or True) if a.use_cache else False, device=find_device(a.device), progress=a.progress)
+        group=_group(a.group), seed=a.seed, cache=(a.cache or True) if a.use_cache else False, device=device, progress=a.progress)
     learn = _learner(a, dls, TrainingBar() if a.progress else None)
     print(f'{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate; {learn.model.config["arch"]} at {", ".join(map(str, sizes))} px on {dls.device}, '
           f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr:g}; model to {a.out}', flush=True)
-    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes, epochs=a.epochs, minutes=a.minutes, lr=a.lr)
-    learn.save_bundle(a.out, force=a.force)
-    if a.calibrate: learn.calibrate()
-    learn.fit_thresholds()
-    print(f'\nOn the {len(dls.valid_ds)} validation images, which the thresholds were fitted on (expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluate()}\n')
+    with shared_training(learn), learn.no_bar(), learn.no_logging():
+        learn.fit_progressive(sizes, epochs=a.epochs, minutes=a.minutes, lr=a.lr)
+        learn.save_bundle(a.out, force=a.force)
+        if a.calibrate: learn.calibrate()
+        learn.fit_thresholds()
+        learn.evaluate()
+    print(f'\nOn the {len(dls.valid_ds)} validation images, which the thresholds were fitted on (expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
     print(f'Saved to {learn.save_bundle(a.out, force=True)}. Predict a folder with: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
+    if 'stopped' in learn.history: return 1
+    shutil.rmtree(folder)
+
+def _join(a):
+    "The device of this process; of several, the first one speaks"
+    import warnings
+    from hpa_fastai.inference import find_device
+    from hpa_fastai.processes import is_first, start_processes
+    device = start_processes(find_device(a.device))
+    if is_first(): return device
+    sys.stdout, a.progress = open(os.devnull, 'w'), False
+    warnings.simplefilter('ignore')
+    return device
+
+def _options(a, device):
+    "What the command says about loaders, network and training"
+    from hpa_fastai.training import default_sizes
+    sizes = tuple(a.sizes or default_sizes(a.size))
+    return dict(size=max(sizes), sizes=sizes, bs=a.bs, cache=(a.cache or True) if a.use_cache else False, device=device, arch=a.arch,
+                pretrained=_pretrained(a.pretrained), loss_func=a.loss, lr=a.lr, **(dict(minutes=a.minutes) if a.minutes else dict(epochs=a.epochs)))
+
+def _train_folds(a, device):
+    from hpa_fastai.experiments import train_folds
+    res = train_folds(a.data/a.csv, a.data/a.images, a.out, a.folds, labels=a.labels, group=_group(a.group), seed=a.seed, force=a.force, progress=a.progress,
+                      calibration='auto' if a.calibrate else None, **_options(a, device))
+    print(f'\nEach image by a model, and by thresholds, that have not seen it:\n{res.evaluation}\n')
+    print(f'{len(res.models)} models and predictions.csv in {a.out}. Predict a folder with all of them: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
 
 def _rehearse_training(a):
     "Look for the images of every label, and say what would be done"
@@ -183,6 +223,47 @@ def _rehearse_training(a):
     n = len(attach_images(read_labels(a.data/a.csv, labels), a.data/a.images))
     print(f'{n} labelled images, {len(labels)} classes; {a.arch or "resnet18 with published weights, or resnet10t from scratch,"} to be trained for '
           f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"} and saved to {a.out}; nothing was done')
+
+# %% ../nbs/90_cli.ipynb #cec82576
+def _add_compare(sub):
+    p = sub.add_parser('compare', help='train several networks or recipes under the same split and budget', description='Experiments side by side: macro F1 with its interval, mean AP, time, parameters, speed. A run that was stopped goes on when it is started again.')
+    g = _data_options(p)
+    g.add_argument('--labels', default='hpa28', help='hpa28, hpa19, ztg10, or a csv of class names')
+    g.add_argument('--group', help='column whose members stay on one side of the split; antibody_of takes the antibody from the Ids')
+    g.add_argument('--seed', type=int, default=42, help='of the split and of the training')
+    g = p.add_argument_group('experiments')
+    g.add_argument('--archs', type=lambda o: [a for a in o.split(',') if a], metavar='A,B,…', help='networks to compare, separated by commas')
+    g.add_argument('--experiments', type=Path, metavar='FILE', help='yaml or json of options by name, or a csv with a row an experiment')
+    g.add_argument('--folds', type=int, default=1, help='folds to train, of five: more make the scores surer and take as many times as long')
+    g = p.add_argument_group('training, of all experiments')
+    g.add_argument('--minutes', type=float, help='time for each fold of each experiment')
+    g.add_argument('--epochs', type=int, default=4, help='passes over the images in each stage, without --minutes')
+    g.add_argument('--size', type=int, default=128, help='largest training size in pixels')
+    g.add_argument('--sizes', type=int, nargs='+', help='sizes of the stages; by default half, three quarters and the whole of --size')
+    g.add_argument('--bs', type=int, default=32, help='images in a batch')
+    g.add_argument('--lr', type=float, default=3e-3, help='the highest learning rate')
+    g.add_argument('--loss', default='focal', help='the loss; a wrong name lists them')
+    g.add_argument('--pretrained', default='auto', metavar='auto|yes|no|FILE', help='published weights where they can be had, at all costs, or never; or a weights file')
+    g.add_argument('--cache', default=None, help='folder for decoded images; by default in your cache folder')
+    g.add_argument('--no-cache', dest='use_cache', action='store_false', help='read the image files each time')
+    g.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
+    g = p.add_argument_group('result')
+    g.add_argument('--out', type=Path, default=Path('experiments'), help='folder for experiments.csv, experiments.png, and a folder an experiment')
+    g.add_argument('--force', action='store_true', help='replace experiments that were run otherwise')
+    _quiet(g)
+    p.set_defaults(run=_compare, arch=None)
+
+# %% ../nbs/90_cli.ipynb #30e795a0
+def _compare(a):
+    from hpa_fastai.experiments import compare
+    device = _join(a)
+    table = compare(a.data/a.csv, a.data/a.images, a.out, a.experiments, a.archs, folds=a.folds, labels=a.labels, group=_group(a.group), seed=a.seed, force=a.force,
+                    progress=a.progress, **{k: v for k,v in _options(a, device).items() if k!='arch'})
+    failed = table[table['error']!='']
+    print(f'\n{table.drop(columns="error").to_string(float_format="{:.3f}".format, na_rep="–")}\n')
+    for name,why in failed['error'].items(): print(f'{name}: {why}', file=sys.stderr)
+    print(f'Written to {a.out/"experiments.csv"} and {a.out/"experiments.png"}.')
+    return 1 if len(failed) else 0
 
 # %% ../nbs/90_cli.ipynb #e707aa9c
 def _add_evaluate(sub):
@@ -347,7 +428,7 @@ def _parser():
     p = _Parser(prog='hpa_fastai', description='Protein locations from Human Protein Atlas images.', epilog='Each command explains itself: hpa_fastai train --help')
     p.add_argument('--version', action=_Version, nargs=0, default=argparse.SUPPRESS, help='versions of this package, python, torch, fastai and timm, the device and the system')
     sub = p.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_demo, _add_verify, _add_explore, _add_train, _add_evaluate, _add_predict, _add_test_model, _add_simulate): add(sub)
+    for add in (_add_demo, _add_verify, _add_explore, _add_train, _add_compare, _add_evaluate, _add_predict, _add_test_model, _add_simulate): add(sub)
     return p
 
 def _one_line(message, category, filename, lineno, line=None): return f'note: {message}\n'

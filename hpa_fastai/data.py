@@ -19,6 +19,7 @@ from .show import *
 from .splits import *
 from .cache import *
 from .transforms import *
+from .processes import *
 
 # %% ../nbs/30_data.ipynb #9389718c
 class HPADataLoader(TfmdDL):
@@ -48,6 +49,8 @@ class HPADataLoader(TfmdDL):
         return (self._gather(np.array(b)) for b in self.chunkify(samps))
 
     def _gather(self, idxs): return self.cache.batch(self._rows[idxs]), TensorMultiCategory(self._targets[idxs])
+
+    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False)  # one process reads all: other processes have nothing to add
 
     def __len__(self): return super().__len__() if self.draw is None else self.draw//self.bs
 
@@ -116,7 +119,7 @@ def _leave_out(df, errors):
 
 def _readable(df, reader, cache, progress):
     "The rows that can be read, and the cache of their pixels, if there is to be one"
-    store = build_cache(df, reader, None if cache is True else cache, progress=progress) if cache else None
+    store = in_turn(lambda: build_cache(df, reader, None if cache is True else cache, progress=progress)) if cache else None
     if store is not None: return _leave_out(df, store.errors), store
     bar = tqdm(read_images(df, reader), total=len(df), desc='looking at every image once', unit='FOV', disable=not progress)
     return _leave_out(df, {df.Id.iat[i]: str(img) for i,img in bar if isinstance(img, Exception)}), None
@@ -193,7 +196,7 @@ class HPADataLoaders(DataLoaders):
         mean, std = _normalization(normalize, df.iloc[train], reader, store)
         weights = rarity_weights(labels.encode(df.Target.iloc[train]), oversample) if oversample else None
         block = HPADataBlock(labels, size, reader, IndexSplitter(valid), mean, std, augment)
-        return block.dataloaders(df, bs=min(bs, len(train)), device=device, num_workers=num_workers, cache=store, group=group,
+        return block.dataloaders(df, bs=min(bs, max(len(train)//n_processes(), 1)), device=device, num_workers=num_workers, cache=store, group=group,
                                  dl_kwargs=[dict(weights=weights), dict(weights=None)])
 
 # %% ../nbs/30_data.ipynb #3804af5c

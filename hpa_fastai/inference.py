@@ -99,9 +99,14 @@ def _flags(bundle, thresholds, imgs, probs, embs, locations):
     return [' '.join(f for f in FLAGS if f in odd and odd[f][k]) for k in range(len(x))]
 
 # %% ../nbs/75_inference.ipynb #efce769c
+def _members(model):
+    "The models of a folder of folds, or the one model"
+    if isinstance(model, Bundle) or (Path(model)/'config.json').is_file(): return [model]
+    return sorted(f.parent for f in Path(model).glob('fold*/config.json')) or [model]
+
 def _load_models(model, device):
     "One or several bundles that know the same classes"
-    paths = [model] if isinstance(model, (str, Path, Bundle)) else list(model)
+    paths = [o for m in ([model] if isinstance(model, (str, Path, Bundle)) else model) for o in _members(m)]
     bundles = [p if isinstance(p, Bundle) else load_bundle(find_model(p), device) for p in paths]
     if not bundles: raise HPAError('no model given: model takes the folder of a bundle, or a list of them')
     odd = next((p for p,b in zip(paths, bundles) if b.labels!=bundles[0].labels), None)

@@ -1,0 +1,134 @@
+"Loading: batches a second beside plain fastai, while the cache is built and after; memory as the data grows; how long training waits for images."
+import argparse, os, subprocess, sys, tempfile, time
+from pathlib import Path
+import numpy as np
+
+MEMORY = '''
+import sys, warnings
+warnings.simplefilter('ignore')
+import torch
+from hpa_fastai.all import *
+def memory(): return {k.strip(':'): int(v)/1024 for k,v,*_ in (o.split() for o in open('/proc/self/smaps_rollup') if o.split()[0] in ('Anonymous:', 'Rss:'))}
+n, rows, cache = int(sys.argv[3]), read_labels(sys.argv[1]), sys.argv[4]
+dls = HPADataLoaders.from_df(rows, sys.argv[2], size=128, bs=64, cache=cache, progress=False, device=torch.device('cpu'), num_workers=0)
+for _ in range(-(-500//n) if n<500 else 1):
+    for dl in dls:
+        for x,_ in dl: pass
+m = memory()
+print(len(dls.train_ds)+len(dls.valid_ds), m['Anonymous'], m['Rss']-m['Anonymous'], dls.train.cache.images.nbytes/2**20)'''
+
+
+def clone(source, folder, n):
+    "n fields of view as hard links to those of `source`, with a table of labels"
+    import pandas as pd
+    from hpa_fastai.images import CHANNELS, find_images
+    from hpa_fastai.labels import read_labels
+    rows, target = find_images(source/'train').to_dict('records'), read_labels(source/'train.csv').set_index('Id').Target
+    (folder/'train').mkdir(parents=True)
+    ids = [f'fov{i:06}' for i in range(n)]
+    for i,name in enumerate(ids):
+        for c in CHANNELS: os.link(rows[i % len(rows)][c], folder/'train'/f'{name}_{c}.png')
+    pd.DataFrame(dict(Id=ids, Target=[target[rows[i % len(rows)]['Id']] for i in range(n)])).to_csv(folder/'train.csv', index=False)
+    return folder
+
+
+def plain_loaders(folder, size, bs):
+    "What a fastai user writes: a DataBlock that opens four PNG with Pillow"
+    from fastai.vision.all import CategoryMap, DataBlock, IndexSplitter, MultiCategoryBlock, Normalize, TensorImage, TransformBlock, IntToFloatTensor
+    from PIL import Image
+    import pandas as pd
+    df = pd.read_csv(folder/'train.csv')
+    def opened(row): return TensorImage(np.stack([np.asarray(Image.open(folder/'train'/f'{row.Id}_{c}.png').convert('L').resize((size, size), Image.BILINEAR)) for c in ('red', 'green', 'blue', 'yellow')]))
+    block = DataBlock(blocks=(TransformBlock(batch_tfms=IntToFloatTensor), MultiCategoryBlock), get_x=opened, get_y=lambda row: str(row.Target).split(),
+                      splitter=IndexSplitter(list(range(8))), batch_tfms=[Normalize.from_stats([.08]*4, [.14]*4, cuda=False)])
+    return block.dataloaders(df, bs=bs, device='cpu')
+
+
+def seconds(f):
+    t = time.perf_counter()
+    f()
+    return time.perf_counter()-t
+
+
+def look(dl):
+    "Read every batch; how many images there were"
+    return sum(len(x) for x,_ in dl)
+
+
+def speed(tmp, a):
+    import torch
+    from hpa_fastai.all import HPADataLoaders, ImageReader, attach_images, build_cache, read_labels, simulate_atlas
+    simulate_atlas(tmp/'large', n=48, size=512, balance='even', progress=False)
+    folder = clone(tmp/'large', tmp/'many', a.n)
+    df = read_labels(folder/'train.csv')
+    table, plain = attach_images(df, folder/'train'), plain_loaders(folder, 128, 64)
+    rate = lambda f, n: n/seconds(f)
+    base, build, ready, augmented = [], [], [], []
+    for k in range(a.repeat):
+        base.append(rate(lambda: look(plain.train), len(plain.train)*64))
+        build.append(rate(lambda: build_cache(table, ImageReader(size=128), tmp/f'cache{k}', progress=False), len(table)))
+        for augment,res in ((False, ready), (True, augmented)):
+            dls = HPADataLoaders.from_df(df, folder/'train', size=128, bs=64, cache=tmp/f'cache{k}', augment=augment, progress=False, device=torch.device('cpu'))
+            look(dls.train)
+            res.append(rate(lambda: [look(dls.train) for _ in range(4)], 4*len(dls.train)*64))
+    b, c, r, g = (np.median(o) for o in (base, build, ready, augmented))
+    print(f'speed ({a.n} FOVs, 512 px PNG, batches of 64 at 128 px, normalised, {os.cpu_count()} cores, median of {a.repeat}): fastai DataBlock with Pillow {b:.0f} FOVs/s; '
+          f'while the cache is built {c:.0f} ({c/b:.2f} times, wanted 1.5); with the cache {r:.0f} ({r/b:.1f} times, wanted 10); with augmentation too {g:.0f} ({g/b:.1f} times)', flush=True)
+
+
+def memory(tmp, a):
+    from hpa_fastai.all import simulate_atlas
+    simulate_atlas(tmp/'little', n=48, size=64, balance='even', progress=False)
+    found = []
+    for n in (500, a.many):
+        folder = clone(tmp/'little', tmp/f'memory{n}', n)
+        args = [folder/'train.csv', folder/'train', n, tmp/f'memory{n}-cache']
+        runs = [subprocess.run([sys.executable, '-c', MEMORY, *map(str, args)], capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
+        _, own, mapped, size = map(float, runs[-1])  # the second run: the cache is there already
+        found.append(own)
+        print(f'memory, {n} FOVs (cache of {size:.0f} MB): {own:.0f} MB of the process\'s own after an epoch ({float(runs[0][1]):.0f} MB when it built the cache too); {mapped:.0f} MB mapped from files, which the system takes back', flush=True)
+    print(f'memory: {100*(found[1]/found[0]-1):+.1f} % for {a.many/500:.0f} times the images (wanted: no growth with their number)', flush=True)
+
+
+def starvation(tmp, a):
+    import torch
+    from hpa_fastai.all import HPADataLoaders, hpa_learner, simulate_atlas
+    if not (tmp/'few').exists(): simulate_atlas(tmp/'few', n=300, size=128, balance='even', progress=False)
+    dls = HPADataLoaders.from_csv(tmp/'few', size=a.size, bs=32, cache=tmp/'few-cache', progress=False, device=torch.device(a.device))
+    learn = hpa_learner(dls, a.arch, pretrained=False)
+    opt, dl = torch.optim.Adam(learn.model.parameters()), dls.train
+    dl.draw = a.steps*dl.bs
+    raw = next(iter(dl.create_batches(iter(range(dl.bs)))))
+    raw = tuple(o.to(dls.device) for o in raw)
+    done = dl.after_batch(raw)
+    def epoch(batches):
+        learn.model.train()
+        for x,y in batches:
+            learn.loss_func(learn.model(x), y).backward()
+            opt.step()
+            opt.zero_grad()
+        if dls.device.type=='cuda': torch.cuda.synchronize()
+    kinds = dict(loader=lambda: dl, same=lambda: (dl.after_batch(raw) for _ in range(a.steps)), still=lambda: (done for _ in range(a.steps)))
+    epoch(kinds['loader']())
+    t = np.array([[seconds(lambda: epoch(k())) for k in kinds.values()] for _ in range(a.repeat)])
+    loader, same, still = np.median(t, 0)
+    print(f'starvation ({a.arch}, {a.size} px, {a.steps} steps of {dl.bs} on {dls.device}, median of {a.repeat}): an epoch {loader:.2f} s, {a.steps*dl.bs/loader:.0f} images/s; one batch held in memory, augmented anew each step, {same:.2f} s: '
+          f'{np.median(t[:,0]/t[:,1]):.3f} times (wanted at most 1.10); one batch already augmented {still:.2f} s: {np.median(t[:,0]/t[:,2]):.3f} times', flush=True)
+
+
+if __name__ == '__main__':
+    ap = argparse.ArgumentParser(description=__doc__)
+    parts = dict(speed=speed, memory=memory, starvation=starvation)
+    ap.add_argument('parts', nargs='*', metavar='PART', help=f'{", ".join(parts)}; all unless given')
+    ap.add_argument('--n', type=int, default=768, help='fields of view for the speed')
+    ap.add_argument('--many', type=int, default=5000, help='fields of view for the memory, beside 500')
+    ap.add_argument('--repeat', type=int, default=3, help='runs of each measurement')
+    ap.add_argument('--steps', type=int, default=10, help='steps of an epoch for the starvation')
+    ap.add_argument('--arch', default='resnet10t', help='network for the starvation')
+    ap.add_argument('--size', type=int, default=128, help='pixels for the starvation')
+    ap.add_argument('--device', default='cpu', help='for the starvation')
+    a = ap.parse_args()
+    import warnings
+    warnings.simplefilter('ignore')
+    with tempfile.TemporaryDirectory() as tmp:
+        for name in a.parts or parts: parts[name](Path(tmp), a)

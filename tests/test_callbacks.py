@@ -1,0 +1,177 @@
+"What a training survives: kills, Ctrl-C, full disks, numbers that are none, too little memory."
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.torch_core import set_seed
+from torch import nn
+
+from hpa_fastai.all import HPADataLoaders, hpa_learner
+from hpa_fastai.callbacks import SaveEpochs, TrainingError, read_checkpoint, write_checkpoint
+
+TRAIN = """
+import sys, time, warnings; warnings.filterwarnings('ignore')
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from fastai.torch_core import set_seed
+from fastai.callback.core import Callback
+from hpa_fastai.all import *
+atlas, folder, slow, out = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+class Slow(Callback):
+    def after_batch(self):
+        if self.training: time.sleep(slow)
+set_seed(3, reproducible=True)
+dls = HPADataLoaders.from_csv(atlas, size=48, bs=16, group='antibody', cache=folder.parent/'cache', progress=False)
+learn = hpa_learner(dls, 'lenet5', pretrained=False, cbs=Slow())
+with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(32, 48), epochs=3, folder=folder, resume=True)
+torch.save([p.detach() for p in learn.model.parameters()], out)
+"""
+
+
+def start(atlas, folder, slow, out): return subprocess.Popen([sys.executable, '-c', TRAIN, atlas, folder, str(slow), out])
+
+
+def wait_for_epoch(folder, n, process):
+    "Until `n` epochs are logged"
+    for _ in range(1200):
+        try:
+            if len(pd.read_csv(folder/'log.csv')) >= n: return
+        except (OSError, pd.errors.EmptyDataError): pass
+        assert process.poll() is None, 'it ended too early to be stopped'
+        time.sleep(.1)
+    raise AssertionError('it never got there')
+
+
+def test_a_killed_training_ends_as_one_that_was_not(small_atlas, tmp_path):
+    assert start(small_atlas, tmp_path/'whole', 0, tmp_path/'whole.pt').wait() == 0
+    for n in (1, 4):
+        p = start(small_atlas, tmp_path/'cut', .05, tmp_path/'cut.pt')
+        wait_for_epoch(tmp_path/'cut', n, p)
+        p.kill(), p.wait()
+    assert start(small_atlas, tmp_path/'cut', 0, tmp_path/'cut.pt').wait() == 0
+    for a, b in zip(torch.load(tmp_path/'whole.pt'), torch.load(tmp_path/'cut.pt')): assert torch.allclose(a, b, atol=1e-6)
+    logs = [pd.read_csv(tmp_path/o/'log.csv').drop(columns='seconds') for o in ('whole', 'cut')]
+    pd.testing.assert_frame_equal(*logs)
+    again = start(small_atlas, tmp_path/'cut', 60, tmp_path/'again.pt')
+    assert again.wait(60) == 0, 'a finished training is taken as it is'
+    for a, b in zip(torch.load(tmp_path/'cut.pt'), torch.load(tmp_path/'again.pt')): assert torch.equal(a, b)
+
+
+def test_ctrl_c_leaves_a_model_and_can_go_on(small_atlas, tmp_path):
+    p = start(small_atlas, tmp_path/'run', .05, tmp_path/'stopped.pt')
+    wait_for_epoch(tmp_path/'run', 2, p)
+    p.send_signal(signal.SIGINT)
+    assert p.wait(60) == 0 and all(torch.isfinite(t).all() for t in torch.load(tmp_path/'stopped.pt'))
+    assert len(pd.read_csv(tmp_path/'run'/'log.csv')) < 6
+    assert start(small_atlas, tmp_path/'run', 0, tmp_path/'whole.pt').wait() == 0
+    assert pd.read_csv(tmp_path/'run'/'log.csv').epoch.tolist() == [1, 2, 3, 1, 2, 3]
+
+
+@pytest.fixture
+def make_learner(small_atlas, tmp_path):
+    def make(arch='lenet5', **kwargs):
+        set_seed(0)
+        dls = HPADataLoaders.from_csv(small_atlas, size=48, bs=16, group='antibody', cache=tmp_path/'cache', progress=False)
+        learn = hpa_learner(dls, arch, pretrained=False, **kwargs)
+        learn.add_cbs([]), learn.remove_cbs([c for c in learn.cbs if type(c).__name__ == 'ProgressCallback'])
+        learn.logger = lambda *_: None
+        return learn
+    return make
+
+
+@pytest.mark.parametrize('change,said', [(dict(lr=.01), 'lr=0.003, now it is 0.01'), (dict(epochs=2), r'epochs=\[1\], now it is \[2\]'), (dict(sizes=(48,)), r'sizes=\[32\]')])
+def test_resuming_with_other_settings_is_refused(make_learner, tmp_path, change, said):
+    make_learner().fit_progressive(sizes=(32,), epochs=1, folder=tmp_path/'run', verbose=False)
+    with pytest.raises(TrainingError, match=said): make_learner().fit_progressive(**{**dict(sizes=(32,), epochs=1), **change}, folder=tmp_path/'run', resume=True)
+
+
+def test_a_stopped_training_is_not_overwritten(make_learner, tmp_path):
+    class Stop(Callback):
+        def before_epoch(self):
+            if self.epoch == 1: raise RuntimeError('stopped')
+    with pytest.raises(RuntimeError): make_learner(cbs=Stop()).fit_progressive(sizes=(32,), epochs=2, folder=tmp_path/'run', verbose=False)
+    with pytest.raises(TrainingError, match='pass resume=True to go on with it'): make_learner().fit_progressive(sizes=(32,), epochs=2, folder=tmp_path/'run')
+
+
+def test_a_clocked_training_goes_on_with_the_time_that_is_left(make_learner, tmp_path):
+    class Stop(Callback):
+        def before_epoch(self):
+            if self.epoch == 2: raise RuntimeError('stopped')
+    with pytest.raises(RuntimeError): make_learner(cbs=Stop()).fit_progressive(sizes=(32,), minutes=.1, folder=tmp_path/'run', verbose=False)
+    learn = make_learner()
+    learn.fit_progressive(sizes=(32,), minutes=.1, folder=tmp_path/'run', resume=True, verbose=False)
+    assert .09 < learn.history['minutes'] < .2
+    assert learn.recorder.lrs[-1] < 3e-4, 'the cycle came to its end'
+
+
+def test_numbers_that_are_none_stop_it_at_once(make_learner, tmp_path):
+    class Spoil(Callback):
+        def after_pred(self):
+            if self.training and self.epoch == 1 and self.iter == 2: self.learn.pred = self.pred*float('nan')
+    learn = make_learner(cbs=Spoil())
+    with pytest.raises(TrainingError, match='step 3 of epoch 2.*learning rate'): learn.fit_progressive(sizes=(32,), epochs=3, verbose=False)
+    assert all(torch.isfinite(p).all() for p in learn.model.parameters()) and len(learn.training_log) == 1
+
+
+def test_a_full_disk_costs_the_checkpoints_only(make_learner, tmp_path):
+    import resource
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    learn = make_learner()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
+        with pytest.warns(UserWarning, match='no checkpoint could be written'):
+            learn.fit(1, cbs=SaveEpochs(tmp_path/'checkpoint.pt'))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.glob('checkpoint.pt*')) and len(learn.recorder.values) == 1
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
+    write_checkpoint(tmp_path/'c.pt', dict(epoch=1))
+    with pytest.raises(Exception): write_checkpoint(tmp_path/'c.pt', dict(epoch=lambda: 2))
+    assert read_checkpoint(tmp_path/'c.pt') == dict(epoch=1) and len(list(tmp_path.glob('c.pt*'))) == 1
+
+
+def test_checkpoints_run_no_code(tmp_path):
+    import pickle
+    class Evil:
+        def __reduce__(self): return (open, (str(tmp_path/'was_here'), 'w'))
+    (tmp_path/'c.pt').write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(TrainingError, match='delete it to start anew'): read_checkpoint(tmp_path/'c.pt')
+    assert not (tmp_path/'was_here').exists()
+
+
+class SmallMemory(nn.Module):
+    "Has memory for so many pictures at a time"
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+    def forward(self, x):
+        if len(x) > self.n: raise torch.OutOfMemoryError('CUDA out of memory')
+        return x
+
+
+def test_too_little_memory_halves_the_batch(make_learner):
+    learn = make_learner()
+    learn.model[0].layers.insert(0, SmallMemory(5))
+    with pytest.warns(UserWarning, match='with 8 images in a batch; going on with 4'): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
+    assert len(learn.training_log) == 1 and learn.dls.train.bs == 16
+    learn.model[0].layers[0].n = 0
+    with pytest.raises(TrainingError, match='with a single image'): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
+
+
+def test_finding_a_learning_rate_leaves_nothing_behind(make_learner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    learn = make_learner()
+    before = [p.clone() for p in learn.model.parameters()]
+    assert 1e-4 <= learn.find_lr() <= 1e-2
+    assert all(torch.equal(a, b) for a, b in zip(before, learn.model.parameters())) and not (tmp_path/'models').exists()
+    learn.fit_progressive(sizes=(32,), epochs=1, lr='find', verbose=False)
+    assert 1e-4 <= learn.history['lr'] <= 1e-2
