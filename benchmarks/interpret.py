@@ -11,6 +11,7 @@ class in the same picture. `held` is the share of the fields of view in which th
 The clock: maps for 100 fields of view from files to arrays, beside predicting them.
 """
 import argparse, tempfile, time
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.torch_core import set_seed
@@ -53,8 +54,14 @@ def train(path, arch, minutes, size):
     return load_bundle(learn.save_bundle(path/'hpa_model'))
 
 
+def untrained(model):
+    "The same network before it learned anything"
+    torch.manual_seed(1)
+    return replace(model, model=create_model(**model.config['model'], pretrained=False).eval())
+
+
 def by_class(model, n, size, tta):
-    blank, rows = load_bundle_untrained(model), {}
+    blank, rows = untrained(model), {}
     for name in PLACED:
         imgs, masks = zip(*(field(name, size, [77, i]) for i in range(n)))
         imgs, masks, c = np.stack(imgs), np.stack(masks), LABELS.numbers[name.casefold()]
@@ -65,12 +72,6 @@ def by_class(model, n, size, tta):
     return pd.DataFrame(rows).T
 
 
-def load_bundle_untrained(model):
-    from dataclasses import replace
-    torch.manual_seed(1)
-    return replace(model, model=create_model(**model.config['model'], pretrained=False).eval())
-
-
 def clock(model, path, size):
     simulate_atlas(path/'hundred', n=100, size=size, labels=LABELS, balance='even', seed=5, progress=False)
     table = find_images(path/'hundred'/'train')
@@ -79,7 +80,7 @@ def clock(model, path, size):
                     ('maps, eight symmetries', lambda: activation_maps(predictor, table, tta=True))):
         t = time.perf_counter()
         f()
-        print(f'{what:>24}: {time.perf_counter()-t:6.2f} s for 100 fields of view at {size} px')
+        print(f'{what:>24}: {time.perf_counter()-t:6.2f} s for 100 fields of view at {size} px', flush=True)
 
 
 if __name__ == '__main__':
@@ -93,6 +94,6 @@ if __name__ == '__main__':
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         model = load_bundle(args.model) if args.model else train(Path(tmp), args.arch, args.minutes, args.size)
-        print(f'\nmass of the map in the structure over its share of the field, {args.n} fields of view each (asked: at least 3)')
-        print(by_class(model, args.n, args.size, args.tta).round(2).to_string(), '\n')
         clock(model, Path(tmp), args.size)
+        print(f'\nmass of the map in the structure over its share of the field, {args.n} fields of view each (asked: at least 3)', flush=True)
+        print(by_class(model, args.n, args.size, args.tta).round(2).to_string())

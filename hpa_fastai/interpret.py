@@ -27,7 +27,7 @@ class InterpretError(HPAError):
 @dataclass(frozen=True)
 class Layer:
     "A layer that still knows where things are"
-    module: nn.Module
+    module: nn.Module  # gives the features
     name: str  # in the network
     side: int  # of its map
     layout: str  # 'NCHW', 'NHWC', or 'NLC' for the patches of a transformer, which come last
