@@ -16,7 +16,7 @@ MODULES = sorted(p.stem for p in (ROOT/'hpa_fastai').glob('*.py') if p.stem not 
 
 # Docstrings and parameters
 
-PROTOCOL = {'encodes', 'decodes', 'setups', *(f'{when}_{what}' for when in ('before', 'after') for what in ('fit', 'epoch', 'train', 'validate', 'batch', 'pred', 'loss', 'backward', 'step'))}  # of fastai's transforms and callbacks
+PROTOCOL = {'encodes', 'decodes', 'setups', 'to_detach', *(f'{when}_{what}' for when in ('before', 'after') for what in ('fit', 'epoch', 'train', 'validate', 'batch', 'pred', 'loss', 'backward', 'step'))}  # of fastai's transforms, loaders and callbacks
 
 def decorated(node, name): return any(name in ast.unparse(d) for d in node.decorator_list)
 
