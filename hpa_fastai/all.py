@@ -36,6 +36,7 @@ from .results import *
 from .inference import *
 from .experiments import *
 from .watch import *
+from .cells import *
 from .interpret import *
 from .demo import *
 

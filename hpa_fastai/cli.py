@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/90_cli.ipynb #bad285c0
-import argparse, os, sys
+import argparse, os, shutil, sys
 from pathlib import Path
 
 # %% ../nbs/90_cli.ipynb #b7696154
@@ -109,7 +109,8 @@ def _add_train(sub):
     g.add_argument('--minutes', type=float, help='plan the training to take this long')
     g.add_argument('--epochs', type=int, default=4, help='passes over the images in each stage, without --minutes')
     g.add_argument('--bs', type=int, default=32, help='images in a batch')
-    g.add_argument('--lr', type=float, default=3e-3, help='the highest learning rate')
+    g.add_argument('--lr', type=_rate, default=3e-3, metavar='LR|find', help='the highest learning rate; find looks for one')
+    g.add_argument('--resume', action='store_true', help='go on with a training of the same settings that was stopped')
     g.add_argument('--cache', default=None, help='folder for decoded images; by default in your cache folder')
     g.add_argument('--no-cache', dest='use_cache', action='store_false', help='read the image files each time')
     g.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
@@ -135,6 +136,17 @@ def _learner(a, dls, cbs):
 def _pretrained(text): return {'yes':True, 'no':False}.get(text, text)
 
 # %% ../nbs/90_cli.ipynb #9692b565
+def _rate(text): return text if text=='find' else float(text)
+
+def _training_folder(a):
+    "Where checkpoints and log lie until the model is saved"
+    from hpa_fastai.labels import HPAError
+    folder = a.out.with_name(a.out.name+'.training')
+    if folder.exists() and not a.resume:
+        if not a.force: raise HPAError(f'{folder} holds a training that was stopped; --resume goes on with it, --force begins anew')
+        shutil.rmtree(folder)
+    return folder
+
 def _check_train(a):
     "Refuse what can't be trained or saved before the images are read"
     from hpa_fastai.bundle import check_target
@@ -175,6 +187,8 @@ def _train(a):
         learn.evaluate()
     print(f'\nOn the {len(dls.valid_ds)} validation images, which the thresholds were fitted on (expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
     print(f'Saved to {learn.save_bundle(a.out, force=True)}. Predict a folder with: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
+    if 'stopped' in learn.history: return 1
+    shutil.rmtree(folder)
 
 def _join(a):
     "The device of this process; of several, the first one speaks"
@@ -364,6 +378,33 @@ def _rehearse(a, predictor):
           f'{len(predictor.bundles)} models of {len(predictor.labels)} classes on {predictor.where}, batches of {predictor.bs}, {predictor.n_workers} threads that read{", eight symmetries" if predictor.tta else ""}\n'
           f'one batch of {len(rows)} took {seconds:.1f} s: about {len(table)/len(rows)*seconds/60:.1f} minutes for all; {sum(bool(r[-1]) for r in rows)} of them could not be read\n'
           f'to {a.out}; nothing was written')
+
+# %% ../nbs/90_cli.ipynb #3d01e890
+def _add_cells(sub):
+    p = sub.add_parser('cells', help='say where the protein is in every cell of a folder of images', description='One row a cell: where it is, locations, probabilities, its outline. Cells are outlined by scikit-image unless masks are given.')
+    p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
+    p.add_argument('--out', type=Path, default=Path('cells.csv'), help='table to write, .csv or .parquet')
+    p.add_argument('--masks', type=Path, help='folder of label masks, of Cellpose, HPA-Cell-Segmentation or others: <Id>.png, <Id>_cellmask.png, …')
+    p.add_argument('--submission', type=Path, help='csv to write as the competition of 2021 wants it')
+    p.add_argument('--prior', type=float, default=.5, help='weight of the field of view: 0 trusts the cell alone, 1 the field alone')
+    p.add_argument('--border', choices=('all', 'nucleus', 'drop'), default='all', help='cells at the edge: all, those with their nucleus in the picture, or none')
+    p.add_argument('--pixel-size', type=float, help='µm a pixel of the files; the scale is measured in each picture unless given')
+    p.add_argument('--force', action='store_true', help='overwrite results')
+    _predict_options(p)
+    p.set_defaults(run=_cells)
+
+def _cells(a):
+    from hpa_fastai.cells import cells_submission, predict_cells
+    from hpa_fastai.inference import check_out, check_writable
+    from hpa_fastai.labels import HPAError
+    check_out(a.out, a.force)
+    if a.submission and check_writable(a.submission, ('.csv',)).exists() and not a.force: raise HPAError(f'{a.submission} exists; give another name, or overwrite it with --force')
+    predictor = _predictor(a)
+    df = predict_cells(predictor, a.folder, a.masks, a.out, a.prior, a.border, pixel_size=a.pixel_size, force=a.force, progress=a.progress)
+    failed = df[(df['error']!='')&(df['error']!='no cells')]
+    print(f'{(df.cell>0).sum()} cells of {df.Id.nunique()} fields of view in {a.out}; {(df["error"]=="no cells").sum()} fields of view have no cells.')
+    if a.submission: print(f'{len(cells_submission(df, predictor.labels, a.submission, force=a.force))} rows in {a.submission}.')
+    return _report_failures(list(zip(failed.Id, failed['error'])), len(failed), df.Id.nunique())
 
 # %% ../nbs/90_cli.ipynb #4d5c95be
 def _add_test_model(sub):

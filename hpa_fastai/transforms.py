@@ -93,6 +93,8 @@ def random_affine(
     return torch.cat([turn*s[:,None,None], shift], 2)
 
 # %% ../nbs/28_transforms.ipynb #7b28e573
+def _between(low, high, shape, x): return low+(high-low)*torch.rand(shape, device=x.device, dtype=x.dtype)
+
 class AugmentRGBY(DisplayedTransform):
     "Random symmetry, scale, and brightness of each channel; in training only"
     order, split_idx = 20, 0
@@ -100,11 +102,15 @@ class AugmentRGBY(DisplayedTransform):
         scale:float=1.25,  # shrink or enlarge by up to this factor; 1: never
         gain:float=0.25,  # up to this much brighter or darker, a channel on its own
         gamma:float=0.25,  # exponent of the brightness, up to this much above or below 1
-    ): self.scale, self.gain, self.gamma = scale, gain, gamma
+        protein:float=0.,  # fade the protein channel by up to this share; normalisation by each picture's own figures undoes it
+        drop:float=0.,  # blank each landmark channel (red, blue, yellow) with this probability
+    ): self.scale, self.gain, self.gamma, self.protein, self.drop = scale, gain, gamma, protein, drop
 
     def encodes(self, x:TensorRGBY):
         b, c = x.shape[:2]
         grid = F.affine_grid(random_affine(b, self.scale, x.device).to(x.dtype), x.shape, align_corners=False)
         x = F.grid_sample(x, grid, padding_mode='zeros', align_corners=False)
-        gamma, gain = (1+(torch.rand(b, c, 1, 1, device=x.device, dtype=x.dtype)*2-1)*o for o in (self.gamma, self.gain))
+        gamma, gain = (_between(1-o, 1+o, (b, c, 1, 1), x) for o in (self.gamma, self.gain))
+        if self.protein: gain[:,1:2] *= _between(1-self.protein, 1, (b, 1, 1, 1), x)
+        if self.drop: gain[:,[0,2,3]] *= torch.rand(b, 3, 1, 1, device=x.device)>=self.drop
         return (x.clamp(1e-6, 1)**gamma*gain).clamp(0, 1)

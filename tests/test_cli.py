@@ -1,7 +1,9 @@
 "The command: exit codes, one-line errors, files where they are asked for."
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -123,3 +125,18 @@ def test_demo_in_small(tmp_path):
     ev = run_demo(tmp_path/'demo', n_train=60, n_test=30, size=32, minutes=.05, arch='lenet5')
     assert len(ev.table) == 28
     assert {'hpa_model', 'predictions.csv', 'predictions.png'} <= set(os.listdir(tmp_path/'demo'))
+
+
+def test_a_stopped_training_is_kept_and_goes_on(small_atlas, tmp_path):
+    args = [COMMAND, 'train', small_atlas, '--arch', 'lenet5', '--pretrained', 'no',
+            '--size', '48', '--epochs', '12', '--out', tmp_path/'m', '--cache', tmp_path/'cache', '--no-progress']
+    p = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = tmp_path/'m.training'/'log.csv'
+    while not log.exists() and p.poll() is None: time.sleep(.05)
+    p.send_signal(signal.SIGINT)
+    out = p.communicate()[0]
+    assert p.returncode == 1 and 'training was stopped' in out and (tmp_path/'m'/'model.safetensors').exists() and log.exists(), out
+    again = subprocess.run(args, capture_output=True, text=True)
+    assert again.returncode == 2 and again.stderr.count('\n') == 1
+    on = subprocess.run([*args, '--resume', '--force'], capture_output=True, text=True)
+    assert on.returncode == 0 and 'going on' in on.stdout and not log.exists(), on.stderr
