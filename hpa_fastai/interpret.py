@@ -18,6 +18,7 @@ from fastai.learner import Learner
 from .labels import *
 from .images import *
 from .bundle import *
+from .saving import *
 from .inference import *
 
 # %% ../nbs/80_interpret.ipynb #b288fa46
