@@ -28,18 +28,14 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hpa_fastai.bundle._read_config': ('bundle.html#_read_config', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle._read_flagger': ('bundle.html#_read_flagger', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle._read_sample': ('bundle.html#_read_sample', 'hpa_fastai/bundle.py'),
-                                   'hpa_fastai.bundle._reference': ('bundle.html#_reference', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle._reference_check': ('bundle.html#_reference_check', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle._replace': ('bundle.html#_replace', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle._sha256': ('bundle.html#_sha256', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle._shapes': ('bundle.html#_shapes', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle._table_records': ('bundle.html#_table_records', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle._tensors': ('bundle.html#_tensors', 'hpa_fastai/bundle.py'),
-<<<<<<< HEAD
                                    'hpa_fastai.bundle._unpickle': ('bundle.html#_unpickle', 'hpa_fastai/bundle.py'),
-=======
                                    'hpa_fastai.bundle._validation_check': ('bundle.html#_validation_check', 'hpa_fastai/bundle.py'),
->>>>>>> 6f4fce58faf094988bbd756c04e3a9b71e9f9798
                                    'hpa_fastai.bundle._versions': ('bundle.html#_versions', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle.check_target': ('bundle.html#check_target', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle.config_check': ('bundle.html#config_check', 'hpa_fastai/bundle.py'),
@@ -820,13 +816,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'hpa_fastai.onnx._Whole.__init__': ('onnx.html#_whole.__init__', 'hpa_fastai/onnx.py'),
                                  'hpa_fastai.onnx._Whole.forward': ('onnx.html#_whole.forward', 'hpa_fastai/onnx.py'),
                                  'hpa_fastai.onnx.export_onnx': ('onnx.html#export_onnx', 'hpa_fastai/onnx.py')},
-<<<<<<< HEAD
-            'hpa_fastai.preprocess': { 'hpa_fastai.preprocess.Preprocess': ('preprocess.html#preprocess', 'hpa_fastai/preprocess.py'),
-                                       'hpa_fastai.preprocess.Preprocess.__call__': ( 'preprocess.html#preprocess.__call__',
-                                                                                      'hpa_fastai/preprocess.py'),
-                                       'hpa_fastai.preprocess.normalize': ('preprocess.html#normalize', 'hpa_fastai/preprocess.py'),
-                                       'hpa_fastai.preprocess.resize': ('preprocess.html#resize', 'hpa_fastai/preprocess.py')},
-=======
             'hpa_fastai.pages': { 'hpa_fastai.pages.Picture': ('pages.html#picture', 'hpa_fastai/pages.py'),
                                   'hpa_fastai.pages.Section': ('pages.html#section', 'hpa_fastai/pages.py'),
                                   'hpa_fastai.pages._cell': ('pages.html#_cell', 'hpa_fastai/pages.py'),
@@ -839,7 +828,11 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hpa_fastai.pages.page_ink': ('pages.html#page_ink', 'hpa_fastai/pages.py'),
                                   'hpa_fastai.pages.table_block': ('pages.html#table_block', 'hpa_fastai/pages.py'),
                                   'hpa_fastai.pages.write_page': ('pages.html#write_page', 'hpa_fastai/pages.py')},
->>>>>>> 6f4fce58faf094988bbd756c04e3a9b71e9f9798
+            'hpa_fastai.preprocess': { 'hpa_fastai.preprocess.Preprocess': ('preprocess.html#preprocess', 'hpa_fastai/preprocess.py'),
+                                       'hpa_fastai.preprocess.Preprocess.__call__': ( 'preprocess.html#preprocess.__call__',
+                                                                                      'hpa_fastai/preprocess.py'),
+                                       'hpa_fastai.preprocess.normalize': ('preprocess.html#normalize', 'hpa_fastai/preprocess.py'),
+                                       'hpa_fastai.preprocess.resize': ('preprocess.html#resize', 'hpa_fastai/preprocess.py')},
             'hpa_fastai.processes': { 'hpa_fastai.processes._part': ('processes.html#_part', 'hpa_fastai/processes.py'),
                                       'hpa_fastai.processes.agree': ('processes.html#agree', 'hpa_fastai/processes.py'),
                                       'hpa_fastai.processes.in_any': ('processes.html#in_any', 'hpa_fastai/processes.py'),
@@ -950,6 +943,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'hpa_fastai.saving': { 'hpa_fastai.saving.Learner.save_bundle': ('saving.html#learner.save_bundle', 'hpa_fastai/saving.py'),
                                    'hpa_fastai.saving.Learner.to_bundle': ('saving.html#learner.to_bundle', 'hpa_fastai/saving.py'),
                                    'hpa_fastai.saving._pictures': ('saving.html#_pictures', 'hpa_fastai/saving.py'),
+                                   'hpa_fastai.saving._reference': ('saving.html#_reference', 'hpa_fastai/saving.py'),
                                    'hpa_fastai.saving._sample': ('saving.html#_sample', 'hpa_fastai/saving.py')},
             'hpa_fastai.show': { 'hpa_fastai.show._gallery_row': ('show.html#_gallery_row', 'hpa_fastai/show.py'),
                                  'hpa_fastai.show._grid': ('show.html#_grid', 'hpa_fastai/show.py'),

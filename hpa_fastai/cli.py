@@ -351,12 +351,8 @@ def _check_places(a):
 
 # %% ../nbs/90_cli.ipynb #b1d2889b
 def _predict(a):
-<<<<<<< HEAD
-    with quick_imports(): from hpa_fastai.inference import read_predictions, write_submission
-=======
     import time
-    from hpa_fastai.inference import read_predictions, write_submission
->>>>>>> 6f4fce58faf094988bbd756c04e3a9b71e9f9798
+    with quick_imports(): from hpa_fastai.inference import read_predictions, write_submission
     if a.watch: return _watch(a)
     _check_places(a)
     predictor = _predictor(a)

@@ -6,15 +6,18 @@
 __all__ = []
 
 # %% ../nbs/73_saving.ipynb #a07e4bf1
+from dataclasses import asdict
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
 from .images import *
+from .splits import antibody_of
 from .data import *
 from .processes import *
 from .assessment import *
 from .flags import *
+from .reference import *
 from .bundle import *
 
 # %% ../nbs/73_saving.ipynb #bd906e8c
@@ -25,13 +28,21 @@ def to_bundle(self:Learner) -> Bundle:
 
 # %% ../nbs/73_saving.ipynb #2a0e2839
 def _pictures(dl, bundle, most=600, bs=32):
-    "Some pictures of a loader as they are read, and their embeddings"
+    "Some pictures of a loader as they are read, their embeddings and probabilities, and their rows"
     items = dl.dataset.items
     take = np.sort(np.random.default_rng(0).permutation(len(items))[:most])
     if getattr(dl, 'cache', None) is not None: x = dl.cache.batch(dl._rows[take])
     else: x = bundle.pixels([bundle.reader(r) for r in items.iloc[take].to_dict('records')])
     x = x.as_subclass(torch.Tensor)
-    return x, np.concatenate([bundle.run(bundle.inputs(o))[1] for o in x.split(bs)])
+    probs, embs = (np.concatenate(o) for o in zip(*(bundle.run(bundle.inputs(o)) for o in x.split(bs))))
+    return x, embs, probs, items.iloc[take]
+
+# %% ../nbs/73_saving.ipynb #7e1b2c40
+def _reference(bundle, x, embs, probs, items, group):
+    "How held-out pictures look, and what the model names on them"
+    groups = items[group] if group in items else items['Id'].map(antibody_of)
+    traits = {**picture_traits(x), 'unlikeness': bundle.flagger.unlikeness(x, embs)}
+    return asdict(Reference.fit(traits, bundle.thresholds.predict(probs), groups))
 
 # %% ../nbs/73_saving.ipynb #db9a6e2d
 def _sample(dls):
@@ -48,5 +59,7 @@ def save_bundle(self:Learner,
     "Save the model with its labels, settings, thresholds and figures, loadable without pickle"
     if not is_first(): return Path(path)  # of several processes with the same model, one writes it
     sample, bundle = _sample(self.dls), self.to_bundle()
-    bundle.flagger = Flagger.fit(*(_pictures(dl, bundle) for dl in (self.dls.train, self.dls.valid)))
+    train, held_out = (_pictures(dl, bundle) for dl in (self.dls.train, self.dls.valid))
+    bundle.flagger = Flagger.fit(train[:2], held_out[:2])
+    bundle.config['reference'] = _reference(bundle, *held_out, getattr(self.dls, 'group', None))
     return write_bundle(bundle, path, sample, force)
