@@ -29,8 +29,8 @@ from .calibration import *
 from .thresholds import *
 from .evaluation import *
 from .bundle import *
-from .saving import *
 from .bundle import _table_records
+from .saving import *
 from .results import *
 from .inference import *
 from .inference import _Decided
@@ -202,6 +202,7 @@ class Folds:
 
 def _predict_fold(learn, out, fold):
     "Save the model, and what it says about its validation images"
+    learn.fit_thresholds()
     learn.save_bundle(out/f'fold{fold}', force=True)
     if is_first(): Predictor(out/f'fold{fold}', learn.dls.device.type).to_file(learn.dls.valid_ds.items, out/f'fold{fold}.csv', force=True, progress=False)
     meet()
@@ -246,7 +247,7 @@ def _equip(path, d, evaluation):
     "Give a model the calibration and the thresholds of all folds"
     b = load_bundle(path)
     if json.dumps(b.config['thresholds'])==json.dumps(d.thresholds.to_dict()): return path
-    config = {**b.config, 'thresholds':d.thresholds.to_dict(), 'calibration':d.calibration and d.calibration.to_dict(), 'metrics':_table_records(evaluation.table)}
+    config = {**b.config, 'thresholds':d.thresholds.to_dict(), 'calibration':d.calibration and d.calibration.to_dict(), 'metrics':_table_records(evaluation.table), 'validation':evaluation.to_dict()}
     with np.load(path/'sample.npz') as f: sample = torch.from_numpy(f['images'])
     return write_bundle(replace(b, thresholds=d.thresholds, calibration=d.calibration, config=json.loads(json.dumps(config))), path, sample, force=True)
 
