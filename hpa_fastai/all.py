@@ -17,6 +17,7 @@ from .duplicates import *
 from .splits import *
 from .explore import *
 from .cache import *
+from .preprocess import *
 from .transforms import *
 from .data import *
 from .losses import *
@@ -33,6 +34,7 @@ from .reference import *
 from .bundle import *
 from .hub import *
 from .onnx import *
+from .saving import *
 from .results import *
 from .inference import *
 from .experiments import *

@@ -8,6 +8,7 @@ __all__ = ['main']
 # %% ../nbs/90_cli.ipynb #bad285c0
 import argparse, os, shutil, sys
 from pathlib import Path
+from . import quick_imports
 
 # %% ../nbs/90_cli.ipynb #b7696154
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -167,7 +168,7 @@ def _train(a):
     from hpa_fastai.data import HPADataLoaders
     from hpa_fastai.distributed import shared_training
     from hpa_fastai.training import TrainingBar, default_sizes
-    import hpa_fastai.assessment
+    import hpa_fastai.assessment, hpa_fastai.saving
     _check_train(a)
     device = _join(a)
     if a.dry_run: return _rehearse_training(a)
@@ -304,7 +305,7 @@ def _predict_options(p):
 
 def _predictor(a):
     "The models, loaded"
-    from hpa_fastai.inference import Predictor
+    with quick_imports(): from hpa_fastai.inference import Predictor
     return Predictor(a.model or 'hpa_model', a.device, a.bs, a.tta, a.at_least_one, a.precision, a.n_workers)
 
 def _add_predict(sub):
@@ -349,7 +350,7 @@ def _check_places(a):
 # %% ../nbs/90_cli.ipynb #b1d2889b
 def _predict(a):
     import time
-    from hpa_fastai.inference import read_predictions, write_submission
+    with quick_imports(): from hpa_fastai.inference import read_predictions, write_submission
     if a.watch: return _watch(a)
     _check_places(a)
     predictor = _predictor(a)
