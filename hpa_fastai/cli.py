@@ -167,21 +167,23 @@ def _train(a):
     from fastai.torch_core import set_seed
     from hpa_fastai.data import HPADataLoaders
     from hpa_fastai.distributed import shared_training
+    from hpa_fastai.processes import in_turn, is_first
     from hpa_fastai.training import TrainingBar, default_sizes
     import hpa_fastai.assessment, hpa_fastai.saving
     _check_train(a)
     device = _join(a)
     if a.dry_run: return _rehearse_training(a)
     if a.folds: return _train_folds(a, device)
+    folder = in_turn(lambda: _training_folder(a))
     set_seed(a.seed)
     sizes = tuple(a.sizes or default_sizes(a.size))
     dls = HPADataLoaders.from_csv(a.data, a.csv, a.images, a.labels, size=max(sizes), bs=a.bs, valid_pct=a.valid_pct, fold=a.fold,
         group=_group(a.group), seed=a.seed, cache=(a.cache or True) if a.use_cache else False, device=device, progress=a.progress)
     learn = _learner(a, dls, TrainingBar() if a.progress else None)
     print(f'{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate; {learn.model.config["arch"]} at {", ".join(map(str, sizes))} px on {dls.device}, '
-          f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr:g}; model to {a.out}', flush=True)
+          f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr}; model to {a.out}', flush=True)
     with shared_training(learn), learn.no_bar(), learn.no_logging():
-        learn.fit_progressive(sizes, epochs=a.epochs, minutes=a.minutes, lr=a.lr)
+        learn.fit_progressive(sizes, epochs=a.epochs, minutes=a.minutes, lr=a.lr, folder=folder, resume=a.resume)
         learn.save_bundle(a.out, force=a.force)
         if a.calibrate: learn.calibrate()
         learn.fit_thresholds()
@@ -189,7 +191,7 @@ def _train(a):
     print(f'\nOn the {len(dls.valid_ds)} validation images, which the thresholds were fitted on (expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
     print(f'Saved to {learn.save_bundle(a.out, force=True)}. Predict a folder with: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
     if 'stopped' in learn.history: return 1
-    shutil.rmtree(folder)
+    if is_first(): shutil.rmtree(folder)
 
 def _join(a):
     "The device of this process; of several, the first one speaks"

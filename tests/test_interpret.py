@@ -5,7 +5,12 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np, pytest, torch
 from torch import nn
-from hpa_fastai.all import *
+from hpa_fastai.labels import *
+from hpa_fastai.images import *
+from hpa_fastai.simulate import *
+from hpa_fastai.models import *
+from hpa_fastai.bundle import load_bundle
+from hpa_fastai.inference import *
 from hpa_fastai.interpret import *
 
 @pytest.fixture(autouse=True)
