@@ -247,6 +247,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'hpa_fastai.cli._test_model': ('cli.html#_test_model', 'hpa_fastai/cli.py'),
                                 'hpa_fastai.cli._train': ('cli.html#_train', 'hpa_fastai/cli.py'),
                                 'hpa_fastai.cli._train_folds': ('cli.html#_train_folds', 'hpa_fastai/cli.py'),
+                                'hpa_fastai.cli._training_folder': ('cli.html#_training_folder', 'hpa_fastai/cli.py'),
                                 'hpa_fastai.cli._verify': ('cli.html#_verify', 'hpa_fastai/cli.py'),
                                 'hpa_fastai.cli._watch': ('cli.html#_watch', 'hpa_fastai/cli.py'),
                                 'hpa_fastai.cli.main': ('cli.html#main', 'hpa_fastai/cli.py')},
