@@ -144,7 +144,7 @@ def _training_folder(a):
     folder = a.out.with_name(a.out.name+'.training')
     if folder.exists() and not a.resume:
         if not a.force: raise HPAError(f'{folder} holds a training that was stopped; --resume goes on with it, --force begins anew')
-        shutil.rmtree(folder)
+        if not a.dry_run: shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 def _check_train(a):
@@ -169,6 +169,7 @@ def _train(a):
     from hpa_fastai.training import TrainingBar, default_sizes
     import hpa_fastai.assessment
     _check_train(a)
+    folder = _training_folder(a)
     device = _join(a)
     if a.dry_run: return _rehearse_training(a)
     if a.folds: return _train_folds(a, device)
@@ -178,9 +179,9 @@ def _train(a):
         group=_group(a.group), seed=a.seed, cache=(a.cache or True) if a.use_cache else False, device=device, progress=a.progress)
     learn = _learner(a, dls, TrainingBar() if a.progress else None)
     print(f'{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate; {learn.model.config["arch"]} at {", ".join(map(str, sizes))} px on {dls.device}, '
-          f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr:g}; model to {a.out}', flush=True)
+          f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr}; model to {a.out}', flush=True)
     with shared_training(learn), learn.no_bar(), learn.no_logging():
-        learn.fit_progressive(sizes, epochs=a.epochs, minutes=a.minutes, lr=a.lr)
+        learn.fit_progressive(sizes, epochs=a.epochs, minutes=a.minutes, lr=a.lr, folder=folder, resume=a.resume)
         learn.save_bundle(a.out, force=a.force)
         if a.calibrate: learn.calibrate()
         learn.fit_thresholds()
@@ -188,7 +189,7 @@ def _train(a):
     print(f'\nOn the {len(dls.valid_ds)} validation images, which the thresholds were fitted on (expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
     print(f'Saved to {learn.save_bundle(a.out, force=True)}. Predict a folder with: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
     if 'stopped' in learn.history: return 1
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 def _join(a):
     "The device of this process; of several, the first one speaks"

@@ -269,8 +269,8 @@ def _end(learn, stopped, folder, about, c):
         learn.history['stopped'] = f'at {c.size} px'
         more = ', or go on with the same call and resume=True' if folder else ''
         warnings.warn(f'training was stopped at {c.size} px; the model is usable as it is{more}')
-    elif folder and not rank_distrib():
-        write_checkpoint(folder/'checkpoint.pt', plain(dict(about, finished=True, weights=list(learn.model.state_dict().values()), history=learn.history)))
+    elif folder and is_first():
+        write_checkpoint(folder/'checkpoint.pt', dict(about, finished=True, weights=list(learn.model.state_dict().values()), history=learn.history))
     return learn
 
 def _go_on(learn, state, folder, start, verbose):
@@ -281,12 +281,12 @@ def _go_on(learn, state, folder, start, verbose):
     learn.dls.set_size(learn.size)
     if state['finished']:
         if verbose: print(f'{folder} holds the finished training')
-        put_tensors(learn, state['weights'])
+        put_weights(learn, state['weights'])
         return learn
     c = cycles[state['cycle']]
-    if verbose and not rank_distrib(): print(f'going on in {folder} after epoch {state["epoch"]} at {c.size} px')
+    if verbose and is_first(): print(f'going on in {folder} after epoch {state["epoch"]} at {c.size} px')
     learn.create_opt()
-    restore(learn, state)
+    restore_learner(learn, state)
     return _fit_cycles(learn, cycles, {k: state[k] for k in ('settings', 'minutes', 'lr', 'average', 'history')}, folder, start-state['elapsed']-state['spent'], state['cycle'], state)
 
 # %% ../nbs/60_training.ipynb #412bf49b
@@ -313,7 +313,7 @@ def fit_progressive(self:Learner,
     if state: return _go_on(self, state, folder, start, verbose)
     if lr=='find': lr = self.find_lr()
     stages, cycles = _plan(self, sizes, epochs, minutes, lambda: minutes*60-(time.monotonic()-start))
-    if verbose and not rank_distrib(): print('; '.join(map(str, stages)))
+    if verbose and is_first(): print('; '.join(map(str, stages)))
     self.training_log = []
     self.history = dict(images=len(self.dls.train_ds), stages=[str(s) for s in stages], lr=lr, minutes=0.)
     return _fit_cycles(self, cycles, dict(settings=settings, minutes=minutes, lr=lr, average=average, history=self.history), folder, start)
