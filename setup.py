@@ -24,6 +24,6 @@ setup(
     packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']),
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('zarr', 'cloud', 'parquet', 'onnx', 'watch', 'interpret', 'dev')},
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('zarr', 'cloud', 'parquet', 'onnx', 'watch', 'interpret', 'cells', 'dev')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d']},
 )

@@ -17,6 +17,7 @@ from .duplicates import *
 from .splits import *
 from .explore import *
 from .cache import *
+from .preprocess import *
 from .transforms import *
 from .data import *
 from .losses import *
@@ -30,14 +31,19 @@ from .thresholds import *
 from .evaluation import *
 from .assessment import *
 from .flags import *
+from .reference import *
 from .bundle import *
 from .hub import *
 from .onnx import *
+from .saving import *
 from .results import *
 from .inference import *
 from .experiments import *
 from .watch import *
+from .cells import *
 from .interpret import *
+from .monitor import *
+from .report import *
 from .demo import *
 
 # %% ../nbs/99_all.ipynb #ffbc64b7

@@ -13,20 +13,18 @@ from importlib.metadata import version
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from fastai.learner import Learner, load_learner
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from .labels import *
 from .checks import *
-from .images import *
-from .transforms import *
+from .fields import *
+from .decode import *
+from .preprocess import *
 from .models import *
 from .calibration import *
 from .thresholds import *
 from .flags import *
-from .data import *
-from .processes import *
-from .assessment import *
+from .reference import *
 
 # %% ../nbs/70_bundle.ipynb #7425c2d0
 class BundleError(HPAError):
@@ -100,6 +98,32 @@ def _versions():
     "What the model was made with"
     return dict(python=platform.python_version(), **{p: version(p) for p in ('hpa_fastai', 'torch', 'fastai', 'timm', 'torchvision')})
 
+def _table_records(table):
+    "A table by class as plain json: NaN becomes null"
+    df = table.reset_index(names='class') if 'class' not in table else table
+    clean = lambda v: None if isinstance(v, float) and v!=v else v.item() if hasattr(v, 'item') else v
+    return [{k: clean(v) for k,v in r.items()} for r in df.astype(object).to_dict('records')]
+
+# %% ../nbs/70_bundle.ipynb #4c59742b
+def _half(n):
+    "Thresholds of one half, for a model whose own were never fitted"
+    half = np.full(n, .5)
+    return Thresholds(half, half, half, 'constant', np.zeros(n, int))
+
+@patch(cls_method=True)
+def from_learner(cls:Bundle,
+    learn,  # of `hpa_learner`
+) -> Bundle:
+    "The learner's model and settings"
+    labels, reader, preprocess = learn.dls.labels, learn.dls.reader, learn.dls.set_size(learn.size).preprocess()
+    th, cal, ev = (getattr(learn, k, None) for k in ('thresholds', 'calibration', 'evaluation'))
+    th = th or _half(len(labels))
+    config = dict(format_version=FORMAT, model=learn.model.config, labels=asdict(labels), reader=asdict(reader), preprocess=asdict(preprocess),
+                  thresholds=th.to_dict(), calibration=cal and cal.to_dict(), training=getattr(learn, 'history', {}), metrics=_table_records(ev.table) if ev is not None else None,
+                  validation=ev.to_dict() if ev is not None else None, reference=None, versions=_versions())
+    return Bundle(learn.model.eval(), labels, reader, preprocess, th, cal, json.loads(json.dumps(config)), learn.dls.device)
+
+# %% ../nbs/70_bundle.ipynb #bc70d43b
 def _sha256(file):
     with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
 
@@ -180,55 +204,21 @@ def model_card(
         '## Validation by class', '', *([f'Macro F1 {np.mean(f1):.3f}, on the images that the thresholds were fitted on.', '', *_markdown_table(cols, rows)] if f1 else ['Not evaluated.']), '',
         '## Limits', '', 'Trust it on images of the kind it was validated on. Another microscope, scale, stain or cell line needs a new validation; rare classes with little support above are known badly. Not for diagnosis.', ''])
 
-# %% ../nbs/70_bundle.ipynb #9e8c805b
-def _table_records(table):
-    "A table by class as plain json: NaN becomes null"
-    df = table.reset_index(names='class') if 'class' not in table else table
-    clean = lambda v: None if isinstance(v, float) and v!=v else v.item() if hasattr(v, 'item') else v
-    return [{k: clean(v) for k,v in r.items()} for r in df.astype(object).to_dict('records')]
-
-def _half(n):
-    "Thresholds of one half, for a model whose own were never fitted"
-    half = np.full(n, .5)
-    return Thresholds(half, half, half, 'constant', np.zeros(n, int))
-
-@patch
-def to_bundle(self:Learner) -> Bundle:
-    "The learner's model and settings as a `Bundle`, without saving it"
-    labels, reader, preprocess = self.dls.labels, self.dls.reader, self.dls.set_size(self.size).preprocess()
-    th, cal = getattr(self, 'thresholds', None) or _half(len(labels)), getattr(self, 'calibration', None)
-    ev = getattr(self, 'evaluation', None)
-    config = dict(format_version=FORMAT, model=self.model.config, labels=asdict(labels), reader=asdict(reader), preprocess=asdict(preprocess),
-                  thresholds=th.to_dict(), calibration=cal and cal.to_dict(), training=getattr(self, 'history', {}), metrics=_table_records(ev.table) if ev is not None else None, versions=_versions())
-    return Bundle(self.model.eval(), labels, reader, preprocess, th, cal, json.loads(json.dumps(config)), self.dls.device)
-
-@patch
-def save_bundle(self:Learner,
-    path: str|Path,  # the folder to make
-    force: bool = False,  # replace a bundle that is there
-) -> Path:
-    "Save the model with its labels, settings, thresholds and figures, loadable without pickle"
-    if not is_first(): return Path(path)  # of several processes with the same model, one writes it
-    n = 2 if self.dls.reader.size else 1  # pictures as large as their files may differ in size
-    valid = self.dls.valid
-    if not len(valid.dataset): raise BundleError('this learner has no images (it was loaded from a file), and a bundle needs some to test itself with; save the bundle where the model was trained')
-    sample = next(iter(valid.create_batches(iter(range(min(n, len(valid.dataset)))))))[0]
-    bundle = self.to_bundle()
-    bundle.flagger = Flagger.fit(*(_pictures(dl, bundle) for dl in (self.dls.train, self.dls.valid)))
-    return write_bundle(bundle, path, sample.as_subclass(torch.Tensor), force)
-
-def _pictures(dl, bundle, most=600, bs=32):
-    "Some pictures of a loader as they are read, and their embeddings"
-    items = dl.dataset.items
-    take = np.sort(np.random.default_rng(0).permutation(len(items))[:most])
-    if getattr(dl, 'cache', None) is not None: x = dl.cache.batch(dl._rows[take])
-    else: x = bundle.pixels([bundle.reader(r) for r in items.iloc[take].to_dict('records')])
-    x = x.as_subclass(torch.Tensor)
-    return x, np.concatenate([bundle.run(bundle.inputs(o))[1] for o in x.split(bs)])
-
 # %% ../nbs/70_bundle.ipynb #d93e16d6
 _share, _maybe = number(0, 1), lambda check: either(one_of(None), check)
 _name = text(200, r'[^\x00-\x1f]+')
+
+def _validation_check(per_class):
+    "The description of what `Evaluation.to_dict` gives"
+    return record(n_images=number(0, 1e9, True), n_groups=_maybe(number(0, 1e9, True)), scores=mapping(_maybe(_share)), interval=listing(_maybe(_share), 2, 2),
+        reliability=listing(record(said=_share, was=_share, low=_share, high=_share, decisions=number(0, 1e12, True)), 0, 100),
+        confusion=per_class(per_class(_maybe(_share))), hardest=listing(record(Id=text(), loss=number(0, 1e6), missed=text(10_000), wrongly_given=text(10_000)), 0, 100))
+
+def _reference_check(per_class):
+    "The description of a `Reference`"
+    traits = lambda value, **more: record(**dict.fromkeys((*CHANNELS, 'sharpness', 'unlikeness'), value), **more)
+    return record(n=number(1, 1e9, True), quantiles=traits(listing(number(-1e6, 1e6), N_QUANTILES, N_QUANTILES)), named=per_class(number(0, 1e9, True)),
+        worth=traits(number(0, 1e9), names=number(0, 1e9)), icc=traits(_share, names=_share))
 
 def config_check(
     n: int,  # classes
@@ -248,7 +238,7 @@ def config_check(
         calibration=_maybe(record(method=_name, slope=per_class(number(-1e6, 1e6)), offset=per_class(number(-1e6, 1e6)),
             steps=mapping(listing(listing(number(-1e6, 1e6), 1, 100_000), 2, 2), one_of(*map(str, range(n)))))),
         flags=_maybe(record(**dict.fromkeys(('embedding', 'picture', 'unlike', 'saturated'), number(1e-9, 1e9)), blurred=number(-1e9, 1e9))),
-        training=plain, metrics=_maybe(listing(mapping(plain))), versions=mapping(text()), sha256=text(64, '[0-9a-f]{64}'))
+        training=plain, metrics=_maybe(listing(mapping(plain))), validation=_maybe(_validation_check(per_class)), reference=_maybe(_reference_check(per_class)), versions=mapping(text()), sha256=text(64, '[0-9a-f]{64}'))
 
 # %% ../nbs/70_bundle.ipynb #b6e882f8
 def _read_config(path):
@@ -259,6 +249,7 @@ def _read_config(path):
     if not isinstance(config, dict): raise BundleError(f'{file}: not the configuration of a model bundle')
     v = config.get('format_version')
     if isinstance(v, int) and v>FORMAT: raise BundleError(f'{path}: the bundle has format {v}, and this version of hpa_fastai reads up to {FORMAT}; upgrade with: pip install --upgrade hpa_fastai')
+    for later in ('validation', 'reference'): config.setdefault(later, None)
     classes = config['labels'].get('classes') if isinstance(config.get('labels'), dict) else None
     try: config_check(len(classes) if isinstance(classes, list) and classes else 1)(config, 'config.json')
     except CheckError as e: raise BundleError(f'{path}: {e}') from None
@@ -310,12 +301,10 @@ def _load_model(m, path, sha256):
     model.load_state_dict({k: v for k,v in tensors.items() if not k.startswith(_figures)})
     return model, {k.removeprefix(_figures): v.float().numpy() for k,v in tensors.items() if k.startswith(_figures)}
 
-@torch.no_grad()
 def _read_flagger(model, arrays, limits, path):
     "What says which pictures are odd"
     if limits is None: return None
-    body = model[0](torch.zeros(1, 4, *[model.config['size']]*2))
-    try: return Flagger.from_arrays(arrays, limits, body.shape[1])
+    try: return Flagger.from_arrays(arrays, limits, model.n_features)
     except (KeyError, ValueError) as e: raise BundleError(f'{path}: the figures of the training pictures are not valid: {e}') from None
 
 def _create(m, path, device):
@@ -326,13 +315,18 @@ def _create(m, path, device):
         if device=='cpu' or 'no network is called' in str(e): raise BundleError(f'{path}: {" ".join(str(e).split())[:200]}; if the model is newer than this package, upgrade hpa_fastai and timm') from None
 
 # %% ../nbs/70_bundle.ipynb #69d5a392
+def _unpickle(path):
+    "A bundle from a file of `learn.export`"
+    from fastai.learner import load_learner
+    return Bundle.from_learner(load_learner(path, cpu=True))
+
 def load_bundle(
     path: str|Path,  # the folder
     device: str|torch.device = 'cpu',  # where the network runs
     trust_pickle: bool = False,  # load a file of learn.export, and run the code in it
 ) -> Bundle:
     "Load a bundle; runs no code from it"
-    if trust_pickle and Path(path).is_file(): return load_learner(path, cpu=True).to_bundle().to(device)
+    if trust_pickle and Path(path).is_file(): return _unpickle(path).to(device)
     path = _find(path)
     c = _read_config(path)
     labels, reader, prep = (_build(cls, c[k], path, k) for cls,k in ((LabelSet, 'labels'), (ImageReader, 'reader'), (Preprocess, 'preprocess')))

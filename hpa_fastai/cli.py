@@ -8,6 +8,7 @@ __all__ = ['main']
 # %% ../nbs/90_cli.ipynb #bad285c0
 import argparse, os, shutil, sys
 from pathlib import Path
+from . import quick_imports
 
 # %% ../nbs/90_cli.ipynb #b7696154
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -167,7 +168,7 @@ def _train(a):
     from hpa_fastai.data import HPADataLoaders
     from hpa_fastai.distributed import shared_training
     from hpa_fastai.training import TrainingBar, default_sizes
-    import hpa_fastai.assessment
+    import hpa_fastai.assessment, hpa_fastai.saving
     _check_train(a)
     folder = _training_folder(a)
     device = _join(a)
@@ -305,7 +306,7 @@ def _predict_options(p):
 
 def _predictor(a):
     "The models, loaded"
-    from hpa_fastai.inference import Predictor
+    with quick_imports(): from hpa_fastai.inference import Predictor
     return Predictor(a.model or 'hpa_model', a.device, a.bs, a.tta, a.at_least_one, a.precision, a.n_workers)
 
 def _add_predict(sub):
@@ -315,6 +316,7 @@ def _add_predict(sub):
     p.add_argument('--embeddings', type=Path, help='.npy or .parquet for the features before the head of the network')
     p.add_argument('--submission', type=Path, help='csv to write as a competition wants it; needs --sample')
     p.add_argument('--sample', type=Path, help='the sample submission of the competition')
+    p.add_argument('--report', type=Path, metavar='PAGE', help='HTML page about the run to write: locations, pictures, flags, failures, comparison with training')
     p.add_argument('--force', action='store_true', help='overwrite results, or begin them again')
     p.add_argument('--dry-run', action='store_true', help='say what would be done, on one batch, and stop')
     _predict_options(p)
@@ -339,7 +341,7 @@ def _check_places(a):
     from hpa_fastai.inference import check_out, check_writable
     from hpa_fastai.labels import HPAError
     if not Path(f'{a.out}.part.json').is_file(): check_out(a.out, a.force)
-    for f,formats in ((a.embeddings, ('.npy', '.parquet')), (a.submission, ('.csv',))):
+    for f,formats in ((a.embeddings, ('.npy', '.parquet')), (a.submission, ('.csv',)), (a.report, ('.html',))):
         if f is None: continue
         check_writable(f, formats)
         if f.exists() and not a.force: raise HPAError(f'{f} exists; give another name, or overwrite it with --force')
@@ -348,20 +350,29 @@ def _check_places(a):
 
 # %% ../nbs/90_cli.ipynb #b1d2889b
 def _predict(a):
-    from hpa_fastai.inference import read_predictions, write_submission
+    import time
+    with quick_imports(): from hpa_fastai.inference import read_predictions, write_submission
     if a.watch: return _watch(a)
     _check_places(a)
     predictor = _predictor(a)
     if a.dry_run: return _rehearse(a, predictor)
+    start, anew = time.perf_counter(), not Path(f'{a.out}.part').exists()
     j = predictor.to_file(a.folder, a.out, a.force, a.embeddings, a.progress)
+    seconds = time.perf_counter()-start if anew else None
     print(f'{len(j)} fields of view in {j.out}. Most often: {_most(j.named)}.')
     if a.submission: print(f'{len(write_submission(read_predictions(j.out), a.sample, a.submission, predictor.labels, a.force))} rows in {a.submission}.')
+    if a.report: _report_run(a, j.out, predictor, seconds)
     return _report_failures(j.failed, j.n_failed, len(j))
+
+def _report_run(a, out, predictor, seconds):
+    "The page of a run that has just ended"
+    from hpa_fastai.report import report
+    print(f'Page: {report(out, a.report, predictor.bundles[0], a.folder, seconds=seconds, force=a.force)}')
 
 def _watch(a):
     from hpa_fastai.labels import HPAError
     from hpa_fastai.watch import watch
-    if a.embeddings or a.submission or a.dry_run: raise HPAError('--watch writes a table and nothing else; leave --embeddings, --submission and --dry-run away')
+    if a.embeddings or a.submission or a.report or a.dry_run: raise HPAError('--watch writes a table and nothing else; leave --embeddings, --submission, --report and --dry-run away')
     j = watch(a.folder, _predictor(a), a.out, a.timeout, a.settle, a.poll, a.force, a.progress)
     print(f'{len(j)} fields of view in {j.out}. Most often: {_most(j.named)}.')
     for why in j.waiting[:20]: print(why[1], file=sys.stderr)
@@ -379,6 +390,51 @@ def _rehearse(a, predictor):
           f'{len(predictor.bundles)} models of {len(predictor.labels)} classes on {predictor.where}, batches of {predictor.bs}, {predictor.n_workers} threads that read{", eight symmetries" if predictor.tta else ""}\n'
           f'one batch of {len(rows)} took {seconds:.1f} s: about {len(table)/len(rows)*seconds/60:.1f} minutes for all; {sum(bool(r[-1]) for r in rows)} of them could not be read\n'
           f'to {a.out}; nothing was written')
+
+# %% ../nbs/90_cli.ipynb #3d01e890
+def _add_cells(sub):
+    p = sub.add_parser('cells', help='say where the protein is in every cell of a folder of images', description='One row a cell: where it is, locations, probabilities, its outline. Cells are outlined by scikit-image unless masks are given.')
+    p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
+    p.add_argument('--out', type=Path, default=Path('cells.csv'), help='table to write, .csv or .parquet')
+    p.add_argument('--masks', type=Path, help='folder of label masks, of Cellpose, HPA-Cell-Segmentation or others: <Id>.png, <Id>_cellmask.png, …')
+    p.add_argument('--submission', type=Path, help='csv to write as the competition of 2021 wants it')
+    p.add_argument('--prior', type=float, default=.5, help='weight of the field of view: 0 trusts the cell alone, 1 the field alone')
+    p.add_argument('--border', choices=('all', 'nucleus', 'drop'), default='all', help='cells at the edge: all, those with their nucleus in the picture, or none')
+    p.add_argument('--pixel-size', type=float, help='µm a pixel of the files; the scale is measured in each picture unless given')
+    p.add_argument('--force', action='store_true', help='overwrite results')
+    _predict_options(p)
+    p.set_defaults(run=_cells)
+
+def _cells(a):
+    from hpa_fastai.cells import cells_submission, predict_cells
+    from hpa_fastai.inference import check_out, check_writable
+    from hpa_fastai.labels import HPAError
+    check_out(a.out, a.force)
+    if a.submission and check_writable(a.submission, ('.csv',)).exists() and not a.force: raise HPAError(f'{a.submission} exists; give another name, or overwrite it with --force')
+    predictor = _predictor(a)
+    df = predict_cells(predictor, a.folder, a.masks, a.out, a.prior, a.border, pixel_size=a.pixel_size, force=a.force, progress=a.progress)
+    failed = df[(df['error']!='')&(df['error']!='no cells')]
+    print(f'{(df.cell>0).sum()} cells of {df.Id.nunique()} fields of view in {a.out}; {(df["error"]=="no cells").sum()} fields of view have no cells.')
+    if a.submission: print(f'{len(cells_submission(df, predictor.labels, a.submission, force=a.force))} rows in {a.submission}.')
+    return _report_failures(list(zip(failed.Id, failed['error'])), len(failed), df.Id.nunique())
+
+# %% ../nbs/90_cli.ipynb #6ace4820
+def _add_report(sub):
+    p = sub.add_parser('report', help='one page about a data set, a model, or a run of predictions', description='One HTML page that opens from disk: a data set, a model, or a run of predictions beside the training of its model.')
+    p.add_argument('what', metavar='WHAT', help='folder of a data set, folder of a model, or a table of predictions')
+    p.add_argument('--reference', metavar='MODEL', help='of predictions: the model that made them, to compare with its training and show where it looked')
+    p.add_argument('--images', type=Path, metavar='FOLDER', help='of predictions and models: folder with their pictures')
+    p.add_argument('--csv', default='train.csv', help='of a data set: table of labels, in its folder or anywhere')
+    p.add_argument('--labels', default='hpa28', help='of a data set: hpa28, hpa19, ztg10, or a csv of class names')
+    p.add_argument('--group', help='of a data set: column whose members must stay on one side of a split')
+    p.add_argument('--out', type=Path, default=Path('report.html'), help='page to write')
+    p.add_argument('--force', action='store_true', help='overwrite it')
+    _quiet(p)
+    p.set_defaults(run=_report)
+
+def _report(a):
+    from hpa_fastai.report import report
+    print(f'Written to {report(a.what, a.out, a.reference, a.images, a.csv, a.labels, _group(a.group), force=a.force)}')
 
 # %% ../nbs/90_cli.ipynb #4d5c95be
 def _add_test_model(sub):
@@ -429,7 +485,7 @@ def _parser():
     p = _Parser(prog='hpa_fastai', description='Protein locations from Human Protein Atlas images.', epilog='Each command explains itself: hpa_fastai train --help')
     p.add_argument('--version', action=_Version, nargs=0, default=argparse.SUPPRESS, help='versions of this package, python, torch, fastai and timm, the device and the system')
     sub = p.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_demo, _add_verify, _add_explore, _add_train, _add_compare, _add_evaluate, _add_predict, _add_test_model, _add_simulate): add(sub)
+    for add in (_add_demo, _add_verify, _add_explore, _add_train, _add_compare, _add_evaluate, _add_predict, _add_report, _add_cells, _add_test_model, _add_simulate): add(sub)
     return p
 
 def _one_line(message, category, filename, lineno, line=None): return f'note: {message}\n'

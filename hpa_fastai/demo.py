@@ -19,7 +19,7 @@ from .data import *
 from .training import *
 from .evaluation import *
 from .assessment import *
-from .bundle import *
+from .saving import *
 from .inference import *
 
 # %% ../nbs/87_demo.ipynb #86484dd0

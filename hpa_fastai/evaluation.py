@@ -6,14 +6,14 @@
 __all__ = ['confusion_table', 'top_confusions', 'hardest_images', 'Evaluation', 'evaluate', 'Comparison', 'compare_models']
 
 # %% ../nbs/68_evaluation.ipynb #f35756fb
-import html
+import html, re
 import textwrap
 import numpy as np
 import pandas as pd
 from dataclasses import dataclass
 from fastcore.basics import patch
 from .metrics import *
-from .calibration import calibration_error, log_losses
+from .calibration import calibration_error, log_losses, reliability
 
 # %% ../nbs/68_evaluation.ipynb #863edf14
 def confusion_table(preds,               # bool, images × classes
@@ -82,6 +82,7 @@ class Evaluation:
     hardest: pd.DataFrame     # the images that surprise the model most
     n_images: int             # evaluated
     n_groups: int | None      # groups drawn whole by the bootstrap; None: images were drawn one by one
+    reliability: pd.DataFrame | None = None  # by tenths of the probability: said, was, low, high, decisions
 
     @property
     def macro_f1(self) -> float:
@@ -115,8 +116,12 @@ def evaluate(probs,               # probabilities, images × classes, of images 
     table.insert(3, 'low', low)
     table.insert(4, 'high', high)
     scores = dict(macro_f1=macro, micro_f1=micro_f1(d, t), sample_f1=sample_f1(d, t), mean_ap=float(table.average_precision.mean()), calibration_error=calibration_error(p, t))
-    return Evaluation(scores, tuple(map(float, _quantiles(np.nanmean(draws, 1)))), table, confusion_table(d, t, labels), hardest_images(p, d, t, labels, ids),
-                      len(p), None if groups is None else len(pd.unique(np.asarray(groups))))
+    return Evaluation(scores, tuple(map(float, _quantiles(np.nanmean(draws, 1)))), table, confusion_table(d, t, labels), hardest_images(p, d, t, labels, ids, 24),
+                      len(p), None if groups is None else len(pd.unique(np.asarray(groups))), _reliability(p, t))
+
+def _reliability(p, t):
+    said, was, interval, n = reliability(p, t)
+    return pd.DataFrame(dict(said=said, was=was, low=interval[0], high=interval[1], decisions=n))
 
 # %% ../nbs/68_evaluation.ipynb #186ee4ad
 @patch
@@ -135,6 +140,18 @@ def __str__(self: Evaluation) -> str:
 
 @patch
 def __repr__(self: Evaluation) -> str: return str(self)
+
+# %% ../nbs/68_evaluation.ipynb #a856491b
+def _plain_values(values): return [None if isinstance(v, float) and np.isnan(v) else v for v in values]
+def _word(x): return re.sub(r'[\x00-\x1f]', ' ', str(x))[:200]
+
+@patch
+def to_dict(self: Evaluation) -> dict:
+    "Scores, reliability, confusions and hardest images, for JSON."
+    return dict(n_images=self.n_images, n_groups=self.n_groups, scores=dict(zip(self.scores, _plain_values(map(float, self.scores.values())))), interval=_plain_values(self.interval),
+                reliability=[] if self.reliability is None else self.reliability.round(5).to_dict('records'),
+                confusion=[_plain_values(r) for r in self.confusion.round(4).to_numpy().tolist()],
+                hardest=[dict(Id=_word(r.Id), loss=round(float(r.loss), 4), missed=r.missed, wrongly_given=r.wrongly_given) for r in self.hardest.itertuples()])
 
 # %% ../nbs/68_evaluation.ipynb #0fe3d5bd
 _STYLE = ('<style>.hpa-ev{font:14px/1.4 system-ui,sans-serif;max-width:60em}.hpa-ev table{border-collapse:collapse;margin:1em 0}.hpa-ev td,.hpa-ev th'
@@ -156,7 +173,7 @@ def to_html(self: Evaluation,
     by_class = _html_table(['class', 'F1', '95 % interval', 'precision', 'recall', 'average precision', 'support', 'given'],
         [[text(n), _bar(r.f1), f'{three(r.low)} – {three(r.high)}', three(r.precision), three(r.recall), three(r.average_precision), f'{r.support:,.0f}', f'{r.predicted:,.0f}'] for n, r in self.table.iterrows()])
     pairs = _html_table(['missed', 'given instead', 'share of its images'], [[text(r.truth), text(r['given instead']), f"{r['share']:.1%}"] for _, r in top_confusions(self.confusion, 10).iterrows()])
-    hard = _html_table(['image', 'loss', 'missed', 'wrongly given'], [[text(r.Id), f'{r.loss:.2f}', text(r.missed), text(r.wrongly_given)] for _, r in self.hardest.iterrows()])
+    hard = _html_table(['image', 'loss', 'missed', 'wrongly given'], [[text(r.Id), f'{r.loss:.2f}', text(r.missed), text(r.wrongly_given)] for _, r in self.hardest.head(10).iterrows()])
     groups = f' in {self.n_groups:,} groups' if self.n_groups else ''
     return (f'{_STYLE}<div class="hpa-ev"><h2>{html.escape(title)}</h2><p><b>Macro F1 {s["macro_f1"]:.3f}</b>, 95 % interval {self.interval[0]:.3f} to {self.interval[1]:.3f}, '
             f'on {self.n_images:,} images{groups}. Micro F1 {s["micro_f1"]:.3f}, sample F1 {s["sample_f1"]:.3f}, mean average precision {s["mean_ap"]:.3f}, '

@@ -29,6 +29,7 @@ from .calibration import *
 from .thresholds import *
 from .evaluation import *
 from .bundle import *
+from .saving import *
 from .bundle import _table_records
 from .results import *
 from .inference import *

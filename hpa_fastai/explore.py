@@ -7,7 +7,6 @@ __all__ = ['class_counts', 'plot_class_counts', 'plot_labels_per_image', 'cooccu
            'plot_channel_stats', 'plot_gallery', 'plot_duplicates', 'plot_split', 'explore']
 
 # %% ../nbs/25_explore.ipynb #3c254b47
-import base64, html, io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -20,6 +19,7 @@ from .images import composite
 from .duplicates import *
 from .splits import *
 from .splits import _onehot
+from .pages import *
 
 # %% ../nbs/25_explore.ipynb #c647df95
 _blue, _red, _grey = '#3b6ea5', '#c8452e', '#9a9a9a'
@@ -155,7 +155,7 @@ def plot_channel_stats(
     for ax,(what,channel) in zip(axes.flat, [(w,c) for w in ('mean', 'spread') for c in CHANNELS]):
         of_channel = stats[stats.channel==channel].groupby('source')[what]
         q = of_channel.quantile([.05, .25, .5, .75, .95]).unstack().reindex(names)
-        ax.hlines(range(len(names)), q[.05], q[.95], color='#444', lw=1)
+        ax.hlines(range(len(names)), q[.05], q[.95], color=_grey, lw=1)
         ax.barh(range(len(names)), q[.75]-q[.25], left=q[.25], height=.55, color=_hues[channel])
         ax.vlines(q[.5], np.arange(len(names))-.275, np.arange(len(names))+.275, color='#222', lw=1.5)
         ax.set_yticks(range(len(names)), names); ax.set_ylim(len(names)-.5, -.5); ax.set_xlabel(what, fontsize=8)
@@ -193,14 +193,16 @@ def _typical(onehot, c, seed):
     return rows[np.argsort(onehot[rows].sum(1), kind='stable')]
 
 # %% ../nbs/25_explore.ipynb #fdecf469
-def _pictures(table, rows, n, size):
-    "Composites of the first `n` of some rows that can be read."
+def _numbered(table, rows, n, size):
+    "Row and composite of the first `n` of some rows that can be read."
     reader, done = ImageReader(size=size, missing='zero'), 0
-    for row in table.iloc[rows].to_dict('records'):
+    for row in rows:
         if done==n: return
-        try: yield composite(reader.array(row))
+        try: yield row, composite(reader.array(table.iloc[row].to_dict()))
         except ImageError: continue
         done += 1
+
+def _pictures(*args): return (img for _,img in _numbered(*args))
 
 # %% ../nbs/25_explore.ipynb #529e1093
 def plot_duplicates(
@@ -237,7 +239,7 @@ def plot_split(
     off = b[order]/(total*share)-1
     edge = min(max(.25, 1.15*np.abs(off).max()), 1.5)
     ax = ax or _axes(7, .26*len(order)+1)
-    ax.barh(y, 2*chance, left=-chance, color='#e4e8ee', height=.8)
+    ax.barh(y, 2*chance, left=-chance, color='#9a9a9a40', height=.8)
     ax.scatter(off.clip(-edge, .97*edge), y, color=np.where((np.abs(off)>chance) | (off==-1), _red, _blue), s=22, zorder=3)
     ax.axvline(0, color=_grey, lw=.8)
     ax.set(yticks=y, yticklabels=names[order], xlim=(-edge, edge), ylim=(-.7, len(order)-.3), xlabel='images in validation, against the share of all images')
@@ -271,28 +273,48 @@ def explore(
     if table.empty: raise LabelError(f'none of the {len(df)} Ids in {path.name} has an image in {folder}; is it the right folder?')
     fp = fingerprints(table)
     group = antibody_of if group is None else group
-    sections = _sections(df, table, fp, labels, group, valid_pct, seed, per_class)
-    facts = _facts(df, images, table, fp, group, get_labels(labels))
-    Path(out).write_text(_page(f'{path.parent.resolve().name}/{path.name}', facts, sections), encoding='utf-8')
-    return Path(out)
+    with page_ink(): page = build_page(f'{path.parent.resolve().name}/{path.name}', _sections(df, table, fp, labels, group, valid_pct, seed, per_class),
+                                       facts=_facts(df, images, table, fp, group, get_labels(labels)))
+    return write_page(out, page)
 
 # %% ../nbs/25_explore.ipynb #3e18297c
 def _sections(df, table, fp, labels, group, valid_pct, seed, per_class):
-    "Title, explanation, and figure or HTML of every part of the page."
-    pairs = duplicate_pairs(fp)
-    whole = join_groups(group_codes(df, group), group_codes(df, duplicate_groups(fp, pairs)))
-    split = MultilabelStratifiedSplitter(valid_pct, whole, labels, seed)(df)
+    "The parts of the page."
+    ls, pairs = get_labels(labels), duplicate_pairs(fp)
+    yield Section('Classes', 'Every class weighs the same in macro F1, however few images it has.', [plot_class_counts(df, labels)])
+    yield Section('Labels of an image', '', [plot_labels_per_image(df, labels)])
+    yield Section('Classes that come together', 'Red pairs are seen in one image oftener than by chance, blue ones more seldom.', [plot_cooccurrence(df, labels)])
+    yield Section('Brightness by source', 'The middle half of the images (box) and nine tenths of them (whiskers). Sources that differ here need normalisation.', [plot_channel_stats(channel_stats(table, seed=seed))])
+    yield Section('Pictures of every class', 'Red microtubules, green protein, blue nucleus, yellow endoplasmic reticulum. Images with few labels first.', [_class_pictures(table, ls, per_class, seed)])
+    alike = f'{len(pairs):,} pairs of images show the same cells; the least alike are shown.' if len(pairs) else 'No two images show the same cells.'
+    yield Section('Near-duplicates', alike, [_twins(pairs, table)] if len(pairs) else [])
+    yield from _split_sections(df, join_groups(group_codes(df, group), group_codes(df, duplicate_groups(fp, pairs))), labels, valid_pct, seed)
+
+def _split_sections(df, whole, labels, valid_pct, seed):
+    "A split that keeps groups together, where there are enough of them"
+    text = f'A split that holds {valid_pct:.0%} out and keeps every antibody, or other group, and all near-duplicates on one side.'
+    try: split = MultilabelStratifiedSplitter(valid_pct, whole, labels, seed)(df)
+    except SplitError as e:
+        yield Section('Validation against training', f'No split was made: {e}.')
+        return
     check = check_split(df, split, whole, labels)
-    faults = ''.join(f'<li>{html.escape(f)}</li>' for f in check.faults) or '<li>Nothing is amiss.</li>'
-    yield 'Classes', 'Every class weighs the same in macro F1, however few images it has.', plot_class_counts(df, labels)
-    yield 'Labels of an image', '', plot_labels_per_image(df, labels)
-    yield 'Classes that come together', 'Red pairs are seen in one image oftener than by chance, blue ones more seldom.', plot_cooccurrence(df, labels)
-    yield 'Brightness by source', 'The middle half of the images (box) and nine tenths of them (whiskers). Sources that differ here need normalisation.', plot_channel_stats(channel_stats(table, seed=seed))
-    yield 'Pictures of every class', 'Red microtubules, green protein, blue nucleus, yellow endoplasmic reticulum. Images with few labels first.', plot_gallery(table, labels, per_class, seed=seed)
-    if len(pairs): yield 'Near-duplicates', f'{len(pairs):,} pairs of images show the same cells; the least alike are shown.', plot_duplicates(pairs, table)
-    else: yield 'Near-duplicates', 'No two images show the same cells.', ''
-    yield 'Validation against training', f'A split that holds {valid_pct:.0%} out and keeps every antibody, or other group, and all near-duplicates on one side.', plot_split(df, split, labels)
-    yield 'The split, checked', '', f'<ul>{faults}</ul>' + check.table.to_html(border=0)
+    yield Section('Validation against training', text, [plot_split(df, split, labels)])
+    yield Section('The split, checked', ' '.join(check.faults) or 'Nothing is amiss.', [table_block(check.table.reset_index(names='class'), {c: '.3g' for c in check.table})])
+
+# %% ../nbs/25_explore.ipynb #3dc08013
+def _class_pictures(table, ls, per_class, seed, size=128):
+    "Pictures of each class that occurs, with their names."
+    onehot = _onehot(table, ls)
+    others = lambda row, c: [f'+ {ls.classes[i]}' for i in np.flatnonzero(onehot[row]) if i!=c]
+    shown = lambda c: [Picture(img, str(table.Id.iat[row]), others(row, c)) for row,img in _numbered(table, _typical(onehot, c, seed), per_class, size)]
+    return gallery_block({f'{ls.classes[c]} ({onehot[:,c].sum(dtype=int):,})': shown(c) for c in np.flatnonzero(onehot.any(0))})
+
+# %% ../nbs/25_explore.ipynb #4492e866
+def _twins(pairs, table, most=8, size=160):
+    "Near-duplicates side by side, the least alike first."
+    by_id = table.assign(Id=table.Id.astype(str)).drop_duplicates('Id').set_index('Id', drop=False)
+    shown = lambda i: [Picture(img, i) for _,img in _numbered(by_id.loc[[i]], [0], 1, size)]
+    return gallery_block({f'Pair {k}': [*shown(p.Id), *shown(p.other)] for k,p in enumerate(pairs.sort_values('protein').head(most).itertuples(), 1)})
 
 # %% ../nbs/25_explore.ipynb #ef1c803d
 def _facts(df, images, table, fp, group, ls):
@@ -301,25 +323,3 @@ def _facts(df, images, table, fp, group, ls):
     return {'images with labels': f'{len(table):,}', 'classes that occur': f'{class_counts(df, ls).gt(0).sum()} of {len(ls)}',
             'antibodies, or other groups': f'{group_codes(df, group).max()+1:,}', 'Ids without an image': f'{missing:,}',
             'images without labels': f'{spare:,}', 'images that cannot be read': ', '.join(list(fp.errors)[:10]) or 'none'}
-
-# %% ../nbs/25_explore.ipynb #0a291074
-def _picture(figure):
-    "A figure as an HTML image that holds its own data."
-    figure, buffer = getattr(figure, 'figure', figure), io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=120, bbox_inches='tight')
-    plt.close(figure)
-    return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
-# %% ../nbs/25_explore.ipynb #be67bc3f
-_style = '''body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222} img{max-width:100%}
-h1{font-size:1.6em} h2{font-size:1.2em;margin-top:2.2em;border-top:1px solid #ddd;padding-top:1em} p{color:#555}
-table{border-collapse:collapse;font-size:13px} td,th{padding:2px 10px;text-align:right;border-bottom:1px solid #eee} th:first-child,tbody th{text-align:left}
-dl{display:grid;grid-template-columns:max-content auto;gap:.2em 1.5em} dt{color:#777} dd{margin:0}'''
-
-# %% ../nbs/25_explore.ipynb #3acc250d
-def _page(title, facts, sections):
-    "The HTML page."
-    body = [f'<h1>{html.escape(title)}</h1><dl>' + ''.join(f'<dt>{k}</dt><dd>{html.escape(v)}</dd>' for k,v in facts.items()) + '</dl>']
-    for heading,text,content in sections:
-        body.append(f'<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>' + (content if isinstance(content, str) else _picture(content)))
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_style}</style>{"".join(body)}</html>'

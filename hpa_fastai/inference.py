@@ -16,12 +16,10 @@ from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from fastai.torch_core import default_device
 from tqdm.auto import tqdm
 from .labels import *
-from .fields import is_url
-from .decode import default_workers
-from .images import *
+from .fields import *
+from .decode import *
 from .evaluation import *
 from .flags import *
 from .bundle import *
@@ -36,7 +34,7 @@ FLUSH = 5.  # seconds that a finished picture waits for others at most: results 
 
 def _read_all(row, readers):
     "What each reader makes of a field of view; or the error in its place"
-    try: return {r: r(row).as_subclass(torch.Tensor) for r in readers}
+    try: return {r: torch.from_numpy(r.array(row)) for r in readers}
     except HPAError as e: return ' '.join(str(e).split())
 
 def read_ahead(
@@ -117,7 +115,7 @@ def find_device(
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
 ) -> torch.device:
     "The device by name; 'auto' finds a GPU"
-    if device=='auto': return default_device()
+    if device=='auto': device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     try: return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as e: raise HPAError(f'device {device!r} can\'t be used here: {str(e).splitlines()[0]}') from None
 
@@ -289,7 +287,7 @@ def _left(self:Predictor, journal, table):
 @patch(as_prop=True)
 def n_features(self:Predictor) -> int:
     "Length of the embedding"
-    return self.infer([{r: torch.zeros(4, 64, 64, dtype=torch.uint8) for r in self.readers}])[1].shape[1]
+    return sum(b.model.n_features for b in self.bundles)
 
 # %% ../nbs/75_inference.ipynb #c56fc928
 def predict(

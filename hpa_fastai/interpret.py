@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'InterpretError', 'Layer', 'place_layers', 'layer_maps', 'Explainer', 'activation_maps', 'draw_map',
-           'show_maps']
+           'show_maps', 'prediction_maps']
 
 # %% ../nbs/80_interpret.ipynb #ee4ad234
 import math
@@ -18,6 +18,7 @@ from fastai.learner import Learner
 from .labels import *
 from .images import *
 from .bundle import *
+from .saving import *
 from .inference import *
 
 # %% ../nbs/80_interpret.ipynb #b288fa46
@@ -27,7 +28,7 @@ class InterpretError(HPAError):
 @dataclass(frozen=True)
 class Layer:
     "A layer that still knows where things are"
-    module: nn.Module
+    module: nn.Module  # gives the features
     name: str  # in the network
     side: int  # of its map
     layout: str  # 'NCHW', 'NHWC', or 'NLC' for the patches of a transformer, which come last
@@ -57,7 +58,7 @@ def _watch(model, x):
     seen, hooks = [], []
     def look(name):
         def hook(m, i, o):
-            layer = _describe(name, m, o, len(x))
+            layer = _describe(name or 'body', m, o, len(x))
             if layer: seen.append((layer, o))
         return hook
     try:
@@ -207,12 +208,12 @@ def activation_maps(
 def draw_map(
     img,  # 4×H×W, uint8, or float from 0 to 1
     heat: np.ndarray,  # h×w from 0 to 1; of any size
-    gamma: float = .4,  # exponent of the map: below 1, faint places show
+    gamma: float = .25,  # exponent of the map: below 1, faint places show
 ) -> np.ndarray:  # H×W×3 uint8
     "A picture that keeps its colours where the network looked"
     rgb = composite(img).astype(np.float32)
     m = _resized(torch.as_tensor(np.asarray(heat, np.float32))[None], rgb.shape[0])[0].numpy()[...,None]**gamma
-    grey = rgb[...,1:2]*.45
+    grey = rgb[...,1:2]*.55
     return (rgb*m + grey*(1-m)).clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/80_interpret.ipynb #2bdfc729
@@ -249,3 +250,21 @@ def show_maps(
         _panel(row[0], "can't be read" if img is None else composite(img), table.Id[i][-16:])
         for ax,m,name in zip(row[1:], maps[i], names): _panel(ax, _with_map(img, m), name or '')
     return fig
+
+# %% ../nbs/80_interpret.ipynb #f4454fb2
+def prediction_maps(
+    model,  # `Learner`, `Predictor`, `Bundle`, folder of a bundle, or a list of these folders
+    predictions: pd.DataFrame,  # of `predict`
+    images,  # where the pictures are: folder, list of files, or table of `find_images`
+    tta: bool = False,  # average over the eight symmetries: eight times the work, smoother
+    bs: int = 32,  # maps in a batch
+    method: str = 'layercam',  # of `METHODS`
+) -> Iterator[tuple]:  # Id, name of the class, its probability, S×S map from 0 to 1; one that can't be read is left out
+    "Where each predicted location was found"
+    explainer, table = Explainer(model, tta, bs, method), locate(images)
+    absent = set(predictions.Id)-set(table.Id)
+    if absent: raise InterpretError(f'{len(absent)} of {len(predictions)} predictions have no pictures, {min(absent)} among them; give the folder that was predicted')
+    given = dict(zip(predictions.Id, map(explainer.labels.parse, predictions.Predicted)))
+    table = table[table.Id.isin(given)].reset_index(drop=True)
+    for i,q,cs,maps in _explain(explainer, table, lambda i, q: given[table.Id[i]] or [int(q.argmax())]):
+        if not isinstance(maps, str): yield from ((table.Id[i], explainer.labels.classes[c], float(q[c]), m) for c,m in zip(cs, maps))

@@ -12,8 +12,8 @@ import pandas as pd
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .labels import *
-from .decode import wanted_channels
-from .images import *
+from .fields import *
+from .decode import *
 from .results import *
 from .inference import *
 

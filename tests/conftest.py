@@ -41,3 +41,14 @@ def trained(small_atlas, tmp_path_factory):
     learn.fit_thresholds()
     learn.evaluate()
     return learn, learn.save_bundle(folder/'hpa_model')
+
+
+@pytest.fixture(scope='session')
+def browser():
+    "A real browser; tests that need it are skipped where there is none"
+    from browser import Browser, find_browser
+    found = find_browser()
+    if found is None: pytest.skip('no browser: install chromium and chromium-driver')
+    browser = Browser(*found)
+    yield browser
+    browser.close()

@@ -85,7 +85,7 @@ def test_one_page(atlas, df, tmp_path):
     with pytest.warns(UserWarning, match='could not be read'): page = explore(atlas, 'train.csv', tmp_path/'out.html')
     broken.write_bytes(whole)
     text = page.read_text(encoding='utf-8')
-    assert text.count('<img src="data:image/png;base64,')==6 and not re.search(r'(src|href)="(?!data:)', text)
+    assert text.count('class="chart"')==5 and text.count('src="data:image/jpeg')>28 and not re.search(r'(src|href)="(?!data:|#)', text)
     assert f'<dd>{df.Id[1]}</dd>' in text and 'Validation against training' in text
 
 def test_page_shows_duplicates(atlas, df, tmp_path):
