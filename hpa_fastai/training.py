@@ -43,7 +43,7 @@ def hpa_learner(
     size = dls.preprocess().size
     loss, half = get_loss(loss_func) if isinstance(loss_func, str) else loss_func, amp_dtype(dls.device)
     model = create_model(arch, len(dls.vocab), pretrained, size, stem, dropout).to(dls.device, memory_format=torch.channels_last)
-    amp = [TrainingPrecision('bf16' if half is torch.bfloat16 else 'fp16')] if half else []
+    amp = [TrainingPrecision()] if half else []
     learn = Learner(dls, model, loss_func=loss, opt_func=kwargs.pop('opt_func', Adam), splitter=kwargs.pop('splitter', default_split),
                     metrics=[MeanAP()] if metrics is None else metrics, wd=kwargs.pop('wd', .01),
                     cbs=[GradientClip(1.), *amp, ForgetDecisions(), *L(cbs)], **kwargs)
