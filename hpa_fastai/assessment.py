@@ -9,6 +9,7 @@ __all__ = []
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from fastai.learner import Learner
+from .splits import group_codes
 from .calibration import *
 from .thresholds import *
 from .evaluation import *
@@ -19,7 +20,7 @@ def _validation(learn, dl):
     learn.dls.set_size(learn.size)
     with learn.no_bar(), learn.no_logging(): probs, targets = learn.get_preds(dl=dl)
     cal, items = getattr(learn, 'calibration', None), (dl or learn.dls.valid).dataset.items
-    groups = items[learn.dls.group].to_numpy() if getattr(learn.dls, 'group', None) in getattr(items, 'columns', ()) else None
+    groups = group_codes(items, learn.dls.group) if getattr(learn.dls, 'group', None) in getattr(items, 'columns', ()) else None
     return cal(probs.numpy()) if cal else probs.numpy(), targets.numpy(), dict(groups=groups, ids=items['Id'].to_numpy())
 
 # %% ../nbs/69_assessment.ipynb #9245b63d

@@ -12,7 +12,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
 from .images import *
-from .splits import antibody_of
+from .splits import antibody_of, group_codes
 from .data import *
 from .processes import *
 from .assessment import *
@@ -40,7 +40,7 @@ def _pictures(dl, bundle, most=600, bs=32):
 # %% ../nbs/73_saving.ipynb #7e1b2c40
 def _reference(bundle, x, embs, probs, items, group):
     "How held-out pictures look, and what the model names on them"
-    groups = items[group] if group in items else items['Id'].map(antibody_of)
+    groups = group_codes(items, group if group in items else antibody_of)
     traits = {**picture_traits(x), 'unlikeness': bundle.flagger.unlikeness(x, embs)}
     return asdict(Reference.fit(traits, bundle.thresholds.predict(probs), groups))
 

@@ -1,12 +1,10 @@
 "Public names are documented, links lead somewhere, and the README can be typed in as it stands."
 import ast
 import importlib
-import inspect
 import json
 import re
 import shlex
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ MODULES = sorted(p.stem for p in (ROOT/'hpa_fastai').glob('*.py') if p.stem not 
 
 # Docstrings and parameters
 
-PROTOCOL = {'encodes', 'decodes', 'setups', *(f'{when}_{what}' for when in ('before', 'after') for what in ('fit', 'epoch', 'train', 'validate', 'batch', 'pred', 'loss', 'backward', 'step'))}  # of fastai's transforms and callbacks
+PROTOCOL = {'encodes', 'decodes', 'setups', 'to_detach', *(f'{when}_{what}' for when in ('before', 'after') for what in ('fit', 'epoch', 'train', 'validate', 'batch', 'pred', 'loss', 'backward', 'step'))}  # of fastai's transforms, loaders and callbacks
 
 def decorated(node, name): return any(name in ast.unparse(d) for d in node.decorator_list)
 
@@ -125,3 +123,116 @@ def test_broken_links_are_found(tmp_path):
     page.write_text('# One & two\n', encoding='utf-8')
     text = '[a](a.md#one--two) [b](b.md) [c](#three) [d](https://example.org/x) `[e](e.md)` <img src="f.png">'
     assert list(broken_links(page, text)) == ['b.md: no such file', '#three: no such heading', 'f.png: no such file']
+
+
+# README
+
+def code_blocks(page, lang): return re.findall(rf'^```{lang}\n(.*?)^```', (ROOT/page).read_text(encoding='utf-8'), re.M | re.S)
+
+SHORTER = {'minutes=30': 'minutes=.02', "arch='resnet18'": "arch='lenet5', pretrained=False", 'size=128': 'size=32',
+           '--minutes 30': '--minutes .02 --arch lenet5 --pretrained no --size 32 --no-progress'}
+
+def shortened(text):
+    for long, short in SHORTER.items(): text = text.replace(long, short)
+    return text
+
+
+@pytest.fixture
+def place(small_atlas, trained, tmp_path, monkeypatch):
+    "A folder with all that the README speaks of, and its commands' own cache"
+    for name in ('DATA', 'OTHER_DATA'): shutil.copytree(small_atlas, tmp_path/name)
+    shutil.copytree(small_atlas/'train', tmp_path/'plate7')
+    shutil.copytree(trained[1], tmp_path/'hpa_model')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    return tmp_path
+
+
+def test_what_is_shortened_stands_in_the_readme():
+    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    assert all(long in text for long in SHORTER)
+
+
+@pytest.mark.parametrize('code', code_blocks('README.md', 'python'), ids=lambda c: re.search(r'predict|train|\w+\(', c)[0])
+def test_python_of_the_readme_runs(place, code):
+    if 'save_bundle' in code: (place/'hpa_model').rename(place/'older')
+    found = {}
+    exec(compile(shortened(code), 'README.md', 'exec'), found)
+    if 'df' in found: assert len(found['df']) == 90 and (found['df'].error == '').all()
+    assert (place/'hpa_model'/'model.safetensors').is_file()
+
+
+def test_commands_of_the_readme_run(place, capsys):
+    from hpa_fastai.cli import main
+    lines = [l for b in code_blocks('README.md', 'sh') for l in b.splitlines() if l.startswith('hpa_fastai ')]
+    assert {shlex.split(l)[1] for l in lines} >= {'predict', 'train', 'evaluate', 'verify', 'explore'}
+    for line in lines:
+        if ' train ' in line: (place/'hpa_model').rename(place/'older')
+        assert main(shlex.split(shortened(line))[1:]) == 0, f'{line}\n{capsys.readouterr().err}'
+
+
+def test_make_targets_of_the_readme_exist():
+    targets = set(re.findall(r'^(\w+):', (ROOT/'Makefile').read_text(encoding='utf-8'), re.M))
+    assert {l.split()[1] for b in code_blocks('README.md', 'sh') for l in b.splitlines() if l.startswith('make ')} <= targets
+
+
+def test_readme_is_short(): assert len((ROOT/'README.md').read_text(encoding='utf-8').splitlines()) < 200
+
+
+# Site
+
+def listed(contents):
+    for o in contents:
+        if isinstance(o, str): yield o
+        else: yield from listed(o['contents'])
+
+def test_sidebar_lists_every_notebook_once():
+    import yaml
+    pages = list(listed(yaml.safe_load((ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']))
+    there = sorted(p.relative_to(ROOT/'nbs').as_posix() for p in NOTEBOOKS)
+    assert sorted(pages) == there, 'add the notebook to a part of nbs/sidebar.yml'
+
+
+def imports_and_more(source):
+    "Whether a cell imports and does something else"
+    try: kinds = {isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(source).body}
+    except SyntaxError: return False
+    return kinds == {True, False}
+
+@pytest.mark.parametrize('nb', [p for p in NOTEBOOKS if p.parent.name == 'nbs' and p.name != 'index.ipynb'], ids=lambda p: p.stem)
+def test_imports_have_cells_of_their_own(nb):
+    "The site runs every cell that imports, and no other: what else stands in it would be run alone"
+    code = [''.join(c['source']) for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    assert [c[:80] for c in code if imports_and_more(c) and not c.startswith('#|')] == []
+
+
+def test_site_and_templates_are_yaml():
+    import yaml
+    quarto = yaml.safe_load((ROOT/'nbs'/'_quarto.yml').read_text(encoding='utf-8'))
+    assert quarto['metadata-files'] == ['nbdev.yml', 'sidebar.yml'] and (ROOT/'nbs'/quarto['format']['html']['css']).is_file()
+    assert all((ROOT/'nbs'/o['href']).is_file() for o in quarto['website']['navbar']['left'])
+    for form in (ROOT/'.github'/'ISSUE_TEMPLATE').glob('*.yml'):
+        text = form.read_text(encoding='utf-8')
+        assert form.name == 'config.yml' or {'name', 'description', 'body'} <= yaml.safe_load(text).keys() and 'hpa_fastai --version' in text
+
+
+def test_citation_names_this_version():
+    import yaml
+    from importlib.metadata import version
+    assert yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8'))['version'] == version('hpa_fastai')
+
+
+# Tutorials
+
+TUTORIALS = [p for p in NOTEBOOKS if p.parent.name == 'tutorials']
+
+@pytest.mark.parametrize('nb', TUTORIALS, ids=lambda p: p.stem)
+def test_tutorial_opens_in_colab(nb):
+    from hpa_fastai.dev import git_url, with_badge
+    text, url = nb.read_text(encoding='utf-8'), git_url(ROOT)
+    assert f'colab.research.google.com/github/{url.split("github.com/")[1]}/blob/main/nbs/tutorials/{nb.name}' in text
+    assert f'git+{url}' in text and with_badge(text, url) == text, 'run: make prepare'
+    code = [''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'code']
+    assert code[0].startswith('#| eval: false') and 'drive.mount' in code[0]
+    assert sum('eval: false' in c for c in code) == 1, 'only the installation is left out'
+    assert any('drive/MyDrive' in c and c != code[0] for c in code), 'one visible cell switches to real data'

@@ -154,3 +154,14 @@ def test_thresholds_and_evaluation_use_validation(trained):
     from hpa_fastai.metrics import macro_f1
     assert np.isclose(ev.macro_f1, macro_f1(learn.thresholds.predict(probs.numpy()), targets.numpy()))
     assert len(learn.thresholds.values) == 28
+
+
+def test_unknown_antibodies_are_groups_of_their_own(small_atlas, tmp_path):
+    "Half of the images name no antibody: evaluation and saving take each of them for itself"
+    df = read_labels(small_atlas/'train.csv')
+    df.loc[::2, 'antibody'] = None
+    dls = HPADataLoaders.from_df(df, small_atlas/'train', size=32, bs=16, group='antibody', cache=tmp_path/'cache', progress=False)
+    learn = hpa_learner(dls, 'lenet5', pretrained=False)
+    known = dls.valid_ds.items.antibody
+    assert learn.evaluate().n_groups == known.isna().sum() + known.dropna().nunique()
+    assert (learn.save_bundle(tmp_path/'model')/'model.safetensors').is_file()
