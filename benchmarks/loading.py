@@ -9,11 +9,10 @@ warnings.simplefilter('ignore')
 import torch
 from hpa_fastai.all import *
 def memory(): return {k.strip(':'): int(v)/1024 for k,v,*_ in (o.split() for o in open('/proc/self/smaps_rollup') if o.split()[0] in ('Anonymous:', 'Rss:'))}
-n, rows, cache = int(sys.argv[3]), read_labels(sys.argv[1]), sys.argv[4]
+rows, cache = read_labels(sys.argv[1]), sys.argv[3]
 dls = HPADataLoaders.from_df(rows, sys.argv[2], size=128, bs=64, cache=cache, progress=False, device=torch.device('cpu'), num_workers=0)
-for _ in range(-(-500//n) if n<500 else 1):
-    for dl in dls:
-        for x,_ in dl: pass
+for dl in dls:
+    for x,_ in dl: pass
 m = memory()
 print(len(dls.train_ds)+len(dls.valid_ds), m['Anonymous'], m['Rss']-m['Anonymous'], dls.train.cache.images.nbytes/2**20)'''
 
@@ -82,7 +81,7 @@ def memory(tmp, a):
     found = []
     for n in (500, a.many):
         folder = clone(tmp/'little', tmp/f'memory{n}', n)
-        args = [folder/'train.csv', folder/'train', n, tmp/f'memory{n}-cache']
+        args = [folder/'train.csv', folder/'train', tmp/f'memory{n}-cache']
         runs = [subprocess.run([sys.executable, '-c', MEMORY, *map(str, args)], capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
         _, own, mapped, size = map(float, runs[-1])  # the second run: the cache is there already
         found.append(own)
@@ -93,7 +92,7 @@ def memory(tmp, a):
 def starvation(tmp, a):
     import torch
     from hpa_fastai.all import HPADataLoaders, hpa_learner, simulate_atlas
-    if not (tmp/'few').exists(): simulate_atlas(tmp/'few', n=300, size=128, balance='even', progress=False)
+    if not (tmp/'few').exists(): simulate_atlas(tmp/'few', n=96, size=128, balance='even', progress=False)
     dls = HPADataLoaders.from_csv(tmp/'few', size=a.size, bs=32, cache=tmp/'few-cache', progress=False, device=torch.device(a.device))
     learn = hpa_learner(dls, a.arch, pretrained=False)
     opt, dl = torch.optim.Adam(learn.model.parameters()), dls.train

@@ -170,11 +170,12 @@ class StopOnNaN(Callback):
         if self.why is None: self.good = [t.cpu().clone() for t in _tensors(self.learn)]
     def after_loss(self):
         if not self.training or (self.dls.device.type!='cpu' and self.iter%10): return
-        if torch.isfinite(self.learn.loss_grad.detach()).all(): return
+        if not in_any(not torch.isfinite(self.learn.loss_grad.detach()).all()): return
         self.why = self.cause()
         raise CancelFitException()
     def cause(self) -> str:
         "What is known of why the loss is not a number"
+        if torch.isfinite(self.learn.loss_grad.detach()).all(): return 'it is one in this process, and another says more'
         if not all(torch.isfinite(x).all() for x in self.xb): return 'the pictures hold values that are not numbers; look at what reads and transforms them'
         if not all(torch.isfinite(y).all() for y in self.yb): return 'the targets hold values that are not numbers'
         if not torch.isfinite(self.pred).all(): return f'the network\'s outputs are not numbers, most often because the learning rate is too high; try lr={self.opt.hypers[-1]["lr"]/10:.1g}'
@@ -189,6 +190,7 @@ class StopWhenAsked(Callback):
     "End the fit after the step at hand, once `asked` is set"
     asked = False
     def after_batch(self):
+        self.asked = bool(same_on_all(float(self.asked), self.dls.device))
         if self.asked: raise CancelFitException()
 
 @contextmanager
@@ -293,7 +295,7 @@ class SaveEpochs(Callback):
         "What callbacks must remember: callback, name, value"
         return [(cb, n, getattr(cb, n)) for cb in self.learn.cbs for n in getattr(cb, 'remembers', ())]
     def before_train(self):
-        if self.state is not None: set_random_state(self.dls.train, self.state['random'])
+        if self.state is not None and not rank_distrib(): set_random_state(self.dls.train, self.state['random'])  # the others have their own numbers
         self.state, self.fresh = None, True
     def after_epoch(self):
         if self.fresh and self.file is not None and is_first(): self.save()

@@ -167,6 +167,7 @@ def _train(a):
     from fastai.torch_core import set_seed
     from hpa_fastai.data import HPADataLoaders
     from hpa_fastai.distributed import shared_training
+    from hpa_fastai.processes import in_turn, is_first
     from hpa_fastai.training import TrainingBar, default_sizes
     import hpa_fastai.assessment, hpa_fastai.saving
     _check_train(a)
@@ -174,6 +175,7 @@ def _train(a):
     device = _join(a)
     if a.dry_run: return _rehearse_training(a)
     if a.folds: return _train_folds(a, device)
+    folder = in_turn(lambda: _training_folder(a))
     set_seed(a.seed)
     sizes = tuple(a.sizes or default_sizes(a.size))
     dls = HPADataLoaders.from_csv(a.data, a.csv, a.images, a.labels, size=max(sizes), bs=a.bs, valid_pct=a.valid_pct, fold=a.fold,
@@ -190,7 +192,7 @@ def _train(a):
     print(f'\nOn the {len(dls.valid_ds)} validation images, which the thresholds were fitted on (expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
     print(f'Saved to {learn.save_bundle(a.out, force=True)}. Predict a folder with: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
     if 'stopped' in learn.history: return 1
-    shutil.rmtree(folder, ignore_errors=True)
+    if is_first(): shutil.rmtree(folder)
 
 def _join(a):
     "The device of this process; of several, the first one speaks"

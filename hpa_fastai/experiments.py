@@ -6,7 +6,7 @@
 __all__ = ['ExperimentError', 'split_options', 'auto_learner', 'CountImages', 'train_fold', 'Decisions', 'crossfit', 'Folds',
            'train_folds', 'read_experiments', 'check_experiments', 'plot_experiments', 'compare']
 
-# %% ../nbs/76_experiments.ipynb #5b5381b7
+# %% ../nbs/76_experiments.ipynb #6a1b911c
 import difflib, hashlib, inspect, json, re, shutil, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,17 +29,17 @@ from .calibration import *
 from .thresholds import *
 from .evaluation import *
 from .bundle import *
-from .saving import *
 from .bundle import _table_records
+from .saving import *
 from .results import *
 from .inference import *
 from .inference import _Decided
 
-# %% ../nbs/76_experiments.ipynb #f6111d94
+# %% ../nbs/76_experiments.ipynb #06d0c0f6
 class ExperimentError(HPAError):
     "Folds or experiments that can't be run as they are asked for."
 
-_given = {'df', 'images', 'labels', 'valid_pct', 'fold', 'n_folds', 'group', 'seed', 'progress', 'dls', 'self', 'path', 'model_dir', 'kwargs'}
+_given = {'df', 'images', 'labels', 'valid_pct', 'fold', 'n_folds', 'group', 'seed', 'progress', 'dls', 'self', 'path', 'folder', 'resume', 'model_dir', 'kwargs'}
 
 def _takers(): return [(o, set(inspect.signature(f).parameters)-_given) for o,f in (('fit', Learner.fit_progressive), ('model', hpa_learner), ('data', HPADataLoaders.from_df))]
 
@@ -59,14 +59,14 @@ def _unknown(name, names):
     near = difflib.get_close_matches(name, names, 3, .5)
     return f'option {name!r} is none of HPADataLoaders.from_df, hpa_learner and fit_progressive; ' + (f'did you mean {" or ".join(near)}?' if near else f'they have {", ".join(sorted(names))}')
 
-# %% ../nbs/76_experiments.ipynb #8be319f7
+# %% ../nbs/76_experiments.ipynb #1e3aa596
 def _revive(options):
     "Options of a file: augmentation and reader from their settings, tuples from lists"
     made = dict(augment=AugmentRGBY, reader=ImageReader)
     one = lambda k, v: made[k](**v) if isinstance(v, dict) and k in made else tuple(v) if isinstance(v, list) and k!='cbs' else v
     return {k: one(k, v) for k,v in options.items()}
 
-# %% ../nbs/76_experiments.ipynb #9c831bfd
+# %% ../nbs/76_experiments.ipynb #9ff96a7f
 def auto_learner(
     dls,  # of `HPADataLoaders`
     arch: str|None = None,  # a timm or torchvision name; None: resnet18 with published weights; without a network smallresnet, with those of simulated cells
@@ -92,7 +92,7 @@ class CountImages(Callback):
         "Images a second"
         return self.n/self.seconds if self.seconds else float('nan')
 
-# %% ../nbs/76_experiments.ipynb #183f2f08
+# %% ../nbs/76_experiments.ipynb #2632c74e
 def train_fold(
     df: pd.DataFrame,  # Id, Target, and any other columns
     images,  # folder of images, or table of `find_images`
@@ -102,6 +102,7 @@ def train_fold(
     group = None,  # what must stay on one side of the split; see `stratified_folds`
     seed: int = 42,  # of the folds, and with the fold's number that of the training
     progress: bool = True,  # show bars
+    folder: Path|None = None,  # for checkpoints; where it holds one, training goes on from there
     **options
 ) -> Learner:
     "A learner trained on all folds but one"
@@ -110,11 +111,11 @@ def train_fold(
     dls = HPADataLoaders.from_df(df, images, labels, fold=fold, n_folds=n_folds, group=group, seed=seed, progress=progress, **parts['data'])
     count = CountImages()
     learn = auto_learner(dls, **{**parts['model'], 'cbs': [count, *([TrainingBar()] if progress else []), *L(parts['model'].get('cbs'))]})
-    with shared_training(learn), learn.no_bar(), learn.no_logging(): learn.fit_progressive(**{'verbose':False, **parts['fit']})
+    with shared_training(learn), learn.no_bar(), learn.no_logging(): learn.fit_progressive(**{'verbose':False, 'folder':folder, 'resume':folder is not None, **parts['fit']})
     learn.history['images_per_second'] = round(count.rate, 2)
     return learn
 
-# %% ../nbs/76_experiments.ipynb #b0530ea8
+# %% ../nbs/76_experiments.ipynb #f2876855
 @dataclass
 class Decisions:
     "Probabilities and decisions about each part by what was fitted on the others, and what is fitted on all"
@@ -145,7 +146,7 @@ def crossfit(
     cal = calibrate(probs, targets, calibration) if calibration else None
     return Decisions(p, locations, doubt, cal, fit_thresholds(cal(probs) if cal else probs, targets, method, groups=groups))
 
-# %% ../nbs/76_experiments.ipynb #9e7f9eba
+# %% ../nbs/76_experiments.ipynb #d72aed7b
 _free = {'cache', 'num_workers', 'device', 'verbose'}  # options that don't change the models
 
 def _plain(v):
@@ -166,11 +167,12 @@ def _settings(df, images, n_folds, labels, group, seed, options):
     return dict(labelled_images=f'{len(df)} ({_digest(rows.Id, rows.Target)})', images=where, labels=f'{labels.name} ({_digest(labels.classes)})',
                 n_folds=n_folds, group=own, seed=seed, **{k: _plain(v) for k,v in options.items() if k not in _free})
 
-# %% ../nbs/76_experiments.ipynb #f0859dfb
+# %% ../nbs/76_experiments.ipynb #3247f08c
 def _clear(out):
     "Remove the folds, and nothing else"
     for p in out.glob('fold*'):
-        if p.suffix=='.csv' or (p/'config.json').is_file(): shutil.rmtree(p) if p.is_dir() else p.unlink()
+        if p.suffix=='.csv': p.unlink()
+        elif (p/'config.json').is_file() or p.name.endswith('-training'): shutil.rmtree(p)
     for name in ('settings.json', 'predictions.csv', 'classes.csv'): (out/name).unlink(missing_ok=True)
 
 def _begin(out, settings, force):
@@ -187,7 +189,7 @@ def _begin(out, settings, force):
 
 def _finished(out, fold): return (out/f'fold{fold}'/'config.json').is_file() and (out/f'fold{fold}.csv').is_file()
 
-# %% ../nbs/76_experiments.ipynb #f6b0db2a
+# %% ../nbs/76_experiments.ipynb #4425237c
 @dataclass(frozen=True, repr=False, eq=False)
 class Folds:
     "Models of several folds, and what they say about the images that they never saw"
@@ -200,11 +202,13 @@ class Folds:
 
 def _predict_fold(learn, out, fold):
     "Save the model, and what it says about its validation images"
+    learn.fit_thresholds()
     learn.save_bundle(out/f'fold{fold}', force=True)
     if is_first(): Predictor(out/f'fold{fold}', learn.dls.device.type).to_file(learn.dls.valid_ds.items, out/f'fold{fold}.csv', force=True, progress=False)
     meet()
+    if is_first(): shutil.rmtree(out/f'fold{fold}-training', ignore_errors=True)
 
-# %% ../nbs/76_experiments.ipynb #335c08e4
+# %% ../nbs/76_experiments.ipynb #f9bd70b9
 def _collect(out, folds, df, images):
     "The predictions of all folds as the networks gave them, and the rows of what could not be read"
     raw = pd.concat([read_predictions(out/f'fold{k}.csv').assign(fold=k) for k in folds])
@@ -238,12 +242,12 @@ def _pool(raw, df, labels, group, seed, calibration):
     res.loc[ok, 'flags'] = _flagged(raw['flags'][ok], d)
     return res, d, evaluate_predictions(res, known, labels, groups=groups)
 
-# %% ../nbs/76_experiments.ipynb #6967b78d
+# %% ../nbs/76_experiments.ipynb #4daceff2
 def _equip(path, d, evaluation):
     "Give a model the calibration and the thresholds of all folds"
     b = load_bundle(path)
     if json.dumps(b.config['thresholds'])==json.dumps(d.thresholds.to_dict()): return path
-    config = {**b.config, 'thresholds':d.thresholds.to_dict(), 'calibration':d.calibration and d.calibration.to_dict(), 'metrics':_table_records(evaluation.table)}
+    config = {**b.config, 'thresholds':d.thresholds.to_dict(), 'calibration':d.calibration and d.calibration.to_dict(), 'metrics':_table_records(evaluation.table), 'validation':evaluation.to_dict()}
     with np.load(path/'sample.npz') as f: sample = torch.from_numpy(f['images'])
     return write_bundle(replace(b, thresholds=d.thresholds, calibration=d.calibration, config=json.loads(json.dumps(config))), path, sample, force=True)
 
@@ -252,7 +256,7 @@ def _write_table(df, path):
     text = {c: df[c].map(escape_cell) for c in ('Id', 'Predicted', 'Names', 'flags', 'error')}
     df.assign(**text).rename(columns=escape_cell).to_csv(path, index=False, float_format='%.6f', lineterminator='\n')
 
-# %% ../nbs/76_experiments.ipynb #72c846b0
+# %% ../nbs/76_experiments.ipynb #0a7184e9
 def train_folds(
     df: pd.DataFrame|str|Path,  # Id, Target, and any other columns; or a csv of them
     images,  # folder of images, or table of `find_images`
@@ -277,7 +281,7 @@ def train_folds(
     for k in folds:
         if agree(_finished(out, k)): continue
         if progress and is_first(): print(f'fold {k} of {n_folds}', flush=True)
-        _predict_fold(train_fold(df, images, k, n_folds, labels, group, seed, progress, **options), out, k)
+        _predict_fold(train_fold(df, images, k, n_folds, labels, group, seed, progress, out/f'fold{k}-training', **options), out, k)
     raw = _collect(out, folds, df, images)
     predictions, d, evaluation = _pool(raw, df, labels, group, seed, calibration)
     models = [out/f'fold{k}' for k in folds]
@@ -288,7 +292,7 @@ def train_folds(
     meet()
     return Folds(models, predictions, evaluation, d.thresholds)
 
-# %% ../nbs/76_experiments.ipynb #c2eed591
+# %% ../nbs/76_experiments.ipynb #4f141e52
 def read_experiments(
     file: str|Path,  # .yaml or .json: options by name; .csv: a row an experiment, with a column `name`, empty cells left out
 ) -> dict:  # name: options
@@ -322,7 +326,7 @@ def check_experiments(
         except ExperimentError as e: raise ExperimentError(f'{where}, {name}: {e}') from None
     return {str(n): o or {} for n,o in experiments.items()}
 
-# %% ../nbs/76_experiments.ipynb #76906d0b
+# %% ../nbs/76_experiments.ipynb #bc747cec
 _columns = ['macro_f1', 'low', 'high', 'mean_ap', 'difference', 'difference_low', 'difference_high', 'minutes', 'parameters', 'images_per_second', 'error']
 
 def _measure(res):
@@ -343,7 +347,7 @@ def _difference(first, other, df, labels, group):
     c = compare_models(probs(a), probs(b), labels.encode(known.Target), made(a), made(b), labels, groups, n_draws=500)
     return dict(difference=c.difference, difference_low=c.interval[0], difference_high=c.interval[1])
 
-# %% ../nbs/76_experiments.ipynb #a8f5eca4
+# %% ../nbs/76_experiments.ipynb #25dd2812
 _panels = (('macro_f1', 'macro F1'), ('mean_ap', 'mean AP'), ('minutes', 'training, minutes'), ('parameters', 'parameters, millions'), ('images_per_second', 'images a second'))
 
 def _span(x, least=.1):
@@ -373,7 +377,7 @@ def plot_experiments(
     axs[0].set_ylim(len(table)-.5, -.5)
     return fig
 
-# %% ../nbs/76_experiments.ipynb #ef8f8ba2
+# %% ../nbs/76_experiments.ipynb #23525f00
 def _all_experiments(experiments, archs):
     "Networks by their names, and experiments of a file, a dict or a list"
     if isinstance(experiments, (str, Path)): experiments = read_experiments(experiments)
@@ -397,7 +401,7 @@ def _show(table, out):
     fig.savefig(out/'experiments.png', dpi=120)
     plt.close(fig)
 
-# %% ../nbs/76_experiments.ipynb #9c1a3465
+# %% ../nbs/76_experiments.ipynb #83512819
 def _run(name, run, folder):
     "An experiment's result, or its error in one line"
     try:

@@ -153,7 +153,7 @@ def plan_cycles(
 def _batches(dls, steps, bs):
     "Let batches have `bs` images, and an epoch of training be `steps` of them"
     old = dls.train.draw, [dl.bs for dl in dls.loaders]
-    dls.train.bs, dls.train.draw = bs, steps*bs if steps else None
+    dls.train.bs, dls.train.draw = bs, steps*bs*n_processes() if steps else None
     for dl in dls.loaders[1:]: dl.bs = min(dl.bs, bs)
     try: yield
     finally:
@@ -191,6 +191,7 @@ def fit_cycle(self:Learner,
 
 def _after_memory_ran_out(learn, c):
     "Leave the broken step, and halve the batch"
+    if n_processes()>1: raise TrainingError(f'out of memory at {c.size} px with {c.bs} images in the batch of one of {n_processes()} processes; pass half as many') from None
     if c.bs<2: raise TrainingError(f'out of memory at {c.size} px with a single image in the batch; train at smaller sizes, or with a smaller network') from None
     if torch.is_autocast_enabled(learn.dls.device.type): learn.training_precision.autocast.__exit__(None, None, None)
     learn.model.zero_grad(set_to_none=True)
@@ -230,14 +231,14 @@ def find_lr(self:Learner) -> float:  # between 1e-4 and 1e-2
 # %% ../nbs/60_training.ipynb #68b04d93
 def _plan(learn, sizes, epochs, minutes, left):
     "The cycles of a new training"
-    n, bs = len(learn.dls.train_ds), learn.dls.train.bs
+    n, bs = max(len(learn.dls.train_ds)//n_processes(), 1), learn.dls.train.bs
     shares, batches = [1]*(len(sizes)-1) + [max(1, len(sizes)-1)], [stage_batch(bs, s, max(sizes), n) for s in sizes]
     stages, valid = [Stage(s, e, 0) for s,e in zip(sizes, epochs)], [0.]*len(sizes)
     if minutes:
         seconds = []
         for size,b in zip(sizes, batches):
             with _batches(learn.dls.set_size(size), 0, b): seconds.append(measure_steps(learn))
-        stages, valid = plan_stages(sizes, seconds, shares, left(), [max(1, n//b) for b in batches]), [v for _,v in seconds]
+        stages, valid = plan_stages(sizes, seconds, shares, agree(left()), [max(1, n//b) for b in batches]), [v for _,v in seconds]
     return stages, plan_cycles(stages, shares, batches, valid, n, learn.pretrained)
 
 # %% ../nbs/60_training.ipynb #25929727
@@ -280,7 +281,7 @@ def _go_on(learn, state, folder, start, verbose):
     learn.size = cycles[-1].size
     learn.dls.set_size(learn.size)
     if state['finished']:
-        if verbose: print(f'{folder} holds the finished training')
+        if verbose and is_first(): print(f'{folder} holds the finished training')
         put_weights(learn, state['weights'])
         return learn
     c = cycles[state['cycle']]
@@ -311,6 +312,7 @@ def fit_progressive(self:Learner,
     state = _find_checkpoint(folder, resume, settings) if folder else None
     if folder: folder.mkdir(parents=True, exist_ok=True)
     if state: return _go_on(self, state, folder, start, verbose)
+    if lr=='find' and n_processes()>1: raise TrainingError("lr='find' looks in one process alone; pass a number when several train together")
     if lr=='find': lr = self.find_lr()
     stages, cycles = _plan(self, sizes, epochs, minutes, lambda: minutes*60-(time.monotonic()-start))
     if verbose and is_first(): print('; '.join(map(str, stages)))

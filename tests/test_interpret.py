@@ -5,7 +5,12 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np, pytest, torch
 from torch import nn
-from hpa_fastai.all import *
+from hpa_fastai.labels import *
+from hpa_fastai.images import *
+from hpa_fastai.simulate import *
+from hpa_fastai.models import *
+from hpa_fastai.bundle import load_bundle
+from hpa_fastai.inference import *
 from hpa_fastai.interpret import *
 
 @pytest.fixture(autouse=True)
@@ -67,7 +72,7 @@ def test_average_over_symmetries_turns_with_the_cells(bundle):
     np.testing.assert_allclose(a[::-1], c, atol=2e-3)
 
 @pytest.mark.parametrize('arch, size, layout', [('test_vit', 64, 'NLC'), ('test_convnext', 64, 'NCHW'), ('test_efficientnet', 64, 'NCHW'), ('swin_t', 64, 'NHWC'),
-                                                ('densenet121', 64, 'NCHW'), ('vgg11', 64, 'NCHW'), ('lenet5', 32, 'NCHW'), ('vit_b_32', 64, 'NLC')])
+                                                ('densenet121', 64, 'NCHW'), ('mobilenet_v3_small', 64, 'NCHW'), ('lenet5', 32, 'NCHW')])
 def test_every_kind_of_network(arch, size, layout):
     torch.manual_seed(0)
     model = create_model(arch, 3, pretrained=False, size=size).eval()
@@ -79,18 +84,32 @@ def test_every_kind_of_network(arch, size, layout):
         assert maps.shape==(2, size, size) and torch.isfinite(maps).all() and maps.min()>=0 and maps.max()<=1
     assert not any(m._forward_hooks for m in model.modules()) and all(p.grad is None for p in model.parameters())
 
-def test_patches_of_a_transformer_lie_in_their_places():
+def small_vit():
+    "torchvision's transformer, which has its own names and a class token too"
+    from torchvision.models import VisionTransformer
+    body = VisionTransformer(64, 8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64)
+    body.conv_proj, body.heads = nn.Conv2d(4, 32, 8, 8), nn.Identity()
+    return nn.Sequential(body, nn.Linear(32, 3)), body.conv_proj
+
+def timm_vit():
+    model = create_model('test_vit', 3, pretrained=False, size=64)
+    return model, model[0].patch_embed
+
+@pytest.mark.parametrize('make', [small_vit, timm_vit])
+def test_patches_of_a_transformer_lie_in_their_places(make):
     torch.manual_seed(0)
-    model = create_model('test_vit', 3, pretrained=False, size=64).eval()
-    layer = place_layers(model, 64)[-1]
+    model, patches = make()
+    layers = place_layers(model.eval(), 64)
     x, seen = torch.zeros(1, 4, 64, 64), []
     changed = x.clone()
     changed[:, :, :16, 48:] = 5         # top right
-    hook = model[0].patch_embed.register_forward_hook(lambda m, i, o: seen.append(o))
+    norm = next(l for l in layers if l.layout=='NLC')
+    first = [m for n,m in model.named_modules() if isinstance(m, nn.LayerNorm)][0]      # before any attention mixes the patches
+    hook = first.register_forward_hook(lambda m, i, o: seen.append(norm.to_map(o)))
     model(x), model(changed)
     hook.remove()
-    where = layer.to_map(seen[1]-seen[0]).abs().sum(1)[0]
-    assert where[:layer.side//4, -layer.side//4:].sum()/where.sum()>.99
+    where = (seen[1]-seen[0]).abs().sum(1)[0]
+    assert where[:norm.side//4, -norm.side//4:].sum()/where.sum()>.99
 
 def test_no_places_no_map():
     model = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(4*32*32, 8)), nn.Linear(8, 3)).eval()
