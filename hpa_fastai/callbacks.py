@@ -190,7 +190,7 @@ class StopWhenAsked(Callback):
     "End the fit after the step at hand, once `asked` is set"
     asked = False
     def after_batch(self):
-        self.asked = bool(same_on_all(float(self.asked), self.dls.device))
+        self.asked = agree(self.asked)
         if self.asked: raise CancelFitException()
 
 @contextmanager
