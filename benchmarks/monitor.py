@@ -45,7 +45,7 @@ def measured(table, change, predictor):
     cols = np.empty(len(table), object)
     for i, row in enumerate(table.to_dict('records')): cols[i] = change(ImageReader().array(row))
     new = table[['Id']].assign(layout='array', **{c: cols for c in ('red', 'green', 'blue', 'yellow')})
-    ids, traits = run_traits(new, predictor.bundles[0])
+    ids, traits, _ = run_traits(new, predictor.bundles[0])
     return predictor(new), pd.DataFrame(traits, index=ids)
 
 

@@ -903,6 +903,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hpa_fastai.report._kind': ('report.html#_kind', 'hpa_fastai/report.py'),
                                    'hpa_fastai.report._location_section': ('report.html#_location_section', 'hpa_fastai/report.py'),
                                    'hpa_fastai.report._locations': ('report.html#_locations', 'hpa_fastai/report.py'),
+                                   'hpa_fastai.report._map_section': ('report.html#_map_section', 'hpa_fastai/report.py'),
                                    'hpa_fastai.report._maps': ('report.html#_maps', 'hpa_fastai/report.py'),
                                    'hpa_fastai.report._mark_stages': ('report.html#_mark_stages', 'hpa_fastai/report.py'),
                                    'hpa_fastai.report._model_examples': ('report.html#_model_examples', 'hpa_fastai/report.py'),
