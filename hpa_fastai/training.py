@@ -47,7 +47,7 @@ def hpa_learner(
     learn = Learner(dls, model, loss_func=loss, opt_func=kwargs.pop('opt_func', Adam), splitter=kwargs.pop('splitter', default_split),
                     metrics=[MeanAP()] if metrics is None else metrics, wd=kwargs.pop('wd', .01),
                     cbs=[GradientClip(1.), *amp, ForgetDecisions(), *L(cbs)], **kwargs)
-    learn.pretrained, learn.size = bool(pretrained), size
+    learn.pretrained, learn.size, learn.rates = bool(pretrained), size, (1/3, 1) if source_library(arch)=='hpa_fastai' else (1/20, 1/2)
     return learn
 
 # %% ../nbs/60_training.ipynb #a63d0ef6
@@ -186,7 +186,7 @@ def fit_cycle(self:Learner,
     if self.pretrained: self.freeze() if c.freeze else self.unfreeze()
     clock = [KeepTime(seconds, c.valid, spent)] if seconds else []
     with _batches(self.dls, c.steps, c.bs):
-        self.fit_one_cycle(c.epochs*(100 if seconds else 1), slice(lr/20, lr/2) if self.pretrained and not c.freeze else lr,
+        self.fit_one_cycle(c.epochs*(100 if seconds else 1), slice(lr*self.rates[0], lr*self.rates[1]) if self.pretrained and not c.freeze else lr,
                            pct_start=.99 if c.freeze else .25, cbs=[*L(cbs), *clock], start_epoch=start_epoch)
 
 def _after_memory_ran_out(learn, c):
