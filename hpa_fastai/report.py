@@ -129,7 +129,7 @@ def _monitor_section(found, reference):
 # %% ../nbs/85_report.ipynb #a5dda2f8
 def _map_section(r, found):
     "The pictures that were looked at, laid out by embedding"
-    xy, by_id = map_points(found.embeddings), r.ok.set_index('Id')
+    xy, by_id = map_points(found.embeddings, 'tsne'), r.ok.set_index('Id')
     rows = r.table.assign(Id=r.table.Id.astype(str)).drop_duplicates('Id').set_index('Id', drop=False).loc[found.ids]
     best = by_id.loc[found.ids, r.classes].to_numpy(float).argmax(1)
     flags = by_id.loc[found.ids, 'flags'].fillna('').to_numpy()
