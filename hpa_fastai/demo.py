@@ -19,6 +19,7 @@ from .data import *
 from .training import *
 from .evaluation import *
 from .assessment import *
+from .bundle import *
 from .saving import *
 from .inference import *
 

@@ -31,8 +31,8 @@ def pretrain(
     atlas, out = Path(atlas), Path(out)
     if not (atlas/'train.csv').is_file(): simulate_atlas(atlas, n=n, size=2*size, balance='even', seed=seed, progress=progress)
     set_seed(seed)
-    dls = HPADataLoaders.from_csv(atlas, size=2*size, bs=32, valid_pct=.05, group='antibody', augment=AugmentRGBY(scale=1.6, gain=.4, gamma=.4), progress=progress)
-    learn = hpa_learner(dls, arch, pretrained=False, loss_func='bce', cbs=TrainingBar() if progress else None)
+    dls = HPADataLoaders.from_csv(atlas, size=2*size, bs=32, valid_pct=.05, group='antibody', augment=AugmentRGBY(scale=1.5, gain=.4, gamma=.4), progress=progress)
+    learn = hpa_learner(dls, arch, pretrained=False, loss_func='bce', dropout=.3, wd=.05, cbs=TrainingBar() if progress else None)
     with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=default_sizes(size), minutes=minutes, verbose=progress)
     weights = {k: v.half() if v.is_floating_point() else v for k,v in learn.model[0].state_dict().items() if not k.endswith('num_batches_tracked')}
     out.parent.mkdir(parents=True, exist_ok=True)
