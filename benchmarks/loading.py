@@ -6,15 +6,20 @@ import numpy as np
 MEMORY = '''
 import sys, warnings
 warnings.simplefilter('ignore')
-import torch
+import ctypes, gc, torch
 from hpa_fastai.all import *
-def memory(): return {k.strip(':'): int(v)/1024 for k,v,*_ in (o.split() for o in open('/proc/self/smaps_rollup') if o.split()[0] in ('Anonymous:', 'Rss:'))}
+def memory():
+    gc.collect()
+    ctypes.CDLL('libc.so.6').malloc_trim(0)  # what was freed goes back to the system
+    return read_memory()
+def read_memory(): return {k.strip(':'): int(v)/1024 for k,v,*_ in (o.split() for o in open('/proc/self/smaps_rollup') if o.split()[0] in ('Anonymous:', 'Rss:'))}
 rows, cache = read_labels(sys.argv[1]), sys.argv[3]
 dls = HPADataLoaders.from_df(rows, sys.argv[2], size=128, bs=64, cache=cache, progress=False, device=torch.device('cpu'), num_workers=0)
+before = memory()['Anonymous']
 for dl in dls:
     for x,_ in dl: pass
 m = memory()
-print(len(dls.train_ds)+len(dls.valid_ds), m['Anonymous'], m['Rss']-m['Anonymous'], dls.train.cache.images.nbytes/2**20)'''
+print(before, m['Anonymous'], m['Rss']-m['Anonymous'], dls.train.cache.images.nbytes/2**20)'''
 
 
 def clone(source, folder, n):
@@ -33,7 +38,7 @@ def clone(source, folder, n):
 
 def plain_loaders(folder, size, bs):
     "What a fastai user writes: a DataBlock that opens four PNG with Pillow"
-    from fastai.vision.all import CategoryMap, DataBlock, IndexSplitter, MultiCategoryBlock, Normalize, TensorImage, TransformBlock, IntToFloatTensor
+    from fastai.vision.all import DataBlock, IndexSplitter, MultiCategoryBlock, Normalize, TensorImage, TransformBlock, IntToFloatTensor
     from PIL import Image
     import pandas as pd
     df = pd.read_csv(folder/'train.csv')
@@ -83,16 +88,17 @@ def memory(tmp, a):
         folder = clone(tmp/'little', tmp/f'memory{n}', n)
         args = [folder/'train.csv', folder/'train', tmp/f'memory{n}-cache']
         runs = [subprocess.run([sys.executable, '-c', MEMORY, *map(str, args)], capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
-        _, own, mapped, size = map(float, runs[-1])  # the second run: the cache is there already
-        found.append(own)
-        print(f'memory, {n} FOVs (cache of {size:.0f} MB): {own:.0f} MB of the process\'s own after an epoch ({float(runs[0][1]):.0f} MB when it built the cache too); {mapped:.0f} MB mapped from files, which the system takes back', flush=True)
-    print(f'memory: {100*(found[1]/found[0]-1):+.1f} % for {a.many/500:.0f} times the images (wanted: no growth with their number)', flush=True)
+        before, own, mapped, size = map(float, runs[-1])  # the second run: the cache is there already
+        found.append((own, own-before))
+        print(f'memory, {n} FOVs (cache of {size:.0f} MB): {own:.0f} MB of the process\'s own after an epoch, {own-before:+.0f} by reading it ({float(runs[0][1]):.0f} MB when it built the cache too); {mapped:.0f} MB mapped from files, which the system takes back', flush=True)
+    (all0, read0), (all1, read1) = found
+    print(f'memory: {100*(all1/all0-1):+.1f} % ({read1-read0:+.0f} MB by reading, {all1-all0-(read1-read0):+.0f} MB by table, labels and split) for {a.many/500:.0f} times the images (wanted: no growth with their number)', flush=True)
 
 
 def starvation(tmp, a):
     import torch
     from hpa_fastai.all import HPADataLoaders, hpa_learner, simulate_atlas
-    if not (tmp/'few').exists(): simulate_atlas(tmp/'few', n=96, size=128, balance='even', progress=False)
+    if not (tmp/'few').exists(): simulate_atlas(tmp/'few', n=64, size=a.size, balance='even', progress=False)
     dls = HPADataLoaders.from_csv(tmp/'few', size=a.size, bs=32, cache=tmp/'few-cache', progress=False, device=torch.device(a.device))
     learn = hpa_learner(dls, a.arch, pretrained=False)
     opt, dl = torch.optim.Adam(learn.model.parameters()), dls.train

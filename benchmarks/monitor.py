@@ -4,12 +4,13 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 
-def stretch(x, by=1.7):
-    "Cells that are longer than wide"
+def stretch(x, by=1.5):
+    "Cells that are longer than wide, of the same area"
     from PIL import Image
     side = x.shape[-1]
-    wide = np.stack([np.asarray(Image.fromarray(p).resize((round(side*by), side), Image.BILINEAR)) for p in x])
-    return wide[..., (wide.shape[-1]-side)//2:][..., :side]
+    long = np.stack([np.asarray(Image.fromarray(p).resize((round(side*by), round(side/by)), Image.BICUBIC)) for p in x])
+    long = np.concatenate([long, long[:, ::-1]], 1)
+    return long[:, :side, (long.shape[-1]-side)//2:][..., :side]
 
 
 def darker(x):
@@ -45,7 +46,7 @@ def measured(table, change, predictor):
     cols = np.empty(len(table), object)
     for i, row in enumerate(table.to_dict('records')): cols[i] = change(ImageReader().array(row))
     new = table[['Id']].assign(layout='array', **{c: cols for c in ('red', 'green', 'blue', 'yellow')})
-    ids, traits = run_traits(new, predictor.bundles[0])
+    ids, traits, _ = run_traits(new, predictor.bundles[0])
     return predictor(new), pd.DataFrame(traits, index=ids)
 
 
@@ -67,9 +68,12 @@ def main(folder, a):
     bundle, found = predictor.bundles[0], {k: measured(table, f, predictor) for k, f in CHANGES.items()}
     truth = read_labels(folder/'plate'/'train.csv').set_index('Id').Target
     often = found['unchanged'][0].Predicted.str.split()
-    common = bundle.labels.encode(found['unchanged'][0].Predicted).sum(0).argsort()[::-1][:3]
-    weights = np.array([8. if set(map(str, common)) & set(o) else 1. for o in often])
+    share = bundle.labels.encode(found['unchanged'][0].Predicted).mean(0)
+    one = int(np.abs(share-.3).argmin())
+    weights = np.array([50. if str(one) in o else 1. for o in often])
+    rare = 100*share[one]
     print(f'monitor: {bundle.config["reference"]["n"]} validation images, plates of {a.m} images drawn {a.draws} times from {len(table)}, {len(set(truth))} label sets', flush=True)
+    print(f'prevalence: {bundle.labels.classes[one]}, which {rare:.0f} % of the plate are named, is drawn 50 times as often', flush=True)
     for k in (*CHANGES, 'prevalence'):
         run, traits = found.get(k, found['unchanged'])
         kinds = list(draws(run, traits, bundle, a, rng, weights/weights.sum() if k == 'prevalence' else None))

@@ -69,17 +69,17 @@ def _revive(options):
 # %% ../nbs/76_experiments.ipynb #9ff96a7f
 def auto_learner(
     dls,  # of `HPADataLoaders`
-    arch: str|None = None,  # a timm or torchvision name; None: resnet18 with published weights, the smaller resnet10t from scratch
+    arch: str|None = None,  # a timm or torchvision name; None: resnet18 with published weights; without a network smallresnet, with those of simulated cells
     pretrained = 'auto',  # published weights where they can be had ('auto'), at all costs (True), never (False), or a weights file
     **kwargs
 ) -> Learner:
     "`hpa_learner` with published weights where they can be had"
     make = lambda default, weights: hpa_learner(dls, arch or default, pretrained=weights, **kwargs)
-    if pretrained!='auto': return make('resnet18' if pretrained else 'resnet10t', pretrained)
+    if pretrained!='auto': return make('resnet18' if pretrained else 'smallresnet', pretrained)
     try: return make('resnet18', True)
     except NoWeights as e:
-        if is_first(): print(f'Training from scratch: {str(e).split(";")[0]}.')
-        return make('resnet10t', False)
+        if is_first(): print(f'{"Training from scratch" if arch else "Starting with smallresnet, which knows simulated cells"}: {str(e).split(";")[0]}.')
+        return make('smallresnet', arch is None)
 
 class CountImages(Callback):
     "How many images a second are trained on, without the validation"
@@ -112,7 +112,7 @@ def train_fold(
     count = CountImages()
     learn = auto_learner(dls, **{**parts['model'], 'cbs': [count, *([TrainingBar()] if progress else []), *L(parts['model'].get('cbs'))]})
     with shared_training(learn), learn.no_bar(), learn.no_logging(): learn.fit_progressive(**{'verbose':False, 'folder':folder, 'resume':folder is not None, **parts['fit']})
-    learn.history['images_per_second'] = round(count.rate, 2)
+    learn.history['images_per_second'] = round(count.rate, 2) if count.n else None
     return learn
 
 # %% ../nbs/76_experiments.ipynb #f2876855
@@ -202,6 +202,7 @@ class Folds:
 
 def _predict_fold(learn, out, fold):
     "Save the model, and what it says about its validation images"
+    if 'stopped' in learn.history: raise KeyboardInterrupt('stopped; the same call goes on')
     learn.fit_thresholds()
     learn.save_bundle(out/f'fold{fold}', force=True)
     if is_first(): Predictor(out/f'fold{fold}', learn.dls.device.type).to_file(learn.dls.valid_ds.items, out/f'fold{fold}.csv', force=True, progress=False)
@@ -335,7 +336,7 @@ def _measure(res):
     told = [b.config['training'] for b in bundles]
     e = res.evaluation
     return dict(macro_f1=e.macro_f1, low=e.interval[0], high=e.interval[1], mean_ap=e.scores['mean_ap'], minutes=sum(t['minutes'] for t in told),
-                parameters=sum(p.numel() for p in bundles[0].model.parameters())/1e6, images_per_second=float(np.mean([t['images_per_second'] for t in told])))
+                parameters=sum(p.numel() for p in bundles[0].model.parameters())/1e6, images_per_second=float(np.mean([t['images_per_second'] or np.nan for t in told])))
 
 def _difference(first, other, df, labels, group):
     "By how much an experiment is better than the first, on the images of both"

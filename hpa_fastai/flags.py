@@ -21,17 +21,20 @@ def picture_figures(
     x = x.float()/255
     std, mean = torch.std_mean(x, (2, 3), keepdim=True)
     z = (x-mean)/std.clamp_min(.01)
-    overlap = torch.einsum('bihw,bjhw->bij', z, z)/z[0,0].numel()
+    flat = z.flatten(2)
+    overlap = flat@flat.mT/flat.shape[2]
     i, j = torch.triu_indices(4, 4, 1)
-    return torch.cat([overlap[:,i,j], (z*z*z).mean((2, 3)).clamp(-10, 10), *_energies(z)], 1).numpy()
+    return torch.cat([overlap[:,i,j], (flat*flat*flat).mean(2).clamp(-10, 10), *_energies(z)], 1).numpy()
 
 def _energies(z):
     "Log of the variance that is lost when a picture is halved, again and again"
-    power = lambda o: (o*o).mean((2, 3))
+    power = lambda o: (o*o).flatten(2).mean(2)
+    of_z = power(z)
     for _ in range(N_LEVELS):
-        half = F.avg_pool2d(z, 2)
-        yield (power(z)-power(half)).clamp_min(1e-4).log()
-        z = half
+        z = F.avg_pool2d(z, 2)
+        of_half = power(z)
+        yield (of_z-of_half).clamp_min(1e-4).log()
+        of_z = of_half
 
 # %% ../nbs/66_flags.ipynb #8842cefa
 @dataclass(frozen=True, eq=False)

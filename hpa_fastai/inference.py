@@ -63,15 +63,33 @@ def _row(table, i): return {c: table[c].iat[i] for c in ('Id', 'layout', *CHANNE
 
 # %% ../nbs/75_inference.ipynb #6e9db6cf
 def _batches(stream, bs):
-    "Groups of what is read that belong into one batch; part of a group when it has waited for long"
+    "Groups of what is read that belong into one batch; part of a group when it has waited for long, None when nothing came for a while"
     group, began = [], 0.
     for got in stream:
         if got is not None:
             if group and got[0]//bs!=group[0][0]//bs: yield group; group = []
             if not group: began = time.monotonic()
             group.append(got)
+        else: yield None
         if group and ((group[-1][0]+1)%bs==0 or time.monotonic()-began>FLUSH): yield group; group = []
     if group: yield group
+
+# %% ../nbs/75_inference.ipynb #5d0c1a78
+def _side_by_side(f, groups, n, threads, restore):
+    "`f` of each group, in order, `n` at a time with `threads` each; PyTorch's number for new threads is put back at the end"
+    def run(group):
+        torch.set_num_threads(threads) # of this thread alone
+        return f(group)
+    waiting = deque()
+    with ThreadPoolExecutor(n, 'predict') as pool:
+        try:
+            for group in groups:
+                if group is not None: waiting.append(pool.submit(run, group))
+                while waiting and (len(waiting)>n or waiting[0].done()): yield waiting.popleft().result()
+            while waiting: yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(restore)
 
 # %% ../nbs/75_inference.ipynb #42c6a7c5
 def _symmetries(x):
@@ -164,6 +182,7 @@ class Predictor:
         self.thresholds = replace(first.thresholds, values=np.mean([b.thresholds.values for b in self.bundles], 0))
         self.readers = list(dict.fromkeys(b.reader for b in self.bundles))
         self.bs, self.tta, self.at_least_one, self.n_workers = bs, tta, at_least_one, n_workers or default_workers()
+        self.n_threads = torch.get_num_threads()
 
     def __repr__(self): return f'Predictor({len(self.bundles)} models, {len(self.labels)} classes, on {self.where})'
 
@@ -178,6 +197,12 @@ class Predictor:
 def _ahead(self:Predictor):
     "Fields of view that may wait for the network: two batches, in a quarter of a gigabyte at most"
     return max(2*self.n_workers, min(2*self.bs, 2**28//sum(4*(r.size or 2048)**2 for r in self.readers)))
+
+@patch
+def _lanes(self:Predictor):
+    "Batches computed side by side, and threads for each: four at most on a processor, one on a GPU"
+    n = min(4, self.n_threads) if self.device.type=='cpu' else 1
+    return n, self.n_threads//n, self.n_threads
 
 @patch
 def infer(self:Predictor,
@@ -219,8 +244,7 @@ def stream(self:Predictor,
     "Predict as it comes, in order"
     ids, n = table.Id.tolist(), len(table)
     stream = read_ahead(table, range(n) if todo is None else todo, self.readers, self.n_workers, self._ahead())
-    with closing(stream):
-        for group in _batches(stream, self.bs): yield self._rows(ids, group, n)
+    with closing(stream), closing(_side_by_side(lambda g: self._rows(ids, g, n), _batches(stream, self.bs), *self._lanes())) as parts: yield from parts
 
 @patch
 def __call__(self:Predictor,

@@ -27,17 +27,18 @@ def run_traits(
     table: pd.DataFrame,  # of `find_images`: the pictures to look at
     bundle: Bundle,  # the model
     bs: int = 32,  # images in a batch
-) -> tuple:  # Ids of those that can be read, trait -> one value each
+) -> tuple:  # Ids of those that can be read, trait -> one value each, and their embeddings (n×D)
     "Brightness, sharpness and unlikeness of pictures"
-    read, ids, parts = read_images(table, bundle.reader), [], []
+    read, ids, parts, embs = read_images(table, bundle.reader), [], [], []
     good = ((table.Id.iat[i], img) for i,img in read if not isinstance(img, Exception))
     while batch := [o for _,o in zip(range(bs), good)]:
         ids += [i for i,_ in batch]
         imgs = [img for _,img in batch]
         x = bundle.pixels(imgs)
         parts.append(picture_traits(x))
-        if bundle.flagger: parts[-1]['unlikeness'] = bundle.flagger.unlikeness(x, bundle.run(bundle.inputs(imgs))[1])
-    return ids, {k: np.concatenate([p[k] for p in parts]) for k in (parts[0] if parts else ())}
+        embs.append(bundle.run(bundle.inputs(imgs))[1])
+        if bundle.flagger: parts[-1]['unlikeness'] = bundle.flagger.unlikeness(x, embs[-1])
+    return ids, {k: np.concatenate([p[k] for p in parts]) for k in (parts[0] if parts else ())}, np.concatenate(embs) if embs else np.zeros((0, 1), np.float32)
 
 # %% ../nbs/84_monitor.ipynb #1a4be67d
 DARKER = 1.25  # a channel this many times darker or brighter
@@ -106,6 +107,8 @@ class Monitoring:
     n: int  # fields of view of the run that were predicted
     n_pictures: int  # of them looked at; 0: there were no pictures
     quantiles: dict  # trait -> quantiles in the run
+    ids: list|None = None  # of the pictures looked at
+    embeddings: np.ndarray|None = None  # of the same, n×D
 
     def __repr__(self):
         seen = f'{self.n_pictures:,} of {self.n:,} pictures looked at' if self.n_pictures else f'{self.n:,} predictions, without their pictures'
@@ -139,8 +142,10 @@ def monitor(
     if bundle.config.get('reference') is None: raise BundleError(f'{reference if not isinstance(reference, Bundle) else "this model"}: no figures of its training are stored with it; save it again with save_bundle where it was trained')
     run = run if isinstance(run, pd.DataFrame) else read_predictions(run)
     ok = run[run['error'].fillna('')=='']
-    ids, traits = ([], {}) if images is None or not len(ok) else run_traits(_sample(ok, images, most, seed), bundle)
-    return compare_run(ok, ids, traits, bundle, alpha)
+    ids, traits, embs = ([], {}, None) if images is None or not len(ok) else run_traits(_sample(ok, images, most, seed), bundle)
+    found = compare_run(ok, ids, traits, bundle, alpha)
+    found.ids, found.embeddings = ids, embs
+    return found
 
 def compare_run(
     ok: pd.DataFrame,  # of `predict`: what could be read

@@ -182,11 +182,14 @@ def build_page(
     facts: dict|None = None,  # name -> value: the figures at the top
     notes: list = (),  # sentences that must not be missed
     foot: str = 'Made with hpa_fastai.',  # the last line
+    style: str = '',  # more rules, for parts that bring their own
+    script: str = '',  # more JavaScript, for parts that bring their own
 ) -> str:
     "A page as HTML that needs no other file"
     sections = [Section(s.title, s.text, [p if isinstance(p, str) else chart(p, s.title) for p in s.parts]) for s in sections]
-    checksum = 'sha256-'+base64.b64encode(hashlib.sha256(_script.encode()).digest()).decode()
-    return _render('page', title=title, text=text, facts=facts or {}, notes=notes, sections=sections, foot=foot, style=Markup(_style), script=Markup(_script), hash=checksum)
+    style, script = _style+style, '\n'.join(filter(None, (_script, script)))
+    checksum = 'sha256-'+base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _render('page', title=title, text=text, facts=facts or {}, notes=notes, sections=sections, foot=foot, style=Markup(style), script=Markup(script), hash=checksum)
 
 # %% ../nbs/24_pages.ipynb #7b99cd87
 def check_page(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
 from fastcore.basics import chunked
+from markupsafe import Markup
 from .labels import *
 from .images import *
 from .explore import explore
@@ -21,6 +22,7 @@ from .hub import find_model
 from .results import *
 from .inference import *
 from .interpret import *
+from .map import *
 from .monitor import *
 
 # %% ../nbs/85_report.ipynb #4a54f02f
@@ -124,6 +126,16 @@ def _monitor_section(found, reference):
     named = [plot_names(found)] if found.n else []
     return Section('Beside training', text, [*charts, *named, table_block(t[['kind', 'what', 'validation', 'run', 'p', 'differs']], {'p': '.2g', 'validation': '.3g', 'run': '.3g'}, search=True)])
 
+# %% ../nbs/85_report.ipynb #a5dda2f8
+def _map_section(r, found):
+    "The pictures that were looked at, laid out by embedding"
+    xy, by_id = map_points(found.embeddings, 'tsne'), r.ok.set_index('Id')
+    rows = r.table.assign(Id=r.table.Id.astype(str)).drop_duplicates('Id').set_index('Id', drop=False).loc[found.ids]
+    best = by_id.loc[found.ids, r.classes].to_numpy(float).argmax(1)
+    flags = by_id.loc[found.ids, 'flags'].fillna('').to_numpy()
+    points = pd.DataFrame({'x': xy[:,0], 'y': xy[:,1], 'Id': found.ids, 'most probable': np.array(r.classes)[best], 'flags': flags, 'thumbnail': thumbnails(rows)})
+    return Section('Map', f'{len(points):,} pictures of the run.', [Markup(map_html(points, ['most probable', 'flags'], whole=False))])
+
 # %% ../nbs/85_report.ipynb #e57fc4fd
 @dataclass
 class _Run:
@@ -175,6 +187,7 @@ def _run_sections(r, found):
     if r.table is None: yield Section('Pictures', 'This page was made without the pictures of the run; name their folder (--images FOLDER) to see some of each location.')
     elif pixels: yield Section('Pictures', f'The most probable images of each location. Red microtubules, green protein, blue nucleus, yellow endoplasmic reticulum. {why}', [_gallery(examples, pixels, r.lines, maps)])
     elif len(r.ok): yield Section('Pictures', 'None of the pictures that were to be shown is in the folder, or none can be read.')
+    if found and found.ids: yield _map_section(r, found)
     if len(r.ok): yield _flag_section(r.ok, lambda groups: [_gallery(groups, pixels, r.lines)] if pixels else [])
     yield _failure_section(r.run)
     if len(r.ok): yield _prediction_section(r.ok, r.classes)
@@ -184,7 +197,7 @@ def _run_page(r):
     "The page of a run"
     text = f'Predicted with {r.bundle.config["model"]["arch"]}.' if r.bundle else 'Name the model (--reference MODEL) to see how the run compares with its training, and where the network looked.'
     found = monitor(r.run, r.bundle, r.table, most=300) if r.bundle and r.bundle.config.get('reference') and len(r.ok) else None
-    return build_page(r.name, _run_sections(r, found), text, _facts_of_run(r), _notes_of_run(r, found))
+    return build_page(r.name, _run_sections(r, found), text, _facts_of_run(r), _notes_of_run(r, found), style=MAP_STYLE, script=MAP_SCRIPT)
 
 # %% ../nbs/85_report.ipynb #0b3d94d1
 def _class_section(config):

@@ -220,3 +220,14 @@ def test_folds_and_comparison_from_the_shell(small_atlas, cache, tmp_path, capsy
     assert main(['train', *base, '--folds', '2', '--fold', '1', '--out', str(tmp_path/'x')]) == 2
     assert main(['compare', *base, '--archs', 'resnet_18', '--out', str(tmp_path/'x')]) == 2
     assert json.loads((tmp_path/'models'/'settings.json').read_text())['n_folds'] == 2
+
+
+def test_a_stopped_training_is_no_finished_fold(small_atlas, cache, tmp_path):
+    "Ctrl-C ends the run, keeps the checkpoint, and the next run goes on from it"
+    from fastai.callback.core import Callback
+    class Stop(Callback):
+        order = 100
+        def after_epoch(self): self.stop_when_asked.asked = True
+    kwargs = dict(cache=cache, folds=[0], epochs=3)
+    with pytest.warns(UserWarning, match='stopped'), pytest.raises(KeyboardInterrupt): again(small_atlas, tmp_path/'out', **kwargs, cbs=[Stop()])
+    assert (tmp_path/'out'/'fold0-training'/'checkpoint.pt').is_file() and not (tmp_path/'out'/'fold0').exists()

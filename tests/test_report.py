@@ -39,12 +39,12 @@ def test_the_page_of_a_run(page, run, browser):
     browser.emulate()
     browser.open(page)
     assert browser.errors() == [] and page.stat().st_size < 10e6
-    assert headings(page) == ['Locations', 'Beside training', 'Pictures', 'Flagged', 'Failures', 'Predictions']
+    assert headings(page) == ['Locations', 'Beside training', 'Pictures', 'Map', 'Flagged', 'Failures', 'Predictions']
     facts = dict(zip(*[browser.run(f'return [...document.querySelectorAll("{t}")].map(e => e.textContent)') for t in ('dt', 'dd')]))
     assert facts['fields of view'] == '90' and facts['failed'] == '1' and facts['throughput'] == '10.0 images/s'
     assert browser.run('return document.querySelectorAll("[onerror]").length') == 0
     text = browser.run('return document.body.textContent')
-    assert f'{EVIL}: cut off' in text and EVIL in browser.run('return [...document.querySelectorAll("#s6 td:first-child")].map(e => e.textContent)')
+    assert f'{EVIL}: cut off' in text and EVIL in browser.run('return [...document.querySelectorAll("#s7 td:first-child")].map(e => e.textContent)')
     named = run[0].Names.str.split('|').explode()
     rows = browser.run('return [...document.querySelectorAll("#s1 tbody tr")].map(r => [r.cells[0].textContent, +r.cells[1].dataset.v])')
     assert {k: v for k, v in rows} == {c: int((named == c).sum()) for c, _ in rows} and len(rows) == 28
@@ -53,12 +53,12 @@ def test_the_page_of_a_run(page, run, browser):
 def test_its_tables_sort_and_filter(page, run, browser):
     browser.emulate()
     browser.open(page)
-    browser.click('#s6 th:nth-child(4) button')
-    probs = browser.run('return [...document.querySelectorAll("#s6 tbody tr")].map(r => +r.cells[3].dataset.v)')
+    browser.click('#s7 th:nth-child(4) button')
+    probs = browser.run('return [...document.querySelectorAll("#s7 tbody tr")].map(r => +r.cells[3].dataset.v)')
     assert probs == sorted(probs, reverse=True) and len(probs) == 89
     name = run[0].Names[run[0].Names != ''].iloc[0].split('|')[0]
-    browser.type('#s6 input', name)
-    left = browser.run('return [...document.querySelectorAll("#s6 tbody tr")].filter(r => !r.hidden).map(r => r.textContent)')
+    browser.type('#s7 input', name)
+    left = browser.run('return [...document.querySelectorAll("#s7 tbody tr")].filter(r => !r.hidden).map(r => r.textContent)')
     assert 0 < len(left) < 90 and all(name in t for t in left)
 
 
