@@ -27,6 +27,7 @@ def run_traits(
     table: pd.DataFrame,  # of `find_images`: the pictures to look at
     bundle: Bundle,  # the model
     bs: int = 32,  # images in a batch
+    keep = None,  # called with the Id and the pixels of each picture, for whoever needs them too
 ) -> tuple:  # Ids of those that can be read, trait -> one value each, and their embeddings (n×D)
     "Brightness, sharpness and unlikeness of pictures"
     read, ids, parts, embs = read_images(table, bundle.reader), [], [], []
@@ -34,6 +35,7 @@ def run_traits(
     while batch := [o for _,o in zip(range(bs), good)]:
         ids += [i for i,_ in batch]
         imgs = [img for _,img in batch]
+        for i,img in batch if keep else (): keep(i, img)
         x = bundle.pixels(imgs)
         parts.append(picture_traits(x))
         embs.append(bundle.run(bundle.inputs(imgs))[1])
@@ -136,13 +138,14 @@ def monitor(
     most: int = 400,  # pictures to look at, drawn at random
     alpha: float = .01,  # probability of a false alarm, of all tests together
     seed: int = 0,  # of the draw
+    keep = None,  # of `run_traits`
 ) -> Monitoring:
     "Say in what a run differs from what its model was trained on"
     bundle = reference if isinstance(reference, Bundle) else load_bundle(find_model(reference))
     if bundle.config.get('reference') is None: raise BundleError(f'{reference if not isinstance(reference, Bundle) else "this model"}: no figures of its training are stored with it; save it again with save_bundle where it was trained')
     run = run if isinstance(run, pd.DataFrame) else read_predictions(run)
     ok = run[run['error'].fillna('')=='']
-    ids, traits, embs = ([], {}, None) if images is None or not len(ok) else run_traits(_sample(ok, images, most, seed), bundle)
+    ids, traits, embs = ([], {}, None) if images is None or not len(ok) else run_traits(_sample(ok, images, most, seed), bundle, keep=keep)
     found = compare_run(ok, ids, traits, bundle, alpha)
     found.ids, found.embeddings = ids, embs
     return found
