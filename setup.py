@@ -22,6 +22,7 @@ setup(
     classifiers=[f'Development Status :: {statuses[cfg["status"]]}', 'Intended Audience :: Science/Research',
                  'Topic :: Scientific/Engineering :: Bio-Informatics', 'Programming Language :: Python :: 3'],
     packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']),
+    package_data={'hpa_fastai': ['weights/*.safetensors']},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
     extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('zarr', 'cloud', 'parquet', 'onnx', 'watch', 'interpret', 'cells', 'dev')},

@@ -98,7 +98,7 @@ def memory(tmp, a):
 def starvation(tmp, a):
     import torch
     from hpa_fastai.all import HPADataLoaders, hpa_learner, simulate_atlas
-    if not (tmp/'few').exists(): simulate_atlas(tmp/'few', n=96, size=128, balance='even', progress=False)
+    if not (tmp/'few').exists(): simulate_atlas(tmp/'few', n=64, size=a.size, balance='even', progress=False)
     dls = HPADataLoaders.from_csv(tmp/'few', size=a.size, bs=32, cache=tmp/'few-cache', progress=False, device=torch.device(a.device))
     learn = hpa_learner(dls, a.arch, pretrained=False)
     opt, dl = torch.optim.Adam(learn.model.parameters()), dls.train

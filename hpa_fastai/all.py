@@ -23,6 +23,7 @@ from .data import *
 from .losses import *
 from .metrics import *
 from .models import *
+from .callbacks import *
 from .training import *
 from .distributed import *
 from .calibration import *

@@ -101,7 +101,7 @@ def _add_train(sub):
     g.add_argument('--folds', type=int, help='train a model a fold, so many, and judge them on all images; each takes --minutes')
     g.add_argument('--seed', type=int, default=42, help='of the split and of the training')
     g = p.add_argument_group('model')
-    g.add_argument('--arch', help='a timm or torchvision network, or lenet5; by default resnet18 with published weights, the smaller resnet10t from scratch')
+    g.add_argument('--arch', help='a timm or torchvision network, smallresnet or lenet5; by default resnet18 with published weights; without a network smallresnet, with those of simulated cells')
     g.add_argument('--pretrained', default='auto', metavar='auto|yes|no|FILE', help='published weights where they can be had, at all costs, or never; or a weights file')
     g.add_argument('--loss', default='focal', help='the loss; a wrong name lists them')
     g = p.add_argument_group('training')
@@ -145,7 +145,7 @@ def _training_folder(a):
     folder = a.out.with_name(a.out.name+'.training')
     if folder.exists() and not a.resume:
         if not a.force: raise HPAError(f'{folder} holds a training that was stopped; --resume goes on with it, --force begins anew')
-        shutil.rmtree(folder)
+        if not a.dry_run: shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 def _check_train(a):
@@ -171,6 +171,7 @@ def _train(a):
     from hpa_fastai.training import TrainingBar, default_sizes
     import hpa_fastai.assessment, hpa_fastai.saving
     _check_train(a)
+    folder = _training_folder(a)
     device = _join(a)
     if a.dry_run: return _rehearse_training(a)
     if a.folds: return _train_folds(a, device)
@@ -224,7 +225,7 @@ def _rehearse_training(a):
     from hpa_fastai.labels import get_labels, read_labels
     labels = get_labels(a.labels)
     n = len(attach_images(read_labels(a.data/a.csv, labels), a.data/a.images))
-    print(f'{n} labelled images, {len(labels)} classes; {a.arch or "resnet18 with published weights, or resnet10t from scratch,"} to be trained for '
+    print(f'{n} labelled images, {len(labels)} classes; {a.arch or "resnet18 with published weights, or smallresnet with those of simulated cells,"} to be trained for '
           f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"} and saved to {a.out}; nothing was done')
 
 # %% ../nbs/90_cli.ipynb #cec82576

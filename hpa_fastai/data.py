@@ -196,7 +196,7 @@ class HPADataLoaders(DataLoaders):
         mean, std = _normalization(normalize, df.iloc[train], reader, store)
         weights = rarity_weights(labels.encode(df.Target.iloc[train]), oversample) if oversample else None
         block = HPADataBlock(labels, size, reader, IndexSplitter(valid), mean, std, augment)
-        return block.dataloaders(df, bs=min(bs, max(len(train)//n_processes(), 1)), device=device, num_workers=num_workers, cache=store, group=group,
+        return block.dataloaders(df, bs=min(bs, max(len(train)//n_processes(), 1)), device=device and torch.device(device), num_workers=num_workers, cache=store, group=group,
                                  dl_kwargs=[dict(weights=weights), dict(weights=None)])
 
 # %% ../nbs/30_data.ipynb #3804af5c

@@ -19,6 +19,7 @@ from .data import *
 from .training import *
 from .evaluation import *
 from .assessment import *
+from .bundle import *
 from .saving import *
 from .inference import *
 
@@ -77,7 +78,7 @@ def run_demo(
     check_target(out/'hpa_model', force)
     print('The cells of this demo are simulated: its score shows that everything works, not how well real proteins are located.')
     with _step(times, f'Simulate {n_train} fields of view to train on, and {n_test} to predict'):
-        for name,n,seed in (('atlas', n_train, 0), ('unseen', n_test, 1)):
+        for name,n,seed in (('atlas', n_train, 0), ('unseen', n_test, 1000)):
             simulate_atlas(out/name, n=n, size=256, balance='even', seed=seed, force=force, progress=progress)
     with _step(times, f'Train {arch} for {minutes:g} minutes, on pictures of growing size'):
         set_seed(0)

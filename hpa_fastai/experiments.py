@@ -69,17 +69,17 @@ def _revive(options):
 # %% ../nbs/76_experiments.ipynb #9ff96a7f
 def auto_learner(
     dls,  # of `HPADataLoaders`
-    arch: str|None = None,  # a timm or torchvision name; None: resnet18 with published weights, the smaller resnet10t from scratch
+    arch: str|None = None,  # a timm or torchvision name; None: resnet18 with published weights; without a network smallresnet, with those of simulated cells
     pretrained = 'auto',  # published weights where they can be had ('auto'), at all costs (True), never (False), or a weights file
     **kwargs
 ) -> Learner:
     "`hpa_learner` with published weights where they can be had"
     make = lambda default, weights: hpa_learner(dls, arch or default, pretrained=weights, **kwargs)
-    if pretrained!='auto': return make('resnet18' if pretrained else 'resnet10t', pretrained)
+    if pretrained!='auto': return make('resnet18' if pretrained else 'smallresnet', pretrained)
     try: return make('resnet18', True)
     except NoWeights as e:
-        if is_first(): print(f'Training from scratch: {str(e).split(";")[0]}.')
-        return make('resnet10t', False)
+        if is_first(): print(f'{"Training from scratch" if arch else "Starting with smallresnet, which knows simulated cells"}: {str(e).split(";")[0]}.')
+        return make('smallresnet', arch is None)
 
 class CountImages(Callback):
     "How many images a second are trained on, without the validation"

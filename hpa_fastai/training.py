@@ -43,11 +43,11 @@ def hpa_learner(
     size = dls.preprocess().size
     loss, half = get_loss(loss_func) if isinstance(loss_func, str) else loss_func, amp_dtype(dls.device)
     model = create_model(arch, len(dls.vocab), pretrained, size, stem, dropout).to(dls.device, memory_format=torch.channels_last)
-    amp = [TrainingPrecision('bf16' if half is torch.bfloat16 else 'fp16')] if half else []
+    amp = [TrainingPrecision()] if half else []
     learn = Learner(dls, model, loss_func=loss, opt_func=kwargs.pop('opt_func', Adam), splitter=kwargs.pop('splitter', default_split),
                     metrics=[MeanAP()] if metrics is None else metrics, wd=kwargs.pop('wd', .01),
                     cbs=[GradientClip(1.), *amp, ForgetDecisions(), *L(cbs)], **kwargs)
-    learn.pretrained, learn.size = bool(pretrained), size
+    learn.pretrained, learn.size, learn.rates = bool(pretrained), size, (1/3, 1) if source_library(arch)=='hpa_fastai' else (1/20, 1/2)
     return learn
 
 # %% ../nbs/60_training.ipynb #a63d0ef6
@@ -186,7 +186,7 @@ def fit_cycle(self:Learner,
     if self.pretrained: self.freeze() if c.freeze else self.unfreeze()
     clock = [KeepTime(seconds, c.valid, spent)] if seconds else []
     with _batches(self.dls, c.steps, c.bs):
-        self.fit_one_cycle(c.epochs*(100 if seconds else 1), slice(lr/20, lr/2) if self.pretrained and not c.freeze else lr,
+        self.fit_one_cycle(c.epochs*(100 if seconds else 1), slice(lr*self.rates[0], lr*self.rates[1]) if self.pretrained and not c.freeze else lr,
                            pct_start=.99 if c.freeze else .25, cbs=[*L(cbs), *clock], start_epoch=start_epoch)
 
 def _after_memory_ran_out(learn, c):
@@ -270,8 +270,8 @@ def _end(learn, stopped, folder, about, c):
         learn.history['stopped'] = f'at {c.size} px'
         more = ', or go on with the same call and resume=True' if folder else ''
         warnings.warn(f'training was stopped at {c.size} px; the model is usable as it is{more}')
-    elif folder and not rank_distrib():
-        write_checkpoint(folder/'checkpoint.pt', plain(dict(about, finished=True, weights=list(learn.model.state_dict().values()), history=learn.history)))
+    elif folder and is_first():
+        write_checkpoint(folder/'checkpoint.pt', dict(about, finished=True, weights=list(learn.model.state_dict().values()), history=learn.history))
     return learn
 
 def _go_on(learn, state, folder, start, verbose):
@@ -282,12 +282,12 @@ def _go_on(learn, state, folder, start, verbose):
     learn.dls.set_size(learn.size)
     if state['finished']:
         if verbose and is_first(): print(f'{folder} holds the finished training')
-        put_tensors(learn, state['weights'])
+        put_weights(learn, state['weights'])
         return learn
     c = cycles[state['cycle']]
-    if verbose and not rank_distrib(): print(f'going on in {folder} after epoch {state["epoch"]} at {c.size} px')
+    if verbose and is_first(): print(f'going on in {folder} after epoch {state["epoch"]} at {c.size} px')
     learn.create_opt()
-    restore(learn, state)
+    restore_learner(learn, state)
     return _fit_cycles(learn, cycles, {k: state[k] for k in ('settings', 'minutes', 'lr', 'average', 'history')}, folder, start-state['elapsed']-state['spent'], state['cycle'], state)
 
 # %% ../nbs/60_training.ipynb #412bf49b
@@ -315,7 +315,7 @@ def fit_progressive(self:Learner,
     if lr=='find' and n_processes()>1: raise TrainingError("lr='find' looks in one process alone; pass a number when several train together")
     if lr=='find': lr = self.find_lr()
     stages, cycles = _plan(self, sizes, epochs, minutes, lambda: minutes*60-(time.monotonic()-start))
-    if verbose and not rank_distrib(): print('; '.join(map(str, stages)))
+    if verbose and is_first(): print('; '.join(map(str, stages)))
     self.training_log = []
     self.history = dict(images=len(self.dls.train_ds), stages=[str(s) for s in stages], lr=lr, minutes=0.)
     return _fit_cycles(self, cycles, dict(settings=settings, minutes=minutes, lr=lr, average=average, history=self.history), folder, start)

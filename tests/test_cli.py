@@ -120,6 +120,14 @@ def test_offline_training_goes_on_from_scratch(small_atlas, tmp_path, monkeypatc
     assert 'Training from scratch: the pretrained weights of resnet10t' in capsys.readouterr().out
 
 
+def test_offline_training_starts_from_simulated_cells(small_atlas, tmp_path, monkeypatch, capsys):
+    import hpa_fastai.models as m
+    monkeypatch.setattr(m, '_timm_file', lambda arch: (_ for _ in ()).throw(m._no_weights(arch, 'no network')))
+    monkeypatch.chdir(tmp_path)
+    assert main(['train', str(small_atlas), '--sizes', '32', '--epochs', '1', '--cache', str(tmp_path/'cache'), '--no-progress']) == 0
+    assert 'Starting with smallresnet, which knows simulated cells: the pretrained weights of resnet18' in capsys.readouterr().out
+
+
 def test_demo_in_small(tmp_path):
     from hpa_fastai.demo import run_demo
     ev = run_demo(tmp_path/'demo', n_train=60, n_test=30, size=32, minutes=.05, arch='lenet5')

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from hpa_fastai.models import ModelError, create_model, four_channels, list_models
 
 
-@pytest.mark.parametrize('arch', ['lenet5', 'alexnet', 'resnet18', 'regnet_x_400mf', 'efficientnet_b0', 'vit_tiny_patch16_224', 'swin_tiny_patch4_window7_224'])
+@pytest.mark.parametrize('arch', ['lenet5', 'smallresnet', 'alexnet', 'resnet18', 'regnet_x_400mf', 'efficientnet_b0', 'vit_tiny_patch16_224', 'swin_tiny_patch4_window7_224'])
 def test_networks_train_a_step_at_64_px(arch):
     model = create_model(arch, 28, pretrained=False, size=64)
     loss = model(torch.randn(4, 4, 64, 64)).square().mean()
@@ -106,3 +106,15 @@ def test_networks_that_cannot_be_had_say_so(arch):
 def test_unknown_names_get_near_ones():
     with pytest.raises(ModelError, match='resnet18'): create_model('resnet_18', 28, pretrained=False)
     assert 'resnet50' in list_models('resnet*') and list_models('no_such*') == []
+
+
+def test_weights_of_simulated_cells_come_with_the_package():
+    from hpa_fastai.models import create_model, simulated_weights
+    from safetensors import safe_open
+    with safe_open(simulated_weights(), 'pt') as f: seen = f.metadata()['seen']
+    assert 'simulated' in seen
+    a, b = (create_model('smallresnet', 5, pretrained=o)[0].state_dict() for o in (True, True))
+    c = create_model('smallresnet', 5, pretrained=False)[0].state_dict()
+    weights = [k for k in a if k.endswith('weight') and a[k].ndim == 4]
+    assert all(torch.equal(a[k], b[k]) for k in a) and not any(torch.equal(a[k], c[k]) for k in weights)
+    assert all(v.dtype == torch.float32 for v in a.values() if v.is_floating_point())

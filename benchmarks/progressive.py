@@ -1,0 +1,99 @@
+"""What progressive resizing earns: the same macro F1 in a part of the time.
+
+One network is trained at the final size throughout, another in stages of growing size for 0.6 of that time. Both see the same
+simulated cells, and both are judged on simulated cells of another seed, with thresholds of their own validation images.
+
+    python benchmarks/progressive.py [--minutes 4] [--share 0.6] [--plot curves.png]
+"""
+import argparse
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+from fastai.callback.core import Callback
+from fastai.torch_core import set_seed
+
+from hpa_fastai.all import HPADataLoaders, fit_thresholds, hpa_learner, macro_f1, simulate_atlas
+
+warnings.filterwarnings('ignore')
+
+
+class Curve(Callback):
+    "Macro F1 on validation after each epoch, by the seconds of training so far"
+    order = 80
+    def __init__(self): self.points, self.seconds = [], 0.
+    def before_train(self): self.started = time.perf_counter()
+    def after_train(self): self.seconds += time.perf_counter() - self.started
+    def before_validate(self): self.probs, self.truth = [], []
+    def after_batch(self):
+        if self.training: return
+        self.probs.append(self.pred.sigmoid().cpu().numpy()), self.truth.append(self.y.cpu().numpy())
+    def after_validate(self):
+        probs, truth = np.concatenate(self.probs), np.concatenate(self.truth)
+        self.points.append((self.seconds, self.dls.preprocess().size, macro_f1(fit_thresholds(probs, truth).predict(probs), truth)))
+
+
+def train(atlas, test, sizes, minutes, arch, seed):
+    "Macro F1 on unseen cells, minutes, and the curve"
+    set_seed(seed)
+    dls = HPADataLoaders.from_csv(atlas, size=max(sizes), bs=32, group='antibody', cache=atlas.parent/'cache', progress=False)
+    curve = Curve()
+    learn = hpa_learner(dls, arch, pretrained=False)
+    start = time.perf_counter()
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(curve): learn.fit_progressive(sizes=sizes, minutes=minutes, verbose=False)
+    took = (time.perf_counter() - start)/60
+    learn.calibrate(), learn.fit_thresholds()
+    probs, truth = unseen(learn, test)
+    return learn.thresholds.predict(probs), truth, probs, took, curve.points
+
+
+def unseen(learn, test):
+    "Probabilities and truth of the cells of another seed"
+    from hpa_fastai.all import HPA28, attach_images, read_labels
+    items = attach_images(read_labels(test/'train.csv'), test/'train')
+    with learn.no_bar(): probs, _ = learn.get_preds(dl=learn.dls.test_dl(items, num_workers=0))
+    probs = probs.numpy()
+    return (learn.calibration(probs) if learn.calibration else probs), HPA28.encode(items.Target)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--minutes', type=float, default=4., help='of training at the final size')
+    p.add_argument('--share', type=float, default=.6, help='of that time for the stages')
+    p.add_argument('--arch', default='resnet10t')
+    p.add_argument('--n', type=int, default=1200, help='simulated images to train on')
+    p.add_argument('--size', type=int, default=128, help='the final size')
+    p.add_argument('--seeds', type=int, nargs='+', default=[0])
+    p.add_argument('--plot', type=Path, help='picture of both curves')
+    a = p.parse_args()
+    half = (a.size//2, a.size*3//4, a.size)
+    with tempfile.TemporaryDirectory() as d:
+        d = Path(d)
+        simulate_atlas(d/'atlas', n=a.n, size=2*a.size, balance='even', seed=31, progress=False)
+        simulate_atlas(d/'test', n=400, size=2*a.size, balance='even', seed=32, progress=False)
+        runs = {}
+        for seed in a.seeds:
+            for name, sizes, minutes in ((f'{a.size} px throughout', (a.size,), a.minutes), (f'{", ".join(map(str, half))} px', half, a.minutes*a.share)):
+                made, truth, probs, took, points = train(d/'atlas', d/'test', sizes, minutes, a.arch, seed)
+                runs.setdefault(name, []).append((macro_f1(made, truth), took))
+                print(f'seed {seed}  {name:22} {took:5.2f} min  macro F1 on unseen cells {macro_f1(made, truth):.3f}')
+                print('   seconds of training: size, macro F1 on validation:', '  '.join(f'{s:.0f}: {z}, {f:.3f}' for s, z, f in points), flush=True)
+                if a.plot and seed == a.seeds[0]: draw(a.plot, name, points)
+        (f0, t0), (f1, t1) = (np.mean(o, 0) for o in runs.values())
+        print(f'\nthroughout {f0:.3f} in {t0:.2f} min; growing {f1:.3f} in {t1:.2f} min: {t1/t0:.2f} of the time, macro F1 {f1 - f0:+.3f}')
+
+
+def draw(file, name, points):
+    "Add a curve to the picture"
+    import matplotlib.pyplot as plt
+    fig = plt.figure(1, figsize=(6, 3.5), layout='constrained')
+    t, _, f = zip(*points)
+    style = dict(color='#0072B2', marker='o') if 'throughout' in name else dict(color='#D55E00', marker='s')
+    plt.plot(t, f, label=name, markersize=4, **style)
+    plt.xlabel('seconds of training'), plt.ylabel('macro F1 on validation'), plt.legend(), plt.grid(alpha=.3)
+    fig.savefig(file, dpi=120)
+
+
+if __name__ == '__main__': main()
