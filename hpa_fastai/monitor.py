@@ -76,11 +76,11 @@ def _name_row(ref, name, k, now, n, worth):
     ratio = (b+.5)/(worth+1)/((a+.5)/(ref.worth['names']+1))
     return dict(kind='names', what=name, reference=was, run=share, p=float(fisher_exact(counts)[1]), large=max(ratio, 1/ratio)>OFTENER)
 
-def _flag_row(flag, now, n, worth):
-    "How many pictures have a flag"
-    k = round(now/n*worth)
+def _flag_row(ref, flag, now, n, worth):
+    "How many pictures have a flag; few validation images know its limit badly"
+    k, expected = round(now/n*worth), max(_expected[flag], 2/(ref.n+1))
     kind = {'out-of-focus': 'sharpness', 'unlike-training': 'unlikeness'}.get(flag, 'brightness')
-    return dict(kind=kind, what=flag, reference=_expected[flag], run=now/n, p=float(binomtest(k, max(round(worth), k), _expected[flag], 'greater').pvalue), large=now/n>FLAGGED)
+    return dict(kind=kind, what=flag, reference=expected, run=now/n, p=float(binomtest(k, max(round(worth), k), expected, 'greater').pvalue), large=now/n>FLAGGED)
 
 # %% ../nbs/84_monitor.ipynb #919c1bf2
 _flag_words = {'out-of-focus': 'out of focus', 'unlike-training': 'unlike the training pictures', 'saturated': 'saturated in the protein channel', 'blank-protein': 'without any protein signal'}
@@ -181,7 +181,7 @@ def _of_table(ref, ok, labels, seen):
     worth, named = effective_size(_groups(ok.Id), ref.icc['names']), labels.encode(ok.Predicted).sum(0)
     flags = ok['flags'].fillna('').str.split()
     mine = [f for f in _expected if not (seen and f in ('out-of-focus', 'unlike-training'))]
-    return [_name_row(ref, c, k, int(named[k]), len(ok), worth) for k,c in enumerate(labels.classes)] + [_flag_row(f, int(flags.map(lambda o: f in o).sum()), len(ok), worth) for f in mine]
+    return [_name_row(ref, c, k, int(named[k]), len(ok), worth) for k,c in enumerate(labels.classes)] + [_flag_row(ref, f, int(flags.map(lambda o: f in o).sum()), len(ok), worth) for f in mine]
 
 # %% ../nbs/84_monitor.ipynb #a6ffa8ea
 _titles = {**{c: f'{s} channel' for c,s in _stains.items()}, 'sharpness': 'fine detail', 'unlikeness': 'distance from training'}

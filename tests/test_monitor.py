@@ -81,7 +81,7 @@ def test_an_unchanged_run_raises_no_alarm(model, pixels):
 def test_other_proportions_of_names(model, pixels):
     run, _ = run_of(model, pixels)
     run.loc[:30, ['Predicted', 'Names']] = ['15', 'Microtubule ends']
-    found = monitor(run, model)
+    found = monitor(run.assign(flags=''), model)
     assert found.kinds == ['names'] and 'Microtubule ends in ' in found.findings[0] and found.n_pictures == 0
 
 
