@@ -27,6 +27,7 @@ def run_traits(
     table: pd.DataFrame,  # of `find_images`: the pictures to look at
     bundle: Bundle,  # the model
     bs: int = 32,  # images in a batch
+    keep = None,  # called with the Id and the pixels of each picture, for whoever needs them too
 ) -> tuple:  # Ids of those that can be read, trait -> one value each, and their embeddings (n×D)
     "Brightness, sharpness and unlikeness of pictures"
     read, ids, parts, embs = read_images(table, bundle.reader), [], [], []
@@ -34,6 +35,7 @@ def run_traits(
     while batch := [o for _,o in zip(range(bs), good)]:
         ids += [i for i,_ in batch]
         imgs = [img for _,img in batch]
+        for i,img in batch if keep else (): keep(i, img)
         x = bundle.pixels(imgs)
         parts.append(picture_traits(x))
         embs.append(bundle.run(bundle.inputs(imgs))[1])
@@ -74,11 +76,11 @@ def _name_row(ref, name, k, now, n, worth):
     ratio = (b+.5)/(worth+1)/((a+.5)/(ref.worth['names']+1))
     return dict(kind='names', what=name, reference=was, run=share, p=float(fisher_exact(counts)[1]), large=max(ratio, 1/ratio)>OFTENER)
 
-def _flag_row(flag, now, n, worth):
-    "How many pictures have a flag"
-    k = round(now/n*worth)
+def _flag_row(ref, flag, now, n, worth):
+    "How many pictures have a flag; few validation images know its limit badly"
+    k, expected = round(now/n*worth), max(_expected[flag], 2/(ref.n+1))
     kind = {'out-of-focus': 'sharpness', 'unlike-training': 'unlikeness'}.get(flag, 'brightness')
-    return dict(kind=kind, what=flag, reference=_expected[flag], run=now/n, p=float(binomtest(k, max(round(worth), k), _expected[flag], 'greater').pvalue), large=now/n>FLAGGED)
+    return dict(kind=kind, what=flag, reference=expected, run=now/n, p=float(binomtest(k, max(round(worth), k), expected, 'greater').pvalue), large=now/n>FLAGGED)
 
 # %% ../nbs/84_monitor.ipynb #919c1bf2
 _flag_words = {'out-of-focus': 'out of focus', 'unlike-training': 'unlike the training pictures', 'saturated': 'saturated in the protein channel', 'blank-protein': 'without any protein signal'}
@@ -136,13 +138,14 @@ def monitor(
     most: int = 400,  # pictures to look at, drawn at random
     alpha: float = .01,  # probability of a false alarm, of all tests together
     seed: int = 0,  # of the draw
+    keep = None,  # of `run_traits`
 ) -> Monitoring:
     "Say in what a run differs from what its model was trained on"
     bundle = reference if isinstance(reference, Bundle) else load_bundle(find_model(reference))
     if bundle.config.get('reference') is None: raise BundleError(f'{reference if not isinstance(reference, Bundle) else "this model"}: no figures of its training are stored with it; save it again with save_bundle where it was trained')
     run = run if isinstance(run, pd.DataFrame) else read_predictions(run)
     ok = run[run['error'].fillna('')=='']
-    ids, traits, embs = ([], {}, None) if images is None or not len(ok) else run_traits(_sample(ok, images, most, seed), bundle)
+    ids, traits, embs = ([], {}, None) if images is None or not len(ok) else run_traits(_sample(ok, images, most, seed), bundle, keep=keep)
     found = compare_run(ok, ids, traits, bundle, alpha)
     found.ids, found.embeddings = ids, embs
     return found
@@ -178,7 +181,7 @@ def _of_table(ref, ok, labels, seen):
     worth, named = effective_size(_groups(ok.Id), ref.icc['names']), labels.encode(ok.Predicted).sum(0)
     flags = ok['flags'].fillna('').str.split()
     mine = [f for f in _expected if not (seen and f in ('out-of-focus', 'unlike-training'))]
-    return [_name_row(ref, c, k, int(named[k]), len(ok), worth) for k,c in enumerate(labels.classes)] + [_flag_row(f, int(flags.map(lambda o: f in o).sum()), len(ok), worth) for f in mine]
+    return [_name_row(ref, c, k, int(named[k]), len(ok), worth) for k,c in enumerate(labels.classes)] + [_flag_row(ref, f, int(flags.map(lambda o: f in o).sum()), len(ok), worth) for f in mine]
 
 # %% ../nbs/84_monitor.ipynb #a6ffa8ea
 _titles = {**{c: f'{s} channel' for c,s in _stains.items()}, 'sharpness': 'fine detail', 'unlikeness': 'distance from training'}

@@ -6,7 +6,7 @@
 __all__ = ['plot_log', 'plot_reliability_table', 'plot_confusion', 'report']
 
 # %% ../nbs/85_report.ipynb #6c3a15c3
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
@@ -130,10 +130,9 @@ def _monitor_section(found, reference):
 def _map_section(r, found):
     "The pictures that were looked at, laid out by embedding"
     xy, by_id = map_points(found.embeddings, 'tsne'), r.ok.set_index('Id')
-    rows = r.table.assign(Id=r.table.Id.astype(str)).drop_duplicates('Id').set_index('Id', drop=False).loc[found.ids]
     best = by_id.loc[found.ids, r.classes].to_numpy(float).argmax(1)
     flags = by_id.loc[found.ids, 'flags'].fillna('').to_numpy()
-    points = pd.DataFrame({'x': xy[:,0], 'y': xy[:,1], 'Id': found.ids, 'most probable': np.array(r.classes)[best], 'flags': flags, 'thumbnail': thumbnails(rows)})
+    points = pd.DataFrame({'x': xy[:,0], 'y': xy[:,1], 'Id': found.ids, 'most probable': np.array(r.classes)[best], 'flags': flags, 'thumbnail': [r.small[i] for i in found.ids]})
     return Section('Map', f'{len(points):,} pictures of the run.', [Markup(map_html(points, ['most probable', 'flags'], whole=False))])
 
 # %% ../nbs/85_report.ipynb #e57fc4fd
@@ -146,6 +145,7 @@ class _Run:
     table: pd.DataFrame|None = None  # of `find_images`
     seconds: float|None = None
     per_class: int = 4
+    small: dict = field(default_factory=dict)  # Id -> small picture, for the map
 
     def __post_init__(self):
         self.run = self.run.assign(Id=self.run.Id.astype(str))
@@ -196,7 +196,7 @@ def _run_sections(r, found):
 def _run_page(r):
     "The page of a run"
     text = f'Predicted with {r.bundle.config["model"]["arch"]}.' if r.bundle else 'Name the model (--reference MODEL) to see how the run compares with its training, and where the network looked.'
-    found = monitor(r.run, r.bundle, r.table, most=300) if r.bundle and r.bundle.config.get('reference') and len(r.ok) else None
+    found = monitor(r.run, r.bundle, r.table, most=200, keep=lambda i, img: r.small.update({i: thumbnail(img)})) if r.bundle and r.bundle.config.get('reference') and len(r.ok) else None
     return build_page(r.name, _run_sections(r, found), text, _facts_of_run(r), _notes_of_run(r, found), style=MAP_STYLE, script=MAP_SCRIPT)
 
 # %% ../nbs/85_report.ipynb #0b3d94d1

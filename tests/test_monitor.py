@@ -81,8 +81,10 @@ def test_an_unchanged_run_raises_no_alarm(model, pixels):
 def test_other_proportions_of_names(model, pixels):
     run, _ = run_of(model, pixels)
     run.loc[:30, ['Predicted', 'Names']] = ['15', 'Microtubule ends']
-    found = monitor(run, model)
-    assert found.kinds == ['names'] and 'Microtubule ends in ' in found.findings[0] and found.n_pictures == 0
+    found = monitor(run.assign(flags=''), model)
+    assert found.kinds == ['names'] and 'other proportions' in found.findings[0] and found.n_pictures == 0
+    off = found.table[found.table.differs]
+    assert off.run.tolist() == pytest.approx([run.Names.str.split('|').map(lambda o: name in o).mean() for name in off.what])
 
 
 def test_flags_speak_where_there_are_no_pictures(model, pixels):
