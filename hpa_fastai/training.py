@@ -47,7 +47,7 @@ def hpa_learner(
     learn = Learner(dls, model, loss_func=loss, opt_func=kwargs.pop('opt_func', Adam), splitter=kwargs.pop('splitter', default_split),
                     metrics=[MeanAP()] if metrics is None else metrics, wd=kwargs.pop('wd', .01),
                     cbs=[GradientClip(1.), *amp, ForgetDecisions(), *L(cbs)], **kwargs)
-    learn.pretrained, learn.size, learn.rates = bool(pretrained), size, (1/3, 1) if source_library(arch)=='hpa_fastai' else (1/20, 1/2)
+    learn.pretrained, learn.size, learn.rates = bool(pretrained), size, (1/4, 5/2) if source_library(arch)=='hpa_fastai' else (1/20, 1/2)
     return learn
 
 # %% ../nbs/60_training.ipynb #a63d0ef6
