@@ -90,10 +90,7 @@ class TrainingPrecision(MixedPrecision):
         "End the half precision of a step, whether it came to its end or was broken off"
         if getattr(self, 'inside', False): self.autocast.__exit__(None, None, None)
         self.inside = False
-    def after_loss(self): self.leave()
-    def after_cancel_batch(self): self.leave()
-    def after_cancel_train(self): self.leave()
-    def after_cancel_fit(self): self.leave()
+    after_loss = after_cancel_batch = after_cancel_train = after_cancel_fit = leave
 
 # %% ../nbs/55_callbacks.ipynb #9e3850df
 class KeepTime(Callback):
