@@ -45,7 +45,7 @@ def main():
             for name, options in variants.items():
                 start = time.perf_counter()
                 folds = train_folds(data/'train.csv', data/'images', Path(d)/f'{name}{seed}', a.folds, labels=HPA28, group='group', seed=seed, progress=False,
-                                    minutes=a.minutes, cache=Path(d)/'cache', **options)
+                                    minutes=a.minutes, size=192, bs=32, cache=Path(d)/'cache', **options)
                 rows.append(row(name, seed, folds, (time.perf_counter() - start)/60))
     print('\nmean over the seeds')
     print(pd.DataFrame(rows).groupby('name', sort=False)[['macro_f1', 'mean_ap']].agg([np.mean, np.min, np.max]).round(3).to_string())

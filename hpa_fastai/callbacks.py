@@ -81,10 +81,19 @@ class TrainingPrecision(MixedPrecision):
         half = amp_dtype(self.dls.device)
         self.autocast = torch.autocast(self.dls.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
         self.learn.scaler, self.scales = torch.amp.GradScaler(self.dls.device.type, enabled=half==torch.float16), L()
+        self.inside = False
     def before_batch(self):
-        if self.training: super().before_batch()
-    def after_loss(self):
-        if self.training: super().after_loss()
+        if not self.training: return
+        self.autocast.__enter__()
+        self.inside = True
+    def leave(self):
+        "End the half precision of a step, whether it came to its end or was broken off"
+        if getattr(self, 'inside', False): self.autocast.__exit__(None, None, None)
+        self.inside = False
+    def after_loss(self): self.leave()
+    def after_cancel_batch(self): self.leave()
+    def after_cancel_train(self): self.leave()
+    def after_cancel_fit(self): self.leave()
 
 # %% ../nbs/55_callbacks.ipynb #9e3850df
 class KeepTime(Callback):
@@ -225,13 +234,15 @@ class LogEpochs(Callback):
         if self.file is not None and is_first(): pd.DataFrame(self.learn.training_log).to_csv(self.file, index=False)
 
 # %% ../nbs/55_callbacks.ipynb #05506b57
+def _rng(dl): return dl.rng if 'rng' in vars(dl) else dl.dl.rng  # of the loader inside, where several processes share it
+
 def random_state(
     dl: TfmdDL,  # that draws the training images
 ) -> dict:  # of plain values
     "The state of all random number generators that a training draws from"
     s = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return dict(python=random.getstate(), numpy=(s[0], s[1].tolist(), *s[2:]), torch=torch.get_rng_state(), cuda=cuda, loader=dl.rng.getstate())
+    return dict(python=random.getstate(), numpy=(s[0], s[1].tolist(), *s[2:]), torch=torch.get_rng_state(), cuda=cuda, loader=_rng(dl).getstate())
 
 def set_random_state(
     dl: TfmdDL,  # that draws the training images
@@ -239,7 +250,7 @@ def set_random_state(
 ):
     "Return to a state of `random_state`"
     s = state['numpy']
-    random.setstate(state['python']), np.random.set_state((s[0], np.array(s[1], dtype=np.uint32), *s[2:])), dl.rng.setstate(state['loader'])
+    random.setstate(state['python']), np.random.set_state((s[0], np.array(s[1], dtype=np.uint32), *s[2:])), _rng(dl).setstate(state['loader'])
     torch.set_rng_state(state['torch'])
     if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
 

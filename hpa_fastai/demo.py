@@ -16,6 +16,7 @@ from .labels import *
 from .images import *
 from .simulate import *
 from .data import *
+from .callbacks import *
 from .training import *
 from .evaluation import *
 from .assessment import *

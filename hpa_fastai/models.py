@@ -241,11 +241,10 @@ def pooling_head(
     n_in: int,  # features of the map
     n_out: int,  # classes
     dropout: float = 0.5,  # before the last layer; half of it before the first
-    hidden: int|None = 512,  # features between the two; None: a single linear layer
+    hidden: int = 512,  # features between the two
 ) -> nn.Sequential:  # B×n_in×h×w to B×n_out
     "Pool a map of features, and two linear layers"
     layers = [ConcatPool(), nn.Flatten()]
-    if hidden is None: return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(2*n_in, n_out))
     for i,o,p in ((2*n_in, hidden, dropout/2), (hidden, n_out, dropout)):
         layers += [nn.BatchNorm1d(i), nn.Dropout(p), nn.Linear(i, o, bias=False), nn.ReLU(inplace=True)]
         nn.init.constant_(layers[-4].bias, 1e-3)
@@ -267,7 +266,7 @@ def create_model(
     else: body, shape = (_timm_body if lib=='timm' else _torchvision_body)(arch, size)
     if pretrained: _load_body(body, _published(arch, lib) if pretrained is True else _read_weights(pretrained), arch, pretrained, stem)
     nf = shape[1]
-    head = pooling_head(nf, n_out, dropout, None if lib=='hpa_fastai' else 512) if len(shape)==4 else nn.Sequential(nn.Dropout(dropout), nn.Linear(nf, n_out))
+    head = pooling_head(nf, n_out, dropout) if len(shape)==4 else nn.Sequential(nn.Dropout(dropout), nn.Linear(nf, n_out))
     model = nn.Sequential(body, head)
     model.config, model.n_features = dict(arch=arch, n_out=n_out, size=size, dropout=dropout), nf
     return model

@@ -5,36 +5,77 @@
 # %% auto #0
 __all__ = ['pretrain']
 
-# %% ../nbs/63_pretraining.ipynb #18594886
+# %% ../nbs/63_pretraining.ipynb #8196baab
+import math, time
 from pathlib import Path
+import numpy as np, torch
+from torch import nn
 from fastai.torch_core import set_seed
 from safetensors.torch import save_file
+from tqdm.auto import tqdm
 from .labels import *
+from .images import *
 from .simulate import *
+from .cache import *
 from .transforms import *
-from .data import *
-from .callbacks import *
-from .training import *
+from .models import *
 
-# %% ../nbs/63_pretraining.ipynb #ef8f4f7d
+# %% ../nbs/63_pretraining.ipynb #d1418db0
+class _Reader(nn.Module):
+    "Mean and maximum of the features, and one linear layer"
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.out = nn.Sequential(nn.Dropout(.3), nn.Linear(2*n_in, n_out))
+    def forward(self, x): return self.out(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
+
+def _pixels(atlas, n, size, seed, progress):
+    "Pictures and targets of an atlas, simulated there if there is none"
+    if not (atlas/'train.csv').is_file(): simulate_atlas(atlas, n=n, size=size, seed=seed, balance='even', progress=progress)
+    df = attach_images(read_labels(atlas/'train.csv'), atlas/'train')
+    cache = build_cache(df, ImageReader(size=size), atlas/'cache', progress=progress)
+    return cache, cache.rows(df.Id), torch.from_numpy(HPA28.encode(df.Target)).float()
+
+# %% ../nbs/63_pretraining.ipynb #7a473719
 def pretrain(
     atlas: str|Path,  # folder of simulated cells, made there if there is none
     out: str|Path,  # .safetensors file for the body's weights
-    n: int = 4000,  # simulated fields of view
-    minutes: float = 20.,  # of training
-    arch: str = 'smallresnet',  # a network that trains from scratch
-    size: int = 128,  # pixels: the largest size of training
-    seed: int = 20_001,  # of cells and training
+    n: int = 1500,  # simulated fields of view
+    seconds: float = 240.,  # of training
+    sizes: tuple = (64, 128),  # pixels: for the first quarter of the time, and then
+    seed: int = 11,  # of cells and training
+    lr: float = 3e-3,  # the highest learning rate
+    bs: int = 32,  # pictures in a batch
     progress: bool = True,  # show bars
-) -> float:  # mean average precision on the simulated cells kept for validation
-    "Train a network on simulated cells, and save its body"
-    atlas, out = Path(atlas), Path(out)
-    if not (atlas/'train.csv').is_file(): simulate_atlas(atlas, n=n, size=2*size, balance='even', seed=seed, progress=progress)
+) -> float:  # loss over the last tenth of the time
+    "Train the body of `smallresnet` on simulated cells, and save it in half precision"
     set_seed(seed)
-    dls = HPADataLoaders.from_csv(atlas, size=2*size, bs=32, valid_pct=.05, group='antibody', augment=AugmentRGBY(scale=1.5, gain=.4, gamma=.4), progress=progress)
-    learn = hpa_learner(dls, arch, pretrained=False, loss_func='bce', dropout=.3, wd=.05, cbs=TrainingBar() if progress else None)
-    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=default_sizes(size), minutes=minutes, verbose=progress)
-    weights = {k: v.half() if v.is_floating_point() else v for k,v in learn.model[0].state_dict().items() if not k.endswith('num_batches_tracked')}
+    cache, rows, targets = _pixels(Path(atlas), n, 2*max(sizes), seed, progress)
+    model = nn.Sequential(SmallResNet(), _Reader(SmallResNet.num_features, len(HPA28)))
+    opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05, betas=(.9, .99))
+    start, losses, bar = time.monotonic(), [], tqdm(total=100, desc='pretraining', unit='%', disable=not progress)
+    while (done := (time.monotonic()-start)/seconds)<1:
+        for g in opt.param_groups: g['lr'] = lr*(done/.2 if done<.2 else .5*(1+math.cos(math.pi*(done-.2)/.8)))+1e-6
+        losses.append((done, _step(model, opt, cache, rows, targets, sizes[done>=.25], bs)))
+        bar.update(100*done-bar.n)
+    bar.close()
+    _save_body(model[0], out, f'{len(rows)} simulated fields of view, seed {seed}, {seconds:g} s')
+    return float(np.mean([l for d,l in losses if d>=min(.9, losses[-1][0])]))
+
+# %% ../nbs/63_pretraining.ipynb #37ad63a7
+def _step(model, opt, cache, rows, targets, size, bs):
+    "One step on pictures drawn at random"
+    idxs = np.sort(np.random.randint(0, len(rows), bs))
+    x = resize(cache.batch(rows[idxs]).as_subclass(torch.Tensor).float()/255, size)
+    x = normalize(AugmentRGBY(scale=1.5, gain=.4, gamma=.4)(TensorRGBY(x), split_idx=0).as_subclass(torch.Tensor))
+    loss = nn.functional.binary_cross_entropy_with_logits(model.train()(x), targets[idxs])
+    opt.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.)
+    opt.step()
+    return loss.item()
+
+def _save_body(body, out, seen):
+    "Weights and statistics in half precision"
+    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k,v in weights.items()}, out, metadata=dict(arch=arch, seen=f'{len(dls.train_ds)} simulated fields of view, seed {seed}', minutes=f'{minutes:g}'))
-    return learn.training_log[-1]['mean_ap']
+    save_file({k: v.half().contiguous() for k,v in body.state_dict().items() if v.is_floating_point()}, out, metadata=dict(arch='smallresnet', seen=seen))

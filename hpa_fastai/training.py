@@ -47,7 +47,7 @@ def hpa_learner(
     learn = Learner(dls, model, loss_func=loss, opt_func=kwargs.pop('opt_func', Adam), splitter=kwargs.pop('splitter', default_split),
                     metrics=[MeanAP()] if metrics is None else metrics, wd=kwargs.pop('wd', .01),
                     cbs=[GradientClip(1.), *amp, ForgetDecisions(), *L(cbs)], **kwargs)
-    learn.pretrained, learn.size, learn.rates = bool(pretrained), size, (1/3, 1) if source_library(arch)=='hpa_fastai' else (1/20, 1/2)
+    learn.pretrained, learn.size, learn.rates = bool(pretrained), size, (1/4, 5/2) if source_library(arch)=='hpa_fastai' else (1/20, 1/2)
     return learn
 
 # %% ../nbs/60_training.ipynb #a63d0ef6
@@ -160,6 +160,13 @@ def _batches(dls, steps, bs):
         dls.train.draw = old[0]
         for dl,b in zip(dls.loaders, old[1]): dl.bs = b
 
+@contextmanager
+def _full_precision_after(learn):
+    "Whatever breaks off a step, what follows is not in half precision"
+    try: yield
+    finally:
+        if hasattr(learn, 'training_precision'): learn.training_precision.leave()
+
 def _check_sizes(learn, sizes):
     "Stages that the data or the network can't have"
     read = getattr(learn.dls.reader, 'size', None)
@@ -185,7 +192,7 @@ def fit_cycle(self:Learner,
     self.size = c.size
     if self.pretrained: self.freeze() if c.freeze else self.unfreeze()
     clock = [KeepTime(seconds, c.valid, spent)] if seconds else []
-    with _batches(self.dls, c.steps, c.bs):
+    with _batches(self.dls, c.steps, c.bs), _full_precision_after(self):
         self.fit_one_cycle(c.epochs*(100 if seconds else 1), slice(lr*self.rates[0], lr*self.rates[1]) if self.pretrained and not c.freeze else lr,
                            pct_start=.99 if c.freeze else .25, cbs=[*L(cbs), *clock], start_epoch=start_epoch)
 
@@ -193,7 +200,6 @@ def _after_memory_ran_out(learn, c):
     "Leave the broken step, and halve the batch"
     if n_processes()>1: raise TrainingError(f'out of memory at {c.size} px with {c.bs} images in the batch of one of {n_processes()} processes; pass half as many') from None
     if c.bs<2: raise TrainingError(f'out of memory at {c.size} px with a single image in the batch; train at smaller sizes, or with a smaller network') from None
-    if torch.is_autocast_enabled(learn.dls.device.type): learn.training_precision.autocast.__exit__(None, None, None)
     learn.model.zero_grad(set_to_none=True)
     if torch.cuda.is_available(): torch.cuda.empty_cache()
     warnings.warn(f'out of memory at {c.size} px with {c.bs} images in a batch; going on with {c.bs//2}')
@@ -252,7 +258,7 @@ def _fit_cycles(learn, cycles, run, folder, start, first=0, state=None):
                 about = dict(run, cycles=[asdict(o) for o in cycles], cycle=i, seconds=seconds, finished=False, elapsed=time.monotonic()-start)
                 cbs = [StopOnNaN(), asked, LogEpochs(c.stage, folder and folder/'log.csv'), SaveEpochs(folder and folder/'checkpoint.pt', about, state)]
                 if run['average']: cbs.append(AverageWeights())
-                if i==len(cycles)-1: cbs.append(KeepBest())
+                if i==len(cycles)-1 and run['best']: cbs.append(KeepBest())
                 done = state and (10**6 if state['ended'] else state['epoch'])
                 try: learn.fit_cycle(c, run['lr'], seconds, cbs, min(done or 0, c.epochs*(100 if seconds else 1)), state['spent'] if state else 0.)
                 except torch.OutOfMemoryError:
@@ -288,7 +294,7 @@ def _go_on(learn, state, folder, start, verbose):
     if verbose and is_first(): print(f'going on in {folder} after epoch {state["epoch"]} at {c.size} px')
     learn.create_opt()
     restore_learner(learn, state)
-    return _fit_cycles(learn, cycles, {k: state[k] for k in ('settings', 'minutes', 'lr', 'average', 'history')}, folder, start-state['elapsed']-state['spent'], state['cycle'], state)
+    return _fit_cycles(learn, cycles, {k: state[k] for k in ('settings', 'minutes', 'lr', 'average', 'best', 'history')}, folder, start-state['elapsed']-state['spent'], state['cycle'], state)
 
 # %% ../nbs/60_training.ipynb #412bf49b
 @patch
@@ -300,6 +306,7 @@ def fit_progressive(self:Learner,
     folder: str|Path|None = None,  # for a checkpoint after each epoch and `log.csv`; None: neither, unless `resume`, which takes the folder `training`
     resume: bool = False,  # go on where an earlier call with the same settings was stopped; begin where there was none
     average: bool = True,  # keep an average of the weights
+    best: bool = True,  # end with the epoch of the lowest validation loss in the last stage, instead of the last epoch
     verbose: bool = True,  # say what is planned
 ) -> Learner:
     "Train in stages of growing size, each one cycle of the learning rate"
@@ -308,7 +315,7 @@ def fit_progressive(self:Learner,
     epochs = tuple(L(epochs)*len(sizes)) if np.isscalar(epochs) else tuple(epochs)
     if len(epochs)!=len(sizes) and not minutes: raise HPAError(f'epochs: {len(epochs)} numbers for {len(sizes)} sizes; give one for each size')
     start, folder = time.monotonic(), Path(folder or self.path/'training') if folder or resume else None
-    settings = _settings(self, sizes=sizes, epochs=None if minutes else epochs, minutes=minutes, lr=lr, average=average)
+    settings = _settings(self, sizes=sizes, epochs=None if minutes else epochs, minutes=minutes, lr=lr, average=average, best=best)
     state = _find_checkpoint(folder, resume, settings) if folder else None
     if folder: folder.mkdir(parents=True, exist_ok=True)
     if state: return _go_on(self, state, folder, start, verbose)
@@ -318,4 +325,4 @@ def fit_progressive(self:Learner,
     if verbose and is_first(): print('; '.join(map(str, stages)))
     self.training_log = []
     self.history = dict(images=len(self.dls.train_ds), stages=[str(s) for s in stages], lr=lr, minutes=0.)
-    return _fit_cycles(self, cycles, dict(settings=settings, minutes=minutes, lr=lr, average=average, history=self.history), folder, start)
+    return _fit_cycles(self, cycles, dict(settings=settings, minutes=minutes, lr=lr, average=average, best=best, history=self.history), folder, start)

@@ -19,7 +19,7 @@ def test_it_learns_what_it_sees(tmp_path):
     set_seed(0)
     dls = HPADataLoaders.from_df(df, tmp_path/'atlas'/'train', size=32, bs=16, augment=False, oversample=0, cache=tmp_path/'cache', progress=False)
     learn = hpa_learner(dls, 'resnet10t', pretrained=False, dropout=0.)
-    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(32,), epochs=20, verbose=False)
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(32,), epochs=20, best=False, verbose=False)
     with learn.no_bar(): probs, targets = learn.get_preds(ds_idx=0)
     assert probs[targets == 1].mean() > probs[targets == 0].mean() + .3
 
@@ -50,7 +50,7 @@ def loaders(small_atlas, tmp_path):
 
 def test_minutes_run_by_the_clock_and_end_the_cycle(loaders):
     learn = hpa_learner(loaders, 'lenet5', pretrained=False)
-    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(minutes=.1, verbose=False)
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(minutes=.2, verbose=False)
     assert len(learn.history['stages']) == 2
     lrs = learn.recorder.lrs
     assert max(lrs) > 2e-3 and lrs[-1] < 1e-3, 'the last cycle came down again'
