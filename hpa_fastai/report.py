@@ -12,6 +12,7 @@ import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
 from fastcore.basics import chunked
 from markupsafe import Markup
+from threadpoolctl import threadpool_limits
 from .labels import *
 from .images import *
 from .explore import explore
@@ -64,8 +65,8 @@ def _location_section(ok, classes, given):
 
 def _examples(ok, classes, given, per_class):
     "The most probable images of each location, those without flags first"
-    clean = (ok['flags'].fillna('')=='').to_numpy()
-    best = lambda k: sorted(np.flatnonzero(given[:,k]), key=lambda i: (not clean[i], -ok[classes[k]].iat[i]))[:per_class]
+    flagged, probs = (ok['flags'].fillna('')!='').to_numpy(), ok[classes].to_numpy(float)
+    best = lambda k: [i for i in np.lexsort((-probs[:,k], flagged)) if given[i,k]][:per_class]
     order = sorted(range(len(classes)), key=lambda k: -given[:,k].sum())
     return {classes[k]: [str(ok.Id.iat[i]) for i in best(k)] for k in order if given[:,k].any()}
 
@@ -129,7 +130,8 @@ def _monitor_section(found, reference):
 # %% ../nbs/85_report.ipynb #a5dda2f8
 def _map_section(r, found):
     "The pictures that were looked at, laid out by embedding"
-    xy, by_id = map_points(found.embeddings, 'tsne'), r.ok.set_index('Id')
+    with threadpool_limits(1): xy = map_points(found.embeddings, 'tsne')
+    by_id = r.ok.set_index('Id')
     best = by_id.loc[found.ids, r.classes].to_numpy(float).argmax(1)
     flags = by_id.loc[found.ids, 'flags'].fillna('').to_numpy()
     points = pd.DataFrame({'x': xy[:,0], 'y': xy[:,1], 'Id': found.ids, 'most probable': np.array(r.classes)[best], 'flags': flags, 'thumbnail': [r.small[i] for i in found.ids]})
