@@ -25,6 +25,6 @@ setup(
     package_data={'hpa_fastai': ['weights/*.safetensors']},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('zarr', 'cloud', 'parquet', 'onnx', 'watch', 'interpret', 'cells', 'dev')},
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('zarr', 'cloud', 'parquet', 'onnx', 'watch', 'interpret', 'cells', 'map', 'distributed', 'dev')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d']},
 )
