@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpa_fastai.all import HPADataLoaders, hpa_learner
 from hpa_fastai.bundle import BundleError, load_bundle, test_bundle as check_bundle
 
 
@@ -27,6 +28,26 @@ def test_same_probabilities_as_validation(trained):
     bundle = load_bundle(path)
     images = torch.stack([bundle.reader(r) for r in learn.dls.valid_ds.items.to_dict('records')])
     assert np.abs(bundle.probs(images) - probs.numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize('arch', ['resnet18', 'resnet50', 'convnext_tiny', 'efficientnet_b0', 'densenet121', 'vit_tiny_patch16_224',
+                                  'swin_tiny_patch4_window7_224', 'smallresnet', 'lenet5', 'alexnet'])
+def test_every_kind_of_network_comes_back_as_it_was_trained(small_atlas, tmp_path_factory, tmp_path, arch):
+    "One step of training at 64 px, through the bundle and back"
+    cache = tmp_path_factory.getbasetemp()/'kinds-cache'
+    dls = HPADataLoaders.from_csv(small_atlas, size=64, bs=8, group='antibody', valid_pct=.1, cache=cache, progress=False)
+    dls.train.draw = 8
+    learn = hpa_learner(dls, arch, pretrained=False)
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+        probs, _ = learn.get_preds()
+    assert any(not torch.equal(a, b) for a, b in zip(before, learn.model.parameters())) and torch.isfinite(probs).all()
+    learn.save_bundle(tmp_path/'model')
+    bundle = load_bundle(tmp_path/'model')
+    images = torch.stack([bundle.reader(r) for r in dls.valid_ds.items.to_dict('records')])
+    assert np.abs(bundle.probs(images) - probs.numpy()).max() < 1e-4
+    assert check_bundle(tmp_path/'model') < 1e-4
 
 
 def test_settings_travel(trained):
