@@ -212,7 +212,8 @@ def _validation_check(per_class):
     "The description of what `Evaluation.to_dict` gives"
     return record(n_images=number(0, 1e9, True), n_groups=_maybe(number(0, 1e9, True)), scores=mapping(_maybe(_share)), interval=listing(_maybe(_share), 2, 2),
         reliability=listing(record(said=_share, was=_share, low=_share, high=_share, decisions=number(0, 1e12, True)), 0, 100),
-        confusion=per_class(per_class(_maybe(_share))), hardest=listing(record(Id=text(), loss=number(0, 1e6), missed=text(10_000), wrongly_given=text(10_000)), 0, 100))
+        confusion=per_class(per_class(_maybe(_share))), hardest=listing(record(Id=text(), loss=number(0, 1e6), missed=text(10_000), wrongly_given=text(10_000)), 0, 100),
+        mistakes=listing(record(**{'class': _name}, kind=one_of('missed', 'wrong'), Id=text(), probability=_share)))
 
 def _reference_check(per_class):
     "The description of a `Reference`"

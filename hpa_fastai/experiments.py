@@ -135,16 +135,16 @@ def crossfit(
 ) -> Decisions:
     "Decide about each part by thresholds fitted on the others"
     p, names = np.zeros(probs.shape), np.unique(parts)
+    whole = calibrate(probs, targets, calibration) if calibration else None
     locations, doubt = np.zeros(p.shape, bool), np.zeros(p.shape, bool)
     for k in names:
         here, rest = parts==k, (parts!=k if len(names)>1 else parts==k)
-        cal = calibrate(probs[rest], targets[rest], calibration) if calibration else None
+        cal = calibrate(probs[rest], targets[rest], whole.method) if whole else None
         own = lambda o: cal(o) if cal else o
         th = fit_thresholds(own(probs[rest]), targets[rest], method, folds=0)
         p[here] = own(probs[here])
         locations[here], doubt[here] = th.predict(p[here]), th.undecided(p[here])
-    cal = calibrate(probs, targets, calibration) if calibration else None
-    return Decisions(p, locations, doubt, cal, fit_thresholds(cal(probs) if cal else probs, targets, method, groups=groups))
+    return Decisions(p, locations, doubt, whole, fit_thresholds(whole(probs) if whole else probs, targets, method, groups=groups))
 
 # %% ../nbs/76_experiments.ipynb #d72aed7b
 _free = {'cache', 'num_workers', 'device', 'verbose'}  # options that don't change the models

@@ -70,11 +70,7 @@ def find_failures(
 ) -> pd.DataFrame:  # class, kind ('missed' or 'wrong'), Id, probability
     "Every location that was missed or given wrongly"
     p, d, t, names, ids = _checked(probs, preds, targets, labels, ids)
-    i, c = np.nonzero(d!=t)
-    res = pd.DataFrame(dict(c=c, kind=np.where(t[i, c], 'missed', 'wrong'), Id=ids[i], probability=p[i, c]))
-    res['error'] = np.where(res.kind=='missed', 1-res.probability, res.probability)
-    res = res.sort_values(['c', 'kind', 'error'], ascending=[True, True, False], kind='stable', ignore_index=True)
-    return res.assign(**{'class': [names[c] for c in res.c]})[['class', 'kind', 'Id', 'probability']]
+    return list_mistakes(p, d, t, names, ids)
 
 # %% ../nbs/81_failures.ipynb #143d53b6
 def _row_of(axs, found, table, reader, none):

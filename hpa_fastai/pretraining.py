@@ -19,6 +19,7 @@ from .simulate import *
 from .cache import *
 from .transforms import *
 from .models import *
+from .callbacks import *
 
 # %% ../nbs/63_pretraining.ipynb #d1418db0
 class _Reader(nn.Module):
@@ -39,8 +40,8 @@ def _pixels(atlas, n, size, seed, progress):
 def pretrain(
     atlas: str|Path,  # folder of simulated cells, made there if there is none
     out: str|Path,  # .safetensors file for the body's weights
-    n: int = 1500,  # simulated fields of view
-    seconds: float = 240.,  # of training
+    n: int = 3000,  # simulated fields of view
+    seconds: float = 1500.,  # of training
     sizes: tuple = (64, 128),  # pixels: for the first quarter of the time, and then
     seed: int = 11,  # of cells and training
     lr: float = 3e-3,  # the highest learning rate
@@ -49,8 +50,8 @@ def pretrain(
 ) -> float:  # loss over the last tenth of the time
     "Train the body of `smallresnet` on simulated cells, and save it in half precision"
     set_seed(seed)
-    cache, rows, targets = _pixels(Path(atlas), n, 2*max(sizes), seed, progress)
-    model = nn.Sequential(SmallResNet(), _Reader(SmallResNet.num_features, len(HPA28)))
+    cache, rows, targets = _pixels(Path(atlas), n, 3*max(sizes), seed, progress)
+    model = nn.Sequential(SmallResNet(), _Reader(SmallResNet.num_features, len(HPA28))).to(memory_format=torch.channels_last)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05, betas=(.9, .99))
     start, losses, bar = time.monotonic(), [], tqdm(total=100, desc='pretraining', unit='%', disable=not progress)
     while (done := (time.monotonic()-start)/seconds)<1:
@@ -62,12 +63,19 @@ def pretrain(
     return float(np.mean([l for d,l in losses if d>=min(.9, losses[-1][0])]))
 
 # %% ../nbs/63_pretraining.ipynb #37ad63a7
+def _window(x, size, smallest=1/3):
+    "A random square of the pictures, resized"
+    side = int(x.shape[-1]*smallest**np.random.rand())
+    top, left = np.random.randint(0, x.shape[-1]-side+1, 2)
+    return resize(x[..., top:top+side, left:left+side].float()/255, size)
+
 def _step(model, opt, cache, rows, targets, size, bs):
     "One step on pictures drawn at random"
-    idxs = np.sort(np.random.randint(0, len(rows), bs))
-    x = resize(cache.batch(rows[idxs]).as_subclass(torch.Tensor).float()/255, size)
-    x = normalize(AugmentRGBY(scale=1.5, gain=.4, gamma=.4)(TensorRGBY(x), split_idx=0).as_subclass(torch.Tensor))
-    loss = nn.functional.binary_cross_entropy_with_logits(model.train()(x), targets[idxs])
+    idxs, half = np.sort(np.random.randint(0, len(rows), bs)), amp_dtype(torch.device('cpu'))
+    x = TensorRGBY(_window(cache.batch(rows[idxs]).as_subclass(torch.Tensor), size))
+    x = normalize(AugmentRGBY(scale=1.2, gain=.4, gamma=.4)(x, split_idx=0).as_subclass(torch.Tensor)).contiguous(memory_format=torch.channels_last)
+    with torch.autocast('cpu', half or torch.bfloat16, enabled=half is not None): logits = model.train()(x)
+    loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets[idxs])
     opt.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.)

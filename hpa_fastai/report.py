@@ -307,6 +307,18 @@ def _hardest_section(config, pixels):
     text = 'Validation images with the largest loss: errors of the model, and often errors of the labels.' + ('' if any(i in pixels for i in by_id) else ' Name the folder of the validation images (--images FOLDER) to see them.')
     return Section('Hardest images', text, [_gallery({'': list(by_id)}, pixels, lines), table_block(t, {'loss': '.2f'})])
 
+def _mistake_groups(config):
+    "Heading -> Id -> probability: what was missed and what was given wrongly, class by class"
+    groups = {}
+    for m in config['validation']['mistakes'] if config.get('validation') else []:
+        groups.setdefault(f'{m["class"]}: {"missed" if m["kind"]=="missed" else "wrongly given"}', {})[m['Id']] = m['probability']
+    return groups
+
+def _mistake_section(groups, pixels):
+    "Galleries of what was missed and what was given wrongly"
+    text = 'The most confident mistakes on the validation images, class by class, with the probability of the class.'
+    return Section('Mistakes by class', text, [_gallery(groups, pixels, lambda h, i: [f'probability {groups[h][i]:.2f}'])])
+
 # %% ../nbs/85_report.ipynb #e888d66f
 def _card_section(config):
     "Settings, as a person asks for them"
@@ -336,8 +348,10 @@ def _model_sections(bundle, table, per_class):
     yield _class_section(config)
     yield _training_section(config)
     yield from _validation_sections(config)
-    hard = [h['Id'] for h in config['validation']['hardest']] if config.get('validation') else []
-    yield _hardest_section(config, {} if table is None else _read(table, hard, bundle.reader))
+    hard, mistakes = [h['Id'] for h in config['validation']['hardest']] if config.get('validation') else [], _mistake_groups(config)
+    pixels = {} if table is None else _read(table, {*hard, *(i for ids in mistakes.values() for i in ids)}, bundle.reader)
+    yield _hardest_section(config, pixels)
+    if any(i in pixels for ids in mistakes.values() for i in ids): yield _mistake_section(mistakes, pixels)
     if table is not None:
         r = _model_examples(bundle, table, per_class)
         examples = _examples(r.ok, r.classes, r.given, per_class)

@@ -92,10 +92,12 @@ def test_the_page_of_a_model(trained, small_atlas, tmp_path, browser):
     page = report(trained[1], tmp_path/'model.html', images=small_atlas/'train')
     browser.open(page)
     assert browser.errors() == [] and page.stat().st_size < 10e6
-    assert headings(page) == ['By class', 'Training', 'Reliability', 'Confusions', 'Hardest images', 'What it takes for each location', 'Card']
+    assert headings(page) == ['By class', 'Training', 'Reliability', 'Confusions', 'Hardest images', 'Mistakes by class', 'What it takes for each location', 'Card']
     f1 = {k: float(v) for k, v in browser.run('return [...document.querySelectorAll("#s1 tbody tr")].map(r => [r.cells[0].textContent, r.cells[3].dataset.v])') if v is not None}
     assert f1 == pytest.approx(trained[0].evaluation.table.f1.dropna().to_dict()) and f1
     assert browser.run('return document.querySelectorAll("#s5 figure").length') == len(load_bundle(trained[1]).config['validation']['hardest'])
+    mistakes = load_bundle(trained[1]).config['validation']['mistakes']
+    assert mistakes and browser.run('return document.querySelectorAll("#s6 figure").length') == len(mistakes)
 
 
 def test_curves_where_there_is_a_log(trained, tmp_path):
