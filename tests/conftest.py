@@ -1,8 +1,12 @@
 "Options and fixtures that all tests share."
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background deaf to Ctrl-C, and their children with them
 
 
 def pytest_addoption(parser):
