@@ -9,6 +9,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'hpa_fastai/assessment.py'),
                                        'hpa_fastai.assessment._validation': ('assessment.html#_validation', 'hpa_fastai/assessment.py')},
             'hpa_fastai.bundle': { 'hpa_fastai.bundle.Bundle': ('bundle.html#bundle', 'hpa_fastai/bundle.py'),
+                                   'hpa_fastai.bundle.Bundle.folded': ('bundle.html#bundle.folded', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle.Bundle.from_learner': ('bundle.html#bundle.from_learner', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle.Bundle.inputs': ('bundle.html#bundle.inputs', 'hpa_fastai/bundle.py'),
                                    'hpa_fastai.bundle.Bundle.pixels': ('bundle.html#bundle.pixels', 'hpa_fastai/bundle.py'),

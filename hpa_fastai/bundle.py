@@ -8,7 +8,7 @@ __all__ = ['FORMAT', 'BundleError', 'Bundle', 'check_target', 'write_bundle', 'm
 
 # %% ../nbs/70_bundle.ipynb #e917e845
 import hashlib, json, os, platform, shutil, tempfile, zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np, torch
@@ -90,6 +90,19 @@ def run(self:Bundle,
     p = torch.sigmoid(logits.float()).cpu().numpy()
     emb = (body.float().mean((2, 3)) if body.ndim==4 else body.float()).cpu().numpy()
     return (self.calibration(p) if self.calibration else p), emb
+
+# %% ../nbs/70_bundle.ipynb #1aa1ca9a
+@patch
+@torch.no_grad()
+def folded(self:Bundle) -> Bundle:
+    "A copy for predicting, its batch norms folded into the convolutions before them where that can be done"
+    from torch.fx.experimental.optimization import fuse
+    size = self.preprocess.size
+    x = torch.rand(1, 4, size, size, device=self.device)
+    try: body = fuse(self.model[0]).eval()
+    except Exception: return self  # tracing raises whatever the code of the network raises
+    same = torch.allclose(body(x), self.model[0](x), rtol=1e-3, atol=1e-4)
+    return replace(self, model=torch.nn.Sequential(body, self.model[1])) if same else self
 
 # %% ../nbs/70_bundle.ipynb #388496ef
 FORMAT = 1  # of the bundle; a newer one is refused with a word on how to upgrade

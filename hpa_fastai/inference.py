@@ -177,7 +177,7 @@ class Predictor:
     ):
         if bs<1: raise HPAError(f'bs={bs}: a batch holds at least one image')
         self.bundles = _load_models(model, find_device(device))
-        first = self.bundles[0]
+        self.folded, first = [b.folded() for b in self.bundles], self.bundles[0]
         self.labels, self.device, self.half = first.labels, first.device, _is_half(precision, first.device)
         self.thresholds = replace(first.thresholds, values=np.mean([b.thresholds.values for b in self.bundles], 0))
         self.readers = list(dict.fromkeys(b.reader for b in self.bundles))
@@ -210,7 +210,7 @@ def infer(self:Predictor,
 ) -> tuple:  # probabilities n×C, embeddings n×D of all models side by side, and how many of D are the first model's
     "Probabilities and embeddings of one batch, over all models"
     inputs = lambda b: b.inputs([o and o[b.reader] for o in places])
-    probs, embs = zip(*(_run(b, inputs(b), self.tta, self.half) for b in self.bundles))
+    probs, embs = zip(*(_run(b, inputs(b), self.tta, self.half) for b in self.folded))
     return np.mean(probs, 0), np.concatenate(embs, 1), embs[0].shape[1]
 
 @patch
