@@ -54,16 +54,18 @@ class Bundle:
 @torch.no_grad()
 def inputs(self:Bundle,
     imgs,  # B×4×S×S uint8, or a list of 4×H×W uint8 of any size, None where there is no picture
+    figures: torch.Tensor|None = None,  # B×2×4: mean and deviation of each picture's source
 ) -> torch.Tensor:  # B×4×S×S float, on the device
     "The network's input"
-    prepare = lambda x: self.preprocess(x.as_subclass(torch.Tensor).to(self.device)).contiguous(memory_format=torch.channels_last)
+    prepare = lambda x, f=figures: self.preprocess(x.as_subclass(torch.Tensor).to(self.device), f).contiguous(memory_format=torch.channels_last)
     if isinstance(imgs, torch.Tensor): return prepare(imgs)
     shapes = {tuple(o.shape) for o in imgs if o is not None}
     if len(shapes)==1:
         blank = torch.zeros(*shapes, dtype=torch.uint8)
         return prepare(torch.stack([blank if o is None else o.as_subclass(torch.Tensor) for o in imgs]))
     size = self.preprocess.size
-    return torch.cat([prepare(torch.zeros(1, 4, size, size, dtype=torch.uint8) if o is None else o[None]) for o in imgs])
+    of = lambda i: None if figures is None else figures[i:i+1]
+    return torch.cat([prepare(torch.zeros(1, 4, size, size, dtype=torch.uint8) if o is None else o[None], of(i)) for i,o in enumerate(imgs)])
 
 # %% ../nbs/70_bundle.ipynb #92382808
 @patch
@@ -247,7 +249,7 @@ def config_check(
         reader=record(size=_maybe(number(8, 8192, True)), channels=either(text(4, '[rgby]{1,4}'), mapping(either(number(0, 1000, True), _name), one_of(*CHANNELS))),
             missing=one_of('error', 'zero'), scale=one_of('dtype', 'percentile'), percentiles=listing(number(0, 100), 2, 2), bits=_maybe(number(8, 16, True)),
             pixel_size=_maybe(number(1e-4, 1e4)), z=one_of(None, 'max')),
-        preprocess=record(size=number(8, 3072, True), mean=planes, std=planes),
+        preprocess=record(size=number(8, 3072, True), mean=planes, std=planes, source=one_of(False, True)),
         thresholds=record(values=per_class(_share), low=per_class(_share), high=per_class(_share), method=_name, support=per_class(number(0, 1e9)), expected_f1=_maybe(_share)),
         calibration=_maybe(record(method=_name, slope=per_class(number(-1e6, 1e6)), offset=per_class(number(-1e6, 1e6)),
             steps=mapping(listing(listing(number(-1e6, 1e6), 1, 100_000), 2, 2), one_of(*map(str, range(n)))))),

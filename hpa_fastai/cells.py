@@ -425,7 +425,7 @@ def _cell_probs(predictor, places, masks, cells):
     "Probabilities of cells by themselves, over all models"
     probs = []
     for b in predictor.bundles:
-        x = b.inputs([places[b.reader]])[0]
+        x = predictor.inputs(b, [places])[0]
         small = _mask_input(masks, b.reader, x.shape[-1])
         parts = (single_cells(x, small, cells[k:k+predictor.bs]) for k in range(0, len(cells), predictor.bs))
         probs.append(np.concatenate([b.run(o.contiguous(memory_format=torch.channels_last), predictor.half)[0] for o in parts]))
@@ -464,7 +464,7 @@ def predict_cells(
     p = model if isinstance(model, Predictor) else Predictor(model, device, bs, n_workers=n_workers)
     table, full = locate(images), replace(p.readers[0], size=None, pixel_size=None)
     masks, parts = _mask_sources(masks, table), []
-    stream = read_ahead(table, range(len(table)), [*p.readers, full], p.n_workers, 2*p.n_workers)
+    stream = p.read(table, more=(full,))
     for i,got in tqdm((o for o in stream if o is not None), total=len(table), unit='FOV', desc=f'predicting cells on {p.where}', disable=not progress):
         id_ = table.Id[i]
         try: parts.append(_no_cells(id_, None, got, p.labels) if isinstance(got, str) else

@@ -32,23 +32,29 @@ class HPADataLoader(TfmdDL):
         group:str|None=None,  # the column whose members the split kept together
         cache:ImageCache|None=None,  # decoded pixels of all items; None reads the files
         weights=None,  # one an item of `dataset`, for drawing when shuffling; None: each once an epoch
+        sources:Sources|None=None,  # knows the figures of each picture's source, to normalise by
         **kwargs):
         if cache is not None:
             self._rows = cache.rows(dataset.items['Id'])
             self._targets = torch.from_numpy(labels.encode(dataset.items['Target'])).float()
             kwargs['num_workers'] = 0  # one indexing operation is faster than handing batches between processes
         super().__init__(dataset, *args, **kwargs)
-        self.labels, self.reader, self.group, self.cache, self.weights, self.draw = labels, reader, group, cache, weights, None
+        self.labels, self.reader, self.group, self.cache, self.weights, self.sources, self.draw = labels, reader, group, cache, weights, sources, None
+        self._figures = torch.from_numpy(sources.figures(dataset.items, cache and (lambda rows: cache.batch(np.sort(cache.rows(rows.Id)))))) if sources else None
 
     def new(self, dataset=None, cls=None, **kwargs):
         own = dict(cache=self.cache, weights=self.weights) if dataset is None else {}
-        return super().new(dataset, cls, **{**own, 'labels':self.labels, 'reader':self.reader, 'group':self.group, **kwargs})
+        return super().new(dataset, cls, **{**own, 'labels':self.labels, 'reader':self.reader, 'group':self.group, 'sources':self.sources, **kwargs})
 
     def create_batches(self, samps):
-        if self.cache is None: return super().create_batches(samps)
-        return (self._gather(np.array(b)) for b in self.chunkify(samps))
+        if self.cache is None and self.sources is None: return super().create_batches(samps)
+        return (self._with_figures(self._gather(np.array(b)) if self.cache is not None else self.do_batch([self.do_item(i) for i in b]), b) for b in self.chunkify(samps))
 
     def _gather(self, idxs): return self.cache.batch(self._rows[idxs]), TensorMultiCategory(self._targets[idxs])
+
+    def _with_figures(self, b, idxs):
+        if self.sources: b[0].figures = self._figures[idxs]
+        return b
 
     def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False)  # one process reads all: other processes have nothing to add
 
@@ -73,10 +79,11 @@ def batch_tfms(
     mean: tuple|None = None,  # of each channel, 0..1; None: each picture's own
     std: tuple|None = None,  # of each channel, 0..1; None: each picture's own
     augment: bool|AugmentRGBY = True,  # the default augmentation, none, or your own
+    source: bool = False,  # normalise by the figures of each picture's source, which the loader must know
 ) -> list:
     "What happens to a batch on the device, beside the conversion to float that `RGBYBlock` brings"
     aug = [] if augment is False else [AugmentRGBY() if augment is True else augment]
-    return [ResizeRGBY(size), *aug, NormalizeRGBY(mean, std)]
+    return [ResizeRGBY(size), *aug, NormalizeRGBY(mean, std, source)]
 
 # %% ../nbs/30_data.ipynb #d324326e
 def HPADataBlock(
@@ -87,13 +94,14 @@ def HPADataBlock(
     mean: tuple|None = None,  # of each channel, 0..1; None: each picture's own
     std: tuple|None = None,  # of each channel, 0..1; None: each picture's own
     augment: bool|AugmentRGBY = True,  # the default augmentation, none, or your own
+    sources: Sources|None = None,  # normalise by the figures of each picture's source; mean and std stand in where they are not known
 ) -> DataBlock:
     "A fastai `DataBlock` from rows of a table (`attach_images`) to four-channel pictures and labels"
     labels, reader = get_labels(labels), reader or ImageReader(size=size)
     block = DataBlock(blocks=(RGBYBlock(reader=reader), MultiCategoryBlock(vocab=list(labels.classes))), dl_type=HPADataLoader,
                       get_y=TargetNames(labels), splitter=splitter or MultilabelStratifiedSplitter(labels=labels),
-                      batch_tfms=batch_tfms(size, mean, std, augment))
-    block.dls_kwargs = dict(labels=labels, reader=reader)
+                      batch_tfms=batch_tfms(size, mean, std, augment, sources is not None))
+    block.dls_kwargs = dict(labels=labels, reader=reader, sources=sources)
     return block
 
 # %% ../nbs/30_data.ipynb #cd7a91e0
@@ -158,9 +166,9 @@ def _normalization(normalize, df, reader, cache):
     "Mean and deviation of each channel, or None for each picture's own"
     if isinstance(normalize, str):
         if normalize=='image': return None, None
-        if normalize=='dataset': return dataset_stats(df, reader, cache)
+        if normalize in ('dataset', 'source'): return dataset_stats(df, reader, cache)
     elif len(normalize)==2 and all(len(o)==4 for o in normalize): return tuple(map(tuple, normalize))
-    raise HPAError(f"normalize={normalize!r} is none of 'image', 'dataset' and (mean, std) with a figure for each of the four channels")
+    raise HPAError(f"normalize={normalize!r} is none of 'image', 'source', 'dataset' and (mean, std) with a figure for each of the four channels")
 
 # %% ../nbs/30_data.ipynb #9876c304
 class HPADataLoaders(DataLoaders):
@@ -178,7 +186,8 @@ class HPADataLoaders(DataLoaders):
         n_folds: int = 5,  # how many folds there are, when `fold` is given
         group = None,  # what must stay on one side of the split: a column, a function of the Id (`antibody_of`), or a value a row
         seed: int = 42,  # of the split
-        normalize = 'image',  # 'image': by each picture's own figures; 'dataset': by those of the training images; or (mean, std), four each, 0..1
+        normalize = 'image',  # 'image': by each picture's own figures; 'source': by those of its source; 'dataset': by those of the training images; or (mean, std), four each, 0..1
+        source: str|None = None,  # the column that names each picture's source, for normalize='source'; None: `source`, or without it the folder of its files
         augment: bool|AugmentRGBY = True,  # the default augmentation, none, or your own
         oversample: float = 0.5,  # power of rarity with which training images are drawn; 0: all alike
         reader: ImageReader|None = None,  # the settings of reading; None: the defaults at `size`
@@ -195,7 +204,8 @@ class HPADataLoaders(DataLoaders):
         check_split(df, (train, valid), group, labels).warn()
         mean, std = _normalization(normalize, df.iloc[train], reader, store)
         weights = rarity_weights(labels.encode(df.Target.iloc[train]), oversample) if oversample else None
-        block = HPADataBlock(labels, size, reader, IndexSplitter(valid), mean, std, augment)
+        sources = Sources(reader, source) if isinstance(normalize, str) and normalize=='source' else None
+        block = HPADataBlock(labels, size, reader, IndexSplitter(valid), mean, std, augment, sources)
         return block.dataloaders(df, bs=min(bs, max(len(train)//n_processes(), 1)), device=device and torch.device(device), num_workers=num_workers, cache=store, group=group,
                                  dl_kwargs=[dict(weights=weights), dict(weights=None)])
 
@@ -231,4 +241,4 @@ def preprocess(self:DataLoaders) -> Preprocess:
     "The settings between pixels and network, as validation uses them"
     tfms = {type(t): t for t in self.valid.after_batch.fs}
     norm = tfms[NormalizeRGBY]
-    return Preprocess(tfms[ResizeRGBY].size, norm.mean, norm.std)
+    return Preprocess(tfms[ResizeRGBY].size, norm.mean, norm.std, norm.source)

@@ -21,6 +21,7 @@ from .labels import *
 from .fields import *
 from .decode import *
 from .evaluation import *
+from .preprocess import *
 from .flags import *
 from .bundle import *
 from .hub import *
@@ -181,6 +182,7 @@ class Predictor:
         self.labels, self.device, self.half = first.labels, first.device, _is_half(precision, first.device)
         self.thresholds = replace(first.thresholds, values=np.mean([b.thresholds.values for b in self.bundles], 0))
         self.readers = list(dict.fromkeys(b.reader for b in self.bundles))
+        self.sources = {b.reader: Sources(b.reader) for b in self.bundles if b.preprocess.source}
         self.bs, self.tta, self.at_least_one, self.n_workers = bs, tta, at_least_one, n_workers or default_workers()
         self.n_threads = torch.get_num_threads()
 
@@ -205,12 +207,35 @@ def _lanes(self:Predictor):
     return n, self.n_threads//n, self.n_threads
 
 @patch
+def read(self:Predictor,
+    table: pd.DataFrame,  # of `locate`
+    todo = None,  # numbers of the rows to read, in order; None: all
+    patience: float|None = FLUSH,  # seconds after which None is given out in place of a picture that is not there yet; None: never
+    more: tuple = (),  # other `ImageReader`s whose pixels are wanted as well
+):  # yields (row number, {reader: 4×H×W uint8} or the reason why there is none), in order
+    "Decode in threads, with the figures of each picture's source where a model wants them"
+    known = {r: torch.from_numpy(s.figures(table)) for r,s in self.sources.items()}
+    with closing(read_ahead(table, range(len(table)) if todo is None else todo, [*self.readers, *more], self.n_workers, self._ahead(), patience)) as stream:
+        for got in stream:
+            if got and known and not isinstance(got[1], str): got[1]['figures'] = {r: f[got[0]] for r,f in known.items()}
+            yield got
+
+@patch
+def inputs(self:Predictor,
+    bundle: Bundle,  # one of the models
+    places: list,  # of `read`: an image each, None where there is none
+) -> torch.Tensor:  # B×4×S×S float, on the device
+    "A model's input"
+    of = lambda o: (o or {}).get('figures', {}).get(bundle.reader, torch.full((2, len(CHANNELS)), torch.nan))
+    figures = torch.stack([of(o) for o in places]) if bundle.preprocess.source else None
+    return bundle.inputs([o and o[bundle.reader] for o in places], figures)
+
+@patch
 def infer(self:Predictor,
-    places: list,  # {reader: 4×H×W uint8} an image, None where there is none
+    places: list,  # of `read`: an image each, None where there is none
 ) -> tuple:  # probabilities n×C, embeddings n×D of all models side by side, and how many of D are the first model's
     "Probabilities and embeddings of one batch, over all models"
-    inputs = lambda b: b.inputs([o and o[b.reader] for o in places])
-    probs, embs = zip(*(_run(b, inputs(b), self.tta, self.half) for b in self.folded))
+    probs, embs = zip(*(_run(b, self.inputs(b, places), self.tta, self.half) for b in self.folded))
     return np.mean(probs, 0), np.concatenate(embs, 1), embs[0].shape[1]
 
 @patch
@@ -243,7 +268,7 @@ def stream(self:Predictor,
 ):  # yields lists of rows, in the columns of `result_columns`, and their embeddings (None where no image could be read)
     "Predict as it comes, in order"
     ids, n = table.Id.tolist(), len(table)
-    stream = read_ahead(table, range(n) if todo is None else todo, self.readers, self.n_workers, self._ahead())
+    stream = self.read(table, todo)
     with closing(stream), closing(_side_by_side(lambda g: self._rows(ids, g, n), _batches(stream, self.bs), *self._lanes())) as parts: yield from parts
 
 @patch

@@ -162,7 +162,7 @@ class Explainer:
         "Maps of a few pictures, over all symmetries and models"
         total = torch.zeros(len(places), self.size, self.size)
         for b,layers in zip(self.bundles, self.layers):
-            x = b.inputs([o[b.reader] for o in places])
+            x = self.predictor.inputs(b, places)
             for view,back in _views(x, self.tta): total += _resized(back(layer_maps(b.model, view, targets, layers, self.method)).cpu(), self.size)
         return _scaled(total)
 
@@ -174,7 +174,7 @@ def _named(labels, classes):
 def _explain(explainer, table, targets):
     "For each field of view, in order: its number, the classes explained, and their maps; a picture that can't be read has an error instead of maps"
     p = explainer.predictor
-    for group in chunked(read_ahead(table, range(len(table)), p.readers, p.n_workers, p._ahead(), None), explainer.bs):
+    for group in chunked(p.read(table, patience=None), explainer.bs):
         good = [o for _,o in group if not isinstance(o, str)]
         probs = iter(p.infer(good)[0] if good else [])
         found = [(i, o, None if isinstance(o, str) else next(probs)) for i,o in group]

@@ -9,13 +9,14 @@ __all__ = ['DARKER', 'SOFTER', 'FARTHER', 'OFTENER', 'FLAGGED', 'run_traits', 'M
 # %% ../nbs/84_monitor.ipynb #cdd5ad00
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
 from scipy.stats import binomtest, fisher_exact
 from .labels import *
 from .fields import CHANNELS
 from .images import *
 from .splits import antibody_of
+from .preprocess import *
 from .reference import *
 from .bundle import *
 from .hub import find_model
@@ -31,14 +32,15 @@ def run_traits(
 ) -> tuple:  # Ids of those that can be read, trait -> one value each, and their embeddings (n×D)
     "Brightness, sharpness and unlikeness of pictures"
     read, ids, parts, embs = read_images(table, bundle.reader), [], [], []
-    good = ((table.Id.iat[i], img) for i,img in read if not isinstance(img, Exception))
+    figures = torch.from_numpy(Sources(bundle.reader).figures(table)) if bundle.preprocess.source else None
+    good = ((i, img) for i,img in read if not isinstance(img, Exception))
     while batch := [o for _,o in zip(range(bs), good)]:
-        ids += [i for i,_ in batch]
-        imgs = [img for _,img in batch]
-        for i,img in batch if keep else (): keep(i, img)
+        rows, imgs = [i for i,_ in batch], [img for _,img in batch]
+        ids += table.Id.iloc[rows].tolist()
+        for i,img in batch if keep else (): keep(table.Id.iat[i], img)
         x = bundle.pixels(imgs)
         parts.append(picture_traits(x))
-        embs.append(bundle.run(bundle.inputs(imgs))[1])
+        embs.append(bundle.run(bundle.inputs(imgs, None if figures is None else figures[rows]))[1])
         if bundle.flagger: parts[-1]['unlikeness'] = bundle.flagger.unlikeness(x, embs[-1])
     return ids, {k: np.concatenate([p[k] for p in parts]) for k in (parts[0] if parts else ())}, np.concatenate(embs) if embs else np.zeros((0, 1), np.float32)
 

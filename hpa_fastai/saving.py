@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/73_saving.ipynb #a07e4bf1
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
@@ -34,7 +35,8 @@ def _pictures(dl, bundle, most=600, bs=32):
     if getattr(dl, 'cache', None) is not None: x = dl.cache.batch(dl._rows[take])
     else: x = bundle.pixels([bundle.reader(r) for r in items.iloc[take].to_dict('records')])
     x = x.as_subclass(torch.Tensor)
-    probs, embs = (np.concatenate(o) for o in zip(*(bundle.run(bundle.inputs(o)) for o in x.split(bs))))
+    figures = dl._figures[take].split(bs) if bundle.preprocess.source else cycle([None])
+    probs, embs = (np.concatenate(o) for o in zip(*(bundle.run(bundle.inputs(o, f)) for o,f in zip(x.split(bs), figures))))
     return x, embs, probs, items.iloc[take]
 
 # %% ../nbs/73_saving.ipynb #7e1b2c40
