@@ -309,8 +309,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'hpa_fastai.data.HPADataLoader.__init__': ('data.html#hpadataloader.__init__', 'hpa_fastai/data.py'),
                                  'hpa_fastai.data.HPADataLoader.__len__': ('data.html#hpadataloader.__len__', 'hpa_fastai/data.py'),
                                  'hpa_fastai.data.HPADataLoader._gather': ('data.html#hpadataloader._gather', 'hpa_fastai/data.py'),
-                                 'hpa_fastai.data.HPADataLoader._with_figures': ( 'data.html#hpadataloader._with_figures',
-                                                                                  'hpa_fastai/data.py'),
                                  'hpa_fastai.data.HPADataLoader.create_batches': ( 'data.html#hpadataloader.create_batches',
                                                                                    'hpa_fastai/data.py'),
                                  'hpa_fastai.data.HPADataLoader.new': ('data.html#hpadataloader.new', 'hpa_fastai/data.py'),

@@ -194,6 +194,7 @@ def _train(a):
     if 'stopped' in learn.history: return 1
     if is_first(): shutil.rmtree(folder)
 
+# %% ../nbs/90_cli.ipynb #b774a57a
 def _join(a):
     "The device of this process; of several, the first one speaks"
     import warnings
@@ -371,6 +372,7 @@ def _report_run(a, out, predictor, seconds):
     from hpa_fastai.report import report
     print(f'Page: {report(out, a.report, predictor.bundles[0], a.folder, seconds=seconds, force=a.force)}')
 
+# %% ../nbs/90_cli.ipynb #abb87cdd
 def _watch(a):
     from hpa_fastai.labels import HPAError
     from hpa_fastai.watch import watch

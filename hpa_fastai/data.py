@@ -48,11 +48,10 @@ class HPADataLoader(TfmdDL):
 
     def create_batches(self, samps):
         if self.cache is None and self.sources is None: return super().create_batches(samps)
-        return (self._with_figures(self._gather(np.array(b)) if self.cache is not None else self.do_batch([self.do_item(i) for i in b]), b) for b in self.chunkify(samps))
+        return (self._gather(np.array(b)) for b in self.chunkify(samps))
 
-    def _gather(self, idxs): return self.cache.batch(self._rows[idxs]), TensorMultiCategory(self._targets[idxs])
-
-    def _with_figures(self, b, idxs):
+    def _gather(self, idxs):
+        b = (self.cache.batch(self._rows[idxs]), TensorMultiCategory(self._targets[idxs])) if self.cache is not None else self.do_batch([self.do_item(i) for i in idxs])
         if self.sources: b[0].figures = self._figures[idxs]
         return b
 

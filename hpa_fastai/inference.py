@@ -230,6 +230,7 @@ def inputs(self:Predictor,
     figures = torch.stack([of(o) for o in places]) if bundle.preprocess.source else None
     return bundle.inputs([o and o[bundle.reader] for o in places], figures)
 
+# %% ../nbs/75_inference.ipynb #b06766df
 @patch
 def infer(self:Predictor,
     places: list,  # of `read`: an image each, None where there is none
@@ -238,6 +239,7 @@ def infer(self:Predictor,
     probs, embs = zip(*(_run(b, self.inputs(b, places), self.tta, self.half) for b in self.folded))
     return np.mean(probs, 0), np.concatenate(embs, 1), embs[0].shape[1]
 
+# %% ../nbs/75_inference.ipynb #708c98af
 @patch
 def _rows(self:Predictor, ids, group, n):
     "Rows of the result for a group of one batch, and their embeddings"

@@ -258,6 +258,7 @@ def _map_data(p, by):
     data = dict(x=_unit(p.x), y=_unit(p.y), id=p.Id.astype(str).tolist(), thumb=[safe(t) for t in p.thumbnail] if 'thumbnail' in p else [], like=like, groups=groups, hues=HUES, glyphs=_glyphs)
     return json.dumps(data, ensure_ascii=False, separators=(',', ':')).replace('<', '\\u003c')
 
+# %% ../nbs/83_map.ipynb #26ad8dc5
 def map_html(
     points: pd.DataFrame,  # x, y, Id; label and other columns to colour by; thumbnail (of `thumbnails`) and like (lists of Ids, of `neighbors`) where there are any
     by: str|list|None = None,  # columns to colour by; None: label, and all with 2 to 28 values

@@ -56,6 +56,7 @@ def sources_of(
     if column not in table: raise HPAError(f'source: the table has no column {column!r}; it has {", ".join(map(str, table.columns))}')
     return table[column].astype(str).to_numpy(object)
 
+# %% ../nbs/26_preprocess.ipynb #43ada4d6
 class Sources:
     "Mean and deviation of each channel, for each source of pictures"
     def __init__(self,

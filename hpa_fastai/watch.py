@@ -139,6 +139,7 @@ def watch(
         _close(journal, ripening, channels, final=not stop.is_set())
     return journal
 
+# %% ../nbs/77_watch.ipynb #3ff8813e
 def _step(predictor, ripening, journal):
     "One look; a folder that is away for a moment is looked for again"
     try: return predictor.step(ripening, journal)
