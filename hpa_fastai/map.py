@@ -68,7 +68,8 @@ def _pca(x, k):
 def _tsne(x, seed):
     "Fifty principal components, then t-SNE"
     from sklearn.manifold import TSNE
-    return TSNE(init='pca', perplexity=min(30, (len(x)-1)/3), random_state=seed).fit_transform(_pca(x, 50))
+    from threadpoolctl import threadpool_limits  # t-SNE of a few hundred points is many small steps: threads only wait for one another
+    with threadpool_limits(1): return TSNE(init='pca', perplexity=min(30, (len(x)-1)/3), random_state=seed).fit_transform(_pca(x, 50))
 
 def map_points(
     embeddings,  # n×D; rows of NaN get no place

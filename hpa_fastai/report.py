@@ -12,7 +12,6 @@ import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
 from fastcore.basics import chunked
 from markupsafe import Markup
-from threadpoolctl import threadpool_limits
 from .labels import *
 from .images import *
 from .explore import explore
@@ -130,7 +129,7 @@ def _monitor_section(found, reference):
 # %% ../nbs/85_report.ipynb #a5dda2f8
 def _map_section(r, found):
     "The pictures that were looked at, laid out by embedding"
-    with threadpool_limits(1): xy = map_points(found.embeddings, 'tsne')
+    xy = map_points(found.embeddings, 'tsne')
     by_id = r.ok.set_index('Id')
     best = by_id.loc[found.ids, r.classes].to_numpy(float).argmax(1)
     flags = by_id.loc[found.ids, 'flags'].fillna('').to_numpy()
