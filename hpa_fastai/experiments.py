@@ -28,6 +28,7 @@ from .distributed import *
 from .calibration import *
 from .thresholds import *
 from .evaluation import *
+from .evaluation import _reliability
 from .bundle import *
 from .bundle import _table_records
 from .saving import *
@@ -119,7 +120,8 @@ def train_fold(
 @dataclass
 class Decisions:
     "Probabilities and decisions about each part by what was fitted on the others, and what is fitted on all"
-    probs: np.ndarray  # n×C, calibrated
+    probs: np.ndarray  # n×C, calibrated on all
+    unseen: np.ndarray  # n×C, each part calibrated on the others
     locations: np.ndarray  # n×C, bool
     doubt: np.ndarray  # n×C, bool: so near to a threshold that another sample would have decided otherwise
     calibration: Calibration|None  # of all
@@ -144,7 +146,8 @@ def crossfit(
         th = fit_thresholds(own(probs[rest]), targets[rest], method, folds=0)
         p[here] = own(probs[here])
         locations[here], doubt[here] = th.predict(p[here]), th.undecided(p[here])
-    return Decisions(p, locations, doubt, whole, fit_thresholds(whole(probs) if whole else probs, targets, method, groups=groups))
+    final = whole(probs) if whole else probs
+    return Decisions(final, p, locations, doubt, whole, fit_thresholds(final, targets, method, groups=groups))
 
 # %% ../nbs/76_experiments.ipynb #d72aed7b
 _free = {'cache', 'num_workers', 'device', 'verbose'}  # options that don't change the models
@@ -241,7 +244,8 @@ def _pool(raw, df, labels, group, seed, calibration):
     res.loc[ok, list(labels.classes)] = d.probs
     res.loc[ok, 'Predicted'], res.loc[ok, 'Names'] = labels.decode(d.locations), ['|'.join(o) for o in labels.to_names(d.locations)]
     res.loc[ok, 'flags'] = _flagged(raw['flags'][ok], d)
-    return res, d, evaluate_predictions(res, known, labels, groups=groups)
+    e, targets = evaluate_predictions(res, known, labels, groups=groups), labels.encode(known.Target)>0
+    return res, d, replace(e, scores={**e.scores, 'calibration_error': calibration_error(d.unseen, targets)}, reliability=_reliability(d.unseen, targets))
 
 # %% ../nbs/76_experiments.ipynb #4daceff2
 def _equip(path, d, evaluation):

@@ -72,6 +72,19 @@ def test_a_fold_s_thresholds_do_not_know_it():
     assert (a.locations[parts == 0] == b.locations[parts == 0]).all() and (a.locations[parts == 1] != b.locations[parts == 1]).any()
 
 
+def test_calibration_leaves_the_ranking_over_all_folds():
+    "One line a class for all parts; what is judged as calibrated has not seen its part"
+    rng = np.random.default_rng(0)
+    targets, parts = rng.random((120, 28)) < .2, np.arange(120) % 3
+    probs = np.clip(targets*.3 + rng.random((120, 28))*.4 + .01, 0, 1)
+    d = crossfit(probs, targets, parts, calibration='platt')
+    ranks = lambda p: np.argsort(np.argsort(p, 0), 0)
+    assert (ranks(d.probs) == ranks(probs)).all() and (ranks(d.unseen) != ranks(probs)).any()
+    other = targets.copy()
+    other[parts == 0] = ~other[parts == 0]
+    assert np.allclose(crossfit(probs, other, parts, calibration='platt').unseen[parts == 0], d.unseen[parts == 0])
+
+
 def test_models_decide_as_they_were_judged(folds, small_atlas):
     res, out = folds
     p = Predictor(out)
