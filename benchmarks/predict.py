@@ -60,12 +60,15 @@ def speed(tmp, a):
         dl = learn.dls.test_dl(table, num_workers=0)
         with learn.no_bar(): learn.get_preds(dl=dl)
     ours = lambda: p.to_file(folder, tmp/'speed.csv', force=True, progress=False)
-    res = np.array([[seconds(f) for f in (decode, forward, ours, plain)] for _ in range(a.repeat)])/a.n
+    halved = Predictor(model, device='cpu', precision='half')
+    half = lambda: halved.to_file(folder, tmp/'half.csv', force=True, progress=False)
+    res = np.array([[seconds(f) for f in (decode, forward, ours, plain, half)] for _ in range(a.repeat)])/a.n
     best = res.min(0)
-    shares = (res[:,0]+res[:,1])/res[:,2], res[:,3]/res[:,2]
+    shares = (res[:,0]+res[:,1])/res[:,2], res[:,3]/res[:,2], res[:,3]/res[:,4]
+    apart = np.abs(np.subtract(*(pd.read_csv(tmp/f'{o}.csv')[list(p.labels.classes)].to_numpy() for o in ('speed', 'half')))).max()
     print(f'speed ({a.n} FOVs, 512 px PNG, resnet18 at 128 px, {p.n_workers} threads): {1/best[2]:.1f} FOVs/s; decoding alone {1/best[0]:.1f}, forward alone {1/best[1]:.1f}, '
           f'bound 1/(decode + forward) {1/(best[0]+best[1]):.1f}; {np.median(shares[0]):.2f} of the bound (wanted 0.85); '
-          f'test_dl + get_preds {1/best[3]:.1f}: {np.median(shares[1]):.2f} times (wanted 1.5)', flush=True)
+          f'test_dl + get_preds {1/best[3]:.1f}: {np.median(shares[1]):.2f} times (wanted 1.5); in half precision {1/best[4]:.1f}: {np.median(shares[2]):.2f} times, probabilities up to {apart:.4f} apart', flush=True)
 
 
 def growth(tmp, a):
