@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/hpa_fastai demo --out demo --force
 
 test: install
-	PATH="$(abspath $(BIN)):$$PATH" nbdev_test --timing
+	OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" nbdev_test --timing  # a notebook a core: more threads only wait for one another
 	$(BIN)/python -m pytest -q --durations=10 $(if $(REAL_DATA),"--real-data=$(REAL_DATA)")
 
 # After an edit of a notebook: library, README and clean notebooks in one go.
