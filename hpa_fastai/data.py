@@ -43,8 +43,8 @@ class HPADataLoader(TfmdDL):
         self._figures = torch.from_numpy(sources.figures(dataset.items, cache and (lambda rows: cache.batch(np.sort(cache.rows(rows.Id)))))) if sources else None
 
     def new(self, dataset=None, cls=None, **kwargs):
-        own = dict(cache=self.cache, weights=self.weights) if dataset is None else {}
-        return super().new(dataset, cls, **{**own, 'labels':self.labels, 'reader':self.reader, 'group':self.group, 'sources':self.sources, **kwargs})
+        own = dict(labels=self.labels, reader=self.reader, group=self.group, sources=self.sources, **(dict(cache=self.cache, weights=self.weights) if dataset is None else {}))
+        return super().new(dataset, cls, **{**own, **kwargs})
 
     def create_batches(self, samps):
         if self.cache is None and self.sources is None: return super().create_batches(samps)
@@ -54,7 +54,6 @@ class HPADataLoader(TfmdDL):
         b = (self.cache.batch(self._rows[idxs]), TensorMultiCategory(self._targets[idxs])) if self.cache is not None else self.do_batch([self.do_item(i) for i in idxs])
         if self.sources: b[0].figures = self._figures[idxs]
         return b
-
     def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False)  # one process reads all: other processes have nothing to add
 
     def __len__(self): return super().__len__() if self.draw is None else self.draw//self.bs
