@@ -100,7 +100,7 @@ def folded(self:Bundle) -> Bundle:
     "A copy for predicting, its batch norms folded into the convolutions before them where that can be done"
     from torch.fx.experimental.optimization import fuse
     size = self.preprocess.size
-    x = torch.rand(1, 4, size, size, device=self.device)
+    x = torch.arange(4.*size*size, device=self.device).sin().view(1, 4, size, size)
     try: body = fuse(self.model[0]).eval()
     except Exception: return self  # tracing raises whatever the code of the network raises
     same = torch.allclose(body(x), self.model[0](x), rtol=1e-3, atol=1e-4)
@@ -213,7 +213,7 @@ def model_card(
         f"# {m['arch']} for {m['n_out']} protein locations", '',
         f"Names the subcellular locations of a protein in four-channel confocal images like those of the Human Protein Atlas. Made with hpa_fastai {config['versions']['hpa_fastai']}.", '',
         '```', 'hpa_fastai predict FOLDER --model THIS_FOLDER', 'hpa_fastai test-model THIS_FOLDER', '```', '',
-        f"- input: red, green, blue, yellow (microtubules, protein, nucleus, ER), read at {config['reader']['size']} px, {prep['size']} px for the network, normalised by {'each picture' if prep['mean'] is None else 'the figures of the training images'}",
+        f"- input: red, green, blue, yellow (microtubules, protein, nucleus, ER), read at {config['reader']['size']} px, {prep['size']} px for the network, normalised by {Preprocess(**prep).by}",
         f"- thresholds: {config['thresholds']['method']}; probabilities {'calibrated ('+config['calibration']['method']+')' if config['calibration'] else 'as the network gives them'}",
         *(f'- {k}: {v if not isinstance(v, list) else "; ".join(map(str, v))}' for k,v in t.items()), '',
         '## Validation by class', '', *([f'Macro F1 {np.mean(f1):.3f}, on the images that the thresholds were fitted on.', '', *_markdown_table(cols, rows)] if f1 else ['Not evaluated.']), '',

@@ -45,7 +45,6 @@ class HPADataLoader(TfmdDL):
     def new(self, dataset=None, cls=None, **kwargs):
         own = dict(labels=self.labels, reader=self.reader, group=self.group, sources=self.sources, **(dict(cache=self.cache, weights=self.weights) if dataset is None else {}))
         return super().new(dataset, cls, **{**own, **kwargs})
-
     def create_batches(self, samps):
         if self.cache is None and self.sources is None: return super().create_batches(samps)
         return (self._gather(np.array(b)) for b in self.chunkify(samps))

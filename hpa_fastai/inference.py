@@ -196,9 +196,9 @@ class Predictor:
 
 # %% ../nbs/75_inference.ipynb #d9d53040
 @patch
-def _ahead(self:Predictor):
+def _ahead(self:Predictor, readers):
     "Fields of view that may wait for the network: two batches, in a quarter of a gigabyte at most"
-    return max(2*self.n_workers, min(2*self.bs, 2**28//sum(4*(r.size or 2048)**2 for r in self.readers)))
+    return max(2*self.n_workers, min(2*self.bs, 2**28//sum(4*(r.size or 2048)**2 for r in readers)))
 
 @patch
 def _lanes(self:Predictor):
@@ -215,7 +215,8 @@ def read(self:Predictor,
 ):  # yields (row number, {reader: 4×H×W uint8} or the reason why there is none), in order
     "Decode in threads, with the figures of each picture's source where a model wants them"
     known = {r: torch.from_numpy(s.figures(table)) for r,s in self.sources.items()}
-    with closing(read_ahead(table, range(len(table)) if todo is None else todo, [*self.readers, *more], self.n_workers, self._ahead(), patience)) as stream:
+    readers = [*self.readers, *more]
+    with closing(read_ahead(table, range(len(table)) if todo is None else todo, readers, self.n_workers, self._ahead(readers), patience)) as stream:
         for got in stream:
             if got and known and not isinstance(got[1], str): got[1]['figures'] = {r: f[got[0]] for r,f in known.items()}
             yield got

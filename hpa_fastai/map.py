@@ -235,7 +235,6 @@ _js_hand = '''  const text = (tag, s) => { const e = document.createElement(tag)
   new MutationObserver(draw).observe(document.documentElement, {attributes: true, attributeFilter: ['data-theme']});
   legend(); draw();
 }'''
-
 MAP_SCRIPT = _js_draw+_js_hand
 
 # %% ../nbs/83_map.ipynb #86e05ced

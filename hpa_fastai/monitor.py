@@ -163,7 +163,7 @@ def compare_run(
     ref = Reference(**bundle.config['reference'])
     rows = [_trait_row(ref, k, v, effective_size(_groups(ids), ref.icc[k])) for k,v in traits.items()]
     rows += _of_table(ref, ok, bundle.labels, seen=bool(traits)) if len(ok) else []
-    table, said = _conclude(rows, alpha, bundle.preprocess.mean is None)
+    table, said = _conclude(rows, alpha, bundle.preprocess.mean is None or bundle.preprocess.source)
     return Monitoring(table, [s for _,s in said], [k for k,_ in said], len(ok), len(ids), {k: np.quantile(v, np.linspace(0, 1, N_QUANTILES)).tolist() for k,v in traits.items()})
 
 # %% ../nbs/84_monitor.ipynb #5e7722cb

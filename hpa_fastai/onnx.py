@@ -19,6 +19,7 @@ class _Whole(nn.Module):
     def __init__(self, bundle):
         super().__init__()
         self.model, self.preprocess, cal = bundle.model, bundle.preprocess, bundle.calibration
+        if self.preprocess.source: raise BundleError("normalised by the figures of each picture's source, which an ONNX graph does not know; train with normalize='image' or 'dataset'")
         if cal and cal.steps: raise BundleError("isotonic calibration has no place in an ONNX graph; calibrate with method='platt' or 'temperature'")
         self.line = cal and [torch.tensor(o, dtype=torch.float32) for o in (cal.slope, cal.offset)]
     def forward(self, images):

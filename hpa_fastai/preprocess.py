@@ -80,14 +80,16 @@ class Sources:
             res[here] = found
         return res
 
-    def _pixels(self, row):
-        "The pixels of a picture, None where they can't be read"
-        try: return self.reader.array(row)
-        except HPAError: return None
+    def _read(self, some):
+        "The pixels of those that can be read, in threads"
+        def one(row):
+            try: return self.reader.array(row)
+            except HPAError: return None
+        with ThreadPoolExecutor(default_workers()) as pool: return [o for o in pool.map(one, some.to_dict('records')) if o is not None]
 
     def _measure(self, some, read):
         "Figures of some pictures, each counted alike"
-        with ThreadPoolExecutor(default_workers()) as pool: imgs = read(some) if read else [o for o in pool.map(self._pixels, some.to_dict('records')) if o is not None]
+        imgs = read(some) if read else self._read(some)
         parts = [torch.stack([o.mean((1, 2)), (o*o).mean((1, 2))]) for o in (torch.as_tensor(i).as_subclass(Tensor).float()/255 for i in imgs)]
         if not parts: return np.full((2, len(CHANNELS)), np.nan, np.float32)
         mean, square = torch.stack(parts).mean(0)
@@ -108,6 +110,11 @@ class Preprocess:
     ) -> Tensor:  # B×4×size×size float
         "The network's input"
         return self.normalize(resize(x.float()/255, self.size), figures)
+
+    @property
+    def by(self) -> str:
+        "What pictures are normalised by, in words"
+        return 'the figures of their source' if self.source else 'each picture' if self.mean is None else 'the figures of the training images'
 
     def normalize(self,
         x: Tensor,  # B×4×H×W float 0..1

@@ -16,6 +16,7 @@ from .labels import *
 from .images import *
 from .explore import explore
 from .pages import *
+from .preprocess import *
 from .reference import *
 from .bundle import *
 from .hub import find_model
@@ -323,7 +324,7 @@ def _card_section(config):
     "Settings, as a person asks for them"
     r, p, th = config['reader'], config['preprocess'], config['thresholds']
     rows = {'network': config['model']['arch'], 'pictures are read at': f'{r["size"] or "their own"} px', 'and given to the network at': f'{p["size"]} px', 'channels': r['channels'],
-            'normalised by': 'each picture' if p['mean'] is None else 'the figures of the training images', 'thresholds': th['method'], 'macro F1 expected on other images': '–' if th['expected_f1'] is None else f'{th["expected_f1"]:.3f}',
+            'normalised by': Preprocess(**p).by, 'thresholds': th['method'], 'macro F1 expected on other images': '–' if th['expected_f1'] is None else f'{th["expected_f1"]:.3f}',
             'calibration': config['calibration']['method'] if config['calibration'] else 'none', **{f'{k} version': v for k,v in config['versions'].items()}, 'checksum of the weights': config['sha256'] if 'sha256' in config else None}
     limits = 'Trust it on images of the kind it was validated on. Another microscope, scale, stain or cell line needs a new validation; rare classes with little support are known badly. Not for diagnosis.'
     return Section('Card', limits, [table_block(pd.DataFrame({'setting': rows.keys(), 'value': [v and str(v) for v in rows.values()]}), search=False)])

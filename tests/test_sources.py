@@ -8,7 +8,7 @@ import torch
 from fastai.torch_core import set_seed
 from PIL import Image
 
-from hpa_fastai.all import CHANNELS, HPADataLoaders, HPAError, find_images, hpa_learner, load_bundle, predict, read_labels, resize
+from hpa_fastai.all import CHANNELS, HPADataLoaders, HPAError, export_onnx, find_images, hpa_learner, load_bundle, predict, read_labels, resize
 from hpa_fastai.inference import Predictor
 from hpa_fastai.interpret import activation_maps
 from hpa_fastai.monitor import run_traits
@@ -41,7 +41,7 @@ def test_sources_look_alike_and_pictures_keep_their_brightness(two_microscopes, 
     dim = items.Id.str.startswith('d').to_numpy()
     assert abs(xs[dim].std()/xs[~dim].std() - 1) < .2, 'twice as bright would be twice the deviation'
     assert xs.std((2, 3)).std() > .05, 'normalised picture by picture'
-    assert not hasattr(xs, 'figures') and dls.preprocess().source
+    assert not hasattr(dls.one_batch()[0], 'figures') and dls.preprocess().source
 
 
 def test_the_model_predicts_what_it_validated(two_microscopes, tmp_path):
@@ -66,6 +66,8 @@ def test_the_model_predicts_what_it_validated(two_microscopes, tmp_path):
     assert np.isfinite(activation_maps(tmp_path/'model', find_images(folder/'dim')[:2])).all()
     ids, traits, embs = run_traits(find_images(folder/'dim')[:8], load_bundle(tmp_path/'model'))
     assert len(ids) == 8 and np.isfinite(embs).all()
+    assert 'the figures of their source' in (tmp_path/'model'/'README.md').read_text()
+    with pytest.raises(HPAError, match='an ONNX graph does not know'): export_onnx(tmp_path/'model', tmp_path/'m.onnx')
     with torch.no_grad(): assert np.isfinite(load_bundle(tmp_path/'model').probs(torch.zeros(2, 4, 48, 48, dtype=torch.uint8))).all()
 
 
