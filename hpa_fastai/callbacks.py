@@ -31,6 +31,7 @@ def mean_ap(
     "Average precision, averaged over the classes present in the truth"
     return float(np.nanmean(average_precision(probs, targets)))
 
+# %% ../nbs/55_callbacks.ipynb #ff29db5a
 def MeanAP() -> AccumMetric:
     "Mean average precision over the validation set, as a fastai metric"
     return AccumMetric(mean_ap, flatten=False, to_np=True, activation=ActivationType.Sigmoid, name='mean_ap')
@@ -49,6 +50,7 @@ def _is_fit(cb):
     "Whether a true training begins, not a search of the learning rate or a prediction; and not on a helper process"
     return not hasattr(cb.learn, 'lr_finder') and not hasattr(cb, 'gather_preds')
 
+# %% ../nbs/55_callbacks.ipynb #71d19189
 class TrainingBar(Callback):
     "One bar a stage for terminals and logs: time left, losses and mean average precision"
     order = Recorder.order+1
@@ -75,6 +77,7 @@ def amp_dtype(
     if device.type!='cuda': return None
     return torch.bfloat16 if torch.cuda.get_device_capability(device)>=(8, 0) else torch.float16
 
+# %% ../nbs/55_callbacks.ipynb #83d4f94f
 class TrainingPrecision(MixedPrecision):
     "Mixed precision in training alone, so that validation gives the numbers that a saved model gives"
     def before_fit(self):
@@ -116,6 +119,7 @@ class KeepTime(Callback):
 # %% ../nbs/55_callbacks.ipynb #7100a8e4
 def _tensors(learn): return [t.detach() for t in learn.model.state_dict().values()]
 
+# %% ../nbs/55_callbacks.ipynb #da05020a
 @torch.no_grad()
 def put_weights(
     learn: Learner,  # whose model is filled
@@ -124,6 +128,7 @@ def put_weights(
     "Overwrite the weights and statistics of the model"
     for new,t in zip(tensors, _tensors(learn)): t.copy_(new)
 
+# %% ../nbs/55_callbacks.ipynb #a8507d9c
 class AverageWeights(Callback):
     "Keep a running average of the weights, validate with it, and end with it"
     order, remembers = Recorder.order-5, ('n_averaged', 'average')
@@ -168,6 +173,7 @@ class KeepBest(Callback):
 class TrainingError(HPAError):
     "A training that can't go on."
 
+# %% ../nbs/55_callbacks.ipynb #82a9e1f8
 class StopOnNaN(Callback):
     "Stop when the loss is not a number, say why, and return to the last good weights"
     order = KeepBest.order+1
@@ -199,6 +205,7 @@ class StopWhenAsked(Callback):
         self.asked = agree(self.asked)
         if self.asked: raise CancelFitException()
 
+# %% ../nbs/55_callbacks.ipynb #30a823ef
 @contextmanager
 def stop_on_interrupt() -> StopWhenAsked:
     "Let the first Ctrl-C end trainings with the callback that this gives, and the second interrupt"
@@ -233,6 +240,7 @@ class LogEpochs(Callback):
 # %% ../nbs/55_callbacks.ipynb #05506b57
 def _rng(dl): return dl.rng if 'rng' in vars(dl) else dl.dl.rng  # of the loader inside, where several processes share it
 
+# %% ../nbs/55_callbacks.ipynb #93399818
 def random_state(
     dl: TfmdDL,  # that draws the training images
 ) -> dict:  # of plain values
@@ -241,6 +249,7 @@ def random_state(
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return dict(python=random.getstate(), numpy=(s[0], s[1].tolist(), *s[2:]), torch=torch.get_rng_state(), cuda=cuda, loader=_rng(dl).getstate())
 
+# %% ../nbs/55_callbacks.ipynb #95fd297d
 def set_random_state(
     dl: TfmdDL,  # that draws the training images
     state: dict,  # of `random_state`
@@ -259,6 +268,7 @@ def _plain(o):
     if isinstance(o, Tensor): return o.detach().as_subclass(Tensor).cpu()
     return o.item() if isinstance(o, np.generic) else o
 
+# %% ../nbs/55_callbacks.ipynb #b246be39
 def write_checkpoint(
     file: Path,  # replaced as a whole
     state: dict,  # of tensors, numbers, strings, lists and dicts
@@ -271,6 +281,7 @@ def write_checkpoint(
         os.replace(new, file)
     finally: new.unlink(missing_ok=True)
 
+# %% ../nbs/55_callbacks.ipynb #70d03979
 def read_checkpoint(
     file: Path,  # of `write_checkpoint`
 ) -> dict:
@@ -285,6 +296,7 @@ def _to(o, device):
     if isinstance(o, list): return [_to(v, device) for v in o]
     return o.to(device) if isinstance(o, Tensor) else o
 
+# %% ../nbs/55_callbacks.ipynb #5c172512
 class SaveEpochs(Callback):
     "Write a checkpoint after each epoch, and go on from one"
     order = LogEpochs.order+1

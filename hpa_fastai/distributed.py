@@ -63,6 +63,7 @@ class GatheredLoss(AvgLoss):
         self.total += learn.loss_func(pred, y).mean().cpu()*len(y)
         self.count += len(y)
 
+# %% ../nbs/61_distributed.ipynb #35177b41
 class SharedTrainer(DistributedTrainer):
     "fastai's training in several processes, on CPUs too, each image counted once"
     def before_fit(self):
@@ -75,6 +76,7 @@ class SharedTrainer(DistributedTrainer):
         super().after_fit()
         vars(self.recorder).update(loss=self.own_loss)
 
+# %% ../nbs/61_distributed.ipynb #92f0138d
 class SameWeights(Callback):
     "The first process's weights and statistics for all, after everything else that ends a training"
     order = 1000
@@ -95,6 +97,7 @@ def to_distributed(self:Learner,
     if not is_first(): self.remove_cb(ProgressCallback)
     return self
 
+# %% ../nbs/61_distributed.ipynb #f8a9c2ed
 @patch
 def detach_distributed(self:Learner) -> Learner:
     "Train in this process alone from now on"
@@ -102,6 +105,7 @@ def detach_distributed(self:Learner) -> Learner:
     if not is_first() and not hasattr(self, 'progress'): self.add_cb(ProgressCallback())
     return self
 
+# %% ../nbs/61_distributed.ipynb #5419064e
 def shared_training(
     learn: Learner,  # of `hpa_learner`
 ):  # a context manager

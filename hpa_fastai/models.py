@@ -31,6 +31,7 @@ def _torchvision_models():
 
 _own = ('lenet5', 'smallresnet')
 
+# %% ../nbs/50_models.ipynb #7c7c0264
 def list_models(
     pattern: str = '*',  # shell-style pattern, such as 'resnet*'
 ) -> list[str]:  # names for `create_model` and `hpa_learner`, sorted
@@ -56,6 +57,9 @@ def _first_conv(model):
         if isinstance(m, nn.Conv2d) and m.in_channels==3: return name
     raise ModelError(f'{type(model).__name__} has no convolution over three channels at its start, so it can\'t be given a fourth')
 
+
+
+# %% ../nbs/50_models.ipynb #83bd93ee
 @torch.no_grad()
 def four_channels(
     weight: torch.Tensor,  # of the first convolution: out×3×h×w
@@ -74,6 +78,7 @@ def _online(url, timeout=5):
     except OSError: return False
     return True
 
+# %% ../nbs/50_models.ipynb #cdf46a54
 class NoWeights(ModelError):
     "Pretrained weights that can't be had here."
 
@@ -131,6 +136,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.convs[-1].weight)
     def forward(self, x): return torch.relu(self.convs(x)+self.shortcut(x))
 
+# %% ../nbs/50_models.ipynb #2399fe0c
 class SmallResNet(nn.Sequential):
     "A residual network of five blocks for four channels"
     num_features = 256
@@ -151,6 +157,7 @@ def body_features(
     body.train(training)
     return out
 
+# %% ../nbs/50_models.ipynb #5d86c6f3
 def _own_body(arch, size):
     "One of this package's own networks, and the shape of what it gives"
     body = dict(lenet5=LeNet5, smallresnet=SmallResNet)[arch]()
@@ -165,6 +172,7 @@ def _ways(arch, size):
         for pool in (dict(global_pool=''), {}):
             for opts in _size_options: yield device, {**pool, **{k: size if k=='img_size' else v for k,v in opts.items()}}
 
+# %% ../nbs/50_models.ipynb #21b97c3d
 @cache
 def _timm_options(arch, size):
     "The options with which a timm network takes pictures of `size`, and the shape of what it gives"
@@ -176,6 +184,7 @@ def _timm_options(arch, size):
         if len(shape)==2 or (len(shape)==4 and getattr(body, 'output_fmt', 'NCHW')!='NHWC'): return options, shape
     raise ModelError(f'{arch} does not take pictures of {size} px; try another size, or a convolutional network such as resnet18')
 
+# %% ../nbs/50_models.ipynb #f879404d
 def _timm_body(arch, size):
     "A timm network without its classifier that takes pictures of `size`, and the shape of what it gives"
     options, shape = _timm_options(arch, size)
@@ -193,6 +202,7 @@ def _torchvision_body(arch, size):
     _put(body, [n for n,l in body.named_modules() if isinstance(l, nn.Linear)][-1], nn.Identity())
     return body, body_features(body, size).shape
 
+# %% ../nbs/50_models.ipynb #48fa4a30
 def _put(model, name, module):
     "Replace the module called `name`"
     parent, _, attr = name.rpartition('.')
@@ -209,6 +219,16 @@ def _load_body(body, tensors, arch, file, stem):
     wrong = [k for k in own if k in tensors and own[k].shape!=tensors[k].shape]
     if lacks or wrong: raise ModelError(f'{file}: not the weights of {arch}: {f"no tensor {lacks[0]!r}" if lacks else f"{wrong[0]!r} has another shape"}')
     body.load_state_dict({k: v for k,v in tensors.items() if k in own}, strict=False)
+
+# %% ../nbs/50_models.ipynb #3de80d0c
+@torch.no_grad()
+def _load_head(head, tensors, classes):
+    "Take over what weights know of the layers of a head, and of classes by their names; the names that were known"
+    for k,v in head.state_dict().items():
+        if getattr(tensors.get(f'head.{k}'), 'shape', None)==v.shape: v.copy_(tensors[f'head.{k}'])
+    known = [c for c in classes if getattr(tensors.get(f'class.{c}'), 'shape', None)==head[-1].weight.shape[1:]]
+    for name in known: head[-1].weight[list(classes).index(name)] = tensors[f'class.{name}']
+    return known
 
 # %% ../nbs/50_models.ipynb #42dfcedf
 def simulated_weights(
@@ -237,6 +257,7 @@ class ConcatPool(nn.Module):
     "Maximum and mean over the picture, side by side"
     def forward(self, x): return torch.cat([nn.functional.adaptive_max_pool2d(x, 1), x.mean((2, 3), keepdim=True)], 1)
 
+# %% ../nbs/50_models.ipynb #b2906475
 def pooling_head(
     n_in: int,  # features of the map
     n_out: int,  # classes
@@ -258,15 +279,20 @@ def create_model(
     size: int = 128,  # pixels: the size of pictures that the network must take
     stem: str = 'copy',  # the yellow filters of a pretrained stem: 'copy' those of red, their 'mean', or 'zero'
     dropout: float = 0.5,  # before the last layer
+    classes: list = (),  # their names; those that the weights know start from what is known of them
 ) -> nn.Sequential:  # body and head; B×4×size×size to B×n_out logits
     "A network for four-channel pictures and many labels"
     lib = source_library(arch)
     if stem not in ('copy', 'mean', 'zero'): raise ModelError(f'stem {stem!r} is not one of copy, mean, zero')
     if lib=='hpa_fastai': body, shape = _own_body(arch, size)
     else: body, shape = (_timm_body if lib=='timm' else _torchvision_body)(arch, size)
-    if pretrained: _load_body(body, _published(arch, lib) if pretrained is True else _read_weights(pretrained), arch, pretrained, stem)
     nf = shape[1]
     head = pooling_head(nf, n_out, dropout) if len(shape)==4 else nn.Sequential(nn.Dropout(dropout), nn.Linear(nf, n_out))
+    known = []
+    if pretrained:
+        tensors = _published(arch, lib) if pretrained is True else _read_weights(pretrained)
+        _load_body(body, tensors, arch, pretrained, stem)
+        known = _load_head(head, tensors, classes)
     model = nn.Sequential(body, head)
-    model.config, model.n_features = dict(arch=arch, n_out=n_out, size=size, dropout=dropout), nf
+    model.config, model.n_features, model.known = dict(arch=arch, n_out=n_out, size=size, dropout=dropout), nf, known
     return model

@@ -22,13 +22,6 @@ from .models import *
 from .callbacks import *
 
 # %% ../nbs/63_pretraining.ipynb #d1418db0
-class _Reader(nn.Module):
-    "Mean and maximum of the features, and one linear layer"
-    def __init__(self, n_in, n_out):
-        super().__init__()
-        self.out = nn.Sequential(nn.Dropout(.3), nn.Linear(2*n_in, n_out))
-    def forward(self, x): return self.out(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
-
 def _pixels(atlas, n, size, seed, progress):
     "Pictures and targets of an atlas, simulated there if there is none"
     if not (atlas/'train.csv').is_file(): simulate_atlas(atlas, n=n, size=size, seed=seed, balance='even', progress=progress)
@@ -39,19 +32,19 @@ def _pixels(atlas, n, size, seed, progress):
 # %% ../nbs/63_pretraining.ipynb #7a473719
 def pretrain(
     atlas: str|Path,  # folder of simulated cells, made there if there is none
-    out: str|Path,  # .safetensors file for the body's weights
-    n: int = 3000,  # simulated fields of view
-    seconds: float = 1500.,  # of training
+    out: str|Path,  # .safetensors file for the weights
+    n: int = 6000,  # simulated fields of view
+    seconds: float = 2700.,  # of training
     sizes: tuple = (64, 128),  # pixels: for the first quarter of the time, and then
     seed: int = 11,  # of cells and training
     lr: float = 3e-3,  # the highest learning rate
     bs: int = 32,  # pictures in a batch
     progress: bool = True,  # show bars
 ) -> float:  # loss over the last tenth of the time
-    "Train the body of `smallresnet` on simulated cells, and save it in half precision"
+    "Train `smallresnet` on simulated cells, and save it in half precision"
     set_seed(seed)
     cache, rows, targets = _pixels(Path(atlas), n, 3*max(sizes), seed, progress)
-    model = nn.Sequential(SmallResNet(), _Reader(SmallResNet.num_features, len(HPA28))).to(memory_format=torch.channels_last)
+    model = create_model('smallresnet', len(HPA28), pretrained=False, dropout=.3).to(memory_format=torch.channels_last)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05, betas=(.9, .99))
     start, losses, bar = time.monotonic(), [], tqdm(total=100, desc='pretraining', unit='%', disable=not progress)
     while (done := (time.monotonic()-start)/seconds)<1:
@@ -59,7 +52,7 @@ def pretrain(
         losses.append((done, _step(model, opt, cache, rows, targets, sizes[done>=.25], bs)))
         bar.update(100*done-bar.n)
     bar.close()
-    _save_body(model[0], out, f'{len(rows)} simulated fields of view, seed {seed}, {seconds:g} s')
+    _save_weights(model, out, f'{len(rows)} simulated fields of view, seed {seed}, {seconds:g} s')
     return float(np.mean([l for d,l in losses if d>=min(.9, losses[-1][0])]))
 
 # %% ../nbs/63_pretraining.ipynb #37ad63a7
@@ -69,6 +62,7 @@ def _window(x, size, smallest=1/3):
     top, left = np.random.randint(0, x.shape[-1]-side+1, 2)
     return resize(x[..., top:top+side, left:left+side].float()/255, size)
 
+# %% ../nbs/63_pretraining.ipynb #e6ddb999
 def _step(model, opt, cache, rows, targets, size, bs):
     "One step on pictures drawn at random"
     idxs, half = np.sort(np.random.randint(0, len(rows), bs)), amp_dtype(torch.device('cpu'))
@@ -82,8 +76,11 @@ def _step(model, opt, cache, rows, targets, size, bs):
     opt.step()
     return loss.item()
 
-def _save_body(body, out, seen):
-    "Weights and statistics in half precision"
-    out = Path(out)
+# %% ../nbs/63_pretraining.ipynb #f3dd8418
+def _save_weights(model, out, seen):
+    "Body, head and a vector a class, in half precision"
+    out, (body, head) = Path(out), model
+    last = f'{len(head)-1}.weight'
+    layers = {**body.state_dict(), **{f'head.{k}': v for k,v in head.state_dict().items() if k!=last}, **{f'class.{c}': v for c,v in zip(HPA28.classes, head[-1].weight.detach())}}
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k,v in body.state_dict().items() if v.is_floating_point()}, out, metadata=dict(arch='smallresnet', seen=seen))
+    save_file({k: v.half().contiguous() for k,v in layers.items() if v.is_floating_point()}, out, metadata=dict(arch='smallresnet', seen=seen))

@@ -23,19 +23,20 @@ torch.cpu._is_avx512_bf16_supported = lambda: False  # kernels of half precision
 from fastai.torch_core import set_seed
 from fastai.callback.core import Callback
 from hpa_fastai.all import *
-atlas, folder, slow, out = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+atlas, folder, slow, out, arch, pretrained = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6]=='True'
 class Slow(Callback):
     def after_batch(self):
         if self.training: time.sleep(slow)
 set_seed(3, reproducible=True)
 dls = HPADataLoaders.from_csv(atlas, size=48, bs=16, group='antibody', cache=folder.parent/'cache', progress=False)
-learn = hpa_learner(dls, 'lenet5', pretrained=False, cbs=Slow())
+learn = hpa_learner(dls, arch, pretrained=pretrained, cbs=Slow())
 with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(32, 48), epochs=3, folder=folder, resume=True)
 torch.save([p.detach() for p in learn.model.parameters()], out)
 """
 
 
-def start(atlas, folder, slow, out): return subprocess.Popen([sys.executable, '-c', TRAIN, atlas, folder, str(slow), out])
+def start(atlas, folder, slow, out, arch='lenet5', pretrained=False):
+    return subprocess.Popen([sys.executable, '-c', TRAIN, atlas, folder, str(slow), out, arch, str(pretrained)])
 
 
 def wait_for_epoch(folder, n, process):
@@ -49,13 +50,14 @@ def wait_for_epoch(folder, n, process):
     raise AssertionError('it never got there')
 
 
-def test_a_killed_training_ends_as_one_that_was_not(small_atlas, tmp_path):
-    assert start(small_atlas, tmp_path/'whole', 0, tmp_path/'whole.pt').wait() == 0
+@pytest.mark.parametrize('network', [('lenet5', False), ('smallresnet', True)])
+def test_a_killed_training_ends_as_one_that_was_not(small_atlas, tmp_path, network):
+    assert start(small_atlas, tmp_path/'whole', 0, tmp_path/'whole.pt', *network).wait() == 0
     for n in (1, 4):
-        p = start(small_atlas, tmp_path/'cut', .05, tmp_path/'cut.pt')
+        p = start(small_atlas, tmp_path/'cut', .05, tmp_path/'cut.pt', *network)
         wait_for_epoch(tmp_path/'cut', n, p)
         p.kill(), p.wait()
-    assert start(small_atlas, tmp_path/'cut', 0, tmp_path/'cut.pt').wait() == 0
+    assert start(small_atlas, tmp_path/'cut', 0, tmp_path/'cut.pt', *network).wait() == 0
     for a, b in zip(torch.load(tmp_path/'whole.pt'), torch.load(tmp_path/'cut.pt')): assert torch.allclose(a, b, atol=1e-5)
     logs = [pd.read_csv(tmp_path/o/'log.csv').drop(columns='seconds') for o in ('whole', 'cut')]
     pd.testing.assert_frame_equal(*logs)

@@ -118,3 +118,19 @@ def test_weights_of_simulated_cells_come_with_the_package():
     weights = [k for k in a if k.endswith('weight') and a[k].ndim == 4]
     assert all(torch.equal(a[k], b[k]) for k in a) and not any(torch.equal(a[k], c[k]) for k in weights)
     assert all(v.dtype == torch.float32 for v in a.values() if v.is_floating_point())
+
+
+def test_classes_that_the_weights_know_by_name_start_from_them():
+    classes = ['Plasma membrane', 'Something new', 'Nucleoplasm']
+    a, b = (create_model('smallresnet', 3, classes=classes)[1] for _ in range(2))
+    shuffled = create_model('smallresnet', 3, classes=classes[::-1])[1]
+    assert torch.equal(a[-1].weight[[0, 2]], b[-1].weight[[0, 2]]) and torch.equal(a[-1].weight[0], shuffled[-1].weight[2])
+    assert not torch.equal(a[-1].weight[1], b[-1].weight[1]), 'of a new class nothing is known'
+    assert torch.equal(a[4].weight, b[4].weight) and torch.equal(a[2].running_mean, b[2].running_mean)
+
+
+def test_weights_without_a_head_leave_the_head_alone(tmp_path):
+    body = create_model('smallresnet', 2, pretrained=False)[0]
+    save_file({k: v for k, v in body.state_dict().items() if v.is_floating_point()}, tmp_path/'body.safetensors')
+    model = create_model('smallresnet', 2, pretrained=tmp_path/'body.safetensors', classes=['Nucleoplasm', 'Nucleoli'])
+    assert torch.equal(model[0][0].weight, body[0].weight) and model.eval()(torch.zeros(1, 4, 32, 32)).shape == (1, 2)

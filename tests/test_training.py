@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
 from hpa_fastai.all import HPADataBlock, HPADataLoaders, HPAError, attach_images, find_images, hpa_learner, read_labels
@@ -48,12 +49,34 @@ def loaders(small_atlas, tmp_path):
     return HPADataLoaders.from_csv(small_atlas, size=48, bs=16, group='antibody', cache=tmp_path/'cache', progress=False)
 
 
-def test_minutes_run_by_the_clock_and_end_the_cycle(loaders):
-    learn = hpa_learner(loaders, 'lenet5', pretrained=False)
-    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(minutes=.2, verbose=False)
+class Rates(Callback):
+    "The learning rate of each step, over all stages"
+    def __init__(self): self.seen = []
+    def after_batch(self):
+        if self.training: self.seen.append(self.opt.hypers[-1]['lr'])
+
+
+@pytest.mark.parametrize('time', [dict(minutes=.2), dict(epochs=(3, 2))])
+def test_all_stages_are_one_cycle(loaders, time):
+    rates = Rates()
+    learn = hpa_learner(loaders, 'lenet5', pretrained=False, cbs=rates)
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(verbose=False, **time)
     assert len(learn.history['stages']) == 2
-    lrs = learn.recorder.lrs
-    assert max(lrs) > 2e-3 and lrs[-1] < 1e-3, 'the last cycle came down again'
+    top = rates.seen.index(max(rates.seen))
+    assert max(rates.seen) > 2.9e-3 and rates.seen[0] < 3e-4 and rates.seen[-1] < 3e-4
+    assert rates.seen[:top+1] == sorted(rates.seen[:top+1]) and rates.seen[top:] == sorted(rates.seen[top:], reverse=True), 'up once, and down once'
+    assert learn.recorder.lrs[0] > 1.2e-3, 'the last stage goes on where the first left'
+
+
+def test_the_head_alone_has_a_small_cycle_of_its_own(loaders):
+    rates = Rates()
+    learn = hpa_learner(loaders, 'smallresnet', cbs=rates)
+    before = [p.detach().clone() for p in learn.model[0][0].parameters()]
+    class Still(Callback):
+        moved = []
+        def after_train(self): self.moved.append(any(not (a == b).all() for a, b in zip(before, learn.model[0][0].parameters())))
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(Still()): learn.fit_progressive(epochs=(4, 1), verbose=False)
+    assert Still.moved[0] is False and Still.moved[-1] is True
 
 
 @pytest.mark.parametrize('minutes', [None, .05])
