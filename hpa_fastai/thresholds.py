@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from .metrics import MetricError, check_probs, check_labels, class_names, macro_f1, f1_scores
 from .calibration import EDGE, N_BINS, BIN_LOGITS, logit, expit, score_counts, fit_platt
 
-# %% ../nbs/65_thresholds.ipynb #5f9c7414
+# %% ../nbs/65_thresholds.ipynb #671de1b8
 @dataclass(frozen=True, repr=False, eq=False)
 class Thresholds:
     "One threshold a class, how well it is known, and how it was found."
@@ -26,7 +26,12 @@ class Thresholds:
     expected_f1: float = np.nan     # macro F1 to expect on unseen images of the same kind, by cross-fitting; NaN: not measured
 
     def __len__(self): return len(self.values)
-    def __repr__(self): return f'Thresholds({self.method!r}, {len(self)} classes, {self.values.min():.3f} to {self.values.max():.3f}, expected macro F1 {self.expected_f1:.3f})'
+
+# %% ../nbs/65_thresholds.ipynb #d746f2d7
+@patch
+def __repr__(self: Thresholds):
+    ends = f'{self.values.min():.3f} to {self.values.max():.3f}'
+    return f'Thresholds({self.method!r}, {len(self)} classes, {ends}, expected macro F1 {self.expected_f1:.3f})'
 
 # %% ../nbs/65_thresholds.ipynb #e2a8a9d8
 @patch
@@ -49,22 +54,11 @@ def undecided(self: Thresholds,
     if band is None: return (p > self.low) & (p <= self.high)
     return np.abs(p - self.values) < band
 
-# %% ../nbs/65_thresholds.ipynb #fa48ec57
-@patch
-def predict(self: Thresholds,
-            probs,                        # probabilities, images × classes
-            at_least_one: bool = False,   # give an image without labels the class nearest to its threshold
-            exclusive: int | None = None, # number of the class that means "none of these" and stands alone
-            abstain=None,                 # leave labels out that are closer than this (probability) to their threshold; True: those inside its range
-           ) -> np.ndarray:               # bool, images × classes
-    "Which classes each image gets."
-    margin = self.margins(probs)
-    out = np.asarray(probs, np.float64) > self.values
-    if abstain: out &= ~self.undecided(probs, None if abstain is True else abstain)
-    if at_least_one:
-        empty = np.flatnonzero(~out.any(1))
-        out[empty, margin[empty].argmax(1)] = True
-    return out if exclusive is None else _stand_alone(out, margin, exclusive)
+# %% ../nbs/65_thresholds.ipynb #99d1ef7c
+def _fill_empty(out, margin):
+    "Give each image without a label the class nearest to its threshold, in place."
+    empty = np.flatnonzero(~out.any(1))
+    out[empty, margin[empty].argmax(1)] = True
 
 # %% ../nbs/65_thresholds.ipynb #a3fea4d0
 def _stand_alone(out, margin, alone):
@@ -76,6 +70,21 @@ def _stand_alone(out, margin, alone):
     out[:, alone] = wins
     return out
 
+# %% ../nbs/65_thresholds.ipynb #3d28c6a2
+@patch
+def predict(self: Thresholds,
+            probs,                        # probabilities, images × classes
+            at_least_one: bool = False,   # give an image without labels the class nearest to its threshold
+            exclusive: int | None = None, # number of the class that means "none of these" and stands alone
+            abstain=None,                 # leave labels out that are closer than this (probability) to their threshold; True: those inside its range
+           ) -> np.ndarray:               # bool, images × classes
+    "Which classes each image gets."
+    margin = self.margins(probs)
+    out = np.asarray(probs, np.float64) > self.values
+    if abstain: out &= ~self.undecided(probs, None if abstain is True else abstain)
+    if at_least_one: _fill_empty(out, margin)
+    return out if exclusive is None else _stand_alone(out, margin, exclusive)
+
 # %% ../nbs/65_thresholds.ipynb #b69f8459
 @patch
 def table(self: Thresholds,
@@ -85,13 +94,14 @@ def table(self: Thresholds,
     return pd.DataFrame(dict(threshold=self.values, low=self.low, high=self.high, support=self.support),
                         index=pd.Index(class_names(labels, len(self)), name='class'))
 
-# %% ../nbs/65_thresholds.ipynb #52dba1d0
+# %% ../nbs/65_thresholds.ipynb #b1f8aa32
 @patch
 def to_dict(self: Thresholds) -> dict:
     "Plain lists and numbers, for JSON."
     d = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()}
     return d | dict(expected_f1=None if np.isnan(self.expected_f1) else float(self.expected_f1))
 
+# %% ../nbs/65_thresholds.ipynb #2679c60f
 @patch(cls_method=True)
 def from_dict(cls: Thresholds,
               d: dict,   # of `to_dict`
@@ -101,23 +111,45 @@ def from_dict(cls: Thresholds,
     return cls(**d | dict(expected_f1=np.nan if d.get('expected_f1') is None else d['expected_f1']))
 
 # %% ../nbs/65_thresholds.ipynb #09303585
+def _f1(tp, fp, n_pos, odds=1.):
+    "F1 from hits, false alarms and positives; `odds` is what a false alarm counts."
+    return 2*tp / np.maximum(tp + odds*fp + n_pos, 1e-12)
+
+# %% ../nbs/65_thresholds.ipynb #6fd2b777
+def _above(counts):
+    "Sums of each bin and all bins above it."
+    return counts[..., ::-1].cumsum(-1)[..., ::-1]
+
+# %% ../nbs/65_thresholds.ipynb #9431fb41
 _GRID = 100
 
+def _over_grid(rung, n_classes):
+    "How many images of each class lie above 0.00, 0.01, …, 0.99; `rung` is the first hundredth not below each, 101 further on for each class."
+    count = np.bincount(rung, minlength=n_classes*(_GRID + 1)).reshape(n_classes, -1)
+    return _above(count)[:, 1:]
+
+# %% ../nbs/65_thresholds.ipynb #64554fb4
 def best_constant(probs,        # probabilities, images × classes
                   targets,      # bool, images × classes
                   odds=1.,      # weight of a negative against a positive, one a class; not 1 when prevalences shift
                  ) -> np.ndarray:
     "The threshold in hundredths that, used for all classes, has the best macro F1."
     n_classes = probs.shape[1]
-    above = np.ceil(probs*_GRID).astype(np.intp) + (_GRID + 1)*np.arange(n_classes)
-    count = lambda b: np.bincount(b, minlength=n_classes*(_GRID + 1)).reshape(n_classes, -1)[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
-    tp, called = count(above[targets]), count(above.ravel())
+    rung = np.ceil(probs*_GRID).astype(np.intp) + (_GRID + 1)*np.arange(n_classes)
+    tp, called = _over_grid(rung[targets], n_classes), _over_grid(rung.ravel(), n_classes)
     f1 = _f1(tp, called - tp, targets.sum(0)[:, None], np.reshape(odds, (-1, 1)))
     return np.full(n_classes, f1[targets.any(0)].mean(0)[1:].argmax()/_GRID + 1/_GRID)
 
-def _f1(tp, fp, n_pos, odds=1.): return 2*tp / np.maximum(tp + odds*fp + n_pos, 1e-12)
+# %% ../nbs/65_thresholds.ipynb #8b216682
+def _f1_optimum(score, positive, odds):
+    "The best threshold of one class."
+    if not positive.any(): return np.nan
+    ranked, pos = np.sort(score).astype(float), np.sort(score[positive])
+    hits, at = len(pos) - np.searchsorted(pos, pos), np.searchsorted(ranked, pos)
+    best = np.argmax(_f1(hits, len(ranked) - at - hits, len(pos), odds))
+    return (ranked[at[best]] + ranked[at[best] - 1])/2 if at[best] else ranked[0]/2
 
-# %% ../nbs/65_thresholds.ipynb #451b035e
+# %% ../nbs/65_thresholds.ipynb #c2412030
 def f1_optimum(probs,           # probabilities, images × classes
                targets,         # bool, images × classes
                odds=1.,         # weight of a negative against a positive, one a class
@@ -126,12 +158,11 @@ def f1_optimum(probs,           # probabilities, images × classes
     odds = np.broadcast_to(odds, probs.shape[1])
     return np.array([_f1_optimum(*c) for c in zip(np.ascontiguousarray(probs.T), np.ascontiguousarray(targets.T), odds)])
 
-def _f1_optimum(score, positive, odds):
-    if not positive.any(): return np.nan
-    ranked, pos = np.sort(score).astype(float), np.sort(score[positive])
-    hits, at = len(pos) - np.searchsorted(pos, pos), np.searchsorted(ranked, pos)
-    best = np.argmax(_f1(hits, len(ranked) - at - hits, len(pos), odds))
-    return (ranked[at[best]] + ranked[at[best] - 1])/2 if at[best] else ranked[0]/2
+# %% ../nbs/65_thresholds.ipynb #af1ceda7
+def _optimum_or_constant(probs, targets, odds=1.):
+    "The best threshold of each class, and the best constant for classes without a positive."
+    best = f1_optimum(probs, targets, odds)
+    return np.where(np.isnan(best), best_constant(probs, targets, odds), best)
 
 # %% ../nbs/65_thresholds.ipynb #0e08786f
 def match_prevalence(probs,           # probabilities, images × classes
@@ -145,6 +176,13 @@ def match_prevalence(probs,           # probabilities, images × classes
     return (ranked[rows, k] + ranked[rows, k + 1])/2
 
 # %% ../nbs/65_thresholds.ipynb #84025ed5
+def _half(rng, counts):
+    "Random half of the counts in each bin; most bins are empty."
+    out, full = np.zeros(counts.shape), np.nonzero(counts)
+    out[full] = rng.binomial(counts[full].astype(np.int64), .5)
+    return out
+
+# %% ../nbs/65_thresholds.ipynb #dc764a7b
 def _best_cut(f1):
     "Logit of the best cut between bins, in the middle of the stretch of equal ones; `f1` is classes × bins."
     top = f1 >= f1.max(1, keepdims=True) - 1e-10
@@ -152,14 +190,6 @@ def _best_cut(f1):
     ends = ~top & (np.arange(N_BINS) > first[:, None])
     last = np.where(ends.any(1), ends.argmax(1), N_BINS) - 1
     return EDGE*((first + last)/N_BINS - 1)
-
-def _half(rng, counts):
-    "Random half of the counts in each bin; most bins are empty."
-    out, full = np.zeros(counts.shape), np.nonzero(counts)
-    out[full] = rng.binomial(counts[full].astype(np.int64), .5)
-    return out
-
-def _above(counts): return counts[..., ::-1].cumsum(-1)[..., ::-1]
 
 # %% ../nbs/65_thresholds.ipynb #70475752
 def crossfit_draws(probs,               # probabilities, images × classes
@@ -177,9 +207,14 @@ def crossfit_draws(probs,               # probabilities, images × classes
         draws.append(np.where(tp[:, 0] > 0, _best_cut(_f1(tp, fp, tp[:, :1], odds)), fallback))
     return np.array(draws)
 
-# %% ../nbs/65_thresholds.ipynb #19f70215
+# %% ../nbs/65_thresholds.ipynb #757c03cb
 WORTH = 50.    # positives that the calibration line weighs as much as
 
+def _evidence(pos, n_all, line, trust):
+    "Positives in each bin, partly as the labels have it (`trust`) and partly as the calibration line expects."
+    return trust*pos + (1 - trust)*n_all*expit(line[:, :1]*BIN_LOGITS + line[:, 1:])
+
+# %% ../nbs/65_thresholds.ipynb #6c61e165
 def _average_class(n_all, hits, line):
     "Hits and calls per positive above each calibrated logit, for the mean class."
     n = hits.sum(1)
@@ -187,6 +222,14 @@ def _average_class(n_all, hits, line):
     mean = lambda x: sum(np.interp(at, BIN_LOGITS, row)/(k + 1) for at, row, k in zip(on_raw, _above(x), n))/(n/(n + 1)).sum()
     return mean(hits), mean(n_all)
 
+# %% ../nbs/65_thresholds.ipynb #81356b07
+def _draw_line(rng, line, root):
+    "Each class's slope and offset, drawn within their uncertainty; `root` is that of their covariance."
+    drawn = line + (root @ rng.standard_normal((len(line), 2, 1)))[..., 0]
+    drawn[:, 0] = drawn[:, 0].clip(.2)
+    return drawn
+
+# %% ../nbs/65_thresholds.ipynb #19f70215
 def _widen_unseen(rng, draws, blind, line):
     "Spread the draws that held no positive as widely as the classes' own cuts differ, without moving their mean."
     cuts = (draws.mean(0)*line[:, 0] + line[:, 1])[~blind.all(0)]
@@ -194,28 +237,25 @@ def _widen_unseen(rng, draws, blind, line):
     z -= blind*z.sum(0)/np.maximum(blind.sum(0), 1)
     return draws + z*cuts.std()/line[:, 0] if len(cuts) else draws
 
-# %% ../nbs/65_thresholds.ipynb #eb15a1d3
+# %% ../nbs/65_thresholds.ipynb #94c80a5f
 def auto_draws(probs,               # probabilities, images × classes
                targets,             # 0/1 or bool, images × classes
                odds=1.,             # weight of a negative against a positive, one number or one a class
-               n_draws: int = 50,   # random halves of the images
-               seed: int = 0,       # of the halves
+               n_draws: int = 50,   # sets of images drawn with replacement
+               seed: int = 0,       # of the draws
               ) -> np.ndarray:      # draws × classes
     "Logits of each class's best threshold with strength shared between classes, draws × classes."
     rng, odds = np.random.default_rng(seed), np.reshape(odds, (-1, 1))
     n_all, n_pos = score_counts(probs, targets)
     line, cov = fit_platt(n_all, n_pos)
     trust = (n_pos.sum(1)/(n_pos.sum(1) + WORTH))[:, None]
-    expect = lambda pos, al, ln: trust*pos + (1 - trust)*al*expit(ln[:, :1]*BIN_LOGITS + ln[:, 1:])
-    profile = _average_class(n_all, expect(n_pos, n_all, line), line)
+    profile = _average_class(n_all, _evidence(n_pos, n_all, line, trust), line)
     pool = [np.interp(line[:, :1]*BIN_LOGITS + line[:, 1:], BIN_LOGITS, x) for x in profile]
     root, draws, blind = np.linalg.cholesky(cov), [], []
     for _ in range(n_draws):
         pos, neg = rng.poisson(n_pos), rng.poisson(n_all - n_pos)
-        drawn = line + (root @ rng.standard_normal((len(line), 2, 1)))[..., 0]
-        drawn[:, 0] = drawn[:, 0].clip(.2)
-        unseen = pos.sum(1, keepdims=True) == 0
-        hits, calls = _above(expect(pos, pos + neg, drawn)) + unseen*pool[0], _above(pos + neg) + unseen*pool[1]
+        unseen, pos_or_line = pos.sum(1, keepdims=True) == 0, _evidence(pos, pos + neg, _draw_line(rng, line, root), trust)
+        hits, calls = _above(pos_or_line) + unseen*pool[0], _above(pos + neg) + unseen*pool[1]
         draws.append(_best_cut(_f1(hits, calls - hits, hits[:, :1], odds)))
         blind.append(unseen[:, 0])
     return _widen_unseen(rng, np.array(draws), np.array(blind), line)
@@ -225,29 +265,31 @@ def _refits(probs, targets, method, odds, share, seed, quick):
     "Thresholds by `method`, and the draws that show how well they are known, where it has any; `quick`: with a quarter of the draws."
     if method == 'constant': return best_constant(probs, targets, odds), None
     if method == 'prevalence': return match_prevalence(probs, targets.mean(0) if share is None else share), None
-    if method == 'f1':
-        best = f1_optimum(probs, targets, odds)
-        return np.where(np.isnan(best), best_constant(probs, targets, odds), best), None
+    if method == 'f1': return _optimum_or_constant(probs, targets, odds), None
     if method in ('auto', 'crossfit'):
         draw, n = (auto_draws, 50) if method == 'auto' else (crossfit_draws, 100)
         draws = draw(probs, targets, odds, n//4 if quick else n, seed)
         return expit(draws.mean(0)), expit(draws)
     return np.full(probs.shape[1], method), None
 
-# %% ../nbs/65_thresholds.ipynb #62348c90
+# %% ../nbs/65_thresholds.ipynb #fdaab4b2
 THRESHOLD_METHODS = 'auto', 'constant', 'f1', 'prevalence', 'crossfit'
 
 def _check_method(method):
+    "A method's name, or the one number that serves all classes."
     if isinstance(method, str) and method in THRESHOLD_METHODS: return method
     try: value = float(method)
     except (TypeError, ValueError): value = np.nan
     if not 0 <= value <= 1: raise MetricError(f"threshold method {method!r} is unknown: choose {', '.join(THRESHOLD_METHODS)} or a number between 0 and 1")
     return value
 
+# %% ../nbs/65_thresholds.ipynb #07793cdb
 def _check_share(share, n_classes):
+    "One share of images for each class, strictly between 0 and 1."
     s = np.broadcast_to(np.asarray(share, float), n_classes) if np.ndim(share) == 0 else np.asarray(share, float)
     if s.shape != (n_classes,): raise MetricError(f"prevalence has shape {s.shape}: give one share of images for each of the {n_classes} classes")
-    if not ((s > 0) & (s < 1)).all(): raise MetricError(f"prevalence of class {np.flatnonzero(~((s > 0) & (s < 1)))[0]} must lie between 0 and 1, both excluded")
+    bad = ~((s > 0) & (s < 1))
+    if bad.any(): raise MetricError(f"prevalence of class {np.flatnonzero(bad)[0]} must lie between 0 and 1, both excluded")
     return s
 
 # %% ../nbs/65_thresholds.ipynb #fa51b45f
@@ -256,6 +298,24 @@ def _prior_odds(targets, share):
     if share is None: return np.ones(targets.shape[1])
     here = (targets.sum(0) + .5)/(len(targets) + 1)
     return here/(1 - here)*(1 - share)/share
+
+# %% ../nbs/65_thresholds.ipynb #05a2ca8d
+def _fold_of(n, groups, folds, seed):
+    "The fold of each image; a group lies in one."
+    codes = np.arange(n) if groups is None else pd.factorize(np.asarray(groups))[0]
+    if len(codes) != n: raise MetricError(f'groups names {len(codes)} images but there are {n}')
+    return (np.random.default_rng(seed).permutation(codes.max() + 1) % max(folds, 1))[codes]
+
+# %% ../nbs/65_thresholds.ipynb #7586beb8
+def _crossfit(p, t, fit, values, groups, folds, seed):
+    "Macro F1 of thresholds on the parts they were not fitted on, and those thresholds."
+    fold, preds, each = _fold_of(len(p), groups, folds, seed), np.zeros_like(t), []
+    if len(np.unique(fold)) < 2: return np.nan, values[None]
+    for k in np.unique(fold):
+        if not t[fold != k].any(): return np.nan, values[None]
+        each.append(fit(fold != k, True)[0])
+        preds[fold == k] = p[fold == k] > each[-1]
+    return macro_f1(preds, t), np.array(each)
 
 # %% ../nbs/65_thresholds.ipynb #0bc564af
 def fit_thresholds(probs,               # probabilities, images × classes, of images the model was not trained on
@@ -276,20 +336,6 @@ def fit_thresholds(probs,               # probabilities, images × classes, of i
     low, high = np.quantile(others if draws is None else draws, [.1, .9], axis=0)
     return Thresholds(values, np.minimum(low, values), np.maximum(high, values), str(method), t.sum(0), expected)
 
-# %% ../nbs/65_thresholds.ipynb #52423185
-def _crossfit(p, t, fit, values, groups, folds, seed):
-    "Macro F1 of thresholds on the parts they were not fitted on, and those thresholds."
-    codes = np.arange(len(p)) if groups is None else pd.factorize(np.asarray(groups))[0]
-    if len(codes) != len(p): raise MetricError(f'groups names {len(codes)} images but there are {len(p)}')
-    fold = (np.random.default_rng(seed).permutation(codes.max() + 1) % max(folds, 1))[codes]
-    if len(np.unique(fold)) < 2: return np.nan, values[None]
-    preds, each = np.zeros_like(t), []
-    for k in np.unique(fold):
-        if not t[fold != k].any(): return np.nan, values[None]
-        each.append(fit(fold != k, True)[0])
-        preds[fold == k] = p[fold == k] > each[-1]
-    return macro_f1(preds, t), np.array(each)
-
 # %% ../nbs/65_thresholds.ipynb #7132e78d
 def f1_curves(probs,               # probabilities, images × classes
               targets,             # bool, images × classes
@@ -303,7 +349,24 @@ def f1_curves(probs,               # probabilities, images × classes
     draws = np.array([curve(rng.poisson(n_pos), rng.poisson(n_all - n_pos)) for _ in range(n_draws)], np.float32)
     return at, curve(n_pos, n_all - n_pos), *np.quantile(draws, [.05, .95], axis=0)
 
-# %% ../nbs/65_thresholds.ipynb #7b2e091f
+# %% ../nbs/65_thresholds.ipynb #185c1bb5
+def _some_classes(support, most=12):
+    "Numbers of up to `most` classes, from common to rare."
+    return np.argsort(-support, kind='stable')[np.unique(np.linspace(0, len(support) - 1, most).astype(int))]
+
+# %% ../nbs/65_thresholds.ipynb #2f2855ce
+def _plot_f1_curve(ax, at, f1, low, high, title, threshold=None):
+    "One class's panel; `threshold`: its lower end, value and upper end."
+    ax.fill_between(at, low, high, color='#c6dbef', lw=0)
+    ax.plot(at, f1, color='#2171b5', lw=1.2)
+    if threshold is not None:
+        ax.axvspan(threshold[0], threshold[2], color='#fd8d3c', alpha=.25, lw=0)
+        ax.axvline(threshold[1], color='#d94801', lw=1.2)
+    ax.set_title(title, fontsize=9)
+    ax.set(xscale='logit', xlim=(.003, .997), ylim=(0, 1), xticks=[.01, .1, .5, .9, .99], xticklabels=['.01', '.1', '.5', '.9', '.99'])
+    ax.minorticks_off()
+
+# %% ../nbs/65_thresholds.ipynb #c7267cc9
 def plot_f1_curves(probs,            # probabilities, images × classes
                    targets,          # labels, images × classes
                    thresholds=None,  # `Thresholds` to mark
@@ -312,20 +375,14 @@ def plot_f1_curves(probs,            # probabilities, images × classes
                   ):                 # the figure
     "F1 against the threshold, class by class, with its uncertainty."
     import matplotlib.pyplot as plt
-    at, f1, low, high = f1_curves(probs, targets)
-    names, support = class_names(labels, len(f1)), np.asarray(targets).sum(0)
-    if classes is None: classes = np.argsort(-support, kind='stable')[np.unique(np.linspace(0, len(f1) - 1, 12).astype(int))]
-    n_rows = -(-len(classes)//4)
-    fig, axes = plt.subplots(n_rows, 4, figsize=(10, .4 + 1.75*n_rows), sharex=True, sharey=True, layout='constrained', squeeze=False)
+    at, *curves = f1_curves(probs, targets)
+    names, support = class_names(labels, len(curves[0])), np.asarray(targets).sum(0)
+    classes = _some_classes(support) if classes is None else classes
+    rows = -(-len(classes)//4)
+    fig, axes = plt.subplots(rows, 4, figsize=(10, .4 + 1.75*rows), sharex=True, sharey=True, layout='constrained', squeeze=False)
     for ax, c in zip(axes.flat, classes):
-        ax.fill_between(at, low[c], high[c], color='#c6dbef', lw=0)
-        ax.plot(at, f1[c], color='#2171b5', lw=1.2)
-        if thresholds is not None:
-            ax.axvspan(thresholds.low[c], thresholds.high[c], color='#fd8d3c', alpha=.25, lw=0)
-            ax.axvline(thresholds.values[c], color='#d94801', lw=1.2)
-        ax.set_title(f'{names[c]} ({support[c]:,})', fontsize=9)
-        ax.set(xscale='logit', xlim=(.003, .997), ylim=(0, 1), xticks=[.01, .1, .5, .9, .99], xticklabels=['.01', '.1', '.5', '.9', '.99'])
-        ax.minorticks_off()
+        mark = None if thresholds is None else (thresholds.low[c], thresholds.values[c], thresholds.high[c])
+        _plot_f1_curve(ax, at, *(x[c] for x in curves), f'{names[c]} ({support[c]:,})', mark)
     for ax in axes.flat[len(classes):]: ax.set_visible(False)
     fig.supxlabel('threshold', fontsize=9)
     fig.supylabel('F1', fontsize=9)
