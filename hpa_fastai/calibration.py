@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['EDGE', 'N_BINS', 'BIN_LOGITS', 'logit', 'expit', 'score_counts', 'fit_platt', 'Calibration', 'calibrate',
-           'crossfit_calibration', 'log_losses', 'calibration_error', 'reliability', 'plot_reliability', 'shift_prior']
+           'log_losses', 'crossfit_calibration', 'calibration_error', 'reliability', 'plot_reliability', 'shift_prior']
 
 # %% ../nbs/62_calibration.ipynb #53957e46
 import numpy as np
 from dataclasses import dataclass, field
+from fastcore.basics import patch
 from .metrics import MetricError, check_probs, check_labels, class_names
 
 # %% ../nbs/62_calibration.ipynb #678208c9
@@ -21,16 +22,18 @@ def logit(
     p = np.clip(np.asarray(probs, np.float64), 1e-12, 1 - 1e-12)
     return np.clip(np.log(p/(1 - p)), -EDGE, EDGE)
 
+# %% ../nbs/62_calibration.ipynb #f8ef0d22
 def expit(
     x,  # log odds of any shape
 ) -> np.ndarray:
     "Probability of log odds `x`."
     return 1/(1 + np.exp(-np.asarray(x, np.float64)))
 
-# %% ../nbs/62_calibration.ipynb #13b7e458
+# %% ../nbs/62_calibration.ipynb #2940cfdb
 N_BINS = 560                                                   # of 0.05 logits: far finer than any threshold is known
 BIN_LOGITS = EDGE*(2*np.arange(N_BINS) + 1 - N_BINS)/N_BINS    # the middle of each
 
+# %% ../nbs/62_calibration.ipynb #5239b977
 def score_counts(probs,     # probabilities, images × classes
                  targets,   # bool, images × classes
                 ) -> tuple: # images and positives in each bin, both classes × bins
@@ -40,16 +43,20 @@ def score_counts(probs,     # probabilities, images × classes
     count = lambda b: np.bincount(b, minlength=n_classes*N_BINS).reshape(n_classes, N_BINS).astype(float)
     return count(bins.ravel()), count(bins[targets])
 
-# %% ../nbs/62_calibration.ipynb #5239b977
+# %% ../nbs/62_calibration.ipynb #4af2f18a
+def _curvature(weights, precision):
+    "Curvature of each class's negative log posterior in slope and offset, classes × 2 × 2."
+    x, cross = BIN_LOGITS, weights @ BIN_LOGITS
+    return np.stack([weights @ (x*x), cross, cross, weights.sum(1)], 1).reshape(-1, 2, 2) + precision
+
+# %% ../nbs/62_calibration.ipynb #589f3c37
 def _newton(n_all, n_pos, line, centre, precision, steps):
-    "Posterior mode of each class's slope and offset, and the curvature there."
-    x = BIN_LOGITS
+    "Posterior mode of each class's slope and offset, and the covariance there."
     for _ in range(steps):
-        q = expit(line[:, :1]*x + line[:, 1:])
-        miss, w = n_pos - n_all*q, n_all*q*(1 - q)
-        grad = np.stack([miss @ x, miss.sum(1)], 1) - (line - centre) @ precision
-        cross = w @ x
-        curve = np.stack([w @ (x*x), cross, cross, w.sum(1)], 1).reshape(-1, 2, 2) + precision
+        q = expit(line[:, :1]*BIN_LOGITS + line[:, 1:])
+        miss = n_pos - n_all*q
+        grad = np.stack([miss @ BIN_LOGITS, miss.sum(1)], 1) - (line - centre) @ precision
+        curve = _curvature(n_all*q*(1 - q), precision)
         step = np.linalg.solve(curve, grad[..., None])[..., 0]
         line = line + step/np.maximum(np.abs(step).max(1, keepdims=True), 1)
     return line, np.linalg.inv(curve)
@@ -79,31 +86,39 @@ class Calibration:
     offset: np.ndarray                           # on the logit, one a class
     steps: dict = field(default_factory=dict)    # class number -> (logits, probabilities), where isotonic regression is used
 
-    def __call__(self, probs) -> np.ndarray:
-        "Calibrated probabilities, images × classes."
-        p = check_probs(probs)
-        if p.shape[1] != len(self.slope): raise MetricError(f"probs has {p.shape[1]} classes but the calibration was fitted on {len(self.slope)}")
-        if self.method == 'none': return p
-        x = logit(p)
-        out = expit(x*self.slope + self.offset)
-        for c, (at, value) in self.steps.items(): out[:, c] = np.interp(x[:, c], at, value)
-        return out.astype(p.dtype)
-
 # %% ../nbs/62_calibration.ipynb #fa4866d8
-def _to_dict(self: Calibration) -> dict:
+@patch
+def __call__(self: Calibration, probs) -> np.ndarray:
+    "Calibrated probabilities, images × classes."
+    p = check_probs(probs)
+    if p.shape[1] != len(self.slope): raise MetricError(f"probs has {p.shape[1]} classes but the calibration was fitted on {len(self.slope)}")
+    if self.method == 'none': return p
+    x = logit(p)
+    out = expit(x*self.slope + self.offset)
+    for c, (at, value) in self.steps.items(): out[:, c] = np.interp(x[:, c], at, value)
+    return out.astype(p.dtype)
+
+# %% ../nbs/62_calibration.ipynb #ecc9322f
+@patch
+def to_dict(self: Calibration) -> dict:
     "Plain lists and numbers, for JSON."
     return dict(method=self.method, slope=self.slope.tolist(), offset=self.offset.tolist(),
                 steps={str(c): [list(map(float, v)) for v in s] for c, s in self.steps.items()})
-Calibration.to_dict = _to_dict
-
-def _from_dict(cls, d: dict):
-    "The calibration that `to_dict` wrote."
-    return cls(d['method'], np.array(d['slope']), np.array(d['offset']), {int(c): tuple(map(np.array, s)) for c, s in d['steps'].items()})
-Calibration.from_dict = classmethod(_from_dict)
 
 # %% ../nbs/62_calibration.ipynb #87d4f890
-def _none(p, t): return Calibration('none', np.ones(p.shape[1]), np.zeros(p.shape[1]))
+@patch(cls_method=True)
+def from_dict(cls: Calibration,
+              d: dict,  # of `to_dict`
+             ):
+    "The calibration that `to_dict` wrote."
+    return cls(d['method'], np.array(d['slope']), np.array(d['offset']), {int(c): tuple(map(np.array, s)) for c, s in d['steps'].items()})
 
+# %% ../nbs/62_calibration.ipynb #13b1f5e9
+def _none(p, t):
+    "The probabilities as they are."
+    return Calibration('none', np.ones(p.shape[1]), np.zeros(p.shape[1]))
+
+# %% ../nbs/62_calibration.ipynb #61c99a80
 def _temperature(p, t):
     "One slope for all classes and no offset: the mode along a grid of temperatures."
     n_all, n_pos = (x.sum(0) for x in score_counts(p, t))
@@ -111,7 +126,10 @@ def _temperature(p, t):
     loss = np.logaddexp(0, slopes*BIN_LOGITS) @ n_all - slopes[:, 0]*(n_pos @ BIN_LOGITS)
     return Calibration('temperature', np.full(p.shape[1], slopes[loss.argmin(), 0]), np.zeros(p.shape[1]))
 
-def _platt(p, t): return Calibration('platt', *fit_platt(*score_counts(p, t))[0].T)
+# %% ../nbs/62_calibration.ipynb #cfd3d5f3
+def _platt(p, t):
+    "Each class's own line, shared as far as the classes are alike."
+    return Calibration('platt', *fit_platt(*score_counts(p, t))[0].T)
 
 # %% ../nbs/62_calibration.ipynb #5724be4d
 def _isotonic(p, t, enough=100):
@@ -137,7 +155,15 @@ def calibrate(probs,           # probabilities, images × classes
     if method not in _METHODS: raise MetricError(f"calibration method {method!r} is unknown: choose auto, {', '.join(_METHODS)}")
     return _METHODS[method](p, t)
 
-# %% ../nbs/62_calibration.ipynb #0b9e1ba5
+# %% ../nbs/62_calibration.ipynb #8276a1b9
+def log_losses(probs,           # probabilities, images × classes
+               targets,         # 0/1 or bool, images × classes
+              ) -> np.ndarray:  # one an image
+    "Log loss of each image, averaged over the classes."
+    q = np.where(check_labels(targets), probs, 1 - np.asarray(probs))
+    return -np.log(np.clip(q, 1e-7, 1)).mean(1)
+
+# %% ../nbs/62_calibration.ipynb #7d6fcb85
 def crossfit_calibration(probs,            # probabilities, images × classes
                          targets,          # 0/1 or bool, images × classes
                          method='platt',   # as in `calibrate`
@@ -150,14 +176,9 @@ def crossfit_calibration(probs,            # probabilities, images × classes
     for k in range(min(folds, len(p)) if len(p) > 1 else 0): out[fold == k] = calibrate(p[fold != k], t[fold != k], method)(p[fold == k])
     return out
 
-def log_losses(probs,           # probabilities, images × classes
-               targets,         # 0/1 or bool, images × classes
-              ) -> np.ndarray:  # one an image
-    "Log loss of each image, averaged over the classes."
-    q = np.where(check_labels(targets), probs, 1 - np.asarray(probs))
-    return -np.log(np.clip(q, 1e-7, 1)).mean(1)
-
+# %% ../nbs/62_calibration.ipynb #aae3c506
 def _choose(p, t, seed):
+    "The plainest method that no other one beats clearly."
     best, base = 'none', log_losses(p, t)
     for method in ('temperature', 'platt', 'isotonic'):
         gain = base - log_losses(crossfit_calibration(p, t, method, seed=seed), t)
@@ -175,6 +196,12 @@ def calibration_error(probs,           # probabilities, images × classes
     return float(sum(abs(p[i].sum(dtype=float) - t[i].sum()) for i in np.array_split(order, bins))/len(p))
 
 # %% ../nbs/62_calibration.ipynb #e97cdca9
+def _wilson(share, n, z=1.96):
+    "Ends of the 95 % interval of a share among `n`."
+    mid, half = (share + z*z/(2*n))/(1 + z*z/n), z*np.sqrt(share*(1 - share)/n + z*z/(4*n*n))/(1 + z*z/n)
+    return np.stack([mid - half, mid + half]).clip(0, 1)
+
+# %% ../nbs/62_calibration.ipynb #1454ef61
 def reliability(probs,           # probabilities, images × classes
                 targets,         # labels of the same images, 0/1
                 bins: int = 10,  # of equal width
@@ -184,11 +211,17 @@ def reliability(probs,           # probabilities, images × classes
     b = np.minimum((p*bins).astype(int), bins - 1)
     n = np.bincount(b, minlength=bins)
     said, was = (np.bincount(b, w, minlength=bins)[n > 0]/n[n > 0] for w in (p, t))
-    n, z = n[n > 0], 1.96
-    mid, half = (was + z*z/(2*n))/(1 + z*z/n), z*np.sqrt(was*(1 - was)/n + z*z/(4*n*n))/(1 + z*z/n)
-    return said, was, np.stack([mid - half, mid + half]).clip(0, 1), n
+    return said, was, _wilson(was, n[n > 0]), n[n > 0]
 
-# %% ../nbs/62_calibration.ipynb #f82b9dba
+# %% ../nbs/62_calibration.ipynb #4166a104
+def _plot_points(axes, probs, targets, bins, name, color):
+    "One model in a reliability diagram."
+    said, was, (lo, hi), n = reliability(probs, targets, bins)
+    label = f'{name} (error {calibration_error(probs, targets):.4f})'
+    axes[0].errorbar(said, was, yerr=[(was - lo).clip(0), (hi - was).clip(0)], fmt='o-', ms=4, lw=1.2, capsize=2, color=color, label=label)
+    axes[1].plot(said, n, 'o-', ms=3, lw=1, color=color)
+
+# %% ../nbs/62_calibration.ipynb #0f7ce672
 def plot_reliability(probs,         # probabilities, or a dict of them: name -> images × classes
                      targets,       # labels of the same images, 0/1
                      bins: int = 10,# of equal width
@@ -199,11 +232,7 @@ def plot_reliability(probs,         # probabilities, or a dict of them: name -> 
     if axes is None: axes = plt.subplots(2, 1, figsize=(4.2, 5), height_ratios=[4, 1], sharex=True, layout='constrained')[1]
     top, low = axes
     top.plot([0, 1], [0, 1], color='#999', lw=1, ls='--', label='perfect')
-    for i, (name, p) in enumerate((probs if isinstance(probs, dict) else {'model': probs}).items()):
-        said, was, (lo, hi), n = reliability(p, targets, bins)
-        color, label = f'C{i}', f'{name} (error {calibration_error(p, targets):.4f})'
-        top.errorbar(said, was, yerr=[(was - lo).clip(0), (hi - was).clip(0)], fmt='o-', ms=4, lw=1.2, capsize=2, color=color, label=label)
-        low.plot(said, n, 'o-', ms=3, lw=1, color=color)
+    for i, (name, p) in enumerate((probs if isinstance(probs, dict) else {'model': probs}).items()): _plot_points(axes, p, targets, bins, name, f'C{i}')
     top.set(ylabel='frequency', xlim=(-.02, 1.02), ylim=(-.02, 1.02))
     top.legend(fontsize=8, frameon=False, loc='upper left')
     low.set(xlabel='probability', ylabel='decisions', yscale='log')
@@ -217,5 +246,6 @@ def shift_prior(probs,           # calibrated probabilities, images × classes
     "Probabilities for a place where the classes are more or less frequent."
     p, old, new = check_probs(probs), np.asarray(old, float), np.asarray(new, float)
     for name, share in dict(old=old, new=new).items():
-        if ((share <= 0) | (share >= 1)).any(): raise MetricError(f"{name} prevalence of class {np.flatnonzero((share <= 0) | (share >= 1))[0]} must lie between 0 and 1, both excluded")
+        bad = (share <= 0) | (share >= 1)
+        if bad.any(): raise MetricError(f"{name} prevalence of class {np.flatnonzero(bad)[0]} must lie between 0 and 1, both excluded")
     return expit(logit(p) + logit(new) - logit(old)).astype(p.dtype)
