@@ -14,19 +14,19 @@ import pandas as pd
 from dataclasses import dataclass
 from fastcore.basics import patch
 from .metrics import *
-from .calibration import calibration_error, log_losses, reliability
+from .calibration import calibration_error, log_losses, reliability, _wilson
 
-# %% ../nbs/68_evaluation.ipynb #863edf14
+# %% ../nbs/68_evaluation.ipynb #2241f957
 def confusion_table(preds,               # bool, images × classes
                     targets,             # bool, images × classes
                     labels=None,         # `LabelSet` or list of names
                    ) -> pd.DataFrame:    # true classes × predicted classes
     "Share of each class's images where it was found (diagonal) or missed while another class was wrongly given (elsewhere)."
     p, t = check_labels(preds, 'preds'), check_labels(targets)
-    names = class_names(labels, t.shape[1])
+    names, support = class_names(labels, t.shape[1]), t.sum(0)[:, None]
     instead = (t & ~p).T.astype(float) @ (p & ~t).astype(float) + np.diag((p & t).sum(0).astype(float))
-    support = t.sum(0)[:, None]
-    return pd.DataFrame(np.where(support > 0, instead/np.maximum(support, 1), np.nan), pd.Index(names, name='truth'), pd.Index(names, name='given instead'))
+    share = np.where(support > 0, instead/np.maximum(support, 1), np.nan)
+    return pd.DataFrame(share, pd.Index(names, name='truth'), pd.Index(names, name='given instead'))
 
 # %% ../nbs/68_evaluation.ipynb #d9f803f3
 def top_confusions(confusion: pd.DataFrame,  # from `confusion_table`
@@ -41,6 +41,13 @@ def top_confusions(confusion: pd.DataFrame,  # from `confusion_table`
     return found[found['share'] > 0]
 
 # %% ../nbs/68_evaluation.ipynb #ce0e9e7c
+def _ids_of(ids, n):
+    "The name of each image, or its row number."
+    ids = np.arange(n) if ids is None else np.asarray(ids)
+    if len(ids) != n: raise MetricError(f'ids names {len(ids)} images but there are {n}')
+    return ids
+
+# %% ../nbs/68_evaluation.ipynb #0154c573
 def hardest_images(probs,               # probabilities, images × classes
                    preds,               # bool, images × classes
                    targets,             # bool, images × classes
@@ -50,12 +57,10 @@ def hardest_images(probs,               # probabilities, images × classes
                   ) -> pd.DataFrame:    # Id, loss, missed, wrongly given
     "The images whose labels surprise the model most."
     p, d, t = check_probs(probs, targets), check_labels(preds, 'preds'), check_labels(targets)
-    names, loss = class_names(labels, t.shape[1]), log_losses(p, t)*t.shape[1]
+    names, ids, loss = class_names(labels, t.shape[1]), _ids_of(ids, len(p)), log_losses(p, t)*t.shape[1]
     worst = np.argsort(-loss, kind='stable')[:n]
-    ids = np.arange(len(p)) if ids is None else np.asarray(ids)
-    if len(ids) != len(p): raise MetricError(f'ids names {len(ids)} images but there are {len(p)}')
-    listed = lambda row: ', '.join(names[c] for c in np.flatnonzero(row))
-    return pd.DataFrame(dict(Id=ids[worst], loss=loss[worst], missed=[listed(t[i] & ~d[i]) for i in worst], wrongly_given=[listed(d[i] & ~t[i]) for i in worst]))
+    listed = lambda rows: [', '.join(names[c] for c in np.flatnonzero(row)) for row in rows[worst]]
+    return pd.DataFrame(dict(Id=ids[worst], loss=loss[worst], missed=listed(t & ~d), wrongly_given=listed(d & ~t)))
 
 # %% ../nbs/68_evaluation.ipynb #024ff90b
 def list_mistakes(probs,               # probabilities, images × classes
@@ -72,23 +77,25 @@ def list_mistakes(probs,               # probabilities, images × classes
     i, c = np.nonzero(d != t)
     missed = t[i, c]
     order = np.lexsort((np.where(missed, p[i, c], -p[i, c]), ~missed, c))
-    res = pd.DataFrame({'class': [names[k] for k in c[order]], 'kind': np.where(missed, 'missed', 'wrong')[order], 'Id': ids[i][order], 'probability': p[i, c][order]})
+    i, c, kind = i[order], c[order], np.where(missed, 'missed', 'wrong')[order]
+    res = pd.DataFrame({'class': [names[k] for k in c], 'kind': kind, 'Id': ids[i], 'probability': p[i, c]})
     return res if n is None else res.groupby(['class', 'kind'], sort=False).head(n).reset_index(drop=True)
 
 # %% ../nbs/68_evaluation.ipynb #9a4bae7d
 def _quantiles(x):
+    "Ends of the middle 95 % of the values that are not NaN."
     x = x[~np.isnan(x)]
     return np.quantile(x, [.025, .975]) if len(x) else np.array([np.nan, np.nan])
 
+# %% ../nbs/68_evaluation.ipynb #77b65d7b
 def _class_interval(preds, targets, draws):
     "95 % interval of each class's F1: the wider of the bootstrap's and Wilson's."
     tp, fp, fn = confusion_counts(preds, targets)
-    n, z = np.maximum(tp + fp + fn, 1), 1.96
-    j = tp/n
-    mid, half = (j + z*z/(2*n))/(1 + z*z/n), z*np.sqrt(j*(1 - j)/n + z*z/(4*n*n))/(1 + z*z/n)
-    wilson = np.stack([mid - half, mid + half]).clip(0, 1)
-    boot = np.stack([_quantiles(x) for x in draws.T], 1)
-    return np.where(tp + fn > 0, np.fmin(boot[0], 2*wilson[0]/(1 + wilson[0])), np.nan), np.where(tp + fn > 0, np.fmax(boot[1], 2*wilson[1]/(1 + wilson[1])), np.nan)
+    n = np.maximum(tp + fp + fn, 1)
+    share = _wilson(tp/n, n)
+    low, high = 2*share/(1 + share)
+    boot, there = np.stack([_quantiles(x) for x in draws.T], 1), tp + fn > 0
+    return np.where(there, np.fmin(boot[0], low), np.nan), np.where(there, np.fmax(boot[1], high), np.nan)
 
 # %% ../nbs/68_evaluation.ipynb #153c73ec
 @dataclass(frozen=True, repr=False, eq=False)
@@ -117,7 +124,19 @@ def _decide(probs, thresholds):
     if th.ndim and th.shape != (probs.shape[1],): raise MetricError(f'thresholds has shape {th.shape}: give one number or one for each of the {probs.shape[1]} classes')
     return probs.astype(float) > th
 
-# %% ../nbs/68_evaluation.ipynb #41023602
+# %% ../nbs/68_evaluation.ipynb #186ee4ad
+def _reliability(p, t):
+    "How often it was right, by tenths of the probability."
+    said, was, interval, n = reliability(p, t)
+    return pd.DataFrame(dict(said=said, was=was, low=interval[0], high=interval[1], decisions=n))
+
+# %% ../nbs/68_evaluation.ipynb #2e6083d2
+def _scores(p, d, t, ap):
+    "Macro, micro and sample F1, mean average precision (`ap`: of each class), and calibration error."
+    return dict(macro_f1=macro_f1(d, t), micro_f1=micro_f1(d, t), sample_f1=sample_f1(d, t),
+                mean_ap=float(ap.mean()), calibration_error=calibration_error(p, t))
+
+# %% ../nbs/68_evaluation.ipynb #c8b6ada1
 def evaluate(probs,               # probabilities, images × classes, of images that neither model nor thresholds were fitted on
              targets,             # labels of the same images, 0/1
              thresholds=0.5,      # `Thresholds`, one number, or one a class
@@ -130,77 +149,114 @@ def evaluate(probs,               # probabilities, images × classes, of images 
     "Everything that can be said about a model on these images."
     p, t = check_probs(probs, targets), check_labels(targets)
     d = _decide(p, thresholds)
-    table, macro = class_table(d, t, labels, p), macro_f1(d, t)
-    draws = bootstrap_f1(d, t, groups, n_draws, seed)
-    low, high = _class_interval(d, t, draws)
-    table.insert(3, 'low', low)
-    table.insert(4, 'high', high)
-    scores = dict(macro_f1=macro, micro_f1=micro_f1(d, t), sample_f1=sample_f1(d, t), mean_ap=float(table.average_precision.mean()), calibration_error=calibration_error(p, t))
-    return Evaluation(scores, tuple(map(float, _quantiles(np.nanmean(draws, 1)))), table, confusion_table(d, t, labels), hardest_images(p, d, t, labels, ids, 24),
-                      len(p), None if groups is None else len(pd.unique(np.asarray(groups))), _reliability(p, t), list_mistakes(p, d, t, labels, ids, 4))
+    table = class_table(d, t, labels, p)
+    scores, draws = _scores(p, d, t, table.average_precision), bootstrap_f1(d, t, groups, n_draws, seed)
+    for at, (name, ends) in enumerate(zip(('low', 'high'), _class_interval(d, t, draws)), 3): table.insert(at, name, ends)
+    interval = tuple(map(float, _quantiles(np.nanmean(draws, 1))))
+    n_groups = None if groups is None else len(pd.unique(np.asarray(groups)))
+    return Evaluation(scores, interval, table, confusion_table(d, t, labels), hardest_images(p, d, t, labels, ids, 24),
+                      len(p), n_groups, _reliability(p, t), list_mistakes(p, d, t, labels, ids, 4))
 
-def _reliability(p, t):
-    said, was, interval, n = reliability(p, t)
-    return pd.DataFrame(dict(said=said, was=was, low=interval[0], high=interval[1], decisions=n))
+# %% ../nbs/68_evaluation.ipynb #ff7ca074
+def _headline(ev):
+    "The two lines of scores."
+    s, units = ev.scores, f'{ev.n_images:,} images' + (f' in {ev.n_groups:,} groups' if ev.n_groups else '')
+    return [f"macro F1 {s['macro_f1']:.3f}  (95 % interval {ev.interval[0]:.3f} to {ev.interval[1]:.3f})  on {units}",
+            f"micro F1 {s['micro_f1']:.3f}   sample F1 {s['sample_f1']:.3f}   mean AP {s['mean_ap']:.3f}   calibration error {s['calibration_error']:.4f}"]
 
-# %% ../nbs/68_evaluation.ipynb #186ee4ad
+# %% ../nbs/68_evaluation.ipynb #39f4c447
+def _class_lines(table):
+    "A line a class, under a heading."
+    wide = max(max(map(len, table.index)), 5)
+    number = lambda x, w: f"{'–' if np.isnan(x) else format(x, '.3f'):>{w}}"
+    lines = [f"{'class':<{wide}}     F1  95 % interval  precision  recall     AP  support  given"]
+    for name, r in table.iterrows():
+        lines.append(f'{name:<{wide}}  {number(r.f1, 5)}  {number(r.low, 5)} – {number(r.high, 5)}  {number(r.precision, 9)}  {number(r.recall, 6)}  '
+                     f'{number(r.average_precision, 5)}  {r.support:>7,.0f}  {r.predicted:>5,.0f}')
+    return lines
+
+# %% ../nbs/68_evaluation.ipynb #dc8946ec
 @patch
 def __str__(self: Evaluation) -> str:
-    s, units = self.scores, f'{self.n_images:,} images' + (f' in {self.n_groups:,} groups' if self.n_groups else '')
-    head = [f"macro F1 {s['macro_f1']:.3f}  (95 % interval {self.interval[0]:.3f} to {self.interval[1]:.3f})  on {units}",
-            f"micro F1 {s['micro_f1']:.3f}   sample F1 {s['sample_f1']:.3f}   mean AP {s['mean_ap']:.3f}   calibration error {s['calibration_error']:.4f}", '']
-    wide = max(max(map(len, self.table.index)), 5)
-    rows = [f"{'class':<{wide}}     F1   95 % interval  precision  recall     AP  support  given"]
-    number = lambda x, w: f"{'–' if np.isnan(x) else format(x, '.3f'):>{w}}"
-    for name, r in self.table.iterrows():
-        rows.append(f'{name:<{wide}}  {number(r.f1, 5)}  {number(r.low, 5)} – {number(r.high, 5)}  {number(r.precision, 9)}  {number(r.recall, 6)}  {number(r.average_precision, 5)}  {r.support:>7,.0f}  {r.predicted:>5,.0f}')
-    pairs = [f"{r.truth} → {r['given instead']} {r['share']:.0%}" for _, r in top_confusions(self.confusion, 3).iterrows()]
-    tail = [''] + [f'missed → given instead: {p}' for p in pairs] + textwrap.wrap('hardest images: ' + ', '.join(map(str, self.hardest.Id[:3])), 100)
-    return '\n'.join(head + rows + tail)
+    pairs = [f"missed → given instead: {r.truth} → {r['given instead']} {r['share']:.0%}" for _, r in top_confusions(self.confusion, 3).iterrows()]
+    hardest = textwrap.wrap('hardest images: ' + ', '.join(map(str, self.hardest.Id[:3])), 100)
+    return '\n'.join([*_headline(self), '', *_class_lines(self.table), '', *pairs, *hardest])
 
+# %% ../nbs/68_evaluation.ipynb #7124055c
 @patch
 def __repr__(self: Evaluation) -> str: return str(self)
 
-# %% ../nbs/68_evaluation.ipynb #a856491b
-def _plain_values(values): return [None if isinstance(v, float) and np.isnan(v) else v for v in values]
-def _word(x): return re.sub(r'[\x00-\x1f]', ' ', str(x))[:200]
+# %% ../nbs/68_evaluation.ipynb #0fe3d5bd
+def _plain_values(values):
+    "The values, with None for NaN."
+    return [None if isinstance(v, float) and np.isnan(v) else v for v in values]
 
+# %% ../nbs/68_evaluation.ipynb #cdd27809
+def _word(x):
+    "A text of one line and sane length."
+    return re.sub(r'[\x00-\x1f]', ' ', str(x))[:200]
+
+# %% ../nbs/68_evaluation.ipynb #1b533cc8
 @patch
 def to_dict(self: Evaluation) -> dict:
     "Scores, reliability, confusions, hardest images and mistakes, for JSON."
-    return dict(n_images=self.n_images, n_groups=self.n_groups, scores=dict(zip(self.scores, _plain_values(map(float, self.scores.values())))), interval=_plain_values(self.interval),
-                reliability=[] if self.reliability is None else self.reliability.round(5).to_dict('records'),
+    rows = lambda table: [] if table is None else table.to_dict('records')
+    return dict(n_images=self.n_images, n_groups=self.n_groups,
+                scores=dict(zip(self.scores, _plain_values(map(float, self.scores.values())))), interval=_plain_values(self.interval),
+                reliability=[] if self.reliability is None else rows(self.reliability.round(5)),
                 confusion=[_plain_values(r) for r in self.confusion.round(4).to_numpy().tolist()],
-                hardest=[dict(Id=_word(r.Id), loss=round(float(r.loss), 4), missed=r.missed, wrongly_given=r.wrongly_given) for r in self.hardest.itertuples()],
-                mistakes=[] if self.mistakes is None else [dict(m, Id=_word(m['Id']), probability=round(float(m['probability']), 4)) for m in self.mistakes.to_dict('records')])
+                hardest=[dict(r, Id=_word(r['Id']), loss=round(float(r['loss']), 4)) for r in rows(self.hardest)],
+                mistakes=[dict(m, Id=_word(m['Id']), probability=round(float(m['probability']), 4)) for m in rows(self.mistakes)])
 
-# %% ../nbs/68_evaluation.ipynb #0fe3d5bd
+# %% ../nbs/68_evaluation.ipynb #8ae668db
 _STYLE = ('<style>.hpa-ev{font:14px/1.4 system-ui,sans-serif;max-width:60em}.hpa-ev table{border-collapse:collapse;margin:1em 0}.hpa-ev td,.hpa-ev th'
           '{padding:.15em .7em;text-align:right;border-bottom:1px solid #eee}.hpa-ev td:first-child,.hpa-ev th:first-child,.hpa-ev td.t{text-align:left}</style>')
 
 def _html_table(head, rows):
+    "An HTML table; a cell that begins with `<td` is taken as it is, any other is escaped."
     cells = lambda tag, row: ''.join(c if c.startswith('<td') else f'<{tag}>{html.escape(c)}</{tag}>' for c in row)
     return '<table><tr>' + cells('th', head) + '</tr>' + ''.join(f'<tr>{cells("td", r)}</tr>' for r in rows) + '</table>'
 
-def _bar(x): return '<td>–</td>' if np.isnan(x) else f'<td style="background:linear-gradient(90deg,#c6dbef {100*x:.0f}%,transparent 0);min-width:6em">{x:.3f}</td>'
+# %% ../nbs/68_evaluation.ipynb #8cafc71b
+def _text_cell(x):
+    "A cell with a text."
+    return f'<td class="t">{html.escape(str(x))}</td>'
 
-# %% ../nbs/68_evaluation.ipynb #03a2ff03
+# %% ../nbs/68_evaluation.ipynb #0c3defd9
+def _bar(x):
+    "A cell with a number and a bar as long."
+    if np.isnan(x): return '<td>–</td>'
+    return f'<td style="background:linear-gradient(90deg,#c6dbef {100*x:.0f}%,transparent 0);min-width:6em">{x:.3f}</td>'
+
+# %% ../nbs/68_evaluation.ipynb #b9db2ab4
+def _html_classes(table):
+    "The table by class."
+    three = lambda x: '–' if np.isnan(x) else f'{x:.3f}'
+    row = lambda name, r: [_text_cell(name), _bar(r.f1), f'{three(r.low)} – {three(r.high)}', three(r.precision), three(r.recall),
+                           three(r.average_precision), f'{r.support:,.0f}', f'{r.predicted:,.0f}']
+    head = ['class', 'F1', '95 % interval', 'precision', 'recall', 'average precision', 'support', 'given']
+    return _html_table(head, [row(name, r) for name, r in table.iterrows()])
+
+# %% ../nbs/68_evaluation.ipynb #835c5b71
+def _html_summary(ev):
+    "The scores as a paragraph."
+    s, groups = ev.scores, f' in {ev.n_groups:,} groups' if ev.n_groups else ''
+    return (f'<p><b>Macro F1 {s["macro_f1"]:.3f}</b>, 95 % interval {ev.interval[0]:.3f} to {ev.interval[1]:.3f}, on {ev.n_images:,} images{groups}. '
+            f'Micro F1 {s["micro_f1"]:.3f}, sample F1 {s["sample_f1"]:.3f}, mean average precision {s["mean_ap"]:.3f}, calibration error {s["calibration_error"]:.4f}.</p>')
+
+# %% ../nbs/68_evaluation.ipynb #37fa87b5
 @patch
 def to_html(self: Evaluation,
             title: str = 'Evaluation',   # heading of the piece
            ) -> str:
     "The evaluation as a piece of HTML that needs no other file."
-    text, s, three = (lambda x: f'<td class="t">{html.escape(str(x))}</td>'), self.scores, lambda x: '–' if np.isnan(x) else f'{x:.3f}'
-    by_class = _html_table(['class', 'F1', '95 % interval', 'precision', 'recall', 'average precision', 'support', 'given'],
-        [[text(n), _bar(r.f1), f'{three(r.low)} – {three(r.high)}', three(r.precision), three(r.recall), three(r.average_precision), f'{r.support:,.0f}', f'{r.predicted:,.0f}'] for n, r in self.table.iterrows()])
-    pairs = _html_table(['missed', 'given instead', 'share of its images'], [[text(r.truth), text(r['given instead']), f"{r['share']:.1%}"] for _, r in top_confusions(self.confusion, 10).iterrows()])
-    hard = _html_table(['image', 'loss', 'missed', 'wrongly given'], [[text(r.Id), f'{r.loss:.2f}', text(r.missed), text(r.wrongly_given)] for _, r in self.hardest.head(10).iterrows()])
-    groups = f' in {self.n_groups:,} groups' if self.n_groups else ''
-    return (f'{_STYLE}<div class="hpa-ev"><h2>{html.escape(title)}</h2><p><b>Macro F1 {s["macro_f1"]:.3f}</b>, 95 % interval {self.interval[0]:.3f} to {self.interval[1]:.3f}, '
-            f'on {self.n_images:,} images{groups}. Micro F1 {s["micro_f1"]:.3f}, sample F1 {s["sample_f1"]:.3f}, mean average precision {s["mean_ap"]:.3f}, '
-            f'calibration error {s["calibration_error"]:.4f}.</p>{by_class}<h3>Taken for one another</h3>{pairs}<h3>Hardest images</h3>{hard}</div>')
+    pairs = [[_text_cell(r.truth), _text_cell(r['given instead']), f"{r['share']:.1%}"] for _, r in top_confusions(self.confusion, 10).iterrows()]
+    hard = [[_text_cell(r.Id), f'{r.loss:.2f}', _text_cell(r.missed), _text_cell(r.wrongly_given)] for r in self.hardest.head(10).itertuples()]
+    return (f'{_STYLE}<div class="hpa-ev"><h2>{html.escape(title)}</h2>{_html_summary(self)}{_html_classes(self.table)}'
+            '<h3>Taken for one another</h3>' + _html_table(['missed', 'given instead', 'share of its images'], pairs) +
+            '<h3>Hardest images</h3>' + _html_table(['image', 'loss', 'missed', 'wrongly given'], hard) + '</div>')
 
-# %% ../nbs/68_evaluation.ipynb #ccc0cc20
+# %% ../nbs/68_evaluation.ipynb #9548bc66
 @dataclass(frozen=True, repr=False, eq=False)
 class Comparison:
     "Two models on the same images."
@@ -211,13 +267,23 @@ class Comparison:
     names: tuple            # of the models
     scores: tuple           # macro F1 of each
 
-    def __repr__(self):
-        a, b = self.names
-        verdict = f'{b} is better' if self.interval[0] > 0 else f'{a} is better' if self.interval[1] < 0 else 'these images cannot tell which is better'
-        return (f'macro F1: {a} {self.scores[0]:.3f}, {b} {self.scores[1]:.3f}; difference {self.difference:+.3f} '
-                f'(95 % interval {self.interval[0]:+.3f} to {self.interval[1]:+.3f}; {b} ahead in {self.p_better:.0%} of draws): {verdict}')
+# %% ../nbs/68_evaluation.ipynb #fcbb8662
+@patch
+def __repr__(self: Comparison):
+    a, b = self.names
+    verdict = f'{b} is better' if self.interval[0] > 0 else f'{a} is better' if self.interval[1] < 0 else 'these images cannot tell which is better'
+    return (f'macro F1: {a} {self.scores[0]:.3f}, {b} {self.scores[1]:.3f}; difference {self.difference:+.3f} '
+            f'(95 % interval {self.interval[0]:+.3f} to {self.interval[1]:+.3f}; {b} ahead in {self.p_better:.0%} of draws): {verdict}')
 
-# %% ../nbs/68_evaluation.ipynb #704b9a1d
+# %% ../nbs/68_evaluation.ipynb #7bacfd5d
+def _difference_table(preds, targets, draws, names, labels):
+    "F1 of two models by class, their difference and its interval."
+    a, b = (f1_scores(d, targets) for d in preds)
+    low, high = np.stack([_quantiles(x) for x in draws.T], 1)
+    columns = {names[0]: a, names[1]: b, 'difference': b - a, 'low': low, 'high': high, 'support': targets.sum(0)}
+    return pd.DataFrame(columns, index=pd.Index(class_names(labels, targets.shape[1]), name='class'))
+
+# %% ../nbs/68_evaluation.ipynb #860c8f6e
 def compare_models(probs_a,               # probabilities of the first model, images × classes
                    probs_b,               # probabilities of the second, same images in the same order
                    targets,               # labels of these images, 0/1
@@ -232,9 +298,8 @@ def compare_models(probs_a,               # probabilities of the first model, im
     "By how much the second model is better than the first, and how sure that is."
     t = check_labels(targets)
     preds = [_decide(check_probs(p, t), th) for p, th in ((probs_a, thresholds_a), (probs_b, thresholds_b))]
-    f1, scores = [f1_scores(d, t) for d in preds], tuple(macro_f1(d, t) for d in preds)
+    scores = tuple(macro_f1(d, t) for d in preds)
     draws = np.subtract(*[bootstrap_f1(d, t, groups, n_draws, seed) for d in preds[::-1]])
     macro = np.nanmean(draws, 1)
-    low, high = np.stack([_quantiles(x) for x in draws.T], 1)
-    table = pd.DataFrame({names[0]: f1[0], names[1]: f1[1], 'difference': f1[1] - f1[0], 'low': low, 'high': high, 'support': t.sum(0)}, index=pd.Index(class_names(labels, t.shape[1]), name='class'))
-    return Comparison(scores[1] - scores[0], tuple(map(float, _quantiles(macro))), float((macro > 0).mean() + (macro == 0).mean()/2), table, tuple(names), scores)
+    ahead = float((macro > 0).mean() + (macro == 0).mean()/2)
+    return Comparison(scores[1] - scores[0], tuple(map(float, _quantiles(macro))), ahead, _difference_table(preds, t, draws, names, labels), tuple(names), scores)
