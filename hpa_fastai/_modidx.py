@@ -928,6 +928,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'hpa_fastai.reference.Reference.fit': ('reference.html#reference.fit', 'hpa_fastai/reference.py'),
                                       'hpa_fastai.reference.Reference.median': ( 'reference.html#reference.median',
                                                                                  'hpa_fastai/reference.py'),
+                                      'hpa_fastai.reference._fine_share': ('reference.html#_fine_share', 'hpa_fastai/reference.py'),
+                                      'hpa_fastai.reference._mean_squares': ('reference.html#_mean_squares', 'hpa_fastai/reference.py'),
                                       'hpa_fastai.reference._middle': ('reference.html#_middle', 'hpa_fastai/reference.py'),
                                       'hpa_fastai.reference.effective_size': ('reference.html#effective_size', 'hpa_fastai/reference.py'),
                                       'hpa_fastai.reference.intraclass': ('reference.html#intraclass', 'hpa_fastai/reference.py'),

@@ -8,37 +8,52 @@ __all__ = ['N_QUANTILES', 'picture_traits', 'intraclass', 'effective_size', 'Ref
 # %% ../nbs/64_reference.ipynb #f03c816a
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
+from fastcore.basics import patch
 from scipy.special import stdtr
 from .fields import CHANNELS
 
 # %% ../nbs/64_reference.ipynb #24e7d3c3
+def _fine_share(
+    x, # B×4×H×W, 0..1
+):
+    "B×4: share of each channel's variance that is lost when the picture is halved"
+    var = lambda o: o.var((2, 3), correction=0)
+    even = x[..., :x.shape[-2]//2*2, :x.shape[-1]//2*2]
+    return var(even-F.interpolate(F.avg_pool2d(even, 2), scale_factor=2))/var(even).clamp_min(1e-6)
+
+# %% ../nbs/64_reference.ipynb #e07c6c4a
 @torch.no_grad()
 def picture_traits(
     x: torch.Tensor,  # B×4×H×W uint8, as a reader gives it
 ) -> dict:  # name -> B: logarithms of the mean of each channel (0..1), and of the share of fine detail
     "Brightness and sharpness of pictures"
     x = x.as_subclass(torch.Tensor).float()/255
-    var = lambda o: o.var((2, 3), correction=0)
-    even = x[..., :x.shape[-2]//2*2, :x.shape[-1]//2*2]
-    fine = (var(even-F.interpolate(F.avg_pool2d(even, 2), scale_factor=2))/var(even).clamp_min(1e-6)).clamp_min(1e-4)
-    bright = x.mean((2, 3)).clamp_min(1e-4).log()
+    fine, bright = _fine_share(x).clamp_min(1e-4), x.mean((2, 3)).clamp_min(1e-4).log()
     return {**{c: bright[:,i].numpy() for i,c in enumerate(CHANNELS)}, 'sharpness': fine.log().mean(1).numpy()}
 
 # %% ../nbs/64_reference.ipynb #d9248da2
+def _mean_squares(v, groups):
+    "Variance within groups and between them; of several columns the sum"
+    n, k = np.bincount(groups), groups.max()+1
+    mean = np.stack([np.bincount(groups, c) for c in v.T], 1)/n[:,None]
+    within, between = ((v-mean[groups])**2).sum(), (n[:,None]*(mean-v.mean(0))**2).sum()
+    return within/(len(v)-k), between/(k-1)
+
+# %% ../nbs/64_reference.ipynb #c968c85d
 def intraclass(
     values: np.ndarray,  # n, or n×C
     groups: np.ndarray,  # n: the number of the group of each
 ) -> float:  # 0..1; of several columns together
     "Share of the variance that lies between groups"
-    v = np.asarray(values, float).reshape(len(groups), -1)
-    n, k = np.bincount(groups), groups.max()+1 if len(groups) else 0
+    if not len(groups): return 0.
+    v, n, k = np.asarray(values, float).reshape(len(groups), -1), np.bincount(groups), groups.max()+1
     if k<2 or k==len(v): return 0. if k!=1 else 1.
-    mean = np.stack([np.bincount(groups, c) for c in v.T], 1)/n[:,None]
-    within, between = ((v-mean[groups])**2).sum()/(len(v)-k), (n[:,None]*(mean-v.mean(0))**2).sum()/(k-1)
+    within, between = _mean_squares(v, groups)
     size = (len(v)-(n**2).sum()/len(v))/(k-1)
     total = between+(size-1)*within
     return float(np.clip((between-within)/total, 0, 1)) if total>0 else 0.
 
+# %% ../nbs/64_reference.ipynb #d4db6050
 def effective_size(
     groups: np.ndarray,  # n: the number of the group of each
     icc: float,  # of `intraclass`
@@ -47,7 +62,7 @@ def effective_size(
     n = np.bincount(groups)
     return float((n/(1+(n-1)*icc)).sum())
 
-# %% ../nbs/64_reference.ipynb #c968c85d
+# %% ../nbs/64_reference.ipynb #a8e1d416
 N_QUANTILES = 41
 
 @dataclass
@@ -59,31 +74,35 @@ class Reference:
     icc: dict  # trait -> correlation within groups; 'names': of the names given
     named: list  # one a class: images that got its name
 
-    @classmethod
-    def fit(cls,
-        traits: dict,  # trait -> one value an image
-        decisions: np.ndarray,  # images × classes: the names given
-        groups,  # of each image: what tells the antibodies apart
-    ):
-        "The figures of some images"
-        groups = pd.factorize(np.asarray(groups))[0]
-        icc = {k: intraclass(v, groups) for k,v in {**traits, 'names': np.asarray(decisions)}.items()}
-        at = np.linspace(0, 1, N_QUANTILES)
-        return cls(len(groups), {k: np.quantile(v, at).round(5).tolist() for k,v in traits.items()},
-                   {k: round(effective_size(groups, i), 2) for k,i in icc.items()}, {k: round(i, 4) for k,i in icc.items()}, np.sum(decisions, 0).astype(int).tolist())
+# %% ../nbs/64_reference.ipynb #1aba8638
+@patch(cls_method=True)
+def fit(cls:Reference,
+    traits: dict,  # trait -> one value an image
+    decisions: np.ndarray,  # images × classes: the names given
+    groups,  # of each image: what tells the antibodies apart
+):
+    "The figures of some images"
+    groups, at = pd.factorize(np.asarray(groups))[0], np.linspace(0, 1, N_QUANTILES)
+    icc = {k: intraclass(v, groups) for k,v in {**traits, 'names': np.asarray(decisions)}.items()}
+    worth = {k: round(effective_size(groups, i), 2) for k,i in icc.items()}
+    quantiles = {k: np.quantile(v, at).round(5).tolist() for k,v in traits.items()}
+    return cls(len(groups), quantiles, worth, {k: round(i, 4) for k,i in icc.items()}, np.sum(decisions, 0).astype(int).tolist())
 
-    def median(self,
-        trait: str,  # of `quantiles`
-    ) -> float:
-        "The value in the middle"
-        return self.quantiles[trait][N_QUANTILES//2]
+# %% ../nbs/64_reference.ipynb #121ce33b
+@patch
+def median(self:Reference,
+    trait: str,  # of `quantiles`
+) -> float:
+    "The value in the middle"
+    return self.quantiles[trait][N_QUANTILES//2]
 
-# %% ../nbs/64_reference.ipynb #d4db6050
+# %% ../nbs/64_reference.ipynb #c0df206b
 def _middle(quantiles):
     "Mean and variance, the ends drawn in"
     q = np.clip(quantiles, quantiles[2], quantiles[-3])
     return q.mean(), q.var()+1e-6
 
+# %% ../nbs/64_reference.ipynb #7cfd812d
 def shift_test(
     quantiles: list,  # of `Reference`
     values: np.ndarray,  # of the new sample
