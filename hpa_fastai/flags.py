@@ -13,6 +13,17 @@ from fastcore.basics import patch
 # %% ../nbs/66_flags.ipynb #b4d099fe
 N_LEVELS = 4  # scales, each twice as coarse as the one before
 
+def _energies(z):
+    "Log of the variance that is lost when a picture is halved, again and again"
+    power = lambda o: (o*o).flatten(2).mean(2)
+    of_z = power(z)
+    for _ in range(N_LEVELS):
+        z = F.avg_pool2d(z, 2)
+        of_half = power(z)
+        yield (of_z-of_half).clamp_min(1e-4).log()
+        of_z = of_half
+
+# %% ../nbs/66_flags.ipynb #8842cefa
 @torch.no_grad()
 def picture_figures(
     x: torch.Tensor,  # B×4×H×W uint8, as a reader gives it
@@ -26,17 +37,7 @@ def picture_figures(
     i, j = torch.triu_indices(4, 4, 1)
     return torch.cat([overlap[:,i,j], (flat*flat*flat).mean(2).clamp(-10, 10), *_energies(z)], 1).numpy()
 
-def _energies(z):
-    "Log of the variance that is lost when a picture is halved, again and again"
-    power = lambda o: (o*o).flatten(2).mean(2)
-    of_z = power(z)
-    for _ in range(N_LEVELS):
-        z = F.avg_pool2d(z, 2)
-        of_half = power(z)
-        yield (of_z-of_half).clamp_min(1e-4).log()
-        of_z = of_half
-
-# %% ../nbs/66_flags.ipynb #8842cefa
+# %% ../nbs/66_flags.ipynb #c79ba545
 @dataclass(frozen=True, eq=False)
 class Cloud:
     "Where the training pictures lie"
@@ -45,33 +46,45 @@ class Cloud:
     basis: np.ndarray  # k×D: the main directions, each divided by its width
     rest: np.ndarray  # (1,): one over the width of all other directions
 
-    @classmethod
-    def fit(cls,
-        x: np.ndarray,  # n×D
-        most: int = 64,  # main directions to keep
-        each: bool = True,  # scale every number by its own deviation: for numbers of different kinds
-    ):
-        "The cloud of the rows of `x`"
-        x = np.asarray(x, np.float64)
-        mean, scale = x.mean(0), x.std(0).clip(1e-6) if each else np.ones(x.shape[1])
-        _, s, v = np.linalg.svd((x-mean)/scale/np.sqrt(max(len(x)-1, 1)), full_matrices=False)
-        k = int(min(most, max(1, len(x)//4), len(s)-1)) if len(s)>1 else len(s)
-        floor = max(.05*(s**2).sum()/len(mean), 1e-12)
-        width = np.sqrt(s[:k]**2+floor)
-        rest = np.sqrt((s[k:]**2).sum()/max(len(mean)-k, 1)+floor)
-        return cls(*(np.asarray(o, np.float32) for o in (mean, scale, v[:k]/width[:,None], [1/rest])))
+# %% ../nbs/66_flags.ipynb #caaa9803
+def _directions(
+    z,  # n×D: rows around zero
+    most,  # directions to keep
+):
+    "Main directions of the rows, each divided by its width, and one over the width of all others"
+    _, s, v = np.linalg.svd(z/np.sqrt(max(len(z)-1, 1)), full_matrices=False)
+    k = int(min(most, max(1, len(z)//4), len(s)-1)) if len(s)>1 else len(s)
+    floor = max(.05*(s**2).sum()/z.shape[1], 1e-12)
+    width = np.sqrt(s[:k]**2+floor)
+    rest = np.sqrt((s[k:]**2).sum()/max(z.shape[1]-k, 1)+floor)
+    return v[:k]/width[:,None], 1/rest
 
-    def __call__(self,
-        x: np.ndarray,  # n×D
-    ) -> np.ndarray:  # n
-        "Distance from the middle, in widths of the cloud"
-        d = (x-self.mean)/self.scale
-        near = d@self.basis.T
-        unit = self.basis/np.linalg.norm(self.basis, axis=1, keepdims=True)
-        left = (d**2).sum(1)-((d@unit.T)**2).sum(1)
-        return np.sqrt((near**2).sum(1)+np.maximum(left, 0)*self.rest[0]**2)
+# %% ../nbs/66_flags.ipynb #8f4a62ff
+@patch(cls_method=True)
+def fit(cls:Cloud,
+    x: np.ndarray,  # n×D
+    most: int = 64,  # main directions to keep
+    each: bool = True,  # scale every number by its own deviation: for numbers of different kinds
+):
+    "The cloud of the rows of `x`"
+    x = np.asarray(x, np.float64)
+    mean, scale = x.mean(0), x.std(0).clip(1e-6) if each else np.ones(x.shape[1])
+    basis, rest = _directions((x-mean)/scale, most)
+    return cls(*(np.asarray(o, np.float32) for o in (mean, scale, basis, [rest])))
 
-# %% ../nbs/66_flags.ipynb #6993a5de
+# %% ../nbs/66_flags.ipynb #2fc72767
+@patch
+def __call__(self:Cloud,
+    x: np.ndarray,  # n×D
+) -> np.ndarray:  # n
+    "Distance from the middle, in widths of the cloud"
+    d = (x-self.mean)/self.scale
+    near = d@self.basis.T
+    unit = self.basis/np.linalg.norm(self.basis, axis=1, keepdims=True)
+    left = (d**2).sum(1)-((d@unit.T)**2).sum(1)
+    return np.sqrt((near**2).sum(1)+np.maximum(left, 0)*self.rest[0]**2)
+
+# %% ../nbs/66_flags.ipynb #10e45bea
 @dataclass(frozen=True, eq=False)
 class Flagger:
     "Says what is odd about pictures"
@@ -79,21 +92,29 @@ class Flagger:
     picture: Cloud  # of the training pictures
     limits: dict  # 'embedding' and 'picture': of the distances; 'unlike': of their larger ratio; 'saturated', 'blurred'
 
-    def unlikeness(self,
-        x: torch.Tensor,  # B×4×H×W uint8
-        emb: np.ndarray,  # B×D
-        figures: np.ndarray|None = None,  # of `picture_figures`, where they are known
-    ) -> np.ndarray:  # B; 1 is the limit
-        "How unlike training pictures are"
-        figures = picture_figures(x) if figures is None else figures
-        far = np.maximum(self.embedding(emb)/self.limits['embedding'], self.picture(figures)/self.limits['picture'])
-        return far/self.limits['unlike']
-
-def _sharpness(figures): return figures[:, 10:14].mean(1)
-
-def _saturation(x): return (x[:,1]>=254).float().mean((1, 2)).numpy()
+# %% ../nbs/66_flags.ipynb #6993a5de
+@patch
+def unlikeness(self:Flagger,
+    x: torch.Tensor,  # B×4×H×W uint8
+    emb: np.ndarray,  # B×D
+    figures: np.ndarray|None = None,  # of `picture_figures`, where they are known
+) -> np.ndarray:  # B; 1 is the limit
+    "How unlike training pictures are"
+    figures = picture_figures(x) if figures is None else figures
+    far = np.maximum(self.embedding(emb)/self.limits['embedding'], self.picture(figures)/self.limits['picture'])
+    return far/self.limits['unlike']
 
 # %% ../nbs/66_flags.ipynb #36ac1675
+def _sharpness(figures):
+    "Mean log energy of the channels at the finest scale"
+    return figures[:, 10:14].mean(1)
+
+# %% ../nbs/66_flags.ipynb #bf247c49
+def _saturation(x):
+    "Share of full pixels in the protein channel"
+    return (x[:,1]>=254).float().mean((1, 2)).numpy()
+
+# %% ../nbs/66_flags.ipynb #8409d3cb
 @patch(cls_method=True)
 def fit(cls:Flagger,
     train: tuple,  # pictures (n×4×H×W uint8) and embeddings (n×D) of training
@@ -102,12 +123,13 @@ def fit(cls:Flagger,
     "The figures of a model"
     ft, fv = picture_figures(train[0]), picture_figures(valid[0])
     limit = lambda d: float(max(np.quantile(d, .99, method='higher'), 1e-6))
-    limits = dict(saturated=float(max(.01, 2*np.quantile(_saturation(train[0]), .99))), blurred=float(np.quantile(_sharpness(ft), .005)-np.log(2)), unlike=1.)
     clouds = Cloud.fit(train[1], each=False), Cloud.fit(ft)
-    limits |= dict(embedding=limit(clouds[0](valid[1])), picture=limit(clouds[1](fv)))
+    limits = dict(saturated=float(max(.01, 2*np.quantile(_saturation(train[0]), .99))), blurred=float(np.quantile(_sharpness(ft), .005)-np.log(2)),
+                  unlike=1., embedding=limit(clouds[0](valid[1])), picture=limit(clouds[1](fv)))
     limits['unlike'] = limit(cls(*clouds, limits).unlikeness(*valid, fv))*(1+1e-6)
     return cls(*clouds, limits)
 
+# %% ../nbs/66_flags.ipynb #2fd28f07
 BLANK = 3  # grey levels: a protein channel that spans fewer holds nothing
 
 def blank(
@@ -117,6 +139,7 @@ def blank(
     green = x[:,1].flatten(1)
     return ((green.amax(1).int()-green.amin(1).int())<BLANK).numpy()
 
+# %% ../nbs/66_flags.ipynb #9d17c419
 @patch
 def __call__(self:Flagger,
     x: torch.Tensor,  # B×4×H×W uint8
@@ -133,6 +156,15 @@ def to_arrays(self:Flagger) -> dict:
     "Name -> float32 array"
     return {f'{c}.{k}': getattr(getattr(self, c), k) for c in ('embedding', 'picture') for k in ('mean', 'scale', 'basis', 'rest')}
 
+# %% ../nbs/66_flags.ipynb #0030aa9c
+def _read_cloud(name, dim, mean, scale, basis, rest):
+    "A cloud of `dim` numbers, or a `ValueError`"
+    shapes = mean.shape==(dim,) and scale.shape==(dim,) and basis.ndim==2 and basis.shape[1]==dim and 1<=len(basis)<=dim and rest.shape==(1,)
+    if not (shapes and (scale>0).all()): raise ValueError(f'figures of the {name} have the wrong shape')
+    if not all(np.isfinite(o).all() for o in (mean, scale, basis, rest)): raise ValueError(f'figures of the {name} are not finite')
+    return Cloud(mean, scale, basis, rest)
+
+# %% ../nbs/66_flags.ipynb #920ba103
 @patch(cls_method=True)
 def from_arrays(cls:Flagger,
     arrays: dict,  # of `to_arrays`
@@ -140,10 +172,5 @@ def from_arrays(cls:Flagger,
     n_features: int,  # D, of the network
 ):
     "The flagger that `to_arrays` and `limits` describe; a `ValueError` if they don't fit together"
-    clouds = []
-    for c,dim in (('embedding', n_features), ('picture', 10+4*N_LEVELS)):
-        mean, scale, basis, rest = (np.asarray(arrays[f'{c}.{k}'], np.float32) for k in ('mean', 'scale', 'basis', 'rest'))
-        if mean.shape!=(dim,) or scale.shape!=(dim,) or not (scale>0).all() or basis.ndim!=2 or basis.shape[1]!=dim or not 1<=len(basis)<=dim or rest.shape!=(1,): raise ValueError(f'figures of the {c} have the wrong shape')
-        if not all(np.isfinite(o).all() for o in (mean, scale, basis, rest)): raise ValueError(f'figures of the {c} are not finite')
-        clouds.append(Cloud(mean, scale, basis, rest))
-    return cls(*clouds, limits)
+    read = lambda c, dim: _read_cloud(c, dim, *(np.asarray(arrays[f'{c}.{k}'], np.float32) for k in ('mean', 'scale', 'basis', 'rest')))
+    return cls(read('embedding', n_features), read('picture', 10+4*N_LEVELS), limits)
