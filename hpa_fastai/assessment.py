@@ -15,13 +15,19 @@ from .thresholds import *
 from .evaluation import *
 
 # %% ../nbs/69_assessment.ipynb #0f767836
+def _groups_of(dls, items):
+    "The number of the group of each image, where the loaders split by groups"
+    group = getattr(dls, 'group', None)
+    return group_codes(items, group) if group in getattr(items, 'columns', ()) else None
+
+# %% ../nbs/69_assessment.ipynb #45483769
 def _validation(learn, dl):
     "Probabilities (calibrated, where the learner is), targets, and the Ids and groups of labelled images"
     learn.dls.set_size(learn.size)
     with learn.no_bar(), learn.no_logging(): probs, targets = learn.get_preds(dl=dl)
     cal, items = getattr(learn, 'calibration', None), (dl or learn.dls.valid).dataset.items
-    groups = group_codes(items, learn.dls.group) if getattr(learn.dls, 'group', None) in getattr(items, 'columns', ()) else None
-    return cal(probs.numpy()) if cal else probs.numpy(), targets.numpy(), dict(groups=groups, ids=items['Id'].to_numpy())
+    probs = cal(probs.numpy()) if cal else probs.numpy()
+    return probs, targets.numpy(), dict(groups=_groups_of(learn.dls, items), ids=items['Id'].to_numpy())
 
 # %% ../nbs/69_assessment.ipynb #9245b63d
 @patch

@@ -89,15 +89,20 @@ def mapping(
             value(o, f'{where}.{k}')
     return check
 
-# %% ../nbs/67_checks.ipynb #9205b71c
+# %% ../nbs/67_checks.ipynb #3bfc14dd
+def _field_faults(v, fields):
+    "What a dictionary lacks, and what it has too many"
+    more = sorted(set(v)-set(fields))
+    return [f'no field {k!r}' for k in fields if k not in v] + [f'unknown fields {more}']*bool(more)
+
+# %% ../nbs/67_checks.ipynb #44c2a289
 def record(
     **fields,  # description of each field
 ):
     "A dictionary with exactly these fields"
     def check(v, where):
         if not isinstance(v, dict): raise CheckError(f'{where} is {_told(v)}, not a dictionary')
-        faults = [f'no field {k!r}' for k in fields if k not in v] + [f'unknown fields {sorted(set(v)-set(fields))}']*bool(set(v)-set(fields))
-        if faults: raise CheckError(f'{where} has '+', '.join(faults)[:300])
+        if faults:=_field_faults(v, fields): raise CheckError(f'{where} has '+', '.join(faults)[:300])
         for k,c in fields.items(): c(v[k], f'{where}.{k}')
     return check
 
@@ -122,7 +127,10 @@ def _unique(pairs):
     if len(d)<len(pairs): raise ValueError('a key stands twice')
     return d
 
-def _no_constant(name): raise ValueError(f'{name} is not a number')
+# %% ../nbs/67_checks.ipynb #c16e64bc
+def _no_constant(name):
+    "Refuse what JSON has no word for"
+    raise ValueError(f'{name} is not a number')
 
 # %% ../nbs/67_checks.ipynb #3e5f628b
 def read_json(
