@@ -11,6 +11,7 @@ import difflib
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from fastcore.basics import patch
 from .labels import HPAError
 
 # %% ../nbs/40_losses.ipynb #b8ef4dc5
@@ -21,37 +22,54 @@ class MultilabelLoss:
                  reduction: str = 'mean'):   # of the batch: 'mean', 'sum' or 'none'
         self.thresh, self.reduction = thresh, reduction
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        x, y = logits.as_subclass(Tensor), targets.as_subclass(Tensor)
-        if x.shape != y.shape: raise HPAError(f'loss: logits have shape {tuple(x.shape)} but targets {tuple(y.shape)}; targets must be multi-hot, one column a class')
-        if x.dtype != torch.float64: x = x.float()
-        with torch.autocast(x.device.type, enabled=False): return self.reduce(x, y.to(x))
-
-    def reduce(self,
-               x: Tensor,   # logits, images × classes
-               y: Tensor,   # 0/1, images × classes
-              ) -> Tensor:
-        "The loss by `reduction`: 'mean' or 'sum' over the batch, or 'none'."
-        each = self.elements(x, y)
-        return each if self.reduction == 'none' else each.sum() if self.reduction == 'sum' else each.mean()
-
-    def per_image(self,
-                  x: Tensor,    # logits, images × classes
-                  y: Tensor,    # 0/1, images × classes
-                 ) -> Tensor:   # one an image
-        "The loss of each image."
-        return self.elements(x, y).reshape(len(x), -1).mean(1)
-
-    def activation(self,
-                   logits: Tensor,   # images × classes
-                  ) -> Tensor:
-        "Probabilities."
-        return torch.sigmoid(logits)
-
-    def decodes(self, probs: Tensor) -> Tensor: return probs > self.thresh
-    def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+# %% ../nbs/40_losses.ipynb #e4db5990
+@patch
+def __repr__(self: MultilabelLoss): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
 
 # %% ../nbs/40_losses.ipynb #265b58b6
+@patch
+def __call__(self: MultilabelLoss, logits: Tensor, targets: Tensor) -> Tensor:
+    x, y = logits.as_subclass(Tensor), targets.as_subclass(Tensor)
+    if x.shape != y.shape: raise HPAError(f'loss: logits have shape {tuple(x.shape)} but targets {tuple(y.shape)}; targets must be multi-hot, one column a class')
+    if x.dtype != torch.float64: x = x.float()
+    with torch.autocast(x.device.type, enabled=False): return self.reduce(x, y.to(x))
+
+# %% ../nbs/40_losses.ipynb #7e9f5e13
+@patch
+def reduce(self: MultilabelLoss,
+           x: Tensor,   # logits, images × classes
+           y: Tensor,   # 0/1, images × classes
+          ) -> Tensor:
+    "The loss by `reduction`: 'mean' or 'sum' over the batch, or 'none'."
+    each = self.elements(x, y)
+    return each if self.reduction == 'none' else each.sum() if self.reduction == 'sum' else each.mean()
+
+# %% ../nbs/40_losses.ipynb #f58a2e17
+@patch
+def per_image(self: MultilabelLoss,
+              x: Tensor,    # logits, images × classes
+              y: Tensor,    # 0/1, images × classes
+             ) -> Tensor:   # one an image
+    "The loss of each image."
+    return self.elements(x, y).reshape(len(x), -1).mean(1)
+
+# %% ../nbs/40_losses.ipynb #9fea763b
+@patch
+def activation(self: MultilabelLoss,
+               logits: Tensor,   # images × classes
+              ) -> Tensor:
+    "Probabilities."
+    return torch.sigmoid(logits)
+
+# %% ../nbs/40_losses.ipynb #3ece72d3
+@patch
+def decodes(self: MultilabelLoss,
+            probs: Tensor,   # of `activation`
+           ) -> Tensor:
+    "Which classes lie above `thresh`."
+    return probs > self.thresh
+
+# %% ../nbs/40_losses.ipynb #c4b81cc2
 class BCELoss(MultilabelLoss):
     "Binary cross entropy, with label smoothing."
     def __init__(self,
@@ -60,12 +78,14 @@ class BCELoss(MultilabelLoss):
         super().__init__(thresh)
         self.smoothing = smoothing
 
-    def elements(self,
-                 x: Tensor,   # logits, images × classes
-                 y: Tensor,   # 0/1, images × classes
-                ) -> Tensor:  # the same shape
-        "The loss of each class of each image."
-        return F.binary_cross_entropy_with_logits(x, y*(1 - self.smoothing) + self.smoothing/2, reduction='none')
+# %% ../nbs/40_losses.ipynb #7ef5a1ad
+@patch
+def elements(self: BCELoss,
+             x: Tensor,   # logits, images × classes
+             y: Tensor,   # 0/1, images × classes
+            ) -> Tensor:  # the same shape
+    "The loss of each class of each image."
+    return F.binary_cross_entropy_with_logits(x, y*(1 - self.smoothing) + self.smoothing/2, reduction='none')
 
 # %% ../nbs/40_losses.ipynb #f6bf77b4
 class FocalLoss(MultilabelLoss):
@@ -76,13 +96,15 @@ class FocalLoss(MultilabelLoss):
         super().__init__(thresh)
         self.gamma = gamma
 
-    def elements(self,
-                 x: Tensor,   # logits, images × classes
-                 y: Tensor,   # 0/1, images × classes
-                ) -> Tensor:  # the same shape
-        "The loss of each class of each image."
-        wrong = torch.sigmoid(x)*(1 - y) + torch.sigmoid(-x)*y
-        return wrong**self.gamma * F.binary_cross_entropy_with_logits(x, y, reduction='none')
+# %% ../nbs/40_losses.ipynb #482ab371
+@patch
+def elements(self: FocalLoss,
+             x: Tensor,   # logits, images × classes
+             y: Tensor,   # 0/1, images × classes
+            ) -> Tensor:  # the same shape
+    "The loss of each class of each image."
+    wrong = torch.sigmoid(x)*(1 - y) + torch.sigmoid(-x)*y
+    return wrong**self.gamma * F.binary_cross_entropy_with_logits(x, y, reduction='none')
 
 # %% ../nbs/40_losses.ipynb #936d5bfe
 class AsymmetricLoss(MultilabelLoss):
@@ -95,14 +117,16 @@ class AsymmetricLoss(MultilabelLoss):
         super().__init__(thresh)
         self.gamma_neg, self.gamma_pos, self.clip = gamma_neg, gamma_pos, clip
 
-    def elements(self,
-                 x: Tensor,   # logits, images × classes
-                 y: Tensor,   # 0/1, images × classes
-                ) -> Tensor:  # the same shape
-        "The loss of each class of each image."
-        q = (torch.sigmoid(x) - self.clip).clamp(min=0)
-        pos = torch.sigmoid(-x)**self.gamma_pos * F.softplus(-x)
-        return y*pos - (1 - y)*q**self.gamma_neg * torch.log((1 - q).clamp(min=1e-8))
+# %% ../nbs/40_losses.ipynb #ceb005af
+@patch
+def elements(self: AsymmetricLoss,
+             x: Tensor,   # logits, images × classes
+             y: Tensor,   # 0/1, images × classes
+            ) -> Tensor:  # the same shape
+    "The loss of each class of each image."
+    q = (torch.sigmoid(x) - self.clip).clamp(min=0)
+    pos = torch.sigmoid(-x)**self.gamma_pos * F.softplus(-x)
+    return y*pos - (1 - y)*q**self.gamma_neg * torch.log((1 - q).clamp(min=1e-8))
 
 # %% ../nbs/40_losses.ipynb #9a358ce9
 def lovasz_hinge(x: Tensor,    # logits, images × classes
@@ -126,6 +150,11 @@ class SymmetricLovaszLoss(MultilabelLoss):
         return (lovasz_hinge(x, y) + lovasz_hinge(-x, 1 - y))/2
 
 # %% ../nbs/40_losses.ipynb #aabdc248
+def _soft_f1(p, y, dim, eps):
+    "F1 along `dim` with probabilities in place of decisions; `eps` is added above and below."
+    return (2*(p*y).sum(dim) + eps)/((p + y).sum(dim) + eps)
+
+# %% ../nbs/40_losses.ipynb #3a00c1a1
 class SoftF1Loss(MultilabelLoss):
     "One minus F1 with probabilities in place of decisions, for each class over the batch."
     def __init__(self,
@@ -134,11 +163,10 @@ class SoftF1Loss(MultilabelLoss):
         super().__init__(thresh)
         self.eps = eps
 
-    def _f1_loss(self, p, y, dim): return 1 - (2*(p*y).sum(dim) + self.eps)/((p + y).sum(dim) + self.eps)
-    def per_image(self, x, y): return self._f1_loss(torch.sigmoid(x), y, 1)
+    def per_image(self, x, y): return 1 - _soft_f1(torch.sigmoid(x), y, 1, self.eps)
     def reduce(self, x, y):
         if self.reduction == 'none': return self.per_image(x, y)
-        loss = self._f1_loss(torch.sigmoid(x), y, 0).mean()
+        loss = 1 - _soft_f1(torch.sigmoid(x), y, 0, self.eps).mean()
         return loss*len(x) if self.reduction == 'sum' else loss
 
 # %% ../nbs/40_losses.ipynb #8887cfd4
@@ -158,19 +186,25 @@ class WeightedSumLoss(MultilabelLoss):
 # %% ../nbs/40_losses.ipynb #f5630c05
 LOSSES = dict(focal=FocalLoss, bce=BCELoss, asymmetric=AsymmetricLoss, lovasz=SymmetricLovaszLoss, soft_f1=SoftF1Loss)
 
-# %% ../nbs/40_losses.ipynb #98fb4fd4
-def get_loss(name: str,             # 'focal', 'bce', 'asymmetric', 'lovasz', 'soft_f1', or a sum such as 'focal + 0.5*lovasz'
-             **kwargs,              # settings of a single loss, such as `gamma=1`
-            ) -> MultilabelLoss:
-    "The loss called `name`."
-    parts = [part.strip().split('*') for part in name.split('+')]
-    if len(parts) > 1 or len(parts[0]) > 1: return WeightedSumLoss([(_weight(p[0], name) if len(p) > 1 else 1., get_loss(p[-1].strip())) for p in parts], **kwargs)
+def _loss_called(name, **kwargs):
+    "One loss by its name."
     if name not in LOSSES:
         near = difflib.get_close_matches(name.lower(), LOSSES, 1, .3)
         raise HPAError(f"loss {name!r} is unknown: {f'did you mean {near[0]!r}? ' if near else ''}choose {', '.join(LOSSES)}, or a sum like 'focal + 0.5*lovasz'")
     try: return LOSSES[name](**kwargs)
     except TypeError as e: raise HPAError(f'loss {name!r}: {e}') from None
 
+# %% ../nbs/40_losses.ipynb #621eb2aa
 def _weight(text, name):
+    "The weight of a part; `name` is the whole sum, for the message."
     try: return float(text)
     except ValueError: raise HPAError(f"loss {name!r}: weight {text.strip()!r} is not a number; write a sum like 'focal + 0.5*lovasz'") from None
+
+# %% ../nbs/40_losses.ipynb #0f52bd15
+def get_loss(name: str,             # 'focal', 'bce', 'asymmetric', 'lovasz', 'soft_f1', or a sum such as 'focal + 0.5*lovasz'
+             **kwargs,              # settings of a single loss, such as `gamma=1`
+            ) -> MultilabelLoss:
+    "The loss called `name`."
+    parts = [part.strip().split('*') for part in name.split('+')]
+    if len(parts) == 1 and len(parts[0]) == 1: return _loss_called(name, **kwargs)
+    return WeightedSumLoss([(_weight(p[0], name) if len(p) > 1 else 1., get_loss(p[-1].strip())) for p in parts], **kwargs)
