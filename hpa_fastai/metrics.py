@@ -30,7 +30,13 @@ def check_labels(targets,         # 0/1 or bool, images × classes
         raise MetricError(f"{name} row {row}, class {col}: {t[row, col]} is neither 0 nor 1; pass multi-hot labels, as `LabelSet.encode` makes them")
     return t.astype(bool)
 
-# %% ../nbs/45_metrics.ipynb #99759c28
+# %% ../nbs/45_metrics.ipynb #2e4396a7
+def _check_range(p):
+    "Refuse a NaN and what lies outside 0..1."
+    if np.isnan(p.min()): raise MetricError("probs row {}, class {}: NaN; leave the image out or find out why the model gave it".format(*np.argwhere(np.isnan(p))[0]))
+    if p.min() < 0 or p.max() > 1: raise MetricError(f"probs lie in {p.min():.3g}..{p.max():.3g} instead of 0..1: these look like logits; apply a sigmoid first")
+
+# %% ../nbs/45_metrics.ipynb #7bda9b15
 def check_probs(probs,            # probabilities, images × classes
                 targets=None,     # labels of the same images, to compare shapes with
                ) -> np.ndarray:   # float32 or float64, images × classes
@@ -41,8 +47,7 @@ def check_probs(probs,            # probabilities, images × classes
     if targets is not None and p.shape != np.shape(targets):
         raise MetricError(f"probs has shape {p.shape} but targets {np.shape(targets)}: both need one row an image and one column a class, in the same order")
     if not p.size: raise MetricError(f"probs has shape {p.shape}: there is nothing to score")
-    if np.isnan(p.min()): raise MetricError("probs row {}, class {}: NaN; leave the image out or find out why the model gave it".format(*np.argwhere(np.isnan(p))[0]))
-    if p.min() < 0 or p.max() > 1: raise MetricError(f"probs lie in {p.min():.3g}..{p.max():.3g} instead of 0..1: these look like logits; apply a sigmoid first")
+    _check_range(p)
     return p
 
 # %% ../nbs/45_metrics.ipynb #ab41a80d
@@ -55,6 +60,20 @@ def class_names(labels,    # `LabelSet`, a list of names, or None
     return names
 
 # %% ../nbs/45_metrics.ipynb #5b72915d
+def _prevalence(labels):
+    "Share of images with each class, from 0.35 to 0.002, in the order of the classes' frequency in the atlas."
+    from hpa_fastai.simulate import CLASS_FREQUENCY
+    prevalence = np.empty(len(labels))
+    prevalence[np.argsort([-CLASS_FREQUENCY.get(c.lower(), .03) for c in labels.classes], kind='stable')] = np.geomspace(.35, .002, len(labels))
+    return prevalence
+
+# %% ../nbs/45_metrics.ipynb #5a622009
+def _log_odds(rng, looks, prevalence, dist, missed, mimics):
+    "Log odds of each class, where `looks` says whether an image looks like it."
+    ratio = np.exp(dist*(rng.normal(dist*looks, 1) - dist/2))
+    return np.log(prevalence/(1 - prevalence)*((1 - missed)*ratio + missed)/(1 - mimics + mimics*ratio))
+
+# %% ../nbs/45_metrics.ipynb #922109db
 def simulate_scores(n: int = 1000,         # images
                     labels=HPA28,          # `LabelSet`; its classes are ordered by their frequency in the atlas
                     skill: float = 4.,     # distance between positives and negatives, in standard deviations of their latent score
@@ -62,17 +81,13 @@ def simulate_scores(n: int = 1000,         # images
                     seed: int = 0,         # another seed, another model and other images
                    ) -> tuple:             # probabilities and bool targets, both images × classes
     "Scores of a make-believe model, with classes as unequal as the atlas's."
-    from hpa_fastai.simulate import CLASS_FREQUENCY
-    rng, model, n_classes = np.random.default_rng(seed), np.random.default_rng([seed, 1]), len(labels)
-    prevalence = np.empty(n_classes)
-    prevalence[np.argsort([-CLASS_FREQUENCY.get(c.lower(), .03) for c in labels.classes], kind='stable')] = np.geomspace(.35, .002, n_classes)
-    dist = model.normal(skill, 1, n_classes).clip(2)
-    slope, offset = np.exp(model.normal(0, noise/3, n_classes)), model.normal(0, noise, n_classes)
-    targets = rng.random((n, n_classes)) < prevalence
+    rng, model, prevalence = np.random.default_rng(seed), np.random.default_rng([seed, 1]), _prevalence(labels)
+    dist = model.normal(skill, 1, len(labels)).clip(2)
+    slope, offset = np.exp(model.normal(0, noise/3, len(labels))), model.normal(0, noise, len(labels))
+    targets = rng.random((n, len(labels))) < prevalence
     missed, mimics = .08, .02*prevalence
-    looks = targets ^ (rng.random((n, n_classes)) < np.where(targets, missed, mimics))
-    ratio = np.exp(dist*(rng.normal(dist*looks, 1) - dist/2))
-    odds = np.log(prevalence/(1 - prevalence)*((1 - missed)*ratio + missed)/(1 - mimics + mimics*ratio))
+    looks = targets ^ (rng.random(targets.shape) < np.where(targets, missed, mimics))
+    odds = _log_odds(rng, looks, prevalence, dist, missed, mimics)
     return 1/(1 + np.exp(-slope*odds - offset)), targets
 
 # %% ../nbs/45_metrics.ipynb #47df6d06
@@ -120,6 +135,14 @@ def sample_f1(preds,       # bool, images × classes
     return float(np.where(size > 0, 2*hits / np.maximum(size, 1), 1.).mean())
 
 # %% ../nbs/45_metrics.ipynb #1135ed29
+def _average_precision(score, positive):
+    "Average precision of one class."
+    if not positive.any(): return np.nan
+    ranked, pos = np.sort(score), np.sort(score[positive])
+    above = len(ranked) - np.searchsorted(ranked, pos)
+    return np.mean((len(pos) - np.searchsorted(pos, pos)) / above)
+
+# %% ../nbs/45_metrics.ipynb #96a4780e
 def average_precision(probs,            # probabilities, images × classes
                       targets,          # bool, images × classes
                      ) -> np.ndarray:   # average precision, one a class; NaN where no image has the class
@@ -127,13 +150,12 @@ def average_precision(probs,            # probabilities, images × classes
     p, t = check_probs(probs, targets), check_labels(targets)
     return np.array([_average_precision(s, y) for s, y in zip(np.ascontiguousarray(p.T), t.T)])
 
-def _average_precision(score, positive):
-    if not positive.any(): return np.nan
-    ranked, pos = np.sort(score), np.sort(score[positive])
-    above = len(ranked) - np.searchsorted(ranked, pos)
-    return np.mean((len(pos) - np.searchsorted(pos, pos)) / above)
-
 # %% ../nbs/45_metrics.ipynb #c86df905
+def _share(part, whole):
+    "`part` of `whole`; NaN where there is no whole."
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+
+# %% ../nbs/45_metrics.ipynb #6388f64b
 def class_table(preds,               # bool, images × classes
                 targets,             # bool, images × classes
                 labels=None,         # `LabelSet` or list of names; numbers when not given
@@ -141,8 +163,7 @@ def class_table(preds,               # bool, images × classes
                ) -> pd.DataFrame:    # one row a class
     "Precision, recall, F1, average precision and support of each class."
     tp, fp, fn = confusion_counts(preds, targets)
-    share = lambda part, whole: np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
-    cols = dict(precision=share(tp, tp + fp), recall=share(tp, tp + fn), f1=f1_scores(preds, targets))
+    cols = dict(precision=_share(tp, tp + fp), recall=_share(tp, tp + fn), f1=f1_scores(preds, targets))
     if probs is not None: cols['average_precision'] = average_precision(probs, targets)
     cols |= dict(support=tp + fn, predicted=tp + fp)
     return pd.DataFrame(cols, index=pd.Index(class_names(labels, len(tp)), name='class'))
@@ -166,27 +187,13 @@ def plot_class_table(table: pd.DataFrame,  # from `class_table`, with or without
     return ax
 
 # %% ../nbs/45_metrics.ipynb #cfbc7037
-def bootstrap_f1(preds,               # bool, images × classes
-                 targets,             # bool, images × classes
-                 groups=None,         # group of each image (antibody, plate): groups are drawn whole; None: images are drawn
-                 n_draws: int = 500,  # draws; 500 settle a 95 % interval to about a tenth of its width
-                 seed: int = 0,       # the same seed gives the same draws to every model scored on these images
-                ) -> np.ndarray:      # F1, draws × classes; NaN where a draw holds no image of the class
-    "F1 of each class in sets drawn with replacement from these images."
-    p, t = check_labels(preds, 'preds'), check_labels(targets)
-    tp, both = (p & t).astype(np.float32), p.astype(np.float32) + t
-    codes = np.arange(len(t)) if groups is None else pd.factorize(np.asarray(groups))[0]
-    if len(codes) != len(t): raise MetricError(f"groups names {len(codes)} images but there are {len(t)}")
-    if groups is not None: tp, both, t = (_sum_by(codes, x) for x in (tp, both, t))
-    hits, size, seen = _resample([tp, both, t.astype(np.float32)], n_draws, seed)
-    return np.where(seen > 0, 2*hits / np.maximum(size, 1), np.nan)
-
-# %% ../nbs/45_metrics.ipynb #8996a99a
 def _sum_by(codes, x):
+    "Sums of the rows of each group."
     out = np.zeros((codes.max() + 1, x.shape[1]), np.float32)
     np.add.at(out, codes, x)
     return out
 
+# %% ../nbs/45_metrics.ipynb #3e30c5b5
 def _resample(parts, n_draws, seed, block=64):
     "Sums of each array in `parts` over rows drawn with replacement, draws × columns."
     rng, n, out = np.random.default_rng(seed), len(parts[0]), [[] for _ in parts]
@@ -195,6 +202,23 @@ def _resample(parts, n_draws, seed, block=64):
         weights = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(k)]).astype(np.float32)
         for o, x in zip(out, parts): o.append(weights @ x)
     return [np.concatenate(o) for o in out]
+
+# %% ../nbs/45_metrics.ipynb #aa41ea9c
+def bootstrap_f1(preds,               # bool, images × classes
+                 targets,             # bool, images × classes
+                 groups=None,         # group of each image (antibody, plate): groups are drawn whole; None: images are drawn
+                 n_draws: int = 500,  # draws; 500 settle a 95 % interval to about a tenth of its width
+                 seed: int = 0,       # the same seed gives the same draws to every model scored on these images
+                ) -> np.ndarray:      # F1, draws × classes; NaN where a draw holds no image of the class
+    "F1 of each class in sets drawn with replacement from these images."
+    p, t = check_labels(preds, 'preds'), check_labels(targets)
+    parts = [(p & t).astype(np.float32), p.astype(np.float32) + t, t.astype(np.float32)]
+    if groups is not None:
+        codes = pd.factorize(np.asarray(groups))[0]
+        if len(codes) != len(t): raise MetricError(f"groups names {len(codes)} images but there are {len(t)}")
+        parts = [_sum_by(codes, x) for x in parts]
+    hits, size, seen = _resample(parts, n_draws, seed)
+    return np.where(seen > 0, 2*hits / np.maximum(size, 1), np.nan)
 
 # %% ../nbs/45_metrics.ipynb #01bda2aa
 def f1_interval(preds,                # bool, images × classes
