@@ -735,6 +735,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hpa_fastai.labels._check_classes': ('labels.html#_check_classes', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels._check_ids': ('labels.html#_check_ids', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels._check_targets': ('labels.html#_check_targets', 'hpa_fastai/labels.py'),
+                                   'hpa_fastai.labels._column_hint': ('labels.html#_column_hint', 'hpa_fastai/labels.py'),
+                                   'hpa_fastai.labels._contradictions': ('labels.html#_contradictions', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels._decode': ('labels.html#_decode', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels._find_columns': ('labels.html#_find_columns', 'hpa_fastai/labels.py'),
                                    'hpa_fastai.labels._fit_row': ('labels.html#_fit_row', 'hpa_fastai/labels.py'),

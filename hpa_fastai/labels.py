@@ -22,6 +22,15 @@ class HPAError(ValueError):
 class LabelError(HPAError):
     "A label, label table or label set that cannot be used as it is."
 
+# %% ../nbs/00_labels.ipynb #b1fa301f
+def _check_classes(name, classes):
+    "Class names have to be distinct and not empty, or names could not be turned into numbers."
+    folded = [str(c).strip().casefold() for c in classes]
+    if not folded: raise LabelError(f'label set {name!r} has no classes: give at least one name')
+    if '' in folded: raise LabelError(f'label set {name!r}: class {folded.index("")} has an empty name; give every class a name')
+    twice = [c for i,c in enumerate(classes) if folded[i] in folded[:i]]
+    if twice: raise LabelError(f'label set {name!r}: {twice[0]!r} is listed twice; give every class its own name')
+
 # %% ../nbs/00_labels.ipynb #d6f07318
 @dataclass(frozen=True)
 class LabelSet:
@@ -45,15 +54,6 @@ class LabelSet:
 
     def __len__(self): return len(self.classes)
     def __repr__(self): return f'LabelSet({self.name!r}, {len(self)} classes)'
-
-# %% ../nbs/00_labels.ipynb #b1fa301f
-def _check_classes(name, classes):
-    "Class names have to be distinct and not empty, or names could not be turned into numbers."
-    folded = [str(c).strip().casefold() for c in classes]
-    if not folded: raise LabelError(f'label set {name!r} has no classes: give at least one name')
-    if '' in folded: raise LabelError(f'label set {name!r}: class {folded.index("")} has an empty name; give every class a name')
-    twice = [c for i,c in enumerate(classes) if folded[i] in folded[:i]]
-    if twice: raise LabelError(f'label set {name!r}: {twice[0]!r} is listed twice; give every class its own name')
 
 # %% ../nbs/00_labels.ipynb #134e3a16
 HPA28 = LabelSet('hpa28', (
@@ -109,14 +109,6 @@ def _tokens(self:LabelSet, cell):
     sep = self.sep if self.sep.strip() else ('|' if '|' in cell else ';' if ';' in cell else None if re.match(r'[\s\d+-]', cell) else '|')
     return [t for t in cell.split(sep) if t.strip()]
 
-# %% ../nbs/00_labels.ipynb #82069b68
-@patch
-def parse(self:LabelSet,
-    cell, # a csv cell (`'16 0'`), a class number or name, or a list of either; NaN and blank mean no label
-) -> list[int]: # class numbers in the order they stand, each once
-    "The class numbers in a cell."
-    return self._parse(cell, {})
-
 # %% ../nbs/00_labels.ipynb #f8deaa67
 @patch
 def _parse(self:LabelSet, cell, known):
@@ -126,6 +118,14 @@ def _parse(self:LabelSet, cell, known):
         if t not in known: known[t] = self._number(t)
         out.append(known[t])
     return list(dict.fromkeys(out))
+
+# %% ../nbs/00_labels.ipynb #82069b68
+@patch
+def parse(self:LabelSet,
+    cell, # a csv cell (`'16 0'`), a class number or name, or a list of either; NaN and blank mean no label
+) -> list[int]: # class numbers in the order they stand, each once
+    "The class numbers in a cell."
+    return self._parse(cell, {})
 
 # %% ../nbs/00_labels.ipynb #4a2aab51
 @patch
@@ -201,18 +201,41 @@ def submission(self:LabelSet,
 # %% ../nbs/00_labels.ipynb #073912f7
 _builtin = {ls.name: ls for ls in (HPA28, HPA19, ZTG10)}
 
-# %% ../nbs/00_labels.ipynb #c71630d1
-def get_labels(
-    labels, # 'hpa28', 'hpa19', 'ztg10', the path of a csv of class names, a list of names, or a `LabelSet`
-    **settings, # fields of `LabelSet` to set otherwise, e.g. `sep='|'` or `id_col='image'`
-) -> LabelSet:
-    "The label set that is meant."
-    if isinstance(labels, (list, tuple)): labels = LabelSet('custom', labels)
-    if isinstance(labels, (str, Path)):
-        ls = _builtin.get(str(labels).lower().replace('_', '').replace('-', ''))
-        labels = ls or _labels_from_csv(Path(labels))
-    if not isinstance(labels, LabelSet): raise LabelError(f'labels must be a name, a path, a list of names or a LabelSet, got {type(labels).__name__}')
-    return replace(labels, **settings) if settings else labels
+# %% ../nbs/00_labels.ipynb #e5471672
+def _decode(raw):
+    "Text of a file in UTF-8, with or without a byte order mark, or else in the Windows encoding."
+    try: return raw.decode('utf-8-sig')
+    except UnicodeDecodeError: return raw.decode('cp1252', errors='replace')
+
+# %% ../nbs/00_labels.ipynb #42088f79
+def _fit_row(path, line, row, header):
+    "A row as long as the header; blanks may be added or dropped, a value may not."
+    extra = [c for c in row[len(header):] if c.strip()]
+    if extra: raise LabelError(f'{Path(path).name} row {line}: {len(row)} values for {len(header)} columns; is {extra[0]!r} part of a label? Put labels with a comma in quotes')
+    return row[:len(header)] + ['']*(len(header)-len(row))
+
+# %% ../nbs/00_labels.ipynb #6368da22
+def _read_rows(path):
+    "Header and `(line, cells)` of a csv of any usual encoding and delimiter, each row as long as the header."
+    raw = Path(path).read_bytes()
+    text = raw.decode('utf-16') if raw[:2] in (b'\xff\xfe', b'\xfe\xff') else _decode(raw)
+    first = next((l for l in text.splitlines() if l.strip()), None)
+    if first is None: raise LabelError(f'{Path(path).name} is empty: it needs a header line and one row an image')
+    delimiter = max(',;\t', key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter)
+    rows = [(reader.line_num, r) for r in reader if any(c.strip() for c in r)]
+    header = [c.strip() for c in rows[0][1]]
+    return header, [(n, r if len(r)==len(header) else _fit_row(path, n, r, header)) for n,r in rows[1:]]
+
+# %% ../nbs/00_labels.ipynb #bf33b691
+def _in_order(path, names, numbers):
+    "Names put in the order of the numbers beside them, which have to be 0, 1, 2, …"
+    for line,n in numbers:
+        if not n.strip().isdigit(): raise LabelError(f'{path.name} row {line}: {n!r} is not a class number; number the classes 0, 1, 2, …')
+    order = [int(n) for _,n in numbers]
+    if sorted(order)!=list(range(len(names))):
+        raise LabelError(f'{path.name}: class numbers are {sorted(order)}; number the {len(names)} classes 0..{len(names)-1}, each once')
+    return [name for _,name in sorted(zip(order, names))]
 
 # %% ../nbs/00_labels.ipynb #db08c2e0
 def _labels_from_csv(path):
@@ -230,41 +253,18 @@ def _labels_from_csv(path):
     if number is not None: names = _in_order(path, names, [(line, r[number]) for line,r in rows])
     return LabelSet(path.stem, tuple(names))
 
-# %% ../nbs/00_labels.ipynb #bf33b691
-def _in_order(path, names, numbers):
-    "Names put in the order of the numbers beside them, which have to be 0, 1, 2, …"
-    for line,n in numbers:
-        if not n.strip().isdigit(): raise LabelError(f'{path.name} row {line}: {n!r} is not a class number; number the classes 0, 1, 2, …')
-    order = [int(n) for _,n in numbers]
-    if sorted(order)!=list(range(len(names))):
-        raise LabelError(f'{path.name}: class numbers are {sorted(order)}; number the {len(names)} classes 0..{len(names)-1}, each once')
-    return [name for _,name in sorted(zip(order, names))]
-
-# %% ../nbs/00_labels.ipynb #6368da22
-def _read_rows(path):
-    "Header and `(line, cells)` of a csv of any usual encoding and delimiter, each row as long as the header."
-    raw = Path(path).read_bytes()
-    text = raw.decode('utf-16') if raw[:2] in (b'\xff\xfe', b'\xfe\xff') else _decode(raw)
-    first = next((l for l in text.splitlines() if l.strip()), None)
-    if first is None: raise LabelError(f'{Path(path).name} is empty: it needs a header line and one row an image')
-    delimiter = max(',;\t', key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter)
-    rows = [(reader.line_num, r) for r in reader if any(c.strip() for c in r)]
-    header = [c.strip() for c in rows[0][1]]
-    return header, [(n, r if len(r)==len(header) else _fit_row(path, n, r, header)) for n,r in rows[1:]]
-
-# %% ../nbs/00_labels.ipynb #e5471672
-def _decode(raw):
-    "Text of a file in UTF-8, with or without a byte order mark, or else in the Windows encoding."
-    try: return raw.decode('utf-8-sig')
-    except UnicodeDecodeError: return raw.decode('cp1252', errors='replace')
-
-# %% ../nbs/00_labels.ipynb #42088f79
-def _fit_row(path, line, row, header):
-    "A row as long as the header; blanks may be added or dropped, a value may not."
-    extra = [c for c in row[len(header):] if c.strip()]
-    if extra: raise LabelError(f'{Path(path).name} row {line}: {len(row)} values for {len(header)} columns; is {extra[0]!r} part of a label? Put labels with a comma in quotes')
-    return row[:len(header)] + ['']*(len(header)-len(row))
+# %% ../nbs/00_labels.ipynb #c71630d1
+def get_labels(
+    labels, # 'hpa28', 'hpa19', 'ztg10', the path of a csv of class names, a list of names, or a `LabelSet`
+    **settings, # fields of `LabelSet` to set otherwise, e.g. `sep='|'` or `id_col='image'`
+) -> LabelSet:
+    "The label set that is meant."
+    if isinstance(labels, (list, tuple)): labels = LabelSet('custom', labels)
+    if isinstance(labels, (str, Path)):
+        ls = _builtin.get(str(labels).lower().replace('_', '').replace('-', ''))
+        labels = ls or _labels_from_csv(Path(labels))
+    if not isinstance(labels, LabelSet): raise LabelError(f'labels must be a name, a path, a list of names or a LabelSet, got {type(labels).__name__}')
+    return replace(labels, **settings) if settings else labels
 
 # %% ../nbs/00_labels.ipynb #41eda345
 _became = {**dict.fromkeys(('Peroxisomes', 'Endosomes', 'Lysosomes', 'Lipid droplets', 'Cytoplasmic bodies'), 'Vesicles and punctate cytosolic patterns'),
@@ -294,22 +294,6 @@ def convert(self:LabelSet,
     for i,j in self.successors(to).items(): out[:,j] = np.maximum(out[:,j], values[:,i])
     return out
 
-# %% ../nbs/00_labels.ipynb #ea3c23b9
-def read_labels(
-    csv, # path of a csv, or a DataFrame that is already loaded
-    labels=HPA28, # anything `get_labels` takes
-    allow_empty:bool=False, # keep images with no label; off, because a blank cell is far more often an accident
-) -> pd.DataFrame: # Id, Target in the set's own format, then every other column of the csv
-    "The table of a csv, checked: one row an image, in the order of the file."
-    ls = get_labels(labels)
-    where, lines, table = _load(csv)
-    idc, tgt = _find_columns(where, table, ls)
-    ids = _check_ids(where, lines, table[idc])
-    target = _check_targets(where, lines, ids, table[tgt], ls, allow_empty)
-    rest = {c: _tidy(table[c]) for c in table.columns if c not in (idc, tgt) and not re.fullmatch(r'(Unnamed: ?\d+)?', str(c))}
-    df = pd.DataFrame({'Id': ids, 'Target': target, **rest})
-    return _merge_duplicates(where, df, ls)
-
 # %% ../nbs/00_labels.ipynb #c04cbf33
 def _load(csv):
     "Name of the table for messages, the line of each row, and the table as text."
@@ -323,7 +307,13 @@ def _load(csv):
     if twice: raise LabelError(f'{path.name} has two columns called {twice[0]!r}; rename one')
     return path.name, np.array([n for n,_ in rows]), pd.DataFrame(dict(zip(header, map(list, cols))), dtype=object)
 
-# %% ../nbs/00_labels.ipynb #07f4ca0b
+# %% ../nbs/00_labels.ipynb #56208f2d
+def _column_hint(table):
+    "The public set whose columns a table has, as the end of a message."
+    fits = [o.name for o in _builtin.values() if o.id_col in table and o.label_col in table]
+    return f"; the columns are those of {fits[0]}: pass labels='{fits[0]}'" if fits else ''
+
+# %% ../nbs/00_labels.ipynb #049fdef8
 def _find_columns(where, table, ls):
     "The columns of Ids and labels: those of the set, or `Id` and `Target`."
     if table.empty: raise LabelError(f'{where} has no rows: it needs one row an image')
@@ -331,10 +321,7 @@ def _find_columns(where, table, ls):
     found = [next((have[n.casefold()] for n in names if n.casefold() in have), None)
              for names in ((ls.id_col, 'Id'), (ls.label_col, ls.pred_col, 'Target', 'Predicted'))]
     for col,want in zip(found, (ls.id_col, ls.label_col)):
-        if col is None:
-            fits = [o.name for o in _builtin.values() if o.id_col in table and o.label_col in table]
-            hint = f"; the columns are those of {fits[0]}: pass labels='{fits[0]}'" if fits else ''
-            raise LabelError(f'{where} has no column {want!r} (columns are {", ".join(map(str, table.columns))}){hint}')
+        if col is None: raise LabelError(f'{where} has no column {want!r} (columns are {", ".join(map(str, table.columns))}){_column_hint(table)}')
     return found
 
 # %% ../nbs/00_labels.ipynb #b0dd8f96
@@ -374,17 +361,37 @@ def _tidy(col):
     try: return pd.to_numeric(text)
     except (ValueError, TypeError): return text
 
-# %% ../nbs/00_labels.ipynb #cc6a3ed5
+# %% ../nbs/00_labels.ipynb #3d6462df
+def _contradictions(df, again, ls):
+    "The Ids that stand several times (`again`) with different labels."
+    sets = [frozenset(ls.parse(t)) for t in df.Target[again]]
+    differ = pd.Series(sets).groupby(df.Id[again].to_numpy(), sort=False).agg(lambda s: len(set(s))>1)
+    return list(differ.index[differ])
+
+# %% ../nbs/00_labels.ipynb #9c31eb3b
 def _merge_duplicates(where, df, ls):
     "One row an Id: repeats that agree are merged with a note, repeats that do not are an error."
     again = df.Id.duplicated(keep=False)
     if not again.any(): return df
-    sets = [frozenset(ls.parse(t)) for t in df.Target[again]]
-    differ = pd.Series(sets).groupby(df.Id[again].to_numpy(), sort=False).agg(lambda s: len(set(s))>1)
-    bad = list(differ.index[differ])
-    if bad:
+    if bad:=_contradictions(df, again, ls):
         some = ', '.join(f'{i} ({" and ".join(map(repr, df.Target[df.Id==i]))})' for i in bad[:5])
         raise LabelError(f'{where}: {len(bad)} Ids occur more than once with different labels: {some}{", …" if len(bad)>5 else ""}; keep one row an image')
     out = df.drop_duplicates('Id', ignore_index=True)
-    warnings.warn(f'{where}: {len(df)-len(out)} repeated rows of {len(differ)} Ids with the same labels were merged', stacklevel=3)
+    warnings.warn(f'{where}: {len(df)-len(out)} repeated rows of {df.Id[again].nunique()} Ids with the same labels were merged', stacklevel=3)
     return out
+
+# %% ../nbs/00_labels.ipynb #ea3c23b9
+def read_labels(
+    csv, # path of a csv, or a DataFrame that is already loaded
+    labels=HPA28, # anything `get_labels` takes
+    allow_empty:bool=False, # keep images with no label; off, because a blank cell is far more often an accident
+) -> pd.DataFrame: # Id, Target in the set's own format, then every other column of the csv
+    "The table of a csv, checked: one row an image, in the order of the file."
+    ls = get_labels(labels)
+    where, lines, table = _load(csv)
+    idc, tgt = _find_columns(where, table, ls)
+    ids = _check_ids(where, lines, table[idc])
+    target = _check_targets(where, lines, ids, table[tgt], ls, allow_empty)
+    rest = {c: _tidy(table[c]) for c in table.columns if c not in (idc, tgt) and not re.fullmatch(r'(Unnamed: ?\d+)?', str(c))}
+    df = pd.DataFrame({'Id': ids, 'Target': target, **rest})
+    return _merge_duplicates(where, df, ls)
