@@ -30,14 +30,20 @@ from .results import *
 # %% ../nbs/75_inference.ipynb #d636a974
 _all_ = ['check_out', 'check_writable', 'read_predictions', 'write_submission'] # one import for all that a user does with predictions
 
-# %% ../nbs/75_inference.ipynb #4385e5f8
+# %% ../nbs/75_inference.ipynb #2f28c089
 FLUSH = 5.  # seconds that a finished picture waits for others at most: results are on disk well within ten
 
+def _row(table, i):
+    "What a reader needs to know about a field of view"
+    return {c: table[c].iat[i] for c in ('Id', 'layout', *CHANNELS)}
+
+# %% ../nbs/75_inference.ipynb #e0085322
 def _read_all(row, readers):
     "What each reader makes of a field of view; or the error in its place"
     try: return {r: torch.from_numpy(r.array(row)) for r in readers}
     except HPAError as e: return ' '.join(str(e).split())
 
+# %% ../nbs/75_inference.ipynb #9078f355
 def read_ahead(
     table: pd.DataFrame,  # of `find_images`
     todo,  # numbers of the rows to read, in order
@@ -59,8 +65,6 @@ def read_ahead(
                 for j in islice(todo, 1): start(j)
                 yield i, future.result()
         finally: pool.shutdown(wait=False, cancel_futures=True)
-
-def _row(table, i): return {c: table[c].iat[i] for c in ('Id', 'layout', *CHANNELS)}
 
 # %% ../nbs/75_inference.ipynb #6e9db6cf
 def _batches(stream, bs):
@@ -100,6 +104,7 @@ def _symmetries(x):
         yield turned
         yield turned.flip(3)
 
+# %% ../nbs/75_inference.ipynb #d3555295
 def _run(bundle, x, tta, half):
     "Probabilities and embeddings of a batch by one model"
     runs = [bundle.run(o, half) for o in (_symmetries(x) if tta else [x])]
@@ -115,12 +120,13 @@ def _flags(bundle, thresholds, imgs, probs, embs, locations):
            'uncertain': doubt.any(1)&~(locations&~doubt).any(1), 'no-location': ~locations.any(1)}
     return [' '.join(f for f in FLAGS if f in odd and odd[f][k]) for k in range(len(x))]
 
-# %% ../nbs/75_inference.ipynb #efce769c
+# %% ../nbs/75_inference.ipynb #dcdfec24
 def _members(model):
     "The models of a folder of folds, or the one model"
     if isinstance(model, Bundle) or (Path(model)/'config.json').is_file(): return [model]
     return sorted(f.parent for f in Path(model).glob('fold*/config.json')) or [model]
 
+# %% ../nbs/75_inference.ipynb #e28883a6
 def _load_models(model, device):
     "One or several bundles that know the same classes"
     paths = [o for m in ([model] if isinstance(model, (str, Path, Bundle)) else model) for o in _members(m)]
@@ -130,6 +136,7 @@ def _load_models(model, device):
     if odd is not None: raise HPAError(f'{odd}: its classes are not those of {paths[0]}; an ensemble needs models of one label set')
     return bundles
 
+# %% ../nbs/75_inference.ipynb #ee104015
 def find_device(
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
 ) -> torch.device:
@@ -138,14 +145,26 @@ def find_device(
     try: return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as e: raise HPAError(f'device {device!r} can\'t be used here: {str(e).splitlines()[0]}') from None
 
+# %% ../nbs/75_inference.ipynb #675cddcc
 def _is_half(precision, device):
     "Whether to compute in half precision"
     if precision not in ('auto', 'half', 'full'): raise HPAError(f'precision {precision!r} is not one of auto, half, full')
     return precision=='half' or (precision=='auto' and device.type=='cuda')
 
-# %% ../nbs/75_inference.ipynb #dcdfec24
-def _is_pixels(o): return hasattr(o, '__array__') and not isinstance(o, (pd.DataFrame, pd.Series))
+# %% ../nbs/75_inference.ipynb #d29b03fd
+def _is_pixels(o):
+    "Whether it is an array of some kind"
+    return hasattr(o, '__array__') and not isinstance(o, (pd.DataFrame, pd.Series))
 
+# %% ../nbs/75_inference.ipynb #28c4ad3a
+def _in_memory(arrays):
+    "A table of pixels"
+    arrays = [np.asarray(a) for a in arrays]
+    col = np.empty(len(arrays), object)
+    for i,a in enumerate(arrays): col[i] = a
+    return pd.DataFrame(dict(Id=[f'array-{i}' for i in range(len(arrays))], layout='array', **{c: col for c in CHANNELS}))
+
+# %% ../nbs/75_inference.ipynb #59580b94
 def locate(
     source,  # folder, list of files, csv or table of paths, array 4×H×W, or several of them
 ) -> pd.DataFrame:  # Id, layout, red, green, blue, yellow
@@ -154,17 +173,12 @@ def locate(
     if isinstance(source, (list, tuple)) and len(source) and all(map(_is_pixels, source)): table = _in_memory(source)
     elif isinstance(source, pd.DataFrame) and {'Id', 'layout', *CHANNELS}<=set(source): table = source
     else: table = find_images(source)
-    if not len(table): raise HPAError(f'{"the table" if isinstance(source, pd.DataFrame) else source}: no images found; files are expected to be named <Id>_red.png, <Id>_green.png, <Id>_blue.png, <Id>_yellow.png')
+    if not len(table):
+        where = 'the table' if isinstance(source, pd.DataFrame) else source
+        raise HPAError(f'{where}: no images found; files are expected to be named <Id>_red.png, <Id>_green.png, <Id>_blue.png, <Id>_yellow.png')
     return table.assign(Id=check_ids(table.Id)).reset_index(drop=True)
 
-def _in_memory(arrays):
-    "A table of pixels"
-    arrays = [np.asarray(a) for a in arrays]
-    col = np.empty(len(arrays), object)
-    for i,a in enumerate(arrays): col[i] = a
-    return pd.DataFrame(dict(Id=[f'array-{i}' for i in range(len(arrays))], layout='array', **{c: col for c in CHANNELS}))
-
-# %% ../nbs/75_inference.ipynb #e28883a6
+# %% ../nbs/75_inference.ipynb #fbfc0f6a
 class Predictor:
     "Models that stay loaded, for a loop or a service"
     def __init__(self,
@@ -186,26 +200,24 @@ class Predictor:
         self.bs, self.tta, self.at_least_one, self.n_workers = bs, tta, at_least_one, n_workers or default_workers()
         self.n_threads = torch.get_num_threads()
 
-    def __repr__(self): return f'Predictor({len(self.bundles)} models, {len(self.labels)} classes, on {self.where})'
+# %% ../nbs/75_inference.ipynb #929561ab
+@patch(as_prop=True)
+def where(self:Predictor) -> str:
+    "Device and precision, for people"
+    name = f' ({torch.cuda.get_device_name(self.device)})' if self.device.type=='cuda' else ''
+    return f'{self.device}{name}, {"half" if self.half else "full"} precision'
 
-    @property
-    def where(self) -> str:
-        "Device and precision, for people"
-        name = f' ({torch.cuda.get_device_name(self.device)})' if self.device.type=='cuda' else ''
-        return f'{self.device}{name}, {"half" if self.half else "full"} precision'
+# %% ../nbs/75_inference.ipynb #40f77220
+@patch
+def __repr__(self:Predictor): return f'Predictor({len(self.bundles)} models, {len(self.labels)} classes, on {self.where})'
 
-# %% ../nbs/75_inference.ipynb #d9d53040
+# %% ../nbs/75_inference.ipynb #65f59437
 @patch
 def _ahead(self:Predictor, readers):
     "Fields of view that may wait for the network: two batches, in a quarter of a gigabyte at most"
     return max(2*self.n_workers, min(2*self.bs, 2**28//sum(4*(r.size or 2048)**2 for r in readers)))
 
-@patch
-def _lanes(self:Predictor):
-    "Batches computed side by side, and threads for each: four at most on a processor, one on a GPU"
-    n = min(4, self.n_threads) if self.device.type=='cpu' else 1
-    return n, self.n_threads//n, self.n_threads
-
+# %% ../nbs/75_inference.ipynb #cef8b25c
 @patch
 def read(self:Predictor,
     table: pd.DataFrame,  # of `locate`
@@ -221,6 +233,7 @@ def read(self:Predictor,
             if got and known and not isinstance(got[1], str): got[1]['figures'] = {r: f[got[0]] for r,f in known.items()}
             yield got
 
+# %% ../nbs/75_inference.ipynb #be1addca
 @patch
 def inputs(self:Predictor,
     bundle: Bundle,  # one of the models
@@ -242,28 +255,50 @@ def infer(self:Predictor,
 
 # %% ../nbs/75_inference.ipynb #708c98af
 @patch
-def _rows(self:Predictor, ids, group, n):
-    "Rows of the result for a group of one batch, and their embeddings"
+def _places(self:Predictor, group, n):
+    "The row number of the first place of a batch, and what stands at each place: a picture, or None"
     first = group[0][0]//self.bs*self.bs
     places = [None]*min(self.bs, n-first)
     for i,o in group:
         if not isinstance(o, str): places[i-first] = o
-    if not any(places): return [self._failed(ids[i], o) for i,o in group], None
+    return first, places
+
+# %% ../nbs/75_inference.ipynb #bec633f3
+@patch
+def _judge(self:Predictor, places):
+    "What is said of each place: `Predicted`, `Names`, probabilities, flags, no error; and the embeddings"
     probs, embs, n_own = self.infer(places)
-    locations = self.thresholds.predict(probs, self.at_least_one)
-    pred, names, first_model = self.labels.decode(locations), self.labels.to_names(locations), self.bundles[0]
-    own = [o and o[first_model.reader] for o in places]
-    flags = _flags(first_model, self.thresholds, own, probs, embs[:, :n_own], locations)
-    made = lambda i, k: (ids[i], pred[k], '|'.join(names[k]), *probs[k].tolist(), flags[k], '')
-    rows = [self._failed(ids[i], o) if isinstance(o, str) else made(i, i-first) for i,o in group]
+    locations, first = self.thresholds.predict(probs, self.at_least_one), self.bundles[0]
+    flags = _flags(first, self.thresholds, [o and o[first.reader] for o in places], probs, embs[:, :n_own], locations)
+    names = ['|'.join(o) for o in self.labels.to_names(locations)]
+    return [(p, n, *q, f, '') for p,n,q,f in zip(self.labels.decode(locations), names, probs.tolist(), flags)], embs
+
+# %% ../nbs/75_inference.ipynb #b00a7428
+@patch
+def _failed(self:Predictor, id_, why):
+    "The row of a field of view that could not be read"
+    return (id_, '', '', *[float('nan')]*len(self.labels), '', why)
+
+# %% ../nbs/75_inference.ipynb #f7b5f672
+@patch
+def _rows(self:Predictor, ids, group, n):
+    "Rows of the result for a group of one batch, and their embeddings"
+    first, places = self._places(group, n)
+    if not any(places): return [self._failed(ids[i], o) for i,o in group], None
+    said, embs = self._judge(places)
+    rows = [self._failed(ids[i], o) if isinstance(o, str) else (ids[i], *said[i-first]) for i,o in group]
     embs = embs[[i-first for i,_ in group]]
     embs[[isinstance(o, str) for _,o in group]] = np.nan
     return rows, embs
 
+# %% ../nbs/75_inference.ipynb #56a48336
 @patch
-def _failed(self:Predictor, id_, why): return (id_, '', '', *[float('nan')]*len(self.labels), '', why)
+def _lanes(self:Predictor):
+    "Batches computed side by side, and threads for each: four at most on a processor, one on a GPU"
+    n = min(4, self.n_threads) if self.device.type=='cpu' else 1
+    return n, self.n_threads//n, self.n_threads
 
-# %% ../nbs/75_inference.ipynb #201e2ac2
+# %% ../nbs/75_inference.ipynb #1f79e742
 @patch
 def stream(self:Predictor,
     table: pd.DataFrame,  # of `locate`
@@ -272,8 +307,10 @@ def stream(self:Predictor,
     "Predict as it comes, in order"
     ids, n = table.Id.tolist(), len(table)
     stream = self.read(table, todo)
-    with closing(stream), closing(_side_by_side(lambda g: self._rows(ids, g, n), _batches(stream, self.bs), *self._lanes())) as parts: yield from parts
+    groups = _batches(stream, self.bs)
+    with closing(stream), closing(_side_by_side(lambda g: self._rows(ids, g, n), groups, *self._lanes())) as parts: yield from parts
 
+# %% ../nbs/75_inference.ipynb #315dbf86
 @patch
 def __call__(self:Predictor,
     source,  # folder, list of files, csv or table of paths, array 4×H×W, or several of them
@@ -287,7 +324,7 @@ def __call__(self:Predictor,
             bar.update(len(part))
     return pd.DataFrame(rows, columns=result_columns(self.labels))
 
-# %% ../nbs/75_inference.ipynb #f7b5f672
+# %% ../nbs/75_inference.ipynb #9228cf49
 def _digest(bundle):
     "What a model is, in a few letters"
     h = hashlib.sha256(json.dumps({k: v for k,v in bundle.config.items() if k!='sha256'}, sort_keys=True).encode())
@@ -296,15 +333,35 @@ def _digest(bundle):
         h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()[:16]
 
+# %% ../nbs/75_inference.ipynb #9cd6911f
 @patch
 def about(self:Predictor) -> dict:
     "What makes this predictor's results what they are"
     return dict(models=[_digest(b) for b in self.bundles], bs=self.bs, tta=self.tta, at_least_one=self.at_least_one,
                 device=self.device.type, precision='half' if self.half else 'full')
 
-def _about_source(source): return os.path.abspath(source) if isinstance(source, (str, Path)) and not is_url(source) else source if isinstance(source, str) else type(source).__name__
+# %% ../nbs/75_inference.ipynb #3cc07f56
+def _about_source(source):
+    "How a record names what is predicted"
+    if not isinstance(source, (str, Path)): return type(source).__name__
+    return source if is_url(source) else os.path.abspath(source)
 
-# %% ../nbs/75_inference.ipynb #ed8ddbb6
+# %% ../nbs/75_inference.ipynb #d95dab5d
+@patch
+def _left(self:Predictor, journal, table):
+    "Numbers of the rows that are not in the journal yet"
+    done = set(journal.done)
+    gone = done-set(table.Id)
+    if gone: raise ResultError(f'{journal.part} has {len(gone)} fields of view that are not there any more ({", ".join(sorted(gone)[:3])}); begin again with force=True (--force)')
+    return [i for i,o in enumerate(table.Id) if o not in done]
+
+# %% ../nbs/75_inference.ipynb #8b8eb74b
+@patch(as_prop=True)
+def n_features(self:Predictor) -> int:
+    "Length of the embedding"
+    return sum(b.model.n_features for b in self.bundles)
+
+# %% ../nbs/75_inference.ipynb #5021dd9b
 @patch
 def to_file(self:Predictor,
     source,  # folder, list of files, csv or table of paths
@@ -317,29 +374,21 @@ def to_file(self:Predictor,
     table = locate(source)
     about = dict(source=_about_source(source), **self.about(), embeddings=embeddings and str(embeddings))
     with Journal(out, self.labels, about, force, embeddings) as journal:
-        if journal.complete: return journal
-        todo = self._left(journal, table)
-        bar = tqdm(total=len(table), initial=len(journal), unit='FOV', desc=f'predicting on {self.where}', disable=not progress)
-        with bar, closing(self.stream(table, todo)) as parts:
-            for rows, embs in parts:
-                if journal.embeddings and embs is None: embs = np.full((len(rows), self.n_features), np.nan)
-                journal.add(rows, embs)
-                bar.update(len(rows))
-        journal.finish(table.Id.tolist())
+        if not journal.complete: self._fill(journal, table, progress)
     return journal
 
+# %% ../nbs/75_inference.ipynb #9fb0a36b
 @patch
-def _left(self:Predictor, journal, table):
-    "Numbers of the rows that are not in the journal yet"
-    done = set(journal.done)
-    gone = done-set(table.Id)
-    if gone: raise ResultError(f'{journal.part} has {len(gone)} fields of view that are not there any more ({", ".join(sorted(gone)[:3])}); begin again with force=True (--force)')
-    return [i for i,o in enumerate(table.Id) if o not in done]
-
-@patch(as_prop=True)
-def n_features(self:Predictor) -> int:
-    "Length of the embedding"
-    return sum(b.model.n_features for b in self.bundles)
+def _fill(self:Predictor, journal, table, progress):
+    "Predict what a journal lacks, and finish it"
+    todo = self._left(journal, table)
+    bar = tqdm(total=len(table), initial=len(journal), unit='FOV', desc=f'predicting on {self.where}', disable=not progress)
+    with bar, closing(self.stream(table, todo)) as parts:
+        for rows, embs in parts:
+            if journal.embeddings and embs is None: embs = np.full((len(rows), self.n_features), np.nan)
+            journal.add(rows, embs)
+            bar.update(len(rows))
+    journal.finish(table.Id.tolist())
 
 # %% ../nbs/75_inference.ipynb #c56fc928
 def predict(
@@ -362,12 +411,23 @@ def predict(
     predictor = Predictor(model, device, bs, tta, at_least_one, precision, n_workers)
     return read_predictions(predictor.to_file(folder, out, force, embeddings, progress).out) if out else predictor(folder, progress)
 
-# %% ../nbs/75_inference.ipynb #04670404
+# %% ../nbs/75_inference.ipynb #2c4b4a38
 class _Decided:
     "Decisions that were made already, where thresholds are expected"
     def __init__(self, decisions): self.decisions = decisions
     def predict(self, probs): return self.decisions
 
+# %% ../nbs/75_inference.ipynb #04670404
+def _judged(predictions, truth):
+    "Predictions beside the truth, by Id; says how many images have none"
+    ok = predictions[predictions['error'].fillna('')==''].merge(truth[['Id', 'Target']], on='Id')
+    if not len(ok): raise HPAError(f'none of the {len(predictions)} predictions has an Id that the truth knows; the first are {", ".join(predictions.Id[:3])} and {", ".join(truth.Id[:3])}')
+    absent = truth.Id[~truth.Id.isin(ok.Id)]
+    few = f'{", ".join(absent[:3])}{", …" if len(absent)>3 else ""}'
+    if len(absent): warnings.warn(f'{len(absent)} of {len(truth)} images with known labels have no prediction and are left out: {few}')
+    return ok
+
+# %% ../nbs/75_inference.ipynb #0da0df34
 def evaluate_predictions(
     predictions: pd.DataFrame,  # of `predict`
     truth: pd.DataFrame,  # Id and Target, of `read_labels`
@@ -376,8 +436,6 @@ def evaluate_predictions(
 ) -> Evaluation:
     "Compare a table of predictions with the truth"
     labels = get_labels(labels)
-    ok = predictions[predictions['error'].fillna('')==''].merge(truth[['Id', 'Target']], on='Id')
-    if not len(ok): raise HPAError(f'none of the {len(predictions)} predictions has an Id that the truth knows; the first are {", ".join(predictions.Id[:3])} and {", ".join(truth.Id[:3])}')
-    absent = truth.Id[~truth.Id.isin(ok.Id)]
-    if len(absent): warnings.warn(f'{len(absent)} of {len(truth)} images with known labels have no prediction and are left out: {", ".join(absent[:3])}{", …" if len(absent)>3 else ""}')
-    return evaluate(ok[list(labels.classes)].to_numpy(float), labels.encode(ok.Target), _Decided(labels.encode(ok.Predicted)>0), labels=labels, ids=ok.Id.to_numpy(), **kwargs)
+    ok = _judged(predictions, truth)
+    decided = _Decided(labels.encode(ok.Predicted)>0)
+    return evaluate(ok[list(labels.classes)].to_numpy(float), labels.encode(ok.Target), decided, labels=labels, ids=ok.Id.to_numpy(), **kwargs)
