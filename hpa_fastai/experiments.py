@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ExperimentError', 'split_options', 'auto_learner', 'CountImages', 'train_fold', 'Decisions', 'crossfit', 'Folds',
-           'train_folds', 'read_experiments', 'check_experiments', 'plot_experiments', 'compare']
+           'train_folds', 'check_experiments', 'read_experiments', 'plot_experiments', 'compare']
 
 # %% ../nbs/76_experiments.ipynb #6a1b911c
 import difflib, hashlib, inspect, json, re, shutil, time, traceback
@@ -33,6 +33,7 @@ from .bundle import *
 from .bundle import _table_records
 from .saving import *
 from .results import *
+from .results import _differences, _write_whole
 from .inference import *
 from .inference import _Decided
 
@@ -40,10 +41,19 @@ from .inference import _Decided
 class ExperimentError(HPAError):
     "Folds or experiments that can't be run as they are asked for."
 
+# %% ../nbs/76_experiments.ipynb #8c6bdbc3
 _given = {'df', 'images', 'labels', 'valid_pct', 'fold', 'n_folds', 'group', 'seed', 'progress', 'dls', 'self', 'path', 'folder', 'resume', 'model_dir', 'kwargs'}
 
 def _takers(): return [(o, set(inspect.signature(f).parameters)-_given) for o,f in (('fit', Learner.fit_progressive), ('model', hpa_learner), ('data', HPADataLoaders.from_df))]
 
+# %% ../nbs/76_experiments.ipynb #50236e7c
+def _unknown(name, names):
+    "What to say of an option that there isn't"
+    near = difflib.get_close_matches(name, names, 3, .5)
+    help = f'did you mean {" or ".join(near)}?' if near else f'they have {", ".join(sorted(names))}'
+    return f'option {name!r} is none of HPADataLoaders.from_df, hpa_learner and fit_progressive; {help}'
+
+# %% ../nbs/76_experiments.ipynb #30b06eed
 def split_options(
     options: dict,  # name: value
 ) -> dict:  # of three: data, model, fit
@@ -55,10 +65,6 @@ def split_options(
         parts[home][name] = v
     if parts['fit'].get('sizes'): parts['data'].setdefault('size', int(max(L(parts['fit']['sizes']))))
     return parts
-
-def _unknown(name, names):
-    near = difflib.get_close_matches(name, names, 3, .5)
-    return f'option {name!r} is none of HPADataLoaders.from_df, hpa_learner and fit_progressive; ' + (f'did you mean {" or ".join(near)}?' if near else f'they have {", ".join(sorted(names))}')
 
 # %% ../nbs/76_experiments.ipynb #1e3aa596
 def _revive(options):
@@ -82,6 +88,7 @@ def auto_learner(
         if is_first(): print(f'{"Training from scratch" if arch else "Starting with smallresnet, which knows simulated cells"}: {str(e).split(";")[0]}.')
         return make('smallresnet', arch is None)
 
+# %% ../nbs/76_experiments.ipynb #f1261886
 class CountImages(Callback):
     "How many images a second are trained on, without the validation"
     def __init__(self): self.n, self.seconds = 0, 0.
@@ -127,6 +134,7 @@ class Decisions:
     calibration: Calibration|None  # of all
     thresholds: Thresholds  # of all
 
+# %% ../nbs/76_experiments.ipynb #af6520ef
 def crossfit(
     probs: np.ndarray,  # n×C, as the networks give them
     targets: np.ndarray,  # n×C, 0/1
@@ -158,10 +166,18 @@ def _plain(v):
     if isinstance(v, (list, tuple, L)): return [_plain(o) for o in v]
     if v is None or isinstance(v, (str, int, float, bool)): return v
     if isinstance(v, Path): return str(v)
-    return getattr(v, '__qualname__', None) or f'{type(v).__name__}({json.dumps({k: _plain(o) for k,o in vars(v).items() if not k.startswith("_")}) if hasattr(v, "__dict__") else v})'
+    return getattr(v, '__qualname__', None) or _plain_object(v)
 
+# %% ../nbs/76_experiments.ipynb #0915101e
+def _plain_object(v):
+    "An object by its class and its settings"
+    own = json.dumps({k: _plain(o) for k,o in vars(v).items() if not k.startswith('_')}) if hasattr(v, '__dict__') else v
+    return f'{type(v).__name__}({own})'
+
+# %% ../nbs/76_experiments.ipynb #3e7486f9
 def _digest(*lists): return hashlib.sha256(json.dumps([list(map(str, o)) for o in lists]).encode()).hexdigest()[:16]
 
+# %% ../nbs/76_experiments.ipynb #a7189b56
 def _settings(df, images, n_folds, labels, group, seed, options):
     "What makes the models of the folds what they are"
     rows = df.sort_values('Id')
@@ -178,21 +194,24 @@ def _clear(out):
         elif (p/'config.json').is_file() or p.name.endswith('-training'): shutil.rmtree(p)
     for name in ('settings.json', 'predictions.csv', 'classes.csv'): (out/name).unlink(missing_ok=True)
 
+# %% ../nbs/76_experiments.ipynb #39aceb90
 def _begin(out, settings, force):
     "Make the folder, or see whether what is in it belongs to this run"
     record = out/'settings.json'
     if force and out.is_dir(): _clear(out)
     if record.is_file():
-        old = json.loads(record.read_text(encoding='utf-8'))
-        differs = '; '.join(f'{k} was {old.get(k)!r} and is now {settings.get(k)!r}' for k in sorted({*old, *settings}) if old.get(k)!=settings.get(k))
+        differs = _differences(record, settings)
         if differs: raise ExperimentError(f'{out} holds folds that were trained otherwise: {differs}; give another folder, or begin again with force=True (--force)')
     elif out.exists() and (not out.is_dir() or any(out.iterdir())): raise ExperimentError(f'{out} exists and holds no folds; give another name')
     out.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(settings, indent=1), encoding='utf-8')
-
-def _finished(out, fold): return (out/f'fold{fold}'/'config.json').is_file() and (out/f'fold{fold}.csv').is_file()
+    _write_whole(record, json.dumps(settings, indent=1))
 
 # %% ../nbs/76_experiments.ipynb #4425237c
+def _finished(out, fold):
+    "Whether a fold is trained and has predicted"
+    return (out/f'fold{fold}'/'config.json').is_file() and (out/f'fold{fold}.csv').is_file()
+
+# %% ../nbs/76_experiments.ipynb #d7c06729
 @dataclass(frozen=True, repr=False, eq=False)
 class Folds:
     "Models of several folds, and what they say about the images that they never saw"
@@ -203,6 +222,7 @@ class Folds:
 
     def __repr__(self): return f'{len(self.models)} models; out of fold:\n{self.evaluation}'
 
+# %% ../nbs/76_experiments.ipynb #4351e28c
 def _predict_fold(learn, out, fold):
     "Save the model, and what it says about its validation images"
     if 'stopped' in learn.history: raise KeyboardInterrupt('stopped; the same call goes on')
@@ -221,17 +241,29 @@ def _collect(out, folds, df, images):
         raw = pd.concat([raw, Predictor(out/f'fold{folds[0]}')(attach_images(df, images)[lambda o: o.Id.isin(left.Id)])])
     return raw.set_index('Id').loc[df.Id[df.Id.isin(raw.Id)]].reset_index().astype({'fold':'Int64'})
 
+# %% ../nbs/76_experiments.ipynb #da06eeaa
 def _flagged(flags, d):
     "Flags of the networks' own, and those that follow from the decisions"
     unsure = d.doubt.any(1)&~(d.locations&~d.doubt).any(1)
     own = lambda text, **more: ' '.join([f for f in text.split() if f not in more]+[f for f,o in more.items() if o])
     return [own(f, **{'uncertain':u, 'no-location':n}) for f,u,n in zip(flags, unsure, ~d.locations.any(1))]
 
+# %% ../nbs/76_experiments.ipynb #d4bfbbe5
 def _parts(known, groups, labels, seed):
     "Parts of one fold's images, for thresholds that are fitted on the others"
     n = len(known) if groups is None else len(np.unique(groups))
     return stratified_folds(known, min(5, n), groups, labels, seed) if n>1 else np.zeros(len(known), int)
 
+# %% ../nbs/76_experiments.ipynb #349fdbb7
+def _decided(raw, ok, d, labels):
+    "The table of predictions with these decisions"
+    res = raw.copy()
+    res.loc[ok, list(labels.classes)] = d.probs
+    res.loc[ok, 'Predicted'], res.loc[ok, 'Names'] = labels.decode(d.locations), ['|'.join(o) for o in labels.to_names(d.locations)]
+    res.loc[ok, 'flags'] = _flagged(raw['flags'][ok], d)
+    return res
+
+# %% ../nbs/76_experiments.ipynb #05c5f828
 def _pool(raw, df, labels, group, seed, calibration):
     "The table of predictions, decided, and the decisions"
     ok = (raw['error']=='').to_numpy()
@@ -240,10 +272,7 @@ def _pool(raw, df, labels, group, seed, calibration):
     parts = raw.fold[ok].fillna(-1).to_numpy(int)
     if len(np.unique(parts))==1: parts = _parts(known, groups, labels, seed)
     d = crossfit(raw.loc[ok, list(labels.classes)].to_numpy(float), labels.encode(known.Target), parts, groups, calibration=calibration)
-    res = raw.copy()
-    res.loc[ok, list(labels.classes)] = d.probs
-    res.loc[ok, 'Predicted'], res.loc[ok, 'Names'] = labels.decode(d.locations), ['|'.join(o) for o in labels.to_names(d.locations)]
-    res.loc[ok, 'flags'] = _flagged(raw['flags'][ok], d)
+    res = _decided(raw, ok, d, labels)
     e, targets = evaluate_predictions(res, known, labels, groups=groups), labels.encode(known.Target)>0
     return res, d, replace(e, scores={**e.scores, 'calibration_error': calibration_error(d.unseen, targets)}, reliability=_reliability(d.unseen, targets))
 
@@ -252,16 +281,37 @@ def _equip(path, d, evaluation):
     "Give a model the calibration and the thresholds of all folds"
     b = load_bundle(path)
     if json.dumps(b.config['thresholds'])==json.dumps(d.thresholds.to_dict()): return path
-    config = {**b.config, 'thresholds':d.thresholds.to_dict(), 'calibration':d.calibration and d.calibration.to_dict(), 'metrics':_table_records(evaluation.table), 'validation':evaluation.to_dict()}
+    config = {**b.config, 'thresholds':d.thresholds.to_dict(), 'calibration':d.calibration and d.calibration.to_dict(),
+              'metrics':_table_records(evaluation.table), 'validation':evaluation.to_dict()}
     with np.load(path/'sample.npz') as f: sample = torch.from_numpy(f['images'])
     return write_bundle(replace(b, thresholds=d.thresholds, calibration=d.calibration, config=json.loads(json.dumps(config))), path, sample, force=True)
 
+# %% ../nbs/76_experiments.ipynb #1424e444
 def _write_table(df, path):
     "A table of predictions, as `predict` writes it"
     text = {c: df[c].map(escape_cell) for c in ('Id', 'Predicted', 'Names', 'flags', 'error')}
     df.assign(**text).rename(columns=escape_cell).to_csv(path, index=False, float_format='%.6f', lineterminator='\n')
 
-# %% ../nbs/76_experiments.ipynb #0a7184e9
+# %% ../nbs/76_experiments.ipynb #59ffed6f
+def _labelled(df, labels):
+    "A table of labels, given as one or as a csv"
+    return df.assign(Id=df.Id.astype(str)) if isinstance(df, pd.DataFrame) else read_labels(df, labels)
+
+# %% ../nbs/76_experiments.ipynb #f21174c9
+def _which(folds, n_folds):
+    "The numbers of the folds to train"
+    folds = list(range(n_folds) if folds is None else folds)
+    if not folds or not set(folds)<=set(range(n_folds)): raise ExperimentError(f'folds: {folds} are not among the {n_folds} folds (0..{n_folds-1})')
+    return folds
+
+# %% ../nbs/76_experiments.ipynb #a6f45725
+def _write_folds(out, res, d):
+    "Leave the models with all they need, and the tables beside them"
+    for m in res.models: _equip(m, d, res.evaluation)
+    _write_table(res.predictions, out/'predictions.csv')
+    res.evaluation.table.to_csv(out/'classes.csv')
+
+# %% ../nbs/76_experiments.ipynb #9295ad81
 def train_folds(
     df: pd.DataFrame|str|Path,  # Id, Target, and any other columns; or a csv of them
     images,  # folder of images, or table of `find_images`
@@ -278,26 +328,52 @@ def train_folds(
 ) -> Folds:
     "Train a model a fold, and judge them on what they never saw; goes on where an earlier run stopped"
     labels, out, options = get_labels(labels), Path(out), _revive(options)
-    df = df.assign(Id=df.Id.astype(str)) if isinstance(df, pd.DataFrame) else read_labels(df, labels)
+    df = _labelled(df, labels)
     split_options(options)
-    folds = list(range(n_folds) if folds is None else folds)
-    if not folds or not set(folds)<=set(range(n_folds)): raise ExperimentError(f'folds: {folds} are not among the {n_folds} folds (0..{n_folds-1})')
+    folds = _which(folds, n_folds)
     in_turn(lambda: _begin(out, _settings(df, images, n_folds, labels, group, seed, options), force and is_first()))
     for k in folds:
         if agree(_finished(out, k)): continue
         if progress and is_first(): print(f'fold {k} of {n_folds}', flush=True)
         _predict_fold(train_fold(df, images, k, n_folds, labels, group, seed, progress, out/f'fold{k}-training', **options), out, k)
-    raw = _collect(out, folds, df, images)
-    predictions, d, evaluation = _pool(raw, df, labels, group, seed, calibration)
-    models = [out/f'fold{k}' for k in folds]
-    if is_first():
-        for m in models: _equip(m, d, evaluation)
-        _write_table(predictions, out/'predictions.csv')
-        evaluation.table.to_csv(out/'classes.csv')
+    predictions, d, evaluation = _pool(_collect(out, folds, df, images), df, labels, group, seed, calibration)
+    res = Folds([out/f'fold{k}' for k in folds], predictions, evaluation, d.thresholds)
+    if is_first(): _write_folds(out, res, d)
     meet()
-    return Folds(models, predictions, evaluation, d.thresholds)
+    return res
 
 # %% ../nbs/76_experiments.ipynb #4f141e52
+def _rows_of_options(file):
+    "Experiments of a csv, as a list of dicts"
+    import yaml
+    rows = pd.read_csv(file, dtype=str, keep_default_na=False).to_dict('records')
+    return [{k: v if k=='name' else yaml.safe_load(v) for k,v in r.items() if v.strip()} for r in rows]
+
+# %% ../nbs/76_experiments.ipynb #f4dcd94c
+def _by_name(experiments, where):
+    "Options by name, of dicts with a name each"
+    bad = next((i for i,o in enumerate(experiments) if not isinstance(o, dict) or not o.get('name')), None)
+    if bad is not None: raise ExperimentError(f'{where}: number {bad+1} has no name; give each experiment one')
+    names = [str(o['name']) for o in experiments]
+    twice = next((o for o in names if names.count(o)>1), None)
+    if twice: raise ExperimentError(f'{where}: {twice!r} stands there more than once; give each experiment a name of its own')
+    return {n: {k: v for k,v in o.items() if k!='name'} for n,o in zip(names, experiments)}
+
+# %% ../nbs/76_experiments.ipynb #db5acb91
+def check_experiments(
+    experiments,  # options by name, or dicts with a name each
+    where = 'experiments',  # what an error calls them
+) -> dict:  # name: options
+    "Experiments with names of their own and options that there are"
+    if isinstance(experiments, (list, tuple)): experiments = _by_name(experiments, where)
+    if not isinstance(experiments, dict) or not all(isinstance(o or {}, dict) for o in experiments.values()):
+        raise ExperimentError(f'{where}: options by the name of the experiment are expected')
+    for name,o in experiments.items():
+        try: split_options(o or {})
+        except ExperimentError as e: raise ExperimentError(f'{where}, {name}: {e}') from None
+    return {str(n): o or {} for n,o in experiments.items()}
+
+# %% ../nbs/76_experiments.ipynb #a77142f8
 def read_experiments(
     file: str|Path,  # .yaml or .json: options by name; .csv: a row an experiment, with a column `name`, empty cells left out
 ) -> dict:  # name: options
@@ -305,31 +381,9 @@ def read_experiments(
     file = Path(file)
     if not file.is_file(): raise ExperimentError(f'{file}: no such file of experiments')
     import yaml
-    try:
-        if file.suffix=='.csv':
-            rows = pd.read_csv(file, dtype=str, keep_default_na=False).to_dict('records')
-            found = [{k: v if k=='name' else yaml.safe_load(v) for k,v in r.items() if v.strip()} for r in rows]
-        else: found = yaml.safe_load(file.read_text(encoding='utf-8'))
+    try: found = _rows_of_options(file) if file.suffix=='.csv' else yaml.safe_load(file.read_text(encoding='utf-8'))
     except (ValueError, yaml.YAMLError) as e: raise ExperimentError(f'{file}: {" ".join(str(e).split())[:200]}') from None
     return check_experiments(found, file)
-
-def check_experiments(
-    experiments,  # options by name, or dicts with a name each
-    where = 'experiments',  # what an error calls them
-) -> dict:  # name: options
-    "Experiments with names of their own and options that there are"
-    if isinstance(experiments, (list, tuple)):
-        bad = next((i for i,o in enumerate(experiments) if not isinstance(o, dict) or not o.get('name')), None)
-        if bad is not None: raise ExperimentError(f'{where}: number {bad+1} has no name; give each experiment one')
-        names = [str(o['name']) for o in experiments]
-        twice = next((o for o in names if names.count(o)>1), None)
-        if twice: raise ExperimentError(f'{where}: {twice!r} stands there more than once; give each experiment a name of its own')
-        experiments = {n: {k: v for k,v in o.items() if k!='name'} for n,o in zip(names, experiments)}
-    if not isinstance(experiments, dict) or not all(isinstance(o or {}, dict) for o in experiments.values()): raise ExperimentError(f'{where}: options by the name of the experiment are expected')
-    for name,o in experiments.items():
-        try: split_options(o or {})
-        except ExperimentError as e: raise ExperimentError(f'{where}, {name}: {e}') from None
-    return {str(n): o or {} for n,o in experiments.items()}
 
 # %% ../nbs/76_experiments.ipynb #bc747cec
 _columns = ['macro_f1', 'low', 'high', 'mean_ap', 'difference', 'difference_low', 'difference_high', 'minutes', 'parameters', 'images_per_second', 'error']
@@ -342,6 +396,7 @@ def _measure(res):
     return dict(macro_f1=e.macro_f1, low=e.interval[0], high=e.interval[1], mean_ap=e.scores['mean_ap'], minutes=sum(t['minutes'] for t in told),
                 parameters=sum(p.numel() for p in bundles[0].model.parameters())/1e6, images_per_second=float(np.mean([t['images_per_second'] or np.nan for t in told])))
 
+# %% ../nbs/76_experiments.ipynb #7249d189
 def _difference(first, other, df, labels, group):
     "By how much an experiment is better than the first, on the images of both"
     a, b = (o.predictions[o.predictions['error']==''].set_index('Id') for o in (first, other))
@@ -362,6 +417,7 @@ def _span(x, least=.1):
     mid, half = (x.min()+x.max())/2, max(1.2*(x.max()-x.min()), least)/2
     return max(0, mid-half), min(1, mid+half)
 
+# %% ../nbs/76_experiments.ipynb #8b10b350
 def plot_experiments(
     table: pd.DataFrame,  # of `compare`
 ):  # matplotlib figure
@@ -382,7 +438,7 @@ def plot_experiments(
     axs[0].set_ylim(len(table)-.5, -.5)
     return fig
 
-# %% ../nbs/76_experiments.ipynb #23525f00
+# %% ../nbs/76_experiments.ipynb #9b4d06b0
 def _all_experiments(experiments, archs):
     "Networks by their names, and experiments of a file, a dict or a list"
     if isinstance(experiments, (str, Path)): experiments = read_experiments(experiments)
@@ -391,13 +447,18 @@ def _all_experiments(experiments, archs):
     for a in L(archs): source_library(a)
     return check_experiments(both)
 
+# %% ../nbs/76_experiments.ipynb #94055b1a
 def _change(options, own):
     "The options of all, with those of one experiment in their place; one that stands for another replaces it"
     instead = dict(size='sizes', sizes='size', minutes='epochs', epochs='minutes')
     return {**{k: v for k,v in options.items() if not any(instead.get(o)==k and k not in own for o in own)}, **own}
 
-def _folder(name): return re.sub(r'[^\w.=+-]+', '_', name).strip('._') or 'experiment'
+# %% ../nbs/76_experiments.ipynb #c4461ce8
+def _folder(name):
+    "A name as a folder can have it"
+    return re.sub(r'[^\w.=+-]+', '_', name).strip('._') or 'experiment'
 
+# %% ../nbs/76_experiments.ipynb #7be3f96a
 def _show(table, out):
     "Write the table and its picture"
     import matplotlib.pyplot as plt
@@ -417,6 +478,7 @@ def _run(name, run, folder):
         if is_first() and folder.is_dir(): (folder/'error.txt').write_text(traceback.format_exc(), encoding='utf-8')
         return None, dict(error=f'{"" if isinstance(e, HPAError) else type(e).__name__+": "}{" ".join(str(e).split())[:300]}')
 
+# %% ../nbs/76_experiments.ipynb #a486169c
 def compare(
     df: pd.DataFrame|str|Path,  # Id, Target, and any other columns; or a csv of them
     images,  # folder of images, or table of `find_images`
@@ -434,7 +496,7 @@ def compare(
 ) -> pd.DataFrame:  # a row an experiment: macro F1 and its interval, mean AP, difference to the first, minutes, millions of parameters, images a second in training, error
     "Train variants under the same split and budget, and put them side by side; goes on where an earlier run stopped"
     labels, out, experiments = get_labels(labels), Path(out), _all_experiments(experiments, archs)
-    df = df.assign(Id=df.Id.astype(str)) if isinstance(df, pd.DataFrame) else read_labels(df, labels)
+    df = _labelled(df, labels)
     split_options(options)
     rows, first = {}, None
     for i,(name,own) in enumerate(experiments.items()):

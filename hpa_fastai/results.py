@@ -120,13 +120,12 @@ def _changes(old, new):
     return '; '.join(f'{k} was {old.get(k)!r} and is now {new.get(k)!r}' for k in sorted({*old, *new}) if old.get(k)!=new.get(k))
 
 # %% ../nbs/74_results.ipynb #b08b293d
-@patch
-def _differences(self:Journal) -> str:
-    "How the run that the record tells of differs from this one; '' when it does not"
-    if not self.record.is_file(): return 'it has no record'
-    try: old = json.loads(self.record.read_text(encoding='utf-8'))
+def _differences(record, about):
+    "How the run that a record tells of differs from this one; '' when it does not"
+    if not record.is_file(): return 'it has no record'
+    try: old = json.loads(record.read_text(encoding='utf-8'))
     except ValueError: return 'its record is damaged'
-    return _changes(old, self.about) if isinstance(old, dict) else 'its record is damaged'
+    return _changes(old, about) if isinstance(old, dict) else 'its record is damaged'
 
 # %% ../nbs/74_results.ipynb #b965050d
 def _lock(file, path):
@@ -151,7 +150,7 @@ def _open_own(path):
 @patch
 def _begin(self:Journal, force):
     "Go on with the table that is there, or begin one"
-    differs = self._differences()
+    differs = _differences(self.record, self.about)
     if differs: self._make_room(differs, force)
     elif not self.part.exists() and self.out.exists(): return self._finished()
     if not self.record.is_file(): _write_whole(self.record, json.dumps(self.about, indent=1))
