@@ -8,7 +8,7 @@ __all__ = ['Ripening', 'watch']
 # %% ../nbs/77_watch.ipynb #65489dcf
 import os, threading, time, warnings
 from pathlib import Path
-import pandas as pd
+import numpy as np, pandas as pd
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .labels import *
@@ -18,6 +18,19 @@ from .results import *
 from .inference import *
 
 # %% ../nbs/77_watch.ipynb #c78df686
+def _stamp(path):
+    "What changes when a file does"
+    try: st = os.stat(path)
+    except OSError: return None
+    if os.path.isdir(path): return max((f.stat().st_mtime_ns for f in Path(path).rglob('*') if f.is_file()), default=None)
+    return (st.st_size, st.st_mtime_ns) if st.st_size else None
+
+# %% ../nbs/77_watch.ipynb #8d62bbfa
+def _keys(table):
+    "The files of each field of view"
+    return list(table[list(CHANNELS)].itertuples(index=False, name=None))
+
+# %% ../nbs/77_watch.ipynb #27c6bdfb
 class Ripening:
     "Remembers which fields of view have changed, and which are complete and at rest"
     def __init__(self,
@@ -28,27 +41,27 @@ class Ripening:
 
     def __repr__(self): return f'Ripening({len(self.seen)} fields of view)'
 
-def _stamp(path):
-    "What changes when a file does"
-    try: st = os.stat(path)
-    except OSError: return None
-    if os.path.isdir(path): return max((f.stat().st_mtime_ns for f in Path(path).rglob('*') if f.is_file()), default=None)
-    return (st.st_size, st.st_mtime_ns) if st.st_size else None
-
-# %% ../nbs/77_watch.ipynb #ec36159c
+# %% ../nbs/77_watch.ipynb #908c4703
 @patch
-def look(self:Ripening) -> pd.DataFrame:  # as of `find_images`, and 'rest': seconds without a change, 'complete': whether all files are there
-    "The fields of view that are not done with"
+def _find(self:Ripening):
+    "The fields of view in the folder that are not done with"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         table = find_images(self.folder)
-    keys = list(table[list(CHANNELS)].itertuples(index=False, name=None))
-    table, now, stamps = table[[k not in self.gone for k in keys]], time.monotonic(), {k: tuple(p and _stamp(p) for p in k) for k in keys if k not in self.gone}
+    return table[np.array([k not in self.gone for k in _keys(table)], bool)]
+
+# %% ../nbs/77_watch.ipynb #d579c714
+@patch
+def look(self:Ripening) -> pd.DataFrame:  # as of `find_images`, and 'rest': seconds without a change, 'complete': whether all files are there
+    "The fields of view that are not done with"
+    table, now = self._find(), time.monotonic()
+    stamps = {k: tuple(p and _stamp(p) for p in k) for k in _keys(table)}
     for k,s in stamps.items():
         if self.seen.get(k, (None,))[0]!=s: self.seen[k], self.news = (s, now), self.news+1
     whole = lambda k: all(s is not None for c,s in zip(CHANNELS, stamps[k]) if c in self.channels)
     return table.assign(rest=[now-self.seen[k][1] for k in stamps], complete=[whole(k) for k in stamps])
 
+# %% ../nbs/77_watch.ipynb #697c628d
 @patch
 def ready(self:Ripening,
     table: pd.DataFrame,  # of `look`
@@ -56,12 +69,13 @@ def ready(self:Ripening,
     "Those that can be predicted now"
     return table[table.complete & (table.rest>=self.settle)].reset_index(drop=True)
 
+# %% ../nbs/77_watch.ipynb #455e5b69
 @patch
 def tick_off(self:Ripening,
     table: pd.DataFrame,  # those that are done
 ):
     "Don't look at these again"
-    self.gone.update(table[list(CHANNELS)].itertuples(index=False, name=None))
+    self.gone.update(_keys(table))
 
 # %% ../nbs/77_watch.ipynb #2acb8fe3
 @patch
@@ -69,12 +83,12 @@ def to_try(self:Ripening,
     table: pd.DataFrame,  # of `ready`
 ) -> pd.DataFrame:  # with a column 'last': whether an error is final
     "Those that have not been tried as they are; and those that are tried for the last time"
-    keys = list(table[list(CHANNELS)].itertuples(index=False, name=None))
-    last = table.rest>=10*self.settle
+    keys, last = _keys(table), table.rest>=10*self.settle
     new = [self.tried.get(k)!=self.seen[k][0] for k in keys]
     self.tried.update((k, self.seen[k][0]) for k in keys)
     return table.assign(last=last)[last|pd.Series(new, index=table.index, dtype=bool)].reset_index(drop=True)
 
+# %% ../nbs/77_watch.ipynb #d3d05ca8
 @patch
 def step(self:Predictor,
     ripening: Ripening,  # what has been seen so far
@@ -104,13 +118,48 @@ def _wake_ups(folder, poll, stop, every=1.):
         except (FileNotFoundError, OSError, RuntimeError): pass # no notifications here: some network drives, or too many folders
     while not stop.wait(every): yield ()
 
+# %% ../nbs/77_watch.ipynb #3ff8813e
 def _incomplete(table, channels):
     "What each field of view lacks"
     for r in table.to_dict('records'):
         lacks = [c for c in channels if not r[c] or _stamp(r[c]) is None]
         yield r['Id'], f'{r["Id"]}: never completed: ' + (f'no {" and no ".join(lacks)} channel' if lacks else 'its files kept changing or could not be read')
 
-# %% ../nbs/77_watch.ipynb #299c2ac1
+# %% ../nbs/77_watch.ipynb #97a80b25
+def _needed(predictor):
+    "The channels that the models read"
+    return [c for c in CHANNELS if any(c in wanted_channels(r.channels) for r in predictor.readers)]
+
+# %% ../nbs/77_watch.ipynb #ff48e83b
+def _step(predictor, ripening, journal):
+    "One look; a folder that is away for a moment is looked for again"
+    try: return predictor.step(ripening, journal)
+    except ImageError as e:
+        warnings.warn(f'{e}; looking again')
+        return 0
+
+# %% ../nbs/77_watch.ipynb #b492fcdf
+def _looks(predictor, ripening, journal, wake_ups, timeout):
+    "How many rows each look wrote, until nothing new has come for `timeout` seconds"
+    news = time.monotonic()
+    for _ in wake_ups:
+        before = ripening.news
+        n = _step(predictor, ripening, journal)
+        yield n
+        if n or before!=ripening.news: news = time.monotonic()
+        if timeout is not None and time.monotonic()-news>timeout: break
+
+# %% ../nbs/77_watch.ipynb #84f18923
+def _close(journal, ripening, final):
+    "Say what never completed; after a timeout, in the table too"
+    try: left = ripening.look()
+    except ImageError: left = pd.DataFrame(dict(Id=[]))
+    left = left[~left.Id.isin(set(journal.done))]
+    journal.waiting = list(_incomplete(left, ripening.channels))
+    nothing = [float('nan')]*len(journal.labels)
+    if final: journal.add([(i, '', '', *nothing, '', why) for i,why in journal.waiting])
+
+# %% ../nbs/77_watch.ipynb #f8740fc2
 def watch(
     folder: str|Path,  # where images appear, nested to any depth
     predictor: Predictor,  # loaded models
@@ -124,34 +173,12 @@ def watch(
 ) -> Journal:  # .failed: what could not be read; .waiting: what never completed
     "Predict fields of view as they are written, until Ctrl-C or `timeout`"
     if not Path(folder).is_dir(): raise HPAError(f'{folder}: no such folder to watch; make it, or name the folder that the microscope writes to')
-    stop, channels = stop or threading.Event(), [c for c in CHANNELS if any(c in wanted_channels(r.channels) for r in predictor.readers)]
-    ripening, news = Ripening(folder, channels, settle), time.monotonic()
+    stop, ripening = stop or threading.Event(), Ripening(folder, _needed(predictor), settle)
     about = dict(watched=os.path.abspath(folder), **predictor.about())
-    with Journal(out, predictor.labels, about, force, growing=True) as journal, tqdm(initial=len(journal), unit='FOV', desc=f'watching on {predictor.where}', disable=not progress) as bar:
+    told = dict(unit='FOV', desc=f'watching on {predictor.where}', disable=not progress)
+    with Journal(out, predictor.labels, about, force, growing=True) as journal, tqdm(initial=len(journal), **told) as bar:
         try:
-            for _ in _wake_ups(folder, poll, stop, min(1., settle)):
-                before = ripening.news
-                n = _step(predictor, ripening, journal)
-                bar.update(n)
-                if n or before!=ripening.news: news = time.monotonic()
-                if timeout is not None and time.monotonic()-news>timeout: break
+            for n in _looks(predictor, ripening, journal, _wake_ups(folder, poll, stop, min(1., settle)), timeout): bar.update(n)
         except KeyboardInterrupt: stop.set()
-        _close(journal, ripening, channels, final=not stop.is_set())
+        _close(journal, ripening, final=not stop.is_set())
     return journal
-
-# %% ../nbs/77_watch.ipynb #3ff8813e
-def _step(predictor, ripening, journal):
-    "One look; a folder that is away for a moment is looked for again"
-    try: return predictor.step(ripening, journal)
-    except ImageError as e:
-        warnings.warn(f'{e}; looking again')
-        return 0
-
-def _close(journal, ripening, channels, final):
-    "Say what never completed; after a timeout, in the table too"
-    try: left = ripening.look()
-    except ImageError: left = pd.DataFrame(dict(Id=[]))
-    left = left[~left.Id.isin(set(journal.done))]
-    journal.waiting = list(_incomplete(left, channels))
-    nothing = [float('nan')]*len(journal.labels)
-    if final: journal.add([(i, '', '', *nothing, '', why) for i,why in journal.waiting])
