@@ -11,8 +11,7 @@ from pathlib import Path
 from fastcore.xdg import xdg_cache_home
 from .bundle import *
 
-# %% ../nbs/71_hub.ipynb #d8916609
-FILES = ('model.safetensors', 'config.json', 'README.md', 'sample.npz')
+# %% ../nbs/71_hub.ipynb #aa295910
 _repo = re.compile(r'[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*')
 
 def is_hub_name(
@@ -22,23 +21,33 @@ def is_hub_name(
     return isinstance(model, str) and bool(_repo.fullmatch(model)) and not Path(model).exists() and not Path(model).parent.is_dir()
 
 # %% ../nbs/71_hub.ipynb #788147cc
+def _place(name):
+    "Where a model of the Hub is kept on this machine"
+    return xdg_cache_home()/'hpa_fastai'/'models'/name.replace('/', '--')
+
+# %% ../nbs/71_hub.ipynb #d70d67be
 def _hub_error(name, e):
     "What a user needs to know about an error of the Hub"
     from huggingface_hub import errors, constants
-    if isinstance(e, errors.RepositoryNotFoundError): return BundleError(f'{name}: neither a folder here nor a model on {constants.ENDPOINT} that you may see; for a private one log in with `hf auth login`')
+    if isinstance(e, errors.RepositoryNotFoundError):
+        return BundleError(f'{name}: neither a folder here nor a model on {constants.ENDPOINT} that you may see; for a private one log in with `hf auth login`')
     return BundleError(f'{name}: no folder here, and {constants.ENDPOINT} can\'t be reached ({type(e).__name__}); check the network, or give the folder of a model')
+
+# %% ../nbs/71_hub.ipynb #57763ceb
+FILES = ('model.safetensors', 'config.json', 'README.md', 'sample.npz')
 
 def pull_model(
     name: str,  # user/name on the Hub
 ) -> Path:  # folder of the bundle
     "Fetch a model from the Hub, or find it where it was fetched before"
     from huggingface_hub import snapshot_download
-    here = xdg_cache_home()/'hpa_fastai'/'models'/name.replace('/', '--')
+    here = _place(name)
     try: snapshot_download(name, local_dir=here, allow_patterns=list(FILES))
     except Exception as e:
         if not (here/'config.json').is_file(): raise _hub_error(name, e) from None
     return here
 
+# %% ../nbs/71_hub.ipynb #4d4ae47f
 def find_model(
     model: str|Path,  # folder of a bundle, or user/name on the Hub
 ) -> Path:
