@@ -26,7 +26,15 @@ class _Whole(nn.Module):
         logits = self.model(self.preprocess(images))
         return torch.sigmoid(logits.clamp(-14, 14)*self.line[0]+self.line[1] if self.line else logits)
 
-# %% ../nbs/72_onnx.ipynb #5293b759
+# %% ../nbs/72_onnx.ipynb #4e80a7fb
+def _trace(whole, size, file):
+    "Write the graph of a network for pictures of one size"
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')
+        torch.onnx.export(whole, (torch.zeros(2, 4, size, size, dtype=torch.uint8),), str(file), input_names=['images'], output_names=['probs'],
+                          dynamic_axes=dict(images={0: 'n'}, probs={0: 'n'}), dynamo=False)
+
+# %% ../nbs/72_onnx.ipynb #bfdc2fcb
 def export_onnx(
     model: str|Path|Bundle,  # folder of a bundle
     out: str|Path = 'model.onnx',  # file to write
@@ -37,12 +45,8 @@ def export_onnx(
     except ImportError: raise BundleError("ONNX needs one package more: pip install 'hpa_fastai[onnx]'") from None
     out, bundle = Path(out), model if isinstance(model, Bundle) else load_bundle(model)
     if out.exists() and not force: raise BundleError(f'{out} exists; give another name, or overwrite it with force=True')
-    size, tmp = bundle.reader.size or bundle.preprocess.size, out.with_name(out.name+'.tmp')
-    whole, device = _Whole(bundle.to('cpu')).eval(), bundle.device
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter('ignore')
-        torch.onnx.export(whole, (torch.zeros(2, 4, size, size, dtype=torch.uint8),), str(tmp), input_names=['images'], output_names=['probs'],
-                          dynamic_axes=dict(images={0: 'n'}, probs={0: 'n'}), dynamo=False)
+    tmp, device = out.with_name(out.name+'.tmp'), bundle.device
+    _trace(_Whole(bundle.to('cpu')).eval(), bundle.reader.size or bundle.preprocess.size, tmp)
     os.replace(tmp, out)
     bundle.to(device)
     return out
