@@ -28,13 +28,18 @@ def to_bundle(self:Learner) -> Bundle:
     return Bundle.from_learner(self)
 
 # %% ../nbs/73_saving.ipynb #2a0e2839
+def _pixels(dl, bundle, take):
+    "The pictures of some rows of a loader"
+    if getattr(dl, 'cache', None) is not None: x = dl.cache.batch(dl._rows[take])
+    else: x = bundle.pixels([bundle.reader(r) for r in dl.dataset.items.iloc[take].to_dict('records')])
+    return x.as_subclass(torch.Tensor)
+
+# %% ../nbs/73_saving.ipynb #0b4d4e5d
 def _pictures(dl, bundle, most=600, bs=32):
     "Some pictures of a loader as they are read, their embeddings and probabilities, and their rows"
     items = dl.dataset.items
     take = np.sort(np.random.default_rng(0).permutation(len(items))[:most])
-    if getattr(dl, 'cache', None) is not None: x = dl.cache.batch(dl._rows[take])
-    else: x = bundle.pixels([bundle.reader(r) for r in items.iloc[take].to_dict('records')])
-    x = x.as_subclass(torch.Tensor)
+    x = _pixels(dl, bundle, take)
     figures = dl._figures[take].split(bs) if bundle.preprocess.source else cycle([None])
     probs, embs = (np.concatenate(o) for o in zip(*(bundle.run(bundle.inputs(o, f)) for o,f in zip(x.split(bs), figures))))
     return x, embs, probs, items.iloc[take]
@@ -53,6 +58,7 @@ def _sample(dls):
     if not len(valid.dataset): raise BundleError('this learner has no images (it was loaded from a file), and a bundle needs some to test itself with; save the bundle where the model was trained')
     return next(iter(valid.create_batches(iter(range(min(n, len(valid.dataset)))))))[0].as_subclass(torch.Tensor)
 
+# %% ../nbs/73_saving.ipynb #ca828c68
 @patch
 def save_bundle(self:Learner,
     path: str|Path,  # the folder to make
