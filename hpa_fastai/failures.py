@@ -19,6 +19,7 @@ from .evaluation import _decide
 class FailureError(HPAError):
     "Predictions that can't be compared with labels."
 
+# %% ../nbs/81_failures.ipynb #ac4f8829
 def judged(
     predictions: pd.DataFrame,  # of `predict`
     truth: pd.DataFrame,  # Id and Target, of `read_labels`
@@ -33,17 +34,32 @@ def judged(
     return dict(probs=both[list(labels.classes)].to_numpy(float), preds=labels.encode(both.Predicted)>0, targets=labels.encode(both.Target)>0, ids=both.Id.to_numpy(), labels=labels)
 
 # %% ../nbs/81_failures.ipynb #79e6ae6c
+def _nothing(targets, labels):
+    "What is left when there are no images"
+    n = np.shape(targets)[1] if np.ndim(targets)==2 else len(labels)
+    return [np.zeros((0, n), k) for k in (float, bool, bool)] + [list(getattr(labels, 'classes', labels or [])), np.array([], object)]
+
+# %% ../nbs/81_failures.ipynb #280dc74c
 def _checked(probs, preds, targets, labels, ids):
     "Arrays that belong together, with names"
-    if not len(probs): return [np.zeros((0, np.shape(targets)[1] if np.ndim(targets)==2 else len(labels)), k) for k in (float, bool, bool)] + [list(getattr(labels, 'classes', labels or [])), np.array([], object)]
+    if not len(probs): return _nothing(targets, labels)
     p, t = check_probs(probs, targets), check_labels(targets)
     d = check_labels(preds, 'preds') if np.ndim(preds)==2 else _decide(p, .5 if preds is None else preds)
     ids = np.arange(len(p)) if ids is None else np.asarray(ids)
     if d.shape!=p.shape or len(ids)!=len(p): raise FailureError(f'{len(p)} images have probabilities, {len(d)} decisions and {len(ids)} Ids; give one of each an image')
     return p, d, t, class_names(labels, p.shape[1]), ids
 
-def _names(names, rows): return ['|'.join(names[c] for c in np.flatnonzero(r)) for r in rows]
+# %% ../nbs/81_failures.ipynb #47977bf7
+def _names(names, rows):
+    "The names that each row has, with | between them"
+    return ['|'.join(names[c] for c in np.flatnonzero(r)) for r in rows]
 
+# %% ../nbs/81_failures.ipynb #c8edff16
+def _surprise(p, t):
+    "Loss of each image and class"
+    return -np.log(np.where(t, p, 1-p).clip(1e-7))
+
+# %% ../nbs/81_failures.ipynb #ad03e3e1
 def top_losses(
     probs,  # probabilities, images × classes
     targets,  # true labels of the same images, 0/1
@@ -54,11 +70,11 @@ def top_losses(
 ) -> pd.DataFrame:  # Id, loss, right, missed, wrong (names, with | between them), worst (class), probability (of it)
     "The images that surprise the model most, and why"
     p, d, t, names, ids = _checked(probs, preds, targets, labels, ids)
-    loss = -np.log(np.where(t, p, 1-p).clip(1e-7))
+    loss = _surprise(p, t)
     top = np.argsort(-loss.sum(1), kind='stable')[:n]
     worst = loss[top].argmax(1) if len(top) else np.zeros(0, int)
-    return pd.DataFrame(dict(Id=ids[top], loss=loss[top].sum(1), right=_names(names, (d&t)[top]), missed=_names(names, (t&~d)[top]), wrong=_names(names, (d&~t)[top]),
-                             worst=[names[c] for c in worst], probability=p[top, worst]))
+    told = {k: _names(names, rows[top]) for k,rows in dict(right=d&t, missed=t&~d, wrong=d&~t).items()}
+    return pd.DataFrame(dict(Id=ids[top], loss=loss[top].sum(1), **told, worst=[names[c] for c in worst], probability=p[top, worst]))
 
 # %% ../nbs/81_failures.ipynb #68ec49f2
 def find_failures(
@@ -73,19 +89,40 @@ def find_failures(
     return list_mistakes(p, d, t, names, ids)
 
 # %% ../nbs/81_failures.ipynb #143d53b6
+def _say(ax, text, size):
+    "A word in the middle of an empty panel"
+    ax.text(.5, .5, text, ha='center', va='center', fontsize=size, color='#767676', transform=ax.transAxes)
+
+# %% ../nbs/81_failures.ipynb #15d9eec7
+def _show_one(ax, rows, reader):
+    "The picture of a field of view, or that there is none"
+    try:
+        if len(rows): return ax.imshow(composite(reader(rows.iloc[0])))
+    except ImageError: pass
+    ax.imshow(np.ones((2, 2, 3)))
+    _say(ax, 'no picture', 8)
+
+# %% ../nbs/81_failures.ipynb #efb8a622
 def _row_of(axs, found, table, reader, none):
     "As many pictures of failures as there are axes"
     for ax in axs:
         ax.axis('off')
         ax.set_box_aspect(1)
-    if not len(found): axs[0].text(.5, .5, none, ha='center', va='center', fontsize=9, color='#767676', transform=axs[0].transAxes)
+    if not len(found): _say(axs[0], none, 9)
     for ax,(_,r) in zip(axs, found.iterrows()):
-        row = table[table.Id==r.Id]
-        try: ax.imshow(composite(reader(row.iloc[0])) if len(row) else np.ones((2, 2, 3)))
-        except ImageError: row = row[:0]
-        if not len(row): ax.text(.5, .5, 'no picture', ha='center', va='center', fontsize=8, color='#767676', transform=ax.transAxes)
+        _show_one(ax, table[table.Id==r.Id], reader)
         ax.set_title(f'{r.probability:.2f}', fontsize=8, pad=2)
 
+# %% ../nbs/81_failures.ipynb #66115f92
+def _panels(rows, n):
+    "Empty panels for a gallery with n pictures on each side, and its headings"
+    fig, axs = plt.subplots(rows, 2*n+2, figsize=(1.35*(2*n+1.7), 1.55*rows+.3), squeeze=False, layout='constrained', width_ratios=[1.5]+[1]*n+[.2]+[1]*n)
+    for ax in axs[:, [0, n+1]].ravel(): ax.axis('off')
+    for k,text in ((1, 'missed'), (n+2, 'given wrongly')):
+        axs[0][k].annotate(text, (0, 1), (0, 16), xycoords='axes fraction', textcoords='offset points', fontsize=10, weight='bold')
+    return fig, axs
+
+# %% ../nbs/81_failures.ipynb #d7cfd91a
 def show_failures(
     failures: pd.DataFrame,  # of `find_failures`
     table: pd.DataFrame,  # of `find_images`: where the pictures are
@@ -97,13 +134,12 @@ def show_failures(
     "Galleries of what was missed and what was given wrongly, class by class"
     classes = list(failures['class'].value_counts().index[:max_classes]) if classes is None else list(classes)
     if not classes: raise FailureError('there are no failures to show')
-    fig, axs = plt.subplots(len(classes), 2*n+2, figsize=(1.35*(2*n+1.7), 1.55*len(classes)+.3), squeeze=False, layout='constrained', width_ratios=[1.5]+[1]*n+[.2]+[1]*n)
+    fig, axs = _panels(len(classes), n)
     for row,name in zip(axs, classes):
         mine = failures[failures['class']==name]
         row[0].text(1, .5, textwrap.fill(name, 16), ha='right', va='center', fontsize=9, transform=row[0].transAxes)
-        row[0].axis('off'); row[n+1].axis('off')
-        for kind,part,none in (('missed', row[1:n+1], 'none missed'), ('wrong', row[n+2:], 'none wrong')): _row_of(part, mine[mine.kind==kind], table, ImageReader(size=size), none)
-    for k,text in ((1, 'missed'), (n+2, 'given wrongly')): axs[0][k].annotate(text, (0, 1), (0, 16), xycoords='axes fraction', textcoords='offset points', fontsize=10, weight='bold')
+        for kind,part,none in (('missed', row[1:n+1], 'none missed'), ('wrong', row[n+2:], 'none wrong')):
+            _row_of(part, mine[mine.kind==kind], table, ImageReader(size=size), none)
     return fig
 
 # %% ../nbs/81_failures.ipynb #a61fb3f0
@@ -117,6 +153,13 @@ def confident_limits(
     mean = lambda rows: np.where(rows.sum(0)>=least, (p*rows).sum(0)/rows.sum(0).clip(1), np.nan)
     return mean(t), mean(~t)
 
+# %% ../nbs/81_failures.ipynb #dc86a601
+def _suspicious(p, d, t, least):
+    "Which labels the model confidently disagrees with, images × classes"
+    high, low = confident_limits(p, t, least) if len(p) else (np.zeros(p.shape[1]),)*2
+    return np.where(t, ~d & (p<=low), d & (p>=high))
+
+# %% ../nbs/81_failures.ipynb #f2137737
 def label_candidates(
     probs,  # out-of-fold probabilities, images × classes
     targets,  # labels as given, 0/1
@@ -127,7 +170,7 @@ def label_candidates(
 ) -> pd.DataFrame:  # Id, class, suspicion ('missing' or 'wrong' label), probability, trust (in the label as given; 0..1); least trusted first
     "Labels to look at again: the model confidently disagrees with them"
     p, d, t, names, ids = _checked(probs, preds, targets, labels, ids)
-    high, low = confident_limits(p, t, least) if len(p) else (np.zeros(p.shape[1]),)*2
-    i, c = np.nonzero(np.where(t, ~d & (p<=low), d & (p>=high)))
-    res = pd.DataFrame({'Id': ids[i], 'class': [names[k] for k in c], 'suspicion': np.where(t[i, c], 'wrong', 'missing'), 'probability': p[i, c], 'trust': np.where(t[i, c], p[i, c], 1-p[i, c])})
+    i, c = np.nonzero(_suspicious(p, d, t, least))
+    there, prob = t[i, c], p[i, c]
+    res = pd.DataFrame({'Id': ids[i], 'class': [names[k] for k in c], 'suspicion': np.where(there, 'wrong', 'missing'), 'probability': prob, 'trust': np.where(there, prob, 1-prob)})
     return res.sort_values('trust', kind='stable', ignore_index=True)
