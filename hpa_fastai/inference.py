@@ -361,6 +361,19 @@ def n_features(self:Predictor) -> int:
     "Length of the embedding"
     return sum(b.model.n_features for b in self.bundles)
 
+# %% ../nbs/75_inference.ipynb #9fb0a36b
+@patch
+def _fill(self:Predictor, journal, table, progress):
+    "Predict what a journal lacks, and finish it"
+    todo = self._left(journal, table)
+    bar = tqdm(total=len(table), initial=len(journal), unit='FOV', desc=f'predicting on {self.where}', disable=not progress)
+    with bar, closing(self.stream(table, todo)) as parts:
+        for rows, embs in parts:
+            if journal.embeddings and embs is None: embs = np.full((len(rows), self.n_features), np.nan)
+            journal.add(rows, embs)
+            bar.update(len(rows))
+    journal.finish(table.Id.tolist())
+
 # %% ../nbs/75_inference.ipynb #5021dd9b
 @patch
 def to_file(self:Predictor,
@@ -376,19 +389,6 @@ def to_file(self:Predictor,
     with Journal(out, self.labels, about, force, embeddings) as journal:
         if not journal.complete: self._fill(journal, table, progress)
     return journal
-
-# %% ../nbs/75_inference.ipynb #9fb0a36b
-@patch
-def _fill(self:Predictor, journal, table, progress):
-    "Predict what a journal lacks, and finish it"
-    todo = self._left(journal, table)
-    bar = tqdm(total=len(table), initial=len(journal), unit='FOV', desc=f'predicting on {self.where}', disable=not progress)
-    with bar, closing(self.stream(table, todo)) as parts:
-        for rows, embs in parts:
-            if journal.embeddings and embs is None: embs = np.full((len(rows), self.n_features), np.nan)
-            journal.add(rows, embs)
-            bar.update(len(rows))
-    journal.finish(table.Id.tolist())
 
 # %% ../nbs/75_inference.ipynb #c56fc928
 def predict(
