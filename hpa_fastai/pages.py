@@ -20,6 +20,7 @@ from .labels import HPAError
 # %% ../nbs/24_pages.ipynb #9095cdf7
 _ink = '#010203'  # stands for the colour of the page's text
 
+# %% ../nbs/24_pages.ipynb #a99f2364
 def page_ink():
     "Draw figures for a page: no background, lines and letters in the colour of the text"
     inked = ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'axes.titlecolor', 'xtick.color', 'ytick.color')
@@ -27,7 +28,13 @@ def page_ink():
     return plt.rc_context({**dict.fromkeys(inked, _ink), **dict.fromkeys(clear, 'none'), 'axes.linewidth': .8, 'legend.frameon': False,
                            'text.parse_math': False, 'svg.fonttype': 'none', 'svg.hashsalt': 'hpa_fastai', 'figure.max_open_warning': 0})
 
-# %% ../nbs/24_pages.ipynb #a99f2364
+# %% ../nbs/24_pages.ipynb #3dd25a37
+def _embedded(svg):
+    "The drawing in an SVG file, in the colour of the text around it"
+    drawing = re.sub(r'<metadata>.*?</metadata>| xmlns(:\w+)?="[^"]*"', '', svg[svg.index('<svg'):], flags=re.S)
+    return drawing.replace(_ink, 'currentColor')
+
+# %% ../nbs/24_pages.ipynb #a6e5de5a
 def chart(
     figure,  # a matplotlib figure, or axes of one; it is closed
     label: str = '',  # what it shows, for those who can't see it
@@ -36,11 +43,9 @@ def chart(
     figure, out = getattr(figure, 'figure', figure), io.StringIO()
     with page_ink(): figure.savefig(out, format='svg', bbox_inches='tight', pad_inches=.05, metadata={'Date': None})
     plt.close(figure)
-    svg = out.getvalue()
-    svg = re.sub(r'<metadata>.*?</metadata>| xmlns(:\w+)?="[^"]*"', '', svg[svg.index('<svg'):], flags=re.S).replace(_ink, 'currentColor')
-    return Markup('<div class="chart" role="img" aria-label="{}">{}</div>').format(label, Markup(svg))
+    return Markup('<div class="chart" role="img" aria-label="{}">{}</div>').format(label, Markup(_embedded(out.getvalue())))
 
-# %% ../nbs/24_pages.ipynb #38d38c0a
+# %% ../nbs/24_pages.ipynb #57cb1c79
 def data_uri(
     img: np.ndarray,  # H×W×3 uint8
     quality: int = 80,  # of the JPEG
@@ -50,6 +55,7 @@ def data_uri(
     Image.fromarray(np.ascontiguousarray(img)).save(out, 'JPEG', quality=quality)
     return f'data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}'
 
+# %% ../nbs/24_pages.ipynb #38d38c0a
 @dataclass
 class Picture:
     "A picture with words below it"
@@ -57,6 +63,22 @@ class Picture:
     title: str  # mostly the Id
     lines: list = field(default_factory=list)  # of text below the title
     over: np.ndarray|None = None  # H×W×3 uint8: appears when one points at it
+
+# %% ../nbs/24_pages.ipynb #5454687a
+_templates = {}  # name -> text with gaps
+
+# %% ../nbs/24_pages.ipynb #8f1af826
+def _render(template, **values):
+    "A template filled in; everything but `Markup` is escaped"
+    return Markup(Environment(autoescape=True, undefined=StrictUndefined).from_string(_templates[template]).render(**values))
+
+# %% ../nbs/24_pages.ipynb #d3173239
+_templates['gallery'] = '''<div class="gallery">{% if switch %}<label class="switch"><input type="checkbox"> {{ switch }}</label>{% endif %}
+{% for heading, pictures in groups.items() %}<div class="group">{% if heading %}<h3>{{ heading }}</h3>{% endif %}<div class="row">
+{% for p in pictures %}<figure{% if p.over is not none %} tabindex="0"{% endif %}><span class="pic"><img decoding="async" src="{{ uri(p.image) }}" alt="{{ p.title }}">
+{%- if p.over is not none %}<img class="over" decoding="async" src="{{ uri(p.over) }}" alt="">{% endif %}</span>
+<figcaption><b title="{{ p.title }}">{{ p.title }}</b>{% for line in p.lines %}<span>{{ line }}</span>{% endfor %}</figcaption></figure>
+{% endfor %}</div></div>{% endfor %}</div>'''
 
 # %% ../nbs/24_pages.ipynb #176d7898
 def gallery_block(
@@ -66,32 +88,7 @@ def gallery_block(
     "Pictures in rows that fit the width of the page"
     return _render('gallery', groups=groups, switch=switch, uri=data_uri)
 
-# %% ../nbs/24_pages.ipynb #13bdc4dc
-_templates = {'gallery': '''<div class="gallery">{% if switch %}<label class="switch"><input type="checkbox"> {{ switch }}</label>{% endif %}
-{% for heading, pictures in groups.items() %}<div class="group">{% if heading %}<h3>{{ heading }}</h3>{% endif %}<div class="row">
-{% for p in pictures %}<figure{% if p.over is not none %} tabindex="0"{% endif %}><span class="pic"><img decoding="async" src="{{ uri(p.image) }}" alt="{{ p.title }}">
-{%- if p.over is not none %}<img class="over" decoding="async" src="{{ uri(p.over) }}" alt="">{% endif %}</span>
-<figcaption><b title="{{ p.title }}">{{ p.title }}</b>{% for line in p.lines %}<span>{{ line }}</span>{% endfor %}</figcaption></figure>
-{% endfor %}</div></div>{% endfor %}</div>'''}
-
-def _render(template, **values):
-    "A template filled in; everything but `Markup` is escaped"
-    return Markup(Environment(autoescape=True, undefined=StrictUndefined).from_string(_templates[template]).render(**values))
-
-# %% ../nbs/24_pages.ipynb #eafad74b
-def table_block(
-    df: pd.DataFrame,  # texts, numbers, and `Markup`
-    formats: dict|None = None,  # column -> format, as '.3f' or '.0%'
-    bars: tuple = (),  # columns of shares, 0..1, with a bar behind the number
-    most: int = 2000,  # rows that are written
-    search: bool|None = None,  # whether rows can be filtered; None: where there are more than eight
-) -> Markup:
-    "A table that can be sorted and filtered"
-    formats = formats or {}
-    columns = [[_cell(v, formats.get(c, ''), c in bars) for v in df[c].head(most)] for c in df]
-    heads = [(c, any(o[0] is not None for o in col)) for c,col in zip(df, columns)]
-    return _render('table', heads=heads, rows=list(zip(*columns)), search=len(df)>8 if search is None else search, n=len(df), most=most)
-
+# %% ../nbs/24_pages.ipynb #389e5a74
 def _cell(v, fmt, bar):
     "Value to sort by, text, and share of the bar in percent"
     if v is None or v is pd.NA or (isinstance(v, (float, np.floating)) and not np.isfinite(v)): return None, '–', None
@@ -106,34 +103,97 @@ _templates['table'] = '''<div class="table">{% if search %}<div class="filter"><
 {%- if value is not none %} data-v="{{ value }}"{% endif %}{% if bar is not none %} style="--w:{{ bar }}%"{% endif %}>{{ text }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% if n > most %}<p>The first {{ '{:,}'.format(most) }} of {{ '{:,}'.format(n) }} rows.</p>{% endif %}{% if not n %}<p>No rows.</p>{% endif %}</div>'''
 
+# %% ../nbs/24_pages.ipynb #e25b2b66
+def table_block(
+    df: pd.DataFrame,  # texts, numbers, and `Markup`
+    formats: dict|None = None,  # column -> format, as '.3f' or '.0%'
+    bars: tuple = (),  # columns of shares, 0..1, with a bar behind the number
+    most: int = 2000,  # rows that are written
+    search: bool|None = None,  # whether rows can be filtered; None: where there are more than eight
+) -> Markup:
+    "A table that can be sorted and filtered"
+    formats = formats or {}
+    columns = [[_cell(v, formats.get(c, ''), c in bars) for v in df[c].head(most)] for c in df]
+    heads = [(c, any(o[0] is not None for o in col)) for c,col in zip(df, columns)]
+    return _render('table', heads=heads, rows=list(zip(*columns)), search=len(df)>8 if search is None else search, n=len(df), most=most)
+
 # %% ../nbs/24_pages.ipynb #94fb2e39
-_style = '''
-:root{color-scheme:light dark;--bg:#fff;--ink:#1c2128;--soft:#59636f;--line:#dfe3e8;--card:#f5f7f9;--blue:#2563a8;--bar:#cfe0f3;--warn:#b3401c;--warnbg:#fdf1ec}
-@media (prefers-color-scheme:dark){:root{--bg:#14171b;--ink:#e4e7eb;--soft:#9fa9b4;--line:#2e353d;--card:#1c2127;--blue:#78aee8;--bar:#27415f;--warn:#f59468;--warnbg:#33221b}}
-*{box-sizing:border-box} body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-width:1060px;margin:0 auto;padding:1.5em 1em 4em;background:var(--bg);color:var(--ink);overflow-wrap:anywhere}
-h1{font-size:1.6em;line-height:1.2;margin:.3em 0} h2{font-size:1.25em;margin:2.4em 0 .3em;padding-top:1em;border-top:1px solid var(--line)} h3{font-size:.95em;margin:1.2em 0 .4em}
-p{margin:.3em 0 .9em;color:var(--soft);max-width:48em} a{color:var(--blue)} ul{padding-left:1.2em;max-width:52em} code,pre{font-size:.9em;white-space:pre-wrap}
-nav{font-size:.88em;display:flex;flex-wrap:wrap;gap:.15em 1.1em;margin:1em 0}
-dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(155px,1fr));gap:.6em;margin:1.2em 0} dl div{background:var(--card);border-radius:8px;padding:.5em .8em}
+_colours = '''
+:root{color-scheme:light dark;--bg:#fff;--ink:#1c2128;--soft:#59636f;--line:#dfe3e8;--card:#f5f7f9;--blue:#2563a8;--bar:#cfe0f3;--warn:#b3401c;
+--warnbg:#fdf1ec}
+@media (prefers-color-scheme:dark){:root{--bg:#14171b;--ink:#e4e7eb;--soft:#9fa9b4;--line:#2e353d;--card:#1c2127;--blue:#78aee8;--bar:#27415f;
+--warn:#f59468;--warnbg:#33221b}}'''
+
+# %% ../nbs/24_pages.ipynb #cbcb8f61
+_text_rules = '''
+*{box-sizing:border-box}
+body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-width:1060px;margin:0 auto;padding:1.5em 1em 4em;background:var(--bg);
+color:var(--ink);overflow-wrap:anywhere}
+h1{font-size:1.6em;line-height:1.2;margin:.3em 0} h2{font-size:1.25em;margin:2.4em 0 .3em;padding-top:1em;border-top:1px solid var(--line)}
+h3{font-size:.95em;margin:1.2em 0 .4em}
+p{margin:.3em 0 .9em;color:var(--soft);max-width:48em} a{color:var(--blue)} ul{padding-left:1.2em;max-width:52em}
+code,pre{font-size:.9em;white-space:pre-wrap}
+nav{font-size:.88em;display:flex;flex-wrap:wrap;gap:.15em 1.1em;margin:1em 0}'''
+
+# %% ../nbs/24_pages.ipynb #dc56a913
+_box_rules = '''
+dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(155px,1fr));gap:.6em;margin:1.2em 0}
+dl div{background:var(--card);border-radius:8px;padding:.5em .8em}
 dt{font-size:.78em;color:var(--soft)} dd{margin:0;font-weight:600;font-size:1.05em}
-.notes{list-style:none;padding:0;max-width:none} .notes li{background:var(--warnbg);border-left:4px solid var(--warn);border-radius:4px;padding:.5em .9em;margin:.5em 0} .notes.good li{background:var(--card);border-color:var(--blue)}
-.chart{overflow-x:auto;margin:.6em 0} .chart svg{display:block;max-width:100%;height:auto;min-width:min(100%,22em)} .chart svg text{font-family:inherit!important}
-.scroll{overflow:auto;max-height:34em;border:1px solid var(--line);border-radius:6px} table{border-collapse:collapse;font-size:.84em;width:100%;overflow-wrap:normal} th,td{padding:.3em .7em;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
-tr:last-child td{border-bottom:0} td{max-width:28em;overflow-wrap:break-word} td:not(.n){min-width:7em} .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;min-width:0} thead th{position:sticky;top:0;background:var(--card);z-index:1;white-space:nowrap}
-th button{all:unset;cursor:pointer;font-weight:600} th button:focus-visible{outline:2px solid var(--blue)} th button::after{content:"↕";opacity:.35;margin-left:.35em} th[aria-sort=ascending] button::after{content:"↑";opacity:1} th[aria-sort=descending] button::after{content:"↓";opacity:1}
-.bar{background:linear-gradient(90deg,var(--bar) var(--w),transparent 0) no-repeat 4px .25em/calc(100% - 8px) 1.6em;min-width:6em} .filter{display:flex;gap:1em;align-items:center;margin:.5em 0;font-size:.88em;color:var(--soft)} input[type=search]{font:inherit;color:inherit;background:var(--bg);border:1px solid var(--line);border-radius:6px;padding:.3em .6em;width:min(20em,60%)}
-.switch{font-size:.9em;display:inline-block;margin:.3em 0} .row{display:grid;grid-template-columns:repeat(auto-fill,minmax(118px,1fr));gap:.7em} figure{margin:0;min-width:0} .pic{position:relative;display:block;background:#000;border-radius:5px;overflow:hidden;aspect-ratio:1}
-.pic img{display:block;width:100%;height:100%;object-fit:contain} .over{position:absolute;inset:0;opacity:0} figure:hover .over,figure:focus .over,.gallery:has(.switch :checked) .over{opacity:1} figure[tabindex]{cursor:pointer} figure[tabindex]:focus-visible .pic{outline:2px solid var(--blue)}
-figcaption{font-size:.74em;line-height:1.35;margin-top:.25em} figcaption b{display:block;font-weight:600;white-space:nowrap;overflow:hidden;text-overflow:ellipsis} figcaption span{display:block;color:var(--soft)}
-iframe{width:100%;height:620px;border:1px solid var(--line);border-radius:6px;background:var(--bg)} footer{margin-top:3em;font-size:.8em;color:var(--soft)}
-@media (max-width:560px){body{padding:1em .8em 3em} dl{grid-template-columns:1fr 1fr} .chart svg{min-width:28em;max-width:none} .row{grid-template-columns:none;grid-auto-flow:column;grid-auto-columns:34%;overflow-x:auto;padding-bottom:.4em} .scroll{max-height:26em} th,td{padding:.3em .5em}}
+.notes{list-style:none;padding:0;max-width:none}
+.notes li{background:var(--warnbg);border-left:4px solid var(--warn);border-radius:4px;padding:.5em .9em;margin:.5em 0}
+.notes.good li{background:var(--card);border-color:var(--blue)}'''
+
+# %% ../nbs/24_pages.ipynb #ddb2ef6d
+_chart_rules = '''
+.chart{overflow-x:auto;margin:.6em 0} .chart svg{display:block;max-width:100%;height:auto;min-width:min(100%,22em)}
+.chart svg text{font-family:inherit!important}'''
+
+# %% ../nbs/24_pages.ipynb #b33b8bc5
+_table_rules = '''
+.scroll{overflow:auto;max-height:34em;border:1px solid var(--line);border-radius:6px}
+table{border-collapse:collapse;font-size:.84em;width:100%;overflow-wrap:normal}
+th,td{padding:.3em .7em;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
+tr:last-child td{border-bottom:0} td{max-width:28em;overflow-wrap:break-word} td:not(.n){min-width:7em}
+.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;min-width:0}
+thead th{position:sticky;top:0;background:var(--card);z-index:1;white-space:nowrap}
+th button{all:unset;cursor:pointer;font-weight:600} th button:focus-visible{outline:2px solid var(--blue)}
+th button::after{content:"↕";opacity:.35;margin-left:.35em} th[aria-sort=ascending] button::after{content:"↑";opacity:1}
+th[aria-sort=descending] button::after{content:"↓";opacity:1}
+.bar{background:linear-gradient(90deg,var(--bar) var(--w),transparent 0) no-repeat 4px .25em/calc(100% - 8px) 1.6em;min-width:6em}
+.filter{display:flex;gap:1em;align-items:center;margin:.5em 0;font-size:.88em;color:var(--soft)}
+input[type=search]{font:inherit;color:inherit;background:var(--bg);border:1px solid var(--line);border-radius:6px;padding:.3em .6em;
+width:min(20em,60%)}'''
+
+# %% ../nbs/24_pages.ipynb #c49a6f34
+_picture_rules = '''
+.switch{font-size:.9em;display:inline-block;margin:.3em 0} .row{display:grid;grid-template-columns:repeat(auto-fill,minmax(118px,1fr));gap:.7em}
+figure{margin:0;min-width:0} .pic{position:relative;display:block;background:#000;border-radius:5px;overflow:hidden;aspect-ratio:1}
+.pic img{display:block;width:100%;height:100%;object-fit:contain} .over{position:absolute;inset:0;opacity:0}
+figure:hover .over,figure:focus .over,.gallery:has(.switch :checked) .over{opacity:1} figure[tabindex]{cursor:pointer}
+figure[tabindex]:focus-visible .pic{outline:2px solid var(--blue)}
+figcaption{font-size:.74em;line-height:1.35;margin-top:.25em}
+figcaption b{display:block;font-weight:600;white-space:nowrap;overflow:hidden;text-overflow:ellipsis} figcaption span{display:block;color:var(--soft)}
+iframe{width:100%;height:620px;border:1px solid var(--line);border-radius:6px;background:var(--bg)}
+footer{margin-top:3em;font-size:.8em;color:var(--soft)}'''
+
+# %% ../nbs/24_pages.ipynb #234f33ed
+_screen_rules = '''
+@media (max-width:560px){body{padding:1em .8em 3em} dl{grid-template-columns:1fr 1fr} .chart svg{min-width:28em;max-width:none} .row{
+grid-template-columns:none;grid-auto-flow:column;grid-auto-columns:34%;overflow-x:auto;padding-bottom:.4em} .scroll{max-height:26em} th,td{
+padding:.3em .5em}}
 @media print{.scroll{max-height:none;overflow:visible} .filter,nav,.switch{display:none}}'''
 
-# %% ../nbs/24_pages.ipynb #d97f9a0f
-_script = '''for (const box of document.querySelectorAll('.table')) {
+# %% ../nbs/24_pages.ipynb #a60a1967
+_style = _colours+_text_rules+_box_rules+_chart_rules+_table_rules+_picture_rules+_screen_rules
+
+# %% ../nbs/24_pages.ipynb #8a8de441
+_sorting = '''for (const box of document.querySelectorAll('.table')) {
   const body = box.querySelector('tbody'), rows = [...body.rows], heads = [...box.querySelectorAll('th')];
-  const input = box.querySelector('input'), said = box.querySelector('output');
-  const key = (row, i) => { const c = row.cells[i]; return c.dataset.v !== undefined ? +c.dataset.v : c.classList.contains('n') ? NaN : c.textContent.trim().toLowerCase(); };
+  const key = (row, i) => {
+    const c = row.cells[i];
+    return c.dataset.v !== undefined ? +c.dataset.v : c.classList.contains('n') ? NaN : c.textContent.trim().toLowerCase();
+  };
   const order = (a, b) => typeof a === 'string' ? a.localeCompare(b, undefined, {numeric: true}) : a - b;
   const empty = k => k === '' || k === '–' || k !== k;
   heads.forEach((head, i) => head.firstElementChild.addEventListener('click', () => {
@@ -145,6 +205,11 @@ _script = '''for (const box of document.querySelectorAll('.table')) {
     keyed.sort(([a, i], [b, j]) => empty(a) || empty(b) ? empty(a) - empty(b) || i - j : (up ? 1 : -1) * order(a, b) || i - j);
     body.append(...keyed.map(k => k[2]));
   }));
+}'''
+
+# %% ../nbs/24_pages.ipynb #a52c87a5
+_filtering = '''for (const box of document.querySelectorAll('.table')) {
+  const rows = box.querySelectorAll('tbody tr'), input = box.querySelector('input'), said = box.querySelector('output');
   if (input) input.addEventListener('input', () => {
     const words = input.value.toLowerCase().split(/\\s+/).filter(Boolean);
     let n = 0;
@@ -153,7 +218,10 @@ _script = '''for (const box of document.querySelectorAll('.table')) {
   });
 }'''
 
-# %% ../nbs/24_pages.ipynb #cbcb8f61
+# %% ../nbs/24_pages.ipynb #f529befa
+_script = _sorting+'\n'+_filtering
+
+# %% ../nbs/24_pages.ipynb #eb80b9a1
 @dataclass
 class Section:
     "A part of a page"
@@ -161,6 +229,17 @@ class Section:
     text: str = ''  # what to look for
     parts: list = field(default_factory=list)  # figures, and HTML as `Markup`
 
+# %% ../nbs/24_pages.ipynb #8998c544
+def _drawn(section):
+    "A section with its figures drawn"
+    return Section(section.title, section.text, [p if isinstance(p, str) else chart(p, section.title) for p in section.parts])
+
+# %% ../nbs/24_pages.ipynb #e1e82a0b
+def _checksum(script):
+    "What a header calls the one script that may run"
+    return 'sha256-'+base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+# %% ../nbs/24_pages.ipynb #bf65d58a
 _templates['page'] = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><meta name="referrer" content="no-referrer">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{{ hash }}'; base-uri 'none'; form-action 'none'">
@@ -174,7 +253,7 @@ _templates['page'] = '''<!doctype html>
 {% endfor %}<footer>{{ foot }}</footer><script>{{ script }}</script></body></html>
 '''
 
-# %% ../nbs/24_pages.ipynb #4d14fd5a
+# %% ../nbs/24_pages.ipynb #2c23c4a7
 def build_page(
     title: str,  # of the page
     sections,  # of `Section`, in order
@@ -186,12 +265,11 @@ def build_page(
     script: str = '',  # more JavaScript, for parts that bring their own
 ) -> str:
     "A page as HTML that needs no other file"
-    sections = [Section(s.title, s.text, [p if isinstance(p, str) else chart(p, s.title) for p in s.parts]) for s in sections]
     style, script = _style+style, '\n'.join(filter(None, (_script, script)))
-    checksum = 'sha256-'+base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _render('page', title=title, text=text, facts=facts or {}, notes=notes, sections=sections, foot=foot, style=Markup(style), script=Markup(script), hash=checksum)
+    return _render('page', title=title, text=text, facts=facts or {}, notes=notes, sections=[_drawn(s) for s in sections], foot=foot,
+                   style=Markup(style), script=Markup(script), hash=_checksum(script))
 
-# %% ../nbs/24_pages.ipynb #7b99cd87
+# %% ../nbs/24_pages.ipynb #3e881d69
 def check_page(
     out: str|Path,  # the page to be written
     force: bool = False,  # whether it may be overwritten
@@ -203,6 +281,7 @@ def check_page(
     if out.exists() and not force: raise HPAError(f'{out} exists; give another name, or overwrite it with force=True (--force)')
     return out
 
+# %% ../nbs/24_pages.ipynb #fcf5bffa
 def write_page(
     out: str|Path,  # the page to be written
     page: str,  # of `build_page`
