@@ -26,6 +26,19 @@ _blue, _red, _grey = '#3b6ea5', '#c8452e', '#9a9a9a'
 _hues = {'red': '#e08a7d', 'green': '#86b97f', 'blue': '#85a3d1', 'yellow': '#e3cf74'}
 _stains = {'red': 'microtubules', 'green': 'protein', 'blue': 'nucleus', 'yellow': 'ER'}
 
+# %% ../nbs/25_explore.ipynb #938f0c5f
+def _axes(width, height):
+    "Axes of a new figure, which is not shown twice in a notebook."
+    fig = plt.figure(figsize=(width, height), layout='constrained')
+    return fig.add_subplot()
+
+# %% ../nbs/25_explore.ipynb #f61e29b0
+def _plain(ax):
+    "Take away the lines that say nothing."
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.tick_params(labelsize=8)
+    return ax
+
 # %% ../nbs/25_explore.ipynb #91b527f4
 def class_counts(
     df:pd.DataFrame, # Id and Target
@@ -51,19 +64,6 @@ def plot_class_counts(
     ax.xaxis.set_major_formatter('{x:,.0f}')
     ax.set_title(f'{len(df):,} images; in red the {(counts<rare).sum()} of {len(counts)} classes below {rare}', fontsize=10, loc='left')
     return _plain(ax)
-
-# %% ../nbs/25_explore.ipynb #938f0c5f
-def _axes(width, height):
-    "Axes of a new figure, which is not shown twice in a notebook."
-    fig = plt.figure(figsize=(width, height), layout='constrained')
-    return fig.add_subplot()
-
-# %% ../nbs/25_explore.ipynb #f61e29b0
-def _plain(ax):
-    "Take away the lines that say nothing."
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.tick_params(labelsize=8)
-    return ax
 
 # %% ../nbs/25_explore.ipynb #27f7841d
 def plot_labels_per_image(
@@ -94,7 +94,7 @@ def cooccurrence(
     names = list(get_labels(labels).classes)
     return pd.DataFrame(ratio, names, names)
 
-# %% ../nbs/25_explore.ipynb #43bfd113
+# %% ../nbs/25_explore.ipynb #44c7626e
 def plot_cooccurrence(
     df:pd.DataFrame, # Id and Target
     labels=HPA28, # anything `get_labels` takes
@@ -108,34 +108,14 @@ def plot_cooccurrence(
     im = ax.imshow(np.where(np.tri(k, k=-1)>0, c, np.nan), cmap='RdBu_r', vmin=-limit, vmax=limit)
     ax.set_xticks(range(k-1), c.columns[:-1], rotation=90); ax.set_yticks(range(1, k), c.index[1:])
     ax.set_xlim(-.5, k-1.5); ax.set_ylim(k-.5, .5)
-    bar = ax.figure.colorbar(im, ax=ax, shrink=.5, ticks=range(-int(limit), int(limit)+1), label='images with both, against chance')
-    bar.ax.set_yticklabels([f'{2**t}×' if t>=0 else f'1/{2**-t}' for t in range(-int(limit), int(limit)+1)], fontsize=8)
+    _power_bar(ax.figure.colorbar(im, ax=ax, shrink=.5, label='images with both, against chance'), int(limit))
     return _plain(ax)
 
-# %% ../nbs/25_explore.ipynb #2da68b84
-def channel_stats(
-    table:pd.DataFrame, # of `find_images` or `attach_images`
-    source=None, # column that tells the sources apart, or one value a row; by default the folder of the files and their kind
-    most:int=1000, # fields that are read, drawn at random from each source in equal numbers
-    size:int=256, # px to which they are reduced
-    seed:int=0, # of the draw
-) -> pd.DataFrame: # a row a field and channel: Id, source, channel, mean and spread (standard deviation) in 0..1
-    "Mean and spread of every channel of a sample of fields; fields that cannot be read are left out."
-    source = pd.Series(_source(table, source), name='source')
-    table = table.reset_index(drop=True)
-    each = max(1, most//source.nunique())
-    picked = table.groupby(source.to_numpy(), group_keys=False).sample(frac=1, random_state=seed).groupby(source, group_keys=False).head(each)
-    reader = ImageReader(size=size, missing='zero')
-    with ThreadPoolExecutor(default_workers()) as pool: read = pool.map(lambda r: _channel_moments(reader, r), picked.to_dict('records'))
-    rows = [(str(i), s, *m) for i,s,moments in zip(picked.Id, source[picked.index], read) for m in moments]
-    return pd.DataFrame(rows, columns=['Id', 'source', 'channel', 'mean', 'spread'])
-
-# %% ../nbs/25_explore.ipynb #8aadbd04
-def _channel_moments(reader, row):
-    "Name, mean and standard deviation of each channel of a field that is not all zero; none where it cannot be read."
-    try: fov = reader.array(row)/255
-    except ImageError: return []
-    return [(c, p.mean(), p.std()) for c,p in zip(CHANNELS, fov) if p.any()]
+# %% ../nbs/25_explore.ipynb #b18796be
+def _power_bar(bar, limit):
+    "Label a colour bar of log2 by the ratios."
+    bar.set_ticks(range(-limit, limit+1))
+    bar.ax.set_yticklabels([f'{2**t}×' if t>=0 else f'1/{2**-t}' for t in range(-limit, limit+1)], fontsize=8)
 
 # %% ../nbs/25_explore.ipynb #94baf26f
 def _source(table, source):
@@ -145,7 +125,45 @@ def _source(table, source):
     files = table[list(CHANNELS)].bfill(axis=1).iloc[:,0].map(lambda p: Path(str(p)))
     return np.array([f'{p.parent.name} ({p.suffix.lstrip(".").lower()})' for p in files])
 
-# %% ../nbs/25_explore.ipynb #e7fef0ad
+# %% ../nbs/25_explore.ipynb #90069cfd
+def _sample(table, source, most, seed):
+    "Rows in random order, equally many of each source, `most` in all."
+    each = max(1, most//source.nunique())
+    shuffled = table.groupby(source.to_numpy(), group_keys=False).sample(frac=1, random_state=seed)
+    return shuffled.groupby(source, group_keys=False).head(each)
+
+# %% ../nbs/25_explore.ipynb #8aadbd04
+def _channel_moments(reader, row):
+    "Name, mean and standard deviation of each channel of a field that is not all zero; none where it cannot be read."
+    try: fov = reader.array(row)/255
+    except ImageError: return []
+    return [(c, p.mean(), p.std()) for c,p in zip(CHANNELS, fov) if p.any()]
+
+# %% ../nbs/25_explore.ipynb #1ed33bdb
+def channel_stats(
+    table:pd.DataFrame, # of `find_images` or `attach_images`
+    source=None, # column that tells the sources apart, or one value a row; by default the folder of the files and their kind
+    most:int=1000, # fields that are read, drawn at random from each source in equal numbers
+    size:int=256, # px to which they are reduced
+    seed:int=0, # of the draw
+) -> pd.DataFrame: # a row a field and channel: Id, source, channel, mean and spread (standard deviation) in 0..1
+    "Mean and spread of every channel of a sample of fields; fields that cannot be read are left out."
+    source, table = pd.Series(_source(table, source), name='source'), table.reset_index(drop=True)
+    picked, reader = _sample(table, source, most, seed), ImageReader(size=size, missing='zero')
+    with ThreadPoolExecutor(default_workers()) as pool: read = pool.map(lambda r: _channel_moments(reader, r), picked.to_dict('records'))
+    rows = [(str(i), s, *m) for i,s,moments in zip(picked.Id, source[picked.index], read) for m in moments]
+    return pd.DataFrame(rows, columns=['Id', 'source', 'channel', 'mean', 'spread'])
+
+# %% ../nbs/25_explore.ipynb #a848e0c4
+def _boxes(ax, q, colour):
+    "Draw quantiles, a row of the table each: a line from 5 % to 95 %, a box from 25 % to 75 %, a stroke at the median."
+    y = np.arange(len(q))
+    ax.hlines(y, q[.05], q[.95], color=_grey, lw=1)
+    ax.barh(y, q[.75]-q[.25], left=q[.25], height=.55, color=colour)
+    ax.vlines(q[.5], y-.275, y+.275, color='#222', lw=1.5)
+    ax.set_yticks(y, q.index); ax.set_ylim(len(q)-.5, -.5)
+
+# %% ../nbs/25_explore.ipynb #4a2f122e
 def plot_channel_stats(
     stats:pd.DataFrame, # of `channel_stats`
 ) -> Figure:
@@ -154,17 +172,45 @@ def plot_channel_stats(
     fig, axes = plt.subplots(2, 4, figsize=(9, 1.7+.5*len(names)), sharey=True, sharex='row', layout='constrained')
     for ax,(what,channel) in zip(axes.flat, [(w,c) for w in ('mean', 'spread') for c in CHANNELS]):
         of_channel = stats[stats.channel==channel].groupby('source')[what]
-        q = of_channel.quantile([.05, .25, .5, .75, .95]).unstack().reindex(names)
-        ax.hlines(range(len(names)), q[.05], q[.95], color=_grey, lw=1)
-        ax.barh(range(len(names)), q[.75]-q[.25], left=q[.25], height=.55, color=_hues[channel])
-        ax.vlines(q[.5], np.arange(len(names))-.275, np.arange(len(names))+.275, color='#222', lw=1.5)
-        ax.set_yticks(range(len(names)), names); ax.set_ylim(len(names)-.5, -.5); ax.set_xlabel(what, fontsize=8)
+        _boxes(ax, of_channel.quantile([.05, .25, .5, .75, .95]).unstack().reindex(names), _hues[channel])
+        ax.set_xlabel(what, fontsize=8)
         if what=='mean': ax.set_title(f'{_stains[channel]} ({channel})', fontsize=9)
         _plain(ax)
     for ax in axes[:,0]: ax.set_xlim(left=0)
     return fig
 
-# %% ../nbs/25_explore.ipynb #b52255b5
+# %% ../nbs/25_explore.ipynb #80488df1
+def _typical(onehot, c, seed):
+    "Rows of a class, those with the fewest other labels first, else in random order."
+    rows = np.random.RandomState(seed).permutation(np.flatnonzero(onehot[:,c]))
+    return rows[np.argsort(onehot[rows].sum(1), kind='stable')]
+
+# %% ../nbs/25_explore.ipynb #c1769769
+def _numbered(table, rows, n, size):
+    "Row and composite of the first `n` of some rows that can be read."
+    reader, done = ImageReader(size=size, missing='zero'), 0
+    for row in rows:
+        if done==n: return
+        try: yield row, composite(reader.array(table.iloc[row].to_dict()))
+        except ImageError: continue
+        done += 1
+
+# %% ../nbs/25_explore.ipynb #e781a803
+def _pictures(*args):
+    "Only the composites of `_numbered`."
+    return (img for _,img in _numbered(*args))
+
+# %% ../nbs/25_explore.ipynb #95476178
+def _strips(n, per_class):
+    "A figure with `n` rows of axes, in two columns."
+    rows = -(-n//2)
+    fig = plt.figure(figsize=((2*per_class+.15)*1.02, rows*1.2), layout='constrained')
+    fig.get_layout_engine().set(wspace=0, w_pad=.01, hspace=0, h_pad=.02)
+    axes = fig.subplots(rows, 2*per_class+1, squeeze=False, width_ratios=[1]*per_class+[.15]+[1]*per_class)
+    for ax in axes.flat: ax.axis('off')
+    return fig, [axes[k%rows, k//rows*(per_class+1):][:per_class] for k in range(n)]
+
+# %% ../nbs/25_explore.ipynb #1bd50f3e
 def plot_gallery(
     table:pd.DataFrame, # of `attach_images`: Id, Target and the files
     labels=HPA28, # anything `get_labels` takes
@@ -175,36 +221,32 @@ def plot_gallery(
     "A strip of pictures for each class that occurs, in the colours of the Human Protein Atlas."
     ls, onehot = get_labels(labels), _onehot(table, labels)
     present = np.flatnonzero(onehot.any(0))
-    rows = -(-len(present)//2)
-    fig = plt.figure(figsize=((2*per_class+.15)*1.02, rows*1.2), layout='constrained')
-    fig.get_layout_engine().set(wspace=0, w_pad=.01, hspace=0, h_pad=.02)
-    axes = fig.subplots(rows, 2*per_class+1, squeeze=False, width_ratios=[1]*per_class+[.15]+[1]*per_class)
-    for ax in axes.flat: ax.axis('off')
-    for k,c in enumerate(present):
-        strip = axes[k%rows, k//rows*(per_class+1):][:per_class]
+    fig, strips = _strips(len(present), per_class)
+    for c,strip in zip(present, strips):
         strip[0].set_title(f'{ls.classes[c]} ({onehot[:,c].sum(dtype=int):,})', fontsize=8, loc='left', pad=3)
         for ax,img in zip(strip, _pictures(table, _typical(onehot, c, seed), per_class, size)): ax.imshow(img)
     return fig
 
-# %% ../nbs/25_explore.ipynb #80488df1
-def _typical(onehot, c, seed):
-    "Rows of a class, those with the fewest other labels first, else in random order."
-    rows = np.random.RandomState(seed).permutation(np.flatnonzero(onehot[:,c]))
-    return rows[np.argsort(onehot[rows].sum(1), kind='stable')]
-
-# %% ../nbs/25_explore.ipynb #fdecf469
-def _numbered(table, rows, n, size):
-    "Row and composite of the first `n` of some rows that can be read."
-    reader, done = ImageReader(size=size, missing='zero'), 0
-    for row in rows:
-        if done==n: return
-        try: yield row, composite(reader.array(table.iloc[row].to_dict()))
-        except ImageError: continue
-        done += 1
-
-def _pictures(*args): return (img for _,img in _numbered(*args))
-
 # %% ../nbs/25_explore.ipynb #529e1093
+def _by_id(table):
+    "The rows of a table by their Id as text; of doubles the first."
+    return table.assign(Id=table.Id.astype(str)).drop_duplicates('Id').set_index('Id', drop=False)
+
+# %% ../nbs/25_explore.ipynb #698b95ba
+def _short(id):
+    "An Id that fits above a picture."
+    return id if len(id)<22 else id[:10]+'…'+id[-10:]
+
+# %% ../nbs/25_explore.ipynb #e9d7ba8e
+def _pair_axes(n):
+    "A figure with two axes for each of `n` pairs, two pairs in a row."
+    across = 1 if n<2 else 2
+    rows = max(1, -(-n//across))
+    fig, axes = plt.subplots(rows, 2*across, figsize=(3.6*across, 2.1*rows), squeeze=False, layout='constrained')
+    for ax in axes.flat: ax.axis('off')
+    return fig, axes.reshape(-1, 2)
+
+# %% ../nbs/25_explore.ipynb #25d5919c
 def plot_duplicates(
     pairs:pd.DataFrame, # of `duplicate_pairs`
     table:pd.DataFrame, # of `find_images` or `attach_images`
@@ -212,40 +254,13 @@ def plot_duplicates(
     size:int=160, # px of a picture
 ) -> Figure:
     "Near-duplicates side by side, the least alike first."
-    shown, by_id = pairs.sort_values('protein').head(most), table.assign(Id=table.Id.astype(str)).drop_duplicates('Id').set_index('Id', drop=False)
-    across = 1 if len(shown)<2 else 2
-    rows = max(1, -(-len(shown)//across))
-    fig, axes = plt.subplots(rows, 2*across, figsize=(3.6*across, 2.1*rows), squeeze=False, layout='constrained')
-    for ax in axes.flat: ax.axis('off')
-    for k,pair in enumerate(shown.itertuples()):
-        for ax,i in zip(axes[k//across, k%across*2:], (pair.Id, pair.other)):
-            ax.set_title(i if len(i)<22 else i[:10]+'…'+i[-10:], fontsize=7)
+    shown, by_id = pairs.sort_values('protein').head(most), _by_id(table)
+    fig, axes = _pair_axes(len(shown))
+    for two,pair in zip(axes, shown.itertuples()):
+        for ax,i in zip(two, (pair.Id, pair.other)):
+            ax.set_title(_short(i), fontsize=7)
             for img in _pictures(by_id.loc[[i]], [0], 1, size): ax.imshow(img)
     return fig
-
-# %% ../nbs/25_explore.ipynb #42188592
-def plot_split(
-    df:pd.DataFrame, # Id and Target
-    split, # the part of each row, or lists of row numbers: training first, validation second
-    labels=HPA28, # anything `get_labels` takes
-    ax=None, # draw here
-):
-    "How much commoner each class is in validation than in training, and what chance would do."
-    onehot, (train, valid) = _onehot(df, labels).astype(bool), _two_parts(split)
-    names, a, b = np.array(get_labels(labels).classes), onehot[train].sum(0), onehot[valid].sum(0)
-    order = np.flatnonzero(a+b)[np.argsort((a+b)[a+b>0], kind='stable')]
-    share, total, y = len(valid)/(len(train)+len(valid)), (a+b)[order], np.arange(len(order))
-    chance = 2*np.sqrt(total*share*(1-share))/(total*share)
-    off = b[order]/(total*share)-1
-    edge = min(max(.25, 1.15*np.abs(off).max()), 1.5)
-    ax = ax or _axes(7, .26*len(order)+1)
-    ax.barh(y, 2*chance, left=-chance, color='#9a9a9a40', height=.8)
-    ax.scatter(off.clip(-edge, .97*edge), y, color=np.where((np.abs(off)>chance) | (off==-1), _red, _blue), s=22, zorder=3)
-    ax.axvline(0, color=_grey, lw=.8)
-    ax.set(yticks=y, yticklabels=names[order], xlim=(-edge, edge), ylim=(-.7, len(order)-.3), xlabel='images in validation, against the share of all images')
-    ax.xaxis.set_major_formatter(lambda v,_: f'{v:+.0%}' if v else 'as expected')
-    ax.set_title('grey: within two standard deviations of a random split; red: outside, or missing', fontsize=9, loc='left')
-    return _plain(ax)
 
 # %% ../nbs/25_explore.ipynb #539ff3c7
 def _two_parts(split):
@@ -255,7 +270,93 @@ def _two_parts(split):
     valid = split=='valid' if 'valid' in split else split==split.max()
     return np.flatnonzero(~valid), np.flatnonzero(valid)
 
-# %% ../nbs/25_explore.ipynb #62b34db9
+# %% ../nbs/25_explore.ipynb #c15bc198
+def _deviations(df, split, labels):
+    "Of each class that occurs, the rarest first: images, share by which validation is off its due, and two standard deviations of a random split."
+    onehot, (train, valid) = _onehot(df, labels).astype(bool), _two_parts(split)
+    a, b, p = onehot[train].sum(0), onehot[valid].sum(0), len(valid)/(len(train)+len(valid))
+    found = pd.DataFrame({'images': a+b, 'off': b}, list(get_labels(labels).classes))
+    found = found[found.images>0].sort_values('images', kind='stable')
+    due = found.images*p
+    return found.assign(off=found.off/due-1, chance=2*np.sqrt(due*(1-p))/due)
+
+# %% ../nbs/25_explore.ipynb #f6626d56
+def plot_split(
+    df:pd.DataFrame, # Id and Target
+    split, # the part of each row, or lists of row numbers: training first, validation second
+    labels=HPA28, # anything `get_labels` takes
+    ax=None, # draw here
+):
+    "How much commoner each class is in validation than in training, and what chance would do."
+    d = _deviations(df, split, labels)
+    y, edge = np.arange(len(d)), min(max(.25, 1.15*d.off.abs().max()), 1.5)
+    ax = ax or _axes(7, .26*len(d)+1)
+    ax.barh(y, 2*d.chance, left=-d.chance, color='#9a9a9a40', height=.8)
+    ax.scatter(d.off.clip(-edge, .97*edge), y, color=np.where((d.off.abs()>d.chance) | (d.off==-1), _red, _blue), s=22, zorder=3)
+    ax.axvline(0, color=_grey, lw=.8)
+    ax.set(yticks=y, yticklabels=d.index, xlim=(-edge, edge), ylim=(-.7, len(d)-.3), xlabel='images in validation, against the share of all images')
+    ax.xaxis.set_major_formatter(lambda v,_: f'{v:+.0%}' if v else 'as expected')
+    ax.set_title('grey: within two standard deviations of a random split; red: outside, or missing', fontsize=9, loc='left')
+    return _plain(ax)
+
+# %% ../nbs/25_explore.ipynb #ef1c803d
+def _facts(df, images, table, fp, group, ls):
+    "The numbers at the top of the page."
+    missing, spare = len(df)-len(table), len(images)-len(table)
+    return {'images with labels': f'{len(table):,}', 'classes that occur': f'{class_counts(df, ls).gt(0).sum()} of {len(ls)}',
+            'antibodies, or other groups': f'{group_codes(df, group).max()+1:,}', 'Ids without an image': f'{missing:,}',
+            'images without labels': f'{spare:,}', 'images that cannot be read': ', '.join(list(fp.errors)[:10]) or 'none'}
+
+# %% ../nbs/25_explore.ipynb #3dc08013
+def _class_pictures(table, ls, per_class, seed, size=128):
+    "Pictures of each class that occurs, with their names."
+    onehot = _onehot(table, ls)
+    others = lambda row, c: [f'+ {ls.classes[i]}' for i in np.flatnonzero(onehot[row]) if i!=c]
+    shown = lambda c: [Picture(img, str(table.Id.iat[row]), others(row, c)) for row,img in _numbered(table, _typical(onehot, c, seed), per_class, size)]
+    return gallery_block({f'{ls.classes[c]} ({onehot[:,c].sum(dtype=int):,})': shown(c) for c in np.flatnonzero(onehot.any(0))})
+
+# %% ../nbs/25_explore.ipynb #0f656a4f
+def _twins(pairs, table, most=8, size=160):
+    "Near-duplicates side by side, the least alike first."
+    by_id = _by_id(table)
+    shown = lambda i: [Picture(img, i) for _,img in _numbered(by_id.loc[[i]], [0], 1, size)]
+    return gallery_block({f'Pair {k}': [*shown(p.Id), *shown(p.other)] for k,p in enumerate(pairs.sort_values('protein').head(most).itertuples(), 1)})
+
+# %% ../nbs/25_explore.ipynb #c36b6de0
+def _split_sections(df, whole, labels, valid_pct, seed):
+    "A split that keeps groups together, where there are enough of them"
+    text = f'A split that holds {valid_pct:.0%} out and keeps every antibody, or other group, and all near-duplicates on one side.'
+    try: split = MultilabelStratifiedSplitter(valid_pct, whole, labels, seed)(df)
+    except SplitError as e:
+        yield Section('Validation against training', f'No split was made: {e}.')
+        return
+    check = check_split(df, split, whole, labels)
+    yield Section('Validation against training', text, [plot_split(df, split, labels)])
+    yield Section('The split, checked', ' '.join(check.faults) or 'Nothing is amiss.', [table_block(check.table.reset_index(names='class'), {c: '.3g' for c in check.table})])
+
+# %% ../nbs/25_explore.ipynb #55040dcf
+def _sections(df, table, fp, labels, group, valid_pct, seed, per_class):
+    "The parts of the page."
+    ls, pairs = get_labels(labels), duplicate_pairs(fp)
+    yield Section('Classes', 'Every class weighs the same in macro F1, however few images it has.', [plot_class_counts(df, labels)])
+    yield Section('Labels of an image', '', [plot_labels_per_image(df, labels)])
+    yield Section('Classes that come together', 'Red pairs are seen in one image oftener than by chance, blue ones more seldom.', [plot_cooccurrence(df, labels)])
+    yield Section('Brightness by source', 'The middle half of the images (box) and nine tenths of them (whiskers). Sources that differ here need normalisation.',
+                  [plot_channel_stats(channel_stats(table, seed=seed))])
+    yield Section('Pictures of every class', 'Red microtubules, green protein, blue nucleus, yellow endoplasmic reticulum. Images with few labels first.',
+                  [_class_pictures(table, ls, per_class, seed)])
+    alike = f'{len(pairs):,} pairs of images show the same cells; the least alike are shown.' if len(pairs) else 'No two images show the same cells.'
+    yield Section('Near-duplicates', alike, [_twins(pairs, table)] if len(pairs) else [])
+    yield from _split_sections(df, join_groups(group_codes(df, group), group_codes(df, duplicate_groups(fp, pairs))), labels, valid_pct, seed)
+
+# %% ../nbs/25_explore.ipynb #969c95d8
+def _labelled(df, images, csv, folder):
+    "The labels with the images beside them, of those that have both."
+    table = df.merge(images.drop_duplicates('Id'), on='Id')
+    if table.empty: raise LabelError(f'none of the {len(df)} Ids in {csv} has an image in {folder}; is it the right folder?')
+    return table
+
+# %% ../nbs/25_explore.ipynb #bea4e2d0
 def explore(
     folder, # folder of images, nested to any depth
     csv='train.csv', # table of labels, in the folder or anywhere
@@ -269,57 +370,8 @@ def explore(
     "Write everything there is to see about a data set into one self-contained HTML page."
     path = Path(csv) if Path(csv).is_file() else Path(folder)/csv
     df, images = read_labels(path, labels), find_images(folder)
-    table = df.merge(images.drop_duplicates('Id'), on='Id')
-    if table.empty: raise LabelError(f'none of the {len(df)} Ids in {path.name} has an image in {folder}; is it the right folder?')
-    fp = fingerprints(table)
-    group = antibody_of if group is None else group
+    table = _labelled(df, images, path.name, folder)
+    fp, group = fingerprints(table), antibody_of if group is None else group
     with page_ink(): page = build_page(f'{path.parent.resolve().name}/{path.name}', _sections(df, table, fp, labels, group, valid_pct, seed, per_class),
                                        facts=_facts(df, images, table, fp, group, get_labels(labels)))
     return write_page(out, page)
-
-# %% ../nbs/25_explore.ipynb #3e18297c
-def _sections(df, table, fp, labels, group, valid_pct, seed, per_class):
-    "The parts of the page."
-    ls, pairs = get_labels(labels), duplicate_pairs(fp)
-    yield Section('Classes', 'Every class weighs the same in macro F1, however few images it has.', [plot_class_counts(df, labels)])
-    yield Section('Labels of an image', '', [plot_labels_per_image(df, labels)])
-    yield Section('Classes that come together', 'Red pairs are seen in one image oftener than by chance, blue ones more seldom.', [plot_cooccurrence(df, labels)])
-    yield Section('Brightness by source', 'The middle half of the images (box) and nine tenths of them (whiskers). Sources that differ here need normalisation.', [plot_channel_stats(channel_stats(table, seed=seed))])
-    yield Section('Pictures of every class', 'Red microtubules, green protein, blue nucleus, yellow endoplasmic reticulum. Images with few labels first.', [_class_pictures(table, ls, per_class, seed)])
-    alike = f'{len(pairs):,} pairs of images show the same cells; the least alike are shown.' if len(pairs) else 'No two images show the same cells.'
-    yield Section('Near-duplicates', alike, [_twins(pairs, table)] if len(pairs) else [])
-    yield from _split_sections(df, join_groups(group_codes(df, group), group_codes(df, duplicate_groups(fp, pairs))), labels, valid_pct, seed)
-
-def _split_sections(df, whole, labels, valid_pct, seed):
-    "A split that keeps groups together, where there are enough of them"
-    text = f'A split that holds {valid_pct:.0%} out and keeps every antibody, or other group, and all near-duplicates on one side.'
-    try: split = MultilabelStratifiedSplitter(valid_pct, whole, labels, seed)(df)
-    except SplitError as e:
-        yield Section('Validation against training', f'No split was made: {e}.')
-        return
-    check = check_split(df, split, whole, labels)
-    yield Section('Validation against training', text, [plot_split(df, split, labels)])
-    yield Section('The split, checked', ' '.join(check.faults) or 'Nothing is amiss.', [table_block(check.table.reset_index(names='class'), {c: '.3g' for c in check.table})])
-
-# %% ../nbs/25_explore.ipynb #3dc08013
-def _class_pictures(table, ls, per_class, seed, size=128):
-    "Pictures of each class that occurs, with their names."
-    onehot = _onehot(table, ls)
-    others = lambda row, c: [f'+ {ls.classes[i]}' for i in np.flatnonzero(onehot[row]) if i!=c]
-    shown = lambda c: [Picture(img, str(table.Id.iat[row]), others(row, c)) for row,img in _numbered(table, _typical(onehot, c, seed), per_class, size)]
-    return gallery_block({f'{ls.classes[c]} ({onehot[:,c].sum(dtype=int):,})': shown(c) for c in np.flatnonzero(onehot.any(0))})
-
-# %% ../nbs/25_explore.ipynb #4492e866
-def _twins(pairs, table, most=8, size=160):
-    "Near-duplicates side by side, the least alike first."
-    by_id = table.assign(Id=table.Id.astype(str)).drop_duplicates('Id').set_index('Id', drop=False)
-    shown = lambda i: [Picture(img, i) for _,img in _numbered(by_id.loc[[i]], [0], 1, size)]
-    return gallery_block({f'Pair {k}': [*shown(p.Id), *shown(p.other)] for k,p in enumerate(pairs.sort_values('protein').head(most).itertuples(), 1)})
-
-# %% ../nbs/25_explore.ipynb #ef1c803d
-def _facts(df, images, table, fp, group, ls):
-    "The numbers at the top of the page."
-    missing, spare = len(df)-len(table), len(images)-len(table)
-    return {'images with labels': f'{len(table):,}', 'classes that occur': f'{class_counts(df, ls).gt(0).sum()} of {len(ls)}',
-            'antibodies, or other groups': f'{group_codes(df, group).max()+1:,}', 'Ids without an image': f'{missing:,}',
-            'images without labels': f'{spare:,}', 'images that cannot be read': ', '.join(list(fp.errors)[:10]) or 'none'}
