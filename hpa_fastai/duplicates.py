@@ -76,7 +76,16 @@ def _fingerprint_row(reader, row):
     try: return fingerprint(reader.array(row))
     except ImageError as e: return str(e)
 
-# %% ../nbs/18_duplicates.ipynb #6aeaf25f
+# %% ../nbs/18_duplicates.ipynb #7486e782
+def _gathered(ids, found):
+    "`Fingerprints` of what was found for each Id; a text says why nothing was."
+    fp = Fingerprints(ids, np.zeros((len(ids), 4, _freqs**2), np.float16), np.zeros((len(ids), 4), np.float32))
+    for i,f in enumerate(found):
+        if isinstance(f, str): fp.errors[ids[i]] = f
+        else: fp.prints[i], fp.contrast[i] = f
+    return fp
+
+# %% ../nbs/18_duplicates.ipynb #077f01bc
 def fingerprints(
     table:pd.DataFrame, # of `find_images`
     channels:str='rgby', # the channels that the data set has
@@ -86,28 +95,7 @@ def fingerprints(
     reader, rows = ImageReader(size=_side, channels=channels, missing='zero'), table.to_dict('records')
     with ThreadPoolExecutor(n_workers or default_workers()) as pool:
         found = list(pool.map(lambda r: _fingerprint_row(reader, r), rows))
-    fp = Fingerprints([str(i) for i in table.Id], np.zeros((len(rows), 4, _freqs**2), np.float16), np.zeros((len(rows), 4), np.float32))
-    for i,f in enumerate(found):
-        if isinstance(f, str): fp.errors[fp.ids[i]] = f
-        else: fp.prints[i], fp.contrast[i] = f
-    return fp
-
-# %% ../nbs/18_duplicates.ipynb #a97ee604
-def duplicate_pairs(
-    fp, # `Fingerprints`, or a table of `find_images`
-    protein:float=0.95, # least correlation of the protein channel; unrelated fields stay below 0.7
-    landmarks:float=0.9, # least correlation of every other channel, in the same position
-    flat:float=0.5, # contrast in grey levels below which a channel shows nothing
-) -> pd.DataFrame: # Id, other, protein and landmarks (the least of their correlations), most alike first
-    "Pairs of fields that show the same cells."
-    if isinstance(fp, pd.DataFrame): fp = fingerprints(fp)
-    rows = np.flatnonzero(fp.contrast[:,1]>=flat)
-    inv = invariant(fp.prints[rows,1].astype(np.float32))
-    blocks = [_confirm(fp, rows, pairs, protein, landmarks, flat) for pairs in _candidates(inv, protein)]
-    i, j, p, l = np.concatenate(blocks, axis=1) if blocks else np.zeros((4, 0))
-    ids = np.array(fp.ids, dtype=object)
-    pairs = pd.DataFrame({'Id': ids[i.astype(int)], 'other': ids[j.astype(int)], 'protein': p, 'landmarks': l})
-    return pairs.sort_values(['protein', 'Id', 'other'], ascending=[False, True, True], ignore_index=True)
+    return _gathered([str(i) for i in table.Id], found)
 
 # %% ../nbs/18_duplicates.ipynb #ec1cf5ea
 def _candidates(inv, least, block=1024):
@@ -116,6 +104,15 @@ def _candidates(inv, least, block=1024):
         i, j = np.nonzero(inv[start:start+block]@inv[start:].T >= least-1e-3)
         pairs = np.stack([i, j])[:, i<j]+start
         for k in range(0, pairs.shape[1], 8_000): yield pairs[:, k:k+8_000]
+
+# %% ../nbs/18_duplicates.ipynb #bc8995e2
+def _landmarks(fp, i, j, position, flat):
+    "The least correlation among the landmarks that both fields of a pair show, 1 where they share none."
+    others = [0, 2, 3]
+    a, b = (fp.prints[k][:,others].astype(np.float32) for k in (i, j))
+    agree = np.einsum('pck,pck->pc', symmetries(a)[position, np.arange(len(i))], b)
+    seen = (fp.contrast[i]>=flat) & (fp.contrast[j]>=flat)
+    return np.where(seen[:,others], agree, 1).min(1)
 
 # %% ../nbs/18_duplicates.ipynb #a51c394b
 def _confirm(fp, rows, pairs, protein, landmarks, flat):
@@ -128,27 +125,44 @@ def _confirm(fp, rows, pairs, protein, landmarks, flat):
     least = _landmarks(fp, i, j, position, flat)
     return np.stack([i, j, best, least])[:, least>=landmarks]
 
-# %% ../nbs/18_duplicates.ipynb #bc8995e2
-def _landmarks(fp, i, j, position, flat):
-    "The least correlation among the landmarks that both fields of a pair show, 1 where they share none."
-    others = [0, 2, 3]
-    a, b = (fp.prints[k][:,others].astype(np.float32) for k in (i, j))
-    agree = np.einsum('pck,pck->pc', symmetries(a)[position, np.arange(len(i))], b)
-    seen = (fp.contrast[i]>=flat) & (fp.contrast[j]>=flat)
-    return np.where(seen[:,others], agree, 1).min(1)
+# %% ../nbs/18_duplicates.ipynb #971fbfa2
+def _pair_table(ids, i, j, protein, landmarks):
+    "Pairs of Ids and how well they agree, most alike first."
+    ids = np.array(ids, dtype=object)
+    pairs = pd.DataFrame({'Id': ids[i.astype(int)], 'other': ids[j.astype(int)], 'protein': protein, 'landmarks': landmarks})
+    return pairs.sort_values(['protein', 'Id', 'other'], ascending=[False, True, True], ignore_index=True)
 
-# %% ../nbs/18_duplicates.ipynb #cf0f86ad
+# %% ../nbs/18_duplicates.ipynb #a7b580a6
+def duplicate_pairs(
+    fp, # `Fingerprints`, or a table of `find_images`
+    protein:float=0.95, # least correlation of the protein channel; unrelated fields stay below 0.7
+    landmarks:float=0.9, # least correlation of every other channel, in the same position
+    flat:float=0.5, # contrast in grey levels below which a channel shows nothing
+) -> pd.DataFrame: # Id, other, protein and landmarks (the least of their correlations), most alike first
+    "Pairs of fields that show the same cells."
+    if isinstance(fp, pd.DataFrame): fp = fingerprints(fp)
+    rows = np.flatnonzero(fp.contrast[:,1]>=flat)
+    inv = invariant(fp.prints[rows,1].astype(np.float32))
+    blocks = [_confirm(fp, rows, pairs, protein, landmarks, flat) for pairs in _candidates(inv, protein)]
+    return _pair_table(fp.ids, *(np.concatenate(blocks, axis=1) if blocks else np.zeros((4, 0))))
+
+# %% ../nbs/18_duplicates.ipynb #1220782f
+def _components(fp, pairs):
+    "The number of the group of each field."
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    place = {i:n for n,i in enumerate(fp.ids)}
+    edges = coo_array((np.ones(len(pairs), bool), (pairs.Id.map(place), pairs.other.map(place))), shape=(len(fp),)*2)
+    return connected_components(edges)[1]
+
+# %% ../nbs/18_duplicates.ipynb #374fd06a
 def duplicate_groups(
     table, # of `find_images`, or `Fingerprints`
     pairs:pd.DataFrame|None=None, # of `duplicate_pairs`; by default looked for, with its own settings
 ) -> pd.Series: # indexed by Id: the first Id, in alphabetical order, of those that show the same cells
     "Groups of near-duplicates; a field that is like no other is a group of its own."
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
     fp = table if isinstance(table, Fingerprints) else fingerprints(table)
     if fp.errors: warnings.warn(f'{len(fp.errors)} fields could not be read and are taken as like no other: {", ".join(list(fp.errors)[:3])}')
-    pairs, place = duplicate_pairs(fp) if pairs is None else pairs, {i:n for n,i in enumerate(fp.ids)}
-    edges = coo_array((np.ones(len(pairs), bool), (pairs.Id.map(place), pairs.other.map(place))), shape=(len(fp),)*2)
-    group = connected_components(edges)[1]
+    group = _components(fp, duplicate_pairs(fp) if pairs is None else pairs)
     ids = pd.Series(fp.ids, index=pd.Index(fp.ids, name='Id'), name='duplicate', dtype=object)
     return ids.groupby(group).transform('min')
