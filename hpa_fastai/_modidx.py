@@ -1102,6 +1102,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'hpa_fastai.show': { 'hpa_fastai.show._gallery_row': ('show.html#_gallery_row', 'hpa_fastai/show.py'),
                                  'hpa_fastai.show._grid': ('show.html#_grid', 'hpa_fastai/show.py'),
                                  'hpa_fastai.show._purest': ('show.html#_purest', 'hpa_fastai/show.py'),
+                                 'hpa_fastai.show._round_length': ('show.html#_round_length', 'hpa_fastai/show.py'),
                                  'hpa_fastai.show.compare_names': ('show.html#compare_names', 'hpa_fastai/show.py'),
                                  'hpa_fastai.show.draw_scale_bar': ('show.html#draw_scale_bar', 'hpa_fastai/show.py'),
                                  'hpa_fastai.show.gallery': ('show.html#gallery', 'hpa_fastai/show.py'),
