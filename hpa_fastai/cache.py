@@ -10,14 +10,22 @@ import hashlib, json, os, shutil, tempfile, time, warnings
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd, torch
+from fastcore.basics import patch
 from fastcore.xdg import xdg_cache_home
 from tqdm.auto import tqdm
 from .labels import HPAError
 from .images import *
 
-# %% ../nbs/27_cache.ipynb #f2c10407
+# %% ../nbs/27_cache.ipynb #b5f7832f
 CACHE_VERSION = 1  # raised when the same files and settings come to give other pixels
 
+# %% ../nbs/27_cache.ipynb #6dbb41b4
+def _stat(path):
+    "Size and times of a file; zeros where there is none"
+    try: return os.stat(path)
+    except OSError: return os.stat_result((0,)*10)
+
+# %% ../nbs/27_cache.ipynb #9a6945f6
 def _stamp(path):
     "What tells one version of a file, or of the files in a folder, from another"
     if '://' in path:
@@ -27,10 +35,7 @@ def _stamp(path):
     inside = sorted(Path(path).rglob('*')) if os.path.isdir(path) else [path]
     return os.path.abspath(path), [(st.st_size, st.st_mtime_ns) for st in map(_stat, inside)]
 
-def _stat(path):
-    try: return os.stat(path)
-    except OSError: return os.stat_result((0,)*10)
-
+# %% ../nbs/27_cache.ipynb #7119c01e
 def cache_key(
     table: pd.DataFrame,  # of `find_images`
     reader: ImageReader,  # the settings of reading
@@ -41,7 +46,7 @@ def cache_key(
     rows = sorted((str(i), [stamps.get(p) for p in row]) for i,row in zip(table.Id, files))
     return hashlib.sha256(json.dumps([CACHE_VERSION, asdict(reader), rows]).encode()).hexdigest()[:32]
 
-# %% ../nbs/27_cache.ipynb #846966e6
+# %% ../nbs/27_cache.ipynb #aa602181
 class ImageCache:
     "Decoded fields of view in one memory-mapped file"
     def __init__(self,
@@ -54,19 +59,28 @@ class ImageCache:
     def __len__(self): return len(self.images)
     def __repr__(self): return f'ImageCache({len(self)} fields of view, {self.images.shape[-1]} px, {self.images.nbytes/1e6:.0f} MB)'
 
-    def rows(self, ids) -> np.ndarray:  # the place of each Id
-        "Where the fields of view with these ids are"
-        return np.array([self.row[i] for i in ids], dtype=np.int64)
+# %% ../nbs/27_cache.ipynb #8137be10
+@patch
+def rows(self:ImageCache,
+    ids,  # of fields of view, in any order
+) -> np.ndarray:  # the place of each Id
+    "Where the fields of view with these ids are"
+    return np.array([self.row[i] for i in ids], dtype=np.int64)
 
-    def batch(self, rows) -> TensorRGBY:  # len(rows)×4×S×S uint8
-        "Gather a batch in one go"
-        return TensorRGBY(torch.from_numpy(np.asarray(self.images[rows])))
+# %% ../nbs/27_cache.ipynb #846966e6
+@patch
+def batch(self:ImageCache,
+    rows,  # places in the cache
+) -> TensorRGBY:  # len(rows)×4×S×S uint8
+    "Gather a batch in one go"
+    return TensorRGBY(torch.from_numpy(np.asarray(self.images[rows])))
 
 # %% ../nbs/27_cache.ipynb #1b53dc22
 def default_cache_folder() -> Path:
     "Where caches go unless told otherwise: `hpa_fastai` in the user's cache folder"
     return xdg_cache_home()/'hpa_fastai'
 
+# %% ../nbs/27_cache.ipynb #cd623a7f
 def remove_old_caches(
     folder: Path,  # of caches
     days: float = 30,  # since one was last used
@@ -76,6 +90,19 @@ def remove_old_caches(
         if time.time()-info.stat().st_mtime>days*86400:
             for f in (info.with_suffix('.npy'), info): f.unlink(missing_ok=True)
 
+# %% ../nbs/27_cache.ipynb #aad7ce53
+def _room(folder, need):
+    "Make the folder of a cache; whether it has room for as many bytes"
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise HPAError(f'{folder}: no image cache can be kept there ({e.strerror}); '
+                       'give another folder with cache=… (--cache), or read the files each time with cache=False (--no-cache)') from None
+    free = shutil.disk_usage(folder).free
+    if need <= .95*free: return True
+    warnings.warn(f'{folder}: an image cache needs {need/1e9:.1f} GB and {free/1e9:.1f} GB are free; reading from the files instead')
+    return False
+
+# %% ../nbs/27_cache.ipynb #841aee6a
 def _write(tmp, table, reader, progress, n_workers):
     "Fill the array `tmp`; the reasons of the fields of view that can't be read"
     out = np.lib.format.open_memmap(tmp, 'w+', np.uint8, (len(table), 4, reader.size, reader.size))
@@ -88,7 +115,17 @@ def _write(tmp, table, reader, progress, n_workers):
     out.flush()
     return dict(ids=ids, errors=errors)
 
-# %% ../nbs/27_cache.ipynb #ffc90ba0
+# %% ../nbs/27_cache.ipynb #3a81fe04
+def _build(file, table, reader, progress, n_workers):
+    "Write a cache beside its place, and put it there when it is complete"
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix='building-') as tmp:
+        part = Path(tmp)/file.name
+        info = _write(part, table, reader, progress, n_workers)
+        part.with_suffix('.json').write_text(json.dumps(info))
+        os.replace(part.with_suffix('.json'), file.with_suffix('.json'))
+        os.replace(part, file)
+
+# %% ../nbs/27_cache.ipynb #22524523
 def build_cache(
     table: pd.DataFrame,  # of `find_images`; any other columns are ignored
     reader: ImageReader,  # the settings of reading, with a size
@@ -102,17 +139,7 @@ def build_cache(
     folder = Path(folder or default_cache_folder())
     file = folder/f'{cache_key(table, reader)}.npy'
     if not file.exists():
-        try: folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise HPAError(f'{folder}: no image cache can be kept there ({e.strerror}); give another folder with cache=… (--cache), or read the files each time with cache=False (--no-cache)') from None
-        need, free = len(table)*4*reader.size**2, shutil.disk_usage(folder).free
-        if need > .95*free:
-            warnings.warn(f'{folder}: an image cache needs {need/1e9:.1f} GB and {free/1e9:.1f} GB are free; reading from the files instead')
-            return None
-        with tempfile.TemporaryDirectory(dir=folder, prefix='building-') as tmp:
-            part = Path(tmp)/file.name
-            info = _write(part, table, reader, progress, n_workers)
-            part.with_suffix('.json').write_text(json.dumps(info))
-            os.replace(part.with_suffix('.json'), file.with_suffix('.json'))
-            os.replace(part, file)
+        if not _room(folder, len(table)*4*reader.size**2): return None
+        _build(file, table, reader, progress, n_workers)
     os.utime(file.with_suffix('.json'))
     return ImageCache(file)
