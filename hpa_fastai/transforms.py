@@ -25,7 +25,19 @@ class ResizeRGBY(DisplayedTransform):
     ): self.size = size
     def encodes(self, x:TensorRGBY): return resize(x, self.size)
 
-# %% ../nbs/28_transforms.ipynb #78d3a00f
+# %% ../nbs/28_transforms.ipynb #4c810120
+def _denormalized(x, mean, std):
+    "Back to 0..1 by the figures that `x` was normalised by"
+    m, s = (torch.as_tensor(o, dtype=x.dtype, device=x.device)[:,None,None] for o in (mean, std))
+    return x*s.clamp_min(STD_FLOOR)+m
+
+# %% ../nbs/28_transforms.ipynb #abdb6f09
+def _stretched(x):
+    "Every channel of every picture from 0 to 1"
+    lo, hi = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
+    return (x-lo)/(hi-lo).clamp_min(1e-6)
+
+# %% ../nbs/28_transforms.ipynb #7e2f544d
 class NormalizeRGBY(DisplayedTransform):
     "Normalise batches, by the figures of each picture, of its source, or of all"
     order = 99
@@ -38,16 +50,13 @@ class NormalizeRGBY(DisplayedTransform):
         return Preprocess(x.shape[-1], self.mean, self.std, self.source).normalize(x, x.__dict__.pop('figures', None))
     def decodes(self, x:TensorRGBY):
         "Back to 0..1 for showing; exact where mean and deviation were given"
-        if self.mean is not None:
-            m, s = (torch.as_tensor(o, dtype=x.dtype, device=x.device)[:,None,None] for o in (self.mean, self.std))
-            return x*s.clamp_min(STD_FLOOR)+m
-        lo, hi = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
-        return (x-lo)/(hi-lo).clamp_min(1e-6)
+        return _stretched(x) if self.mean is None else _denormalized(x, self.mean, self.std)
 
-# %% ../nbs/28_transforms.ipynb #abdb6f09
+# %% ../nbs/28_transforms.ipynb #75456b9b
 _symmetries = torch.tensor([[[1,0],[0,1]], [[0,-1],[1,0]], [[-1,0],[0,-1]], [[0,1],[-1,0]],
                             [[-1,0],[0,1]], [[0,1],[1,0]], [[1,0],[0,-1]], [[0,-1],[-1,0]]], dtype=torch.float32)
 
+# %% ../nbs/28_transforms.ipynb #7b5e0274
 def random_affine(
     n: int,  # pictures
     scale: float,  # a picture is shrunk or enlarged by up to this factor
@@ -59,9 +68,27 @@ def random_affine(
     turn = _symmetries.to(device)[torch.randint(8, (n,), device=device)]
     return torch.cat([turn*s[:,None,None], shift], 2)
 
-# %% ../nbs/28_transforms.ipynb #7b28e573
-def _between(low, high, shape, x): return low+(high-low)*torch.rand(shape, device=x.device, dtype=x.dtype)
+# %% ../nbs/28_transforms.ipynb #8b438102
+def _warped(x, scale):
+    "Each picture in a random position, size and place"
+    grid = F.affine_grid(random_affine(len(x), scale, x.device).to(x.dtype), x.shape, align_corners=False)
+    return F.grid_sample(x, grid, padding_mode='zeros', align_corners=False)
 
+# %% ../nbs/28_transforms.ipynb #c01c1bc2
+def _between(low, high, shape, x):
+    "Random numbers between two limits, on the device of `x`"
+    return low+(high-low)*torch.rand(shape, device=x.device, dtype=x.dtype)
+
+# %% ../nbs/28_transforms.ipynb #a3c2073b
+def _relit(x, gain, gamma, protein, drop):
+    "Each channel of each picture with a random gain and gamma; the protein faded and landmarks blanked at random"
+    b, c = x.shape[:2]
+    gamma, gain = (_between(1-o, 1+o, (b, c, 1, 1), x) for o in (gamma, gain))
+    if protein: gain[:,1:2] *= _between(1-protein, 1, (b, 1, 1, 1), x)
+    if drop: gain[:,[0,2,3]] *= torch.rand(b, 3, 1, 1, device=x.device)>=drop
+    return (x.clamp(1e-6, 1)**gamma*gain).clamp(0, 1)
+
+# %% ../nbs/28_transforms.ipynb #f5c9a104
 class AugmentRGBY(DisplayedTransform):
     "Random symmetry, scale, and brightness of each channel; in training only"
     order, split_idx = 20, 0
@@ -72,12 +99,4 @@ class AugmentRGBY(DisplayedTransform):
         protein:float=0.,  # fade the protein channel by up to this share; normalisation by each picture's own figures undoes it
         drop:float=0.,  # blank each landmark channel (red, blue, yellow) with this probability
     ): self.scale, self.gain, self.gamma, self.protein, self.drop = scale, gain, gamma, protein, drop
-
-    def encodes(self, x:TensorRGBY):
-        b, c = x.shape[:2]
-        grid = F.affine_grid(random_affine(b, self.scale, x.device).to(x.dtype), x.shape, align_corners=False)
-        x = F.grid_sample(x, grid, padding_mode='zeros', align_corners=False)
-        gamma, gain = (_between(1-o, 1+o, (b, c, 1, 1), x) for o in (self.gamma, self.gain))
-        if self.protein: gain[:,1:2] *= _between(1-self.protein, 1, (b, 1, 1, 1), x)
-        if self.drop: gain[:,[0,2,3]] *= torch.rand(b, 3, 1, 1, device=x.device)>=self.drop
-        return (x.clamp(1e-6, 1)**gamma*gain).clamp(0, 1)
+    def encodes(self, x:TensorRGBY): return _relit(_warped(x, self.scale), self.gain, self.gamma, self.protein, self.drop)
