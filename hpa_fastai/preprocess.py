@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 from .labels import *
 from .fields import *
@@ -26,9 +27,10 @@ def resize(
     if size<=x.shape[-1]: return F.interpolate(x, (size, size), mode='bilinear', antialias=True, align_corners=False)
     return F.interpolate(x, (size, size), mode='bilinear', align_corners=False)
 
-# %% ../nbs/26_preprocess.ipynb #f41ec9a2
+# %% ../nbs/26_preprocess.ipynb #f8c8e764
 STD_FLOOR = 0.01  # of the 0..1 range, about the noise of a blank 8-bit channel
 
+# %% ../nbs/26_preprocess.ipynb #7db5ce71
 @torch.no_grad()
 def normalize(
     x: Tensor,  # B×4×H×W, float 0..1
@@ -40,12 +42,13 @@ def normalize(
     else: mean, std = (torch.as_tensor(o, dtype=x.dtype, device=x.device)[...,None,None] for o in (mean, std))
     return (x-mean)/std.clamp_min(STD_FLOOR)
 
-# %% ../nbs/26_preprocess.ipynb #32baf3c3
+# %% ../nbs/26_preprocess.ipynb #43ada4d6
 def _folder(row):
     "The folder of a picture's files; pictures in memory are one source"
     file = next((row[c] for c in CHANNELS if isinstance(row[c], (str, Path)) and str(row[c])), None)
     return 'memory' if file is None else str(Path(file).parent)
 
+# %% ../nbs/26_preprocess.ipynb #dcc3ccda
 def sources_of(
     table: pd.DataFrame,  # of `find_images`, n rows
     column: str|None = None,  # that names the sources; None: `source`, or without it the folders of the files
@@ -56,7 +59,7 @@ def sources_of(
     if column not in table: raise HPAError(f'source: the table has no column {column!r}; it has {", ".join(map(str, table.columns))}')
     return table[column].astype(str).to_numpy(object)
 
-# %% ../nbs/26_preprocess.ipynb #43ada4d6
+# %% ../nbs/26_preprocess.ipynb #706122cc
 class Sources:
     "Mean and deviation of each channel, for each source of pictures"
     def __init__(self,
@@ -66,36 +69,42 @@ class Sources:
         enough: int = 32,  # pictures; a source measured on fewer is measured again when there are more
     ): self.reader, self.column, self.most, self.enough, self.known = reader, column, most, enough, {}
 
-    def figures(self,
-        table: pd.DataFrame,  # of `find_images`, n rows
-        read = None,  # rows of the table to pixels, k×4×H×W uint8; None: the files are read
-    ) -> np.ndarray:  # n×2×4, mean and deviation, 0..1; NaN for a source of which no picture can be read
-        "Figures of the source of each picture"
-        names, res = sources_of(table, self.column), np.empty((len(table), 2, len(CHANNELS)), np.float32)
-        for name in dict.fromkeys(names):
-            here = np.flatnonzero(names==name)
-            found = self.known.get(name)
-            if found is None: found = self._measure(table.iloc[here].sample(min(self.most, len(here)), random_state=0), read)
-            if len(here)>=self.enough: self.known[name] = found
-            res[here] = found
-        return res
+# %% ../nbs/26_preprocess.ipynb #b0699b57
+@patch
+def _read(self:Sources, some):
+    "The pixels of those that can be read, in threads"
+    def one(row):
+        try: return self.reader.array(row)
+        except HPAError: return None
+    with ThreadPoolExecutor(default_workers()) as pool: return [o for o in pool.map(one, some.to_dict('records')) if o is not None]
 
-    def _read(self, some):
-        "The pixels of those that can be read, in threads"
-        def one(row):
-            try: return self.reader.array(row)
-            except HPAError: return None
-        with ThreadPoolExecutor(default_workers()) as pool: return [o for o in pool.map(one, some.to_dict('records')) if o is not None]
+# %% ../nbs/26_preprocess.ipynb #5281f1db
+@patch
+def _measure(self:Sources, some, read):
+    "Figures of some pictures, each counted alike"
+    imgs = read(some) if read else self._read(some)
+    parts = [torch.stack([o.mean((1, 2)), (o*o).mean((1, 2))]) for o in (torch.as_tensor(i).as_subclass(Tensor).float()/255 for i in imgs)]
+    if not parts: return np.full((2, len(CHANNELS)), np.nan, np.float32)
+    mean, square = torch.stack(parts).mean(0)
+    return torch.stack([mean, (square-mean**2).clamp_min(0).sqrt()]).numpy()
 
-    def _measure(self, some, read):
-        "Figures of some pictures, each counted alike"
-        imgs = read(some) if read else self._read(some)
-        parts = [torch.stack([o.mean((1, 2)), (o*o).mean((1, 2))]) for o in (torch.as_tensor(i).as_subclass(Tensor).float()/255 for i in imgs)]
-        if not parts: return np.full((2, len(CHANNELS)), np.nan, np.float32)
-        mean, square = torch.stack(parts).mean(0)
-        return torch.stack([mean, (square-mean**2).clamp_min(0).sqrt()]).numpy()
+# %% ../nbs/26_preprocess.ipynb #d02f597f
+@patch
+def figures(self:Sources,
+    table: pd.DataFrame,  # of `find_images`, n rows
+    read = None,  # rows of the table to pixels, k×4×H×W uint8; None: the files are read
+) -> np.ndarray:  # n×2×4, mean and deviation, 0..1; NaN for a source of which no picture can be read
+    "Figures of the source of each picture"
+    names, res = sources_of(table, self.column), np.empty((len(table), 2, len(CHANNELS)), np.float32)
+    for name in dict.fromkeys(names):
+        here = np.flatnonzero(names==name)
+        found = self.known.get(name)
+        if found is None: found = self._measure(table.iloc[here].sample(min(self.most, len(here)), random_state=0), read)
+        if len(here)>=self.enough: self.known[name] = found
+        res[here] = found
+    return res
 
-# %% ../nbs/26_preprocess.ipynb #02044f51
+# %% ../nbs/26_preprocess.ipynb #bc7cce20
 @dataclass(frozen=True)
 class Preprocess:
     "The settings between pixels and network"
@@ -104,24 +113,29 @@ class Preprocess:
     std: tuple|None = None  # one a channel, 0..1; None: each picture's own
     source: bool = False  # by the figures of each picture's source; mean and deviation stand in where these are not known
 
-    def __call__(self,
-        x: Tensor,  # B×4×H×W uint8
-        figures: Tensor|None = None,  # B×2×4: mean and deviation of each picture's source, NaN where not known
-    ) -> Tensor:  # B×4×size×size float
-        "The network's input"
-        return self.normalize(resize(x.float()/255, self.size), figures)
+# %% ../nbs/26_preprocess.ipynb #04e01640
+@patch
+def normalize(self:Preprocess,
+    x: Tensor,  # B×4×H×W float 0..1
+    figures: Tensor|None = None,  # B×2×4: mean and deviation of each picture's source, NaN where not known
+) -> Tensor:  # B×4×H×W
+    "Mean 0 and deviation 1 in every channel, of the picture, of its source, or of all"
+    if not self.source or figures is None: return normalize(x, self.mean, self.std)
+    usual = torch.tensor([self.mean, self.std], dtype=x.dtype)
+    figures = torch.where(figures.isnan(), usual, figures.to(x.dtype)).to(x.device)
+    return normalize(x, figures[:,0], figures[:,1])
 
-    @property
-    def by(self) -> str:
-        "What pictures are normalised by, in words"
-        return 'the figures of their source' if self.source else 'each picture' if self.mean is None else 'the figures of the training images'
+# %% ../nbs/26_preprocess.ipynb #fb4c01f8
+@patch
+def __call__(self:Preprocess,
+    x: Tensor,  # B×4×H×W uint8
+    figures: Tensor|None = None,  # B×2×4: mean and deviation of each picture's source, NaN where not known
+) -> Tensor:  # B×4×size×size float
+    "The network's input"
+    return self.normalize(resize(x.float()/255, self.size), figures)
 
-    def normalize(self,
-        x: Tensor,  # B×4×H×W float 0..1
-        figures: Tensor|None = None,  # B×2×4: mean and deviation of each picture's source, NaN where not known
-    ) -> Tensor:  # B×4×H×W
-        "Mean 0 and deviation 1 in every channel, of the picture, of its source, or of all"
-        if not self.source or figures is None: return normalize(x, self.mean, self.std)
-        usual = torch.tensor([self.mean, self.std], dtype=x.dtype)
-        figures = torch.where(figures.isnan(), usual, figures.to(x.dtype)).to(x.device)
-        return normalize(x, figures[:,0], figures[:,1])
+# %% ../nbs/26_preprocess.ipynb #3aceb8f9
+@patch(as_prop=True)
+def by(self:Preprocess) -> str:
+    "What pictures are normalised by, in words"
+    return 'the figures of their source' if self.source else 'each picture' if self.mean is None else 'the figures of the training images'
