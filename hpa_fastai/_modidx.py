@@ -329,6 +329,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'hpa_fastai.data.HPADataLoader.__init__': ('data.html#hpadataloader.__init__', 'hpa_fastai/data.py'),
                                  'hpa_fastai.data.HPADataLoader.__len__': ('data.html#hpadataloader.__len__', 'hpa_fastai/data.py'),
                                  'hpa_fastai.data.HPADataLoader._gather': ('data.html#hpadataloader._gather', 'hpa_fastai/data.py'),
+                                 'hpa_fastai.data.HPADataLoader._look_up': ('data.html#hpadataloader._look_up', 'hpa_fastai/data.py'),
                                  'hpa_fastai.data.HPADataLoader.create_batches': ( 'data.html#hpadataloader.create_batches',
                                                                                    'hpa_fastai/data.py'),
                                  'hpa_fastai.data.HPADataLoader.new': ('data.html#hpadataloader.new', 'hpa_fastai/data.py'),
