@@ -15,29 +15,40 @@ def n_processes() -> int:
     "How many processes train together; 1 without a launcher"
     return max(int(os.environ.get('WORLD_SIZE', 1)), 1)
 
+# %% ../nbs/29_processes.ipynb #f9ee2a61
 def is_first() -> bool:
     "Whether this process is the one that speaks and writes"
     return int(os.environ.get('RANK', 0))==0
 
-# %% ../nbs/29_processes.ipynb #ecc1e834
+# %% ../nbs/29_processes.ipynb #fcb94972
+def _own_device(device):
+    "The GPU of this process, where it is to be a GPU"
+    if device.type!='cuda': return device
+    device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+    torch.cuda.set_device(device)
+    return device
+
+# %% ../nbs/29_processes.ipynb #e84b6f8c
+def _part():
+    "Let go of the other processes"
+    if dist.is_initialized(): dist.destroy_process_group()
+
+# %% ../nbs/29_processes.ipynb #56ac66fc
 def start_processes(
     device: torch.device,  # where to train: 'cuda' becomes the GPU of this process
 ) -> torch.device:  # of this process
     "Bring the processes of a launcher together, once"
     if n_processes()==1: return device
-    if device.type=='cuda':
-        device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
-        torch.cuda.set_device(device)
-    if 'MASTER_ADDR' not in os.environ: raise HPAError(f'WORLD_SIZE is {n_processes()}, but nothing says where the other processes are; start with torchrun or accelerate launch, or unset WORLD_SIZE')
+    device = _own_device(device)
+    if 'MASTER_ADDR' not in os.environ:
+        raise HPAError(f'WORLD_SIZE is {n_processes()}, but nothing says where the other processes are; '
+                       'start with torchrun or accelerate launch, or unset WORLD_SIZE')
     if not dist.is_initialized():
         dist.init_process_group('nccl' if device.type=='cuda' else 'gloo')
         atexit.register(_part)
     return device
 
-def _part():
-    "Let go of the other processes"
-    if dist.is_initialized(): dist.destroy_process_group()
-
+# %% ../nbs/29_processes.ipynb #ecc1e834
 def agree(
     value,  # anything that can be pickled
 ):  # the same in all processes
@@ -47,6 +58,7 @@ def agree(
     dist.broadcast_object_list(box)
     return box[0]
 
+# %% ../nbs/29_processes.ipynb #b5e9cfad
 def in_any(
     it: bool,  # whether something is so in this process
 ) -> bool:  # the same in all processes
@@ -56,11 +68,12 @@ def in_any(
     dist.all_gather_object(found, bool(it))
     return any(found)
 
-# %% ../nbs/29_processes.ipynb #d21f891b
+# %% ../nbs/29_processes.ipynb #4eb57b33
 def meet() -> None:
     "Wait for the other processes"
     if n_processes()>1 and dist.is_initialized(): dist.barrier()
 
+# %% ../nbs/29_processes.ipynb #d21f891b
 def in_turn(
     f,  # called once in every process
 ):  # what it returns
