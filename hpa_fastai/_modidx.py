@@ -630,6 +630,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hpa_fastai.fields._list_local': ('fields.html#_list_local', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._list_remote': ('fields.html#_list_remote', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._name': ('fields.html#_name', 'hpa_fastai/fields.py'),
+                                   'hpa_fastai.fields._path_table': ('fields.html#_path_table', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._preference': ('fields.html#_preference', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._read_csv': ('fields.html#_read_csv', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._some': ('fields.html#_some', 'hpa_fastai/fields.py'),

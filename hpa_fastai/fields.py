@@ -11,9 +11,10 @@ import os, re, warnings
 import pandas as pd
 from .labels import *
 
-# %% ../nbs/05_fields.ipynb #c57827a3
+# %% ../nbs/05_fields.ipynb #9152d553
 CHANNELS = ('red','green','blue','yellow') # microtubules, protein of interest, nucleus, endoplasmic reticulum
 
+# %% ../nbs/05_fields.ipynb #c9e235ff
 class ImageError(HPAError):
     "A picture that cannot be read, told in one line that names the field of view, the file and the cause."
 
@@ -160,20 +161,6 @@ def find_images(
     table.attrs['passed_over'] = [f'{folder}{sep}{name} (there is {other})' for folder,name,other in passed]
     return table
 
-# %% ../nbs/05_fields.ipynb #b4d6a3e0
-def _from_paths(source):
-    "The table of a csv (or DataFrame) with an Id, and one path or a path for each channel; relative paths start at the csv"
-    where,base = ('table','') if isinstance(source, pd.DataFrame) else (os.path.basename(source), str(source).replace(os.sep, '/').rpartition('/')[0])
-    df = source.copy() if isinstance(source, pd.DataFrame) else _read_csv(source)
-    df = df.rename(columns={c: k for c in df for k in ('Id','path',*CHANNELS) if str(c).lower()==k.lower()})
-    if 'Id' not in df: raise ImageError(f'{where} has no column Id (columns are {", ".join(map(str, df))})')
-    if not set(df) & {'path',*CHANNELS}: raise ImageError(f"{where} names no files: give it a column path, or {', '.join(CHANNELS)}; to put the images of a folder beside a table of labels use attach_images")
-    df['Id'] = df.Id.astype(str)
-    if (twice := df.Id.duplicated()).any(): raise ImageError(f'{where} row {twice.argmax()+(2 if base or isinstance(source, str) else 0)}: Id {df.Id[twice].iloc[0]} stands there a second time; give every field of view its own')
-    for c in CHANNELS: df[c] = [_full_path(p, base) for p in (df[c] if c in df else df.get('path', [None]*len(df)))]
-    df['layout'] = df.get('layout', pd.Series([_layout(r) for r in zip(*(df[c] for c in CHANNELS))], index=df.index, dtype=object))
-    return df[_columns + [c for c in df if c not in _columns and c!='path' and not str(c).startswith('Unnamed:')]].sort_values('Id', ignore_index=True)
-
 # %% ../nbs/05_fields.ipynb #229d7a04
 def _read_csv(path):
     "A csv as text"
@@ -193,6 +180,34 @@ def _layout(paths):
     if len(set(paths))>1 or paths[0] is None: return 'channels'
     return 'zarr' if str(paths[0]).rstrip('/').lower().endswith('.zarr') else 'single'
 
+# %% ../nbs/05_fields.ipynb #4d26cbae
+def _path_table(source):
+    "A csv (or DataFrame) of paths with its columns named as usual; what to call it in errors; and where relative paths start"
+    if isinstance(source, pd.DataFrame): df,where,base = source.copy(), 'table', ''
+    else: df,where,base = _read_csv(source), os.path.basename(source), str(source).replace(os.sep, '/').rpartition('/')[0]
+    df = df.rename(columns={c: k for c in df for k in ('Id','path',*CHANNELS) if str(c).lower()==k.lower()})
+    if 'Id' not in df: raise ImageError(f'{where} has no column Id (columns are {", ".join(map(str, df))})')
+    if not set(df) & {'path',*CHANNELS}:
+        raise ImageError(f"{where} names no files: give it a column path, or {', '.join(CHANNELS)}; to put the images of a folder beside a table of labels use attach_images")
+    return df, where, base
+
+# %% ../nbs/05_fields.ipynb #0c9e9eed
+def _from_paths(source):
+    "The table of a csv (or DataFrame) with an Id, and one path or a path for each channel; relative paths start at the csv"
+    df, where, base = _path_table(source)
+    df['Id'] = df.Id.astype(str)
+    if (twice := df.Id.duplicated()).any():
+        raise ImageError(f'{where} row {twice.argmax()+(0 if isinstance(source, pd.DataFrame) else 2)}: Id {df.Id[twice].iloc[0]} stands there a second time; give every field of view its own')
+    for c in CHANNELS: df[c] = [_full_path(p, base) for p in (df[c] if c in df else df.get('path', [None]*len(df)))]
+    df['layout'] = df.get('layout', pd.Series([_layout(r) for r in zip(*(df[c] for c in CHANNELS))], index=df.index, dtype=object))
+    return df[_columns + [c for c in df if c not in _columns and c!='path' and not str(c).startswith('Unnamed:')]].sort_values('Id', ignore_index=True)
+
+# %% ../nbs/05_fields.ipynb #32c71a1f
+def _some(ids, n=3):
+    "The first few ids for a message"
+    ids = list(ids)
+    return ', '.join(map(str, ids[:n])) + (', …' if len(ids)>n else '')
+
 # %% ../nbs/05_fields.ipynb #cb867a53
 def attach_images(
     df:pd.DataFrame, # a column Id, and any other (Target, group, …)
@@ -209,9 +224,3 @@ def attach_images(
     if len(extra): warnings.warn(f'{where}: {len(extra)} of {len(table)} fields of view have no row in the table of labels and are left out: {_some(extra)}', stacklevel=2)
     found = table.set_index('Id')[_columns[1:]].loc[ids]
     return df.assign(Id=ids, **{c: found[c].to_numpy(object) for c in found})
-
-# %% ../nbs/05_fields.ipynb #32c71a1f
-def _some(ids, n=3):
-    "The first few ids for a message"
-    ids = list(ids)
-    return ', '.join(map(str, ids[:n])) + (', …' if len(ids)>n else '')
