@@ -22,32 +22,45 @@ from .results import *
 from .inference import *
 
 # %% ../nbs/82_cells.ipynb #9b6aa27c
-NUCLEUS_UM = 16.  # µm: the usual width of a nucleus in the cell lines of the Atlas
-_GRAIN = 32  # pixels: width of a nucleus at the scale where cells are outlined
-_FAINT = 5.  # of 255: a nucleus less bright than this above its surroundings is noise
-
 class CellError(HPAError): "Cells that can't be outlined, masks that can't be used, or a submission that can't be made."
 
+# %% ../nbs/82_cells.ipynb #4cd9a20f
 def _otsu(a):
     "Threshold between dark and bright"
     try: from skimage.filters import threshold_otsu
     except ImportError: raise CellError("outlining cells needs scikit-image: pip install 'hpa_fastai[cells]', or give masks") from None
     return threshold_otsu(a)
 
+# %% ../nbs/82_cells.ipynb #04e84d3f
+_FAINT = 5.  # of 255: a nucleus less bright than this above its surroundings is noise
+
 def _stands_out(root, bright):
     "Whether bright pixels, in square roots of the light, are more than noise"
     return 0<bright.sum()<bright.size and (root[bright]**2).mean()-(root[~bright]**2).mean()>_FAINT
 
-# %% ../nbs/82_cells.ipynb #9e207044
+# %% ../nbs/82_cells.ipynb #350fde7c
+NUCLEUS_UM = 16.  # µm: the usual width of a nucleus in the cell lines of the Atlas
+_GRAIN = 32  # pixels: width of a nucleus at the scale where cells are outlined
+
+# %% ../nbs/82_cells.ipynb #0eab4f5c
 def _planes(img):
     "A field of view as float32 4×H×W, 0 to 255"
     a = np.asarray(img.detach().cpu() if hasattr(img, 'detach') else img)
     if a.ndim!=3 or len(a)!=4: raise CellError(f'a picture of shape {a.shape}; cells are outlined in 4×H×W: red, green, blue, yellow')
     return a.astype(np.float32)*(255 if a.dtype.kind=='f' else 255/np.iinfo(a.dtype).max)
 
-def _fit(planes, height, width): return np.stack([np.asarray(resize_plane(p, (width, height))) for p in planes])
+# %% ../nbs/82_cells.ipynb #d5f54274
+def _fit(planes, height, width):
+    "Planes at another size"
+    return np.stack([np.asarray(resize_plane(p, (width, height))) for p in planes])
 
-# %% ../nbs/82_cells.ipynb #4cd9a20f
+# %% ../nbs/82_cells.ipynb #f42f3c82
+def _typical(area):
+    "Of sizes, the one above which half of the total lies; small ones hardly count"
+    area = np.sort(area)
+    return area[np.searchsorted(area.cumsum(), area.sum()/2)]
+
+# %% ../nbs/82_cells.ipynb #21dca3f2
 def nucleus_diameter(
     blue: np.ndarray,  # H×W, 0 to 255: the nuclei
 ) -> float|None:  # in pixels; None where there are no nuclei
@@ -57,10 +70,9 @@ def nucleus_diameter(
     a = ndi.gaussian_filter(np.sqrt(_fit([np.asarray(blue, np.float32)], round(h/k), round(w/k))[0]), 1)
     bright = a>_otsu(a)
     if not _stands_out(a, bright): return None
-    area = np.sort(np.bincount(ndi.label(ndi.binary_opening(bright))[0].ravel())[1:])
+    area = np.bincount(ndi.label(ndi.binary_opening(bright))[0].ravel())[1:]
     if not len(area): return None
-    typical = area[np.searchsorted(area.cumsum(), area.sum()/2)]  # half of all nuclear area is in larger ones: specks don't count
-    d = 2*np.sqrt(typical/np.pi)*k
+    d = 2*np.sqrt(_typical(area)/np.pi)*k
     return float(d) if d>max(4, max(h, w)/100) else None
 
 # %% ../nbs/82_cells.ipynb #6f058648
@@ -73,22 +85,26 @@ def _diameter(img, diameter, pixel_size):
         raise CellError(f'nuclei of {d:.3g} pixels in a picture of {img.shape[2]}x{img.shape[1]}; is {"diameter in pixels" if diameter else "pixel_size in µm a pixel"}?')
     return d
 
-# %% ../nbs/82_cells.ipynb #f760e0ca
+# %% ../nbs/82_cells.ipynb #75ca1734
 def _watershed(height, seeds, where):
+    "To each place the number of the seed whose peak it belongs to"
     from skimage.segmentation import watershed
     return watershed(-height, seeds, mask=where)
 
+# %% ../nbs/82_cells.ipynb #ace7a583
 def _peaks(height, least):
     "Peaks that rise at least so much above the passes to higher ones, numbered"
     from skimage.morphology import h_maxima
     return ndi.label(h_maxima(height, least), np.ones((3, 3)))[0]
 
+# %% ../nbs/82_cells.ipynb #cff5b9af
 def _drop_small(labels, least):
     "Without the areas of fewer than `least` pixels; numbers 1, 2, …"
     keep = np.bincount(labels.ravel())>=least
     keep[0] = False
     return (keep.cumsum()*keep)[labels]
 
+# %% ../nbs/82_cells.ipynb #9b95fe5a
 def _fill(mask, largest):
     "Without the holes of up to `largest` pixels"
     holes = ndi.label(~mask)[0]
@@ -116,6 +132,7 @@ def _landmark(img, sigma):
     scaled = lambda a: np.clip(a-np.percentile(a, 1), 0, None)/(np.percentile(a, 99)-np.percentile(a, 1))
     return np.mean([scaled(a) for a in found], 0)
 
+# %% ../nbs/82_cells.ipynb #8b8a2c1c
 def _cell_area(img, nuclei):
     "Where there are cells"
     light = np.sqrt(_landmark(img, 1))
@@ -138,6 +155,7 @@ def _edge_cells(height, nuclei, area):
     edge[peaks[nuclei>0]] = edge[0] = False
     return np.where(edge[peaks], peaks+nuclei.max(), nuclei)
 
+# %% ../nbs/82_cells.ipynb #73a0bb4d
 def _outline(img):
     "Cells and nuclei at the working scale"
     nuclei = _find_nuclei(img[2])
@@ -149,19 +167,28 @@ def _outline(img):
     return _drop_small(_watershed(height, seeds, area), .06*_GRAIN**2), nuclei
 
 # %% ../nbs/82_cells.ipynb #5fc6e1ee
+def _soft(mask, size, box=None):
+    "A mask, or a box of it, at another size (width, height), from 0 to 1"
+    return np.asarray(Image.fromarray(mask.astype(np.float32)).resize(size, Image.BILINEAR, box))
+
+# %% ../nbs/82_cells.ipynb #72faa63c
+def _span(o, k, n):
+    "Where a slice, and two pixels around it, come to lie when enlarged by `k`; within 0 and `n`"
+    return int(np.clip(np.floor((o.start-2)*k), 0, n)), int(np.clip(np.ceil((o.stop+2)*k), 0, n))
+
+# %% ../nbs/82_cells.ipynb #44e669f4
 def _enlarge(labels, height, width):
     "Label masks at another size, with smooth outlines"
     if labels.shape==(height, width): return labels.astype(np.int32)
     ky, kx = height/labels.shape[0], width/labels.shape[1]
-    soft = lambda mask, size, box: np.asarray(Image.fromarray(mask.astype(np.float32)).resize(size, Image.BILINEAR, box))
     best, out = np.full((height, width), .25, np.float32), np.zeros((height, width), np.int32)
     for i,box in enumerate(ndi.find_objects(labels), 1):
         if box is None: continue
-        y0, y1, x0, x1 = (int(np.clip(f((s+d)*k), 0, n)) for o,k,n in ((box[0], ky, height), (box[1], kx, width)) for f,s,d in ((np.floor, o.start, -2), (np.ceil, o.stop, 2)))
-        v, part = soft(labels==i, (x1-x0, y1-y0), (x0/kx, y0/ky, x1/kx, y1/ky)), np.s_[y0:y1, x0:x1]
+        (y0, y1), (x0, x1) = _span(box[0], ky, height), _span(box[1], kx, width)
+        v, part = _soft(labels==i, (x1-x0, y1-y0), (x0/kx, y0/ky, x1/kx, y1/ky)), np.s_[y0:y1, x0:x1]
         nearer = v>best[part]
         best[part][nearer], out[part][nearer] = v[nearer], i
-    return out*(soft(labels>0, (width, height), None)>=.5)
+    return out*(_soft(labels>0, (width, height))>=.5)
 
 # %% ../nbs/82_cells.ipynb #7f79fe08
 BORDERS = ('all', 'nucleus', 'drop')
@@ -172,6 +199,7 @@ def touches_border(
     "The cells that the edge of the picture cuts"
     return np.setdiff1d(np.concatenate([masks[0], masks[-1], masks[:, 0], masks[:, -1]]), 0)
 
+# %% ../nbs/82_cells.ipynb #271f10ab
 def _keep(cells, nuclei, border):
     "The cells that are wanted, numbered 1, 2, …"
     keep = np.ones(cells.max(initial=0)+1, bool)
@@ -264,7 +292,15 @@ def _open_mask(path):
         hint = 'save the masks alone, as PNG or TIFF (cellpose --save_png)' if 'pickle' in str(e).lower() else 'save it again'
         raise CellError(f'{path}: not a mask that can be read ({" ".join(str(e).split())[:100]}); {hint}') from None
 
-# %% ../nbs/82_cells.ipynb #8a8ef86a
+# %% ../nbs/82_cells.ipynb #ff38d925
+def _check_mask(a, name):
+    "Refuse an array that does not number cells"
+    if a.ndim!=2: raise CellError(f'{name} has the shape {a.shape}; a mask is H×W, one number a pixel')
+    if a.dtype.kind not in 'uif' or (a.dtype.kind=='f' and not (a==np.round(a)).all()): raise CellError(f'{name} holds {a.dtype} values; a mask has 0 between cells and a whole number for each cell')
+    if a.min(initial=0)<0: raise CellError(f'{name} has negative numbers; a mask has 0 between cells, then 1, 2, …')
+    if a.max(initial=0)>=2**24: raise CellError(f'{name} has numbers up to {a.max():.0f}; number the cells 1, 2, …')
+
+# %% ../nbs/82_cells.ipynb #91592235
 def read_mask(
     source,  # array H×W of numbers, or a file (.png, .tif, .npy)
     height: int|None = None,  # of the picture it belongs to; None: its own
@@ -273,10 +309,7 @@ def read_mask(
     "A label mask, checked, at the size of its picture"
     name = 'the mask' if hasattr(source, '__array__') else str(source)
     a = np.asarray(source) if hasattr(source, '__array__') else _open_mask(Path(source))
-    if a.ndim!=2: raise CellError(f'{name} has the shape {a.shape}; a mask is H×W, one number a pixel')
-    if a.dtype.kind not in 'uif' or (a.dtype.kind=='f' and not (a==np.round(a)).all()): raise CellError(f'{name} holds {a.dtype} values; a mask has 0 between cells and a whole number for each cell')
-    if a.min(initial=0)<0: raise CellError(f'{name} has negative numbers; a mask has 0 between cells, then 1, 2, …')
-    if a.max(initial=0)>=2**24: raise CellError(f'{name} has numbers up to {a.max():.0f}; number the cells 1, 2, …')
+    _check_mask(a, name)
     a = a.astype(np.int32)
     if height is None or a.shape==(height, width): return a
     if abs(a.shape[0]*width-a.shape[1]*height)>max(a.shape)*max(height, width)/100: raise CellError(f'{name} has {a.shape[1]}x{a.shape[0]} pixels, its picture {width}x{height}; give the mask of this picture')
@@ -295,6 +328,7 @@ def _pack(runs):
             out.append(48+bits+32*more)
     return bytes(out)
 
+# %% ../nbs/82_cells.ipynb #64e8e919
 def _unpack(text):
     "Runs of COCO's text"
     runs, x, shift = [], 0, 0
@@ -344,7 +378,7 @@ def _mask_input(mask, reader, size):
     canvas[y0:y0+h, x0:x0+w] = small[y1:y1+h, x1:x1+w]
     return np.asarray(Image.fromarray(canvas).resize((size, size), Image.NEAREST))
 
-# %% ../nbs/82_cells.ipynb #b08f15ca
+# %% ../nbs/82_cells.ipynb #3f86b02d
 def _fill_with(tile, size, dark):
     "A picture full of copies of a square tile, each turned or mirrored another way"
     n, w = size//tile.shape[-1], tile.shape[-1]
@@ -354,23 +388,26 @@ def _fill_with(tile, size, dark):
     for k in range(n*n): out[:, k//n*w:(k//n+1)*w, k%n*w:(k%n+1)*w] = turned[k%8]
     return out
 
+# %% ../nbs/82_cells.ipynb #e07013c1
+def _tile(x, mask, i, box, dark):
+    "A square with cell `i` alone in its middle; one to four of them fill a side of the picture"
+    size, (h, w) = x.shape[-1], (s.stop-s.start for s in box)
+    side = size//max(1, min(4, size//(max(h, w)+2)))
+    own = torch.from_numpy(mask[box]==i).to(x.device)
+    tile, (y, z) = dark.expand(-1, side, side).clone(), ((side-h)//2, (side-w)//2)
+    tile[:, y:y+h, z:z+w] = torch.where(own, x[(slice(None), *box)], dark)
+    return tile
+
+# %% ../nbs/82_cells.ipynb #b4d5f2e8
 def single_cells(
     x: torch.Tensor,  # 4×S×S: the network's input for a field of view
     masks: np.ndarray,  # S×S: 0 between cells, then 1, 2, …
     cells: list,  # numbers of the cells to show
 ) -> torch.Tensor:  # B×4×S×S
     "Pictures of one cell each, at the scale of the field of view, the rest blanked"
-    size, dark, boxes, out = x.shape[-1], x.amin((1, 2), keepdim=True), ndi.find_objects(masks), []
-    for i in cells:
-        box = boxes[i-1] if i<=len(boxes) else None
-        if box is None: out.append(dark.expand(-1, size, size)); continue
-        h, w = (s.stop-s.start for s in box)
-        side = size//max(1, min(4, size//(max(h, w)+2)))
-        own = torch.from_numpy(masks[box]==i).to(x.device)
-        tile, (y, z) = dark.expand(-1, side, side).clone(), ((side-h)//2, (side-w)//2)
-        tile[:, y:y+h, z:z+w] = torch.where(own, x[(slice(None), *box)], dark)
-        out.append(_fill_with(tile, size, dark))
-    return torch.stack(out)
+    size, dark, boxes = x.shape[-1], x.amin((1, 2), keepdim=True), dict(enumerate(ndi.find_objects(masks), 1))
+    blank = dark.expand(-1, size, size)
+    return torch.stack([blank if boxes.get(i) is None else _fill_with(_tile(x, masks, i, boxes[i], dark), size, dark) for i in cells])
 
 # %% ../nbs/82_cells.ipynb #abc59da9
 def combine_probs(
@@ -386,7 +423,7 @@ def combine_probs(
     if negative is not None: p[..., negative] = 1-((1-f)**prior*(1-c)**(1-prior))[..., negative]
     return p
 
-# %% ../nbs/82_cells.ipynb #78a8e0e5
+# %% ../nbs/82_cells.ipynb #bfa57548
 def _mask_sources(masks, table):
     "Where the mask of each field of view is: {Id: array or path}, or None to outline the cells"
     if masks is None or isinstance(masks, dict): return masks
@@ -395,6 +432,7 @@ def _mask_sources(masks, table):
     if len(masks)!=len(table): raise CellError(f'{len(masks)} masks for {len(table)} fields of view; give one each, in the same order')
     return dict(zip(table.Id, masks))
 
+# %% ../nbs/82_cells.ipynb #704e0af0
 def _outlines(id_, img, masks, border, diameter, pixel_size):
     "The mask of a field of view: given, or found"
     if masks is None: return segment_cells(img, diameter, pixel_size, border)
@@ -403,7 +441,7 @@ def _outlines(id_, img, masks, border, diameter, pixel_size):
     if border=='drop': m = np.where(np.isin(m, touches_border(m)), 0, m)
     return m
 
-# %% ../nbs/82_cells.ipynb #54aae076
+# %% ../nbs/82_cells.ipynb #ee6cc0a9
 _about = ('Id', 'cell', 'x', 'y', 'area', 'border', 'width', 'height')
 
 def _describe(id_, masks):
@@ -414,13 +452,14 @@ def _describe(id_, masks):
     area = np.bincount(masks.ravel())[number]
     return pd.DataFrame(dict(Id=id_, cell=number, x=x.round(1), y=y.round(1), area=area, border=np.isin(number, touches_border(masks)), width=w, height=h))
 
+# %% ../nbs/82_cells.ipynb #3539b2f0
 def _no_cells(id_, shape, why, labels):
     "The row of a field of view for which there is nothing to say"
     h, w = shape or (0, 0)
     row = dict(zip(_about, (id_, 0, np.nan, np.nan, 0, False, w, h)))
     return pd.DataFrame([row | dict(Predicted='', Names='') | dict.fromkeys(labels.classes, np.nan) | dict(mask='', error=why)])
 
-# %% ../nbs/82_cells.ipynb #78e5bc23
+# %% ../nbs/82_cells.ipynb #eebf24ad
 def _cell_probs(predictor, places, masks, cells):
     "Probabilities of cells by themselves, over all models"
     probs = []
@@ -431,6 +470,7 @@ def _cell_probs(predictor, places, masks, cells):
         probs.append(np.concatenate([b.run(o.contiguous(memory_format=torch.channels_last), predictor.half)[0] for o in parts]))
     return np.mean(probs, 0)
 
+# %% ../nbs/82_cells.ipynb #ba32098a
 def _predict_fov(predictor, id_, places, masks, prior):
     "The rows of one field of view"
     table, labels = _describe(id_, masks), predictor.labels
@@ -441,7 +481,22 @@ def _predict_fov(predictor, id_, places, masks, prior):
     return pd.concat([table.assign(Predicted=labels.decode(found), Names=['|'.join(n) for n in labels.to_names(found)]),
                       pd.DataFrame(probs, columns=list(labels.classes)), pd.DataFrame(dict(mask=[texts[i] for i in table.cell], error=''))], axis=1)
 
-# %% ../nbs/82_cells.ipynb #71337f08
+# %% ../nbs/82_cells.ipynb #eee74502
+def _try_fov(predictor, id_, got, full, prior, *outlining):
+    "The rows of one field of view as it was read, or the row that says why there are none"
+    if isinstance(got, str): return _no_cells(id_, None, got, predictor.labels)
+    try: return _predict_fov(predictor, id_, got, _outlines(id_, got[full], *outlining), prior)
+    except CellError as e: return _no_cells(id_, got[full].shape[1:], str(e), predictor.labels)
+
+# %% ../nbs/82_cells.ipynb #e87e274c
+def _save(table, out):
+    "Write a table, whole or not at all"
+    part = out.with_name(out.name+'.part')
+    safe = table.assign(Id=table.Id.map(escape_cell))
+    table.to_parquet(part) if out.suffix=='.parquet' else safe.to_csv(part, index=False, lineterminator='\n')
+    part.replace(out)
+
+# %% ../nbs/82_cells.ipynb #29134d5f
 def predict_cells(
     model,  # folder of a bundle or user/name on the Hub, a list of them for an ensemble, or a `Predictor`
     images,  # folder of images, nested to any depth; list of files, csv or table of paths; pixels in memory
@@ -463,25 +518,20 @@ def predict_cells(
     if border not in BORDERS: raise CellError(f'border={border!r}: choose one of {", ".join(BORDERS)}')
     p = model if isinstance(model, Predictor) else Predictor(model, device, bs, n_workers=n_workers)
     table, full = locate(images), replace(p.readers[0], size=None, pixel_size=None)
-    masks, parts = _mask_sources(masks, table), []
-    stream = p.read(table, more=(full,))
-    for i,got in tqdm((o for o in stream if o is not None), total=len(table), unit='FOV', desc=f'predicting cells on {p.where}', disable=not progress):
-        id_ = table.Id[i]
-        try: parts.append(_no_cells(id_, None, got, p.labels) if isinstance(got, str) else
-                          _predict_fov(p, id_, got, _outlines(id_, got[full], masks, border, diameter, pixel_size), prior))
-        except CellError as e: parts.append(_no_cells(id_, None if isinstance(got, str) else got[full].shape[1:], str(e), p.labels))
-    res = pd.concat(parts, ignore_index=True)
+    masks, stream = _mask_sources(masks, table), (o for o in p.read(table, more=(full,)) if o is not None)
+    bar = tqdm(stream, total=len(table), unit='FOV', desc=f'predicting cells on {p.where}', disable=not progress)
+    res = pd.concat([_try_fov(p, table.Id[i], got, full, prior, masks, border, diameter, pixel_size) for i,got in bar], ignore_index=True)
     if out: _save(res, Path(out))
     return res
 
-def _save(table, out):
-    "Write a table, whole or not at all"
-    part = out.with_name(out.name+'.part')
-    safe = table.assign(Id=table.Id.map(escape_cell))
-    table.to_parquet(part) if out.suffix=='.parquet' else safe.to_csv(part, index=False, lineterminator='\n')
-    part.replace(out)
-
 # %% ../nbs/82_cells.ipynb #6b89886b
+def _check_cells(cells, labels):
+    "Refuse a table that can't become a submission"
+    absent = {'Id', 'cell', 'mask', 'width', 'height', *labels.classes}-set(cells)
+    if absent: raise CellError(f'the table has no column {min(absent)!r}; give one of predict_cells, and its labels')
+    if not labels.successors(HPA19): raise CellError(f'no class of {labels.name} is one of the 19 of the competition')
+
+# %% ../nbs/82_cells.ipynb #b45e0317
 def cells_submission(
     cells: pd.DataFrame,  # of `predict_cells`
     labels: LabelSet|str = HPA19,  # the classes of `cells`; those of another set are translated
@@ -492,9 +542,7 @@ def cells_submission(
     "Predictions of cells in the format of the 2021 competition"
     labels = get_labels(labels)
     if out and check_writable(out, ('.csv',)).exists() and not force: raise CellError(f'{out} exists; give another name, or overwrite it with force=True (--force)')
-    absent = {'Id', 'cell', 'mask', 'width', 'height', *labels.classes}-set(cells)
-    if absent: raise CellError(f'the table has no column {min(absent)!r}; give one of predict_cells, and its labels')
-    if not labels.successors(HPA19): raise CellError(f'no class of {labels.name} is one of the 19 of the competition')
+    _check_cells(cells, labels)
     probs = np.nan_to_num(labels.convert(cells[list(labels.classes)].to_numpy(float), HPA19))
     text = [' '.join(f'{k} {p[k]:.4f} {m}' for k in np.flatnonzero(p>=least)) for p,m in zip(probs, cells['mask'])]
     res = cells[['Id', 'width', 'height']].assign(text=text).groupby('Id', sort=False).agg({'width': 'first', 'height': 'first', 'text': lambda t: ' '.join(filter(None, t))})
