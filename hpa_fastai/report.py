@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
-from fastcore.basics import chunked
+from fastcore.basics import chunked, patch
 from markupsafe import Markup
 from .labels import *
 from .images import *
@@ -33,8 +33,10 @@ def _read(table, ids, reader, size=192):
     reader = replace(reader, size=size, missing='zero')
     return {str(wanted.Id.iat[i]): img for i,img in read_images(wanted, reader) if not isinstance(img, Exception)}
 
+# %% ../nbs/85_report.ipynb #e4b7a695
 def _few(names, n=3): return ', '.join(names[:n]) + (f' and {len(names)-n} more' if len(names)>n else '')
 
+# %% ../nbs/85_report.ipynb #4c249bfb
 def _gallery(groups, pixels, lines, maps=None):
     "Pictures by heading: `groups` gives the Ids of each"
     shown = lambda h, i: Picture(composite(pixels[i]), i, lines(h, i), None if maps is None else maps.get((h, i)))
@@ -42,13 +44,44 @@ def _gallery(groups, pixels, lines, maps=None):
     return gallery_block({h: p for h,p in found.items() if p}, 'show where the network looked' if maps else '')
 
 # %% ../nbs/85_report.ipynb #e684249b
-def _classes(run): return [c for c in run if c not in ('Id', 'Predicted', 'Names', 'flags', 'error')]
+def _classes(run):
+    "The columns of probabilities"
+    return [c for c in run if c not in ('Id', 'Predicted', 'Names', 'flags', 'error')]
 
+# %% ../nbs/85_report.ipynb #f7f9944a
 def _named(run, classes):
     "Rows × classes: the names given"
     given = run['Names'].fillna('').str.split('|')
     return np.array([[c in g for c in classes] for g in given], bool).reshape(len(run), len(classes))
 
+# %% ../nbs/85_report.ipynb #1b940b0b
+@dataclass
+class _Run:
+    "What a page about a run is made from"
+    run: pd.DataFrame
+    name: str
+    bundle: Bundle|None = None
+    table: pd.DataFrame|None = None  # of `find_images`
+    seconds: float|None = None
+    per_class: int = 4
+    small: dict = field(default_factory=dict)  # Id -> small picture, for the map
+
+    def __post_init__(self):
+        self.run = self.run.assign(Id=self.run.Id.astype(str))
+        self.ok = self.run[self.run['error'].fillna('')==''].reset_index(drop=True)
+        self.classes = _classes(self.run)
+        self.given = _named(self.ok, self.classes)
+        if self.bundle and list(self.bundle.labels.classes)!=self.classes: raise HPAError('the predictions were not made by a model with the classes of this one; name the model that made them')
+
+# %% ../nbs/85_report.ipynb #51012adf
+@patch
+def lines(self:_Run, heading, id_):
+    "What stands below a picture"
+    row = self.ok.iloc[self.ok.Id.eq(id_).to_numpy().argmax()]
+    names = sorted(filter(None, row.Names.split('|')), key=lambda c: -row[c])
+    return [f'probability {row[heading]:.2f}' if heading in self.classes else _few(names) or 'no location', *([row['flags']] if row['flags'] else [])]
+
+# %% ../nbs/85_report.ipynb #67c08f6f
 def _locations(ok, classes, given):
     "How often each name was given"
     t = pd.DataFrame({'location': classes, 'images': given.sum(0), 'share': given.sum(0)/max(len(ok), 1)})
@@ -63,6 +96,7 @@ def _location_section(ok, classes, given):
     text = 'An image may have several locations, or none.' + (f' Never named: {", ".join(never)}.' if never else '')
     return Section('Locations', text, [table_block(counts, {'share': '.1%', 'mean probability where named': '.2f'}, bars=('share',))])
 
+# %% ../nbs/85_report.ipynb #1f8fde85
 def _examples(ok, classes, given, per_class):
     "The most probable images of each location, those without flags first"
     flagged, probs = (ok['flags'].fillna('')!='').to_numpy(), ok[classes].to_numpy(float)
@@ -70,20 +104,23 @@ def _examples(ok, classes, given, per_class):
     order = sorted(range(len(classes)), key=lambda k: -given[:,k].sum())
     return {classes[k]: [str(ok.Id.iat[i]) for i in best(k)] for k in order if given[:,k].any()}
 
-# %% ../nbs/85_report.ipynb #0be09084
+# %% ../nbs/85_report.ipynb #1d81f6c0
 def _flagged(ok):
     "Rows with flags about the picture or the decision"
     return ok[ok['flags'].fillna('')!='']
 
+# %% ../nbs/85_report.ipynb #df34912f
 def _flag_groups(flagged, most=8):
     "Some Ids for each flag"
     has = flagged['flags'].str.split()
     flags = [f for f in FLAGS if has.map(lambda o: f in o).any()]
     return {f: flagged.Id[has.map(lambda o: f in o)].astype(str).head(most).tolist() for f in flags}
 
+# %% ../nbs/85_report.ipynb #e8820e8e
 _meaning = {'blank-protein': 'the protein channel is empty', 'saturated': 'more full pixels than in training', 'out-of-focus': 'less fine detail than in training',
             'unlike-training': 'farther from the training pictures than 99 % of validation', 'uncertain': 'a probability so near its threshold that the name may be chance', 'no-location': 'no probability passed its threshold'}
 
+# %% ../nbs/85_report.ipynb #005a3693
 def _flag_section(ok, gallery):
     flagged = _flagged(ok)
     has = flagged['flags'].str.split()
@@ -92,12 +129,13 @@ def _flag_section(ok, gallery):
     text = f'{len(flagged):,} of {len(ok):,} predictions have a flag.'
     return Section('Flagged', text, [table_block(t, {'share': '.1%'}, bars=('share',)), *gallery(_flag_groups(flagged))])
 
-# %% ../nbs/85_report.ipynb #1f8fde85
+# %% ../nbs/85_report.ipynb #1fc19959
 def _failure_section(run):
     failed = run[run['error'].fillna('')!='']
     if not len(failed): return Section('Failures', 'Every field of view could be read.')
     return Section('Failures', f'{len(failed):,} of {len(run):,} fields of view could not be read and have no prediction.', [table_block(failed[['Id', 'error']], search=True)])
 
+# %% ../nbs/85_report.ipynb #939cd434
 def _prediction_section(ok, classes):
     probs = ok[classes].to_numpy(float)
     t = pd.DataFrame({'Id': ok.Id.astype(str), 'locations': ok.Names.fillna('').str.replace('|', ', ', regex=False), 'most probable': [classes[k] for k in probs.argmax(1)] if len(ok) else [],
@@ -138,31 +176,6 @@ def _map_section(r, found):
     return Section('Map', f'{len(points):,} pictures of the run.', [Markup(map_html(points, ['most probable', 'flags'], whole=False))])
 
 # %% ../nbs/85_report.ipynb #e57fc4fd
-@dataclass
-class _Run:
-    "What a page about a run is made from"
-    run: pd.DataFrame
-    name: str
-    bundle: Bundle|None = None
-    table: pd.DataFrame|None = None  # of `find_images`
-    seconds: float|None = None
-    per_class: int = 4
-    small: dict = field(default_factory=dict)  # Id -> small picture, for the map
-
-    def __post_init__(self):
-        self.run = self.run.assign(Id=self.run.Id.astype(str))
-        self.ok = self.run[self.run['error'].fillna('')==''].reset_index(drop=True)
-        self.classes = _classes(self.run)
-        self.given = _named(self.ok, self.classes)
-        if self.bundle and list(self.bundle.labels.classes)!=self.classes: raise HPAError('the predictions were not made by a model with the classes of this one; name the model that made them')
-
-    def lines(self, heading, id_):
-        "What stands below a picture"
-        row = self.ok.iloc[self.ok.Id.eq(id_).to_numpy().argmax()]
-        names = sorted(filter(None, row.Names.split('|')), key=lambda c: -row[c])
-        return [f'probability {row[heading]:.2f}' if heading in self.classes else _few(names) or 'no location', *([row['flags']] if row['flags'] else [])]
-
-# %% ../nbs/85_report.ipynb #8736da2a
 def _facts_of_run(r):
     "The figures at the top"
     failed, flagged = len(r.run)-len(r.ok), len(_flagged(r.ok))
@@ -170,6 +183,7 @@ def _facts_of_run(r):
     return {'fields of view': f'{len(r.run):,}', 'with a location': f'{r.given.any(1).sum():,}', 'locations named': f'{r.given.any(0).sum()} of {len(r.classes)}',
             'flagged': f'{flagged:,}', 'failed': f'{failed:,}', 'throughput': speed}
 
+# %% ../nbs/85_report.ipynb #15a22f2e
 def _notes_of_run(r, found):
     "What must not be missed"
     notes = list(found.findings) if found else []
@@ -177,28 +191,40 @@ def _notes_of_run(r, found):
     elif not len(r.ok): notes.append('No field of view could be read; the reasons stand under Failures.')
     return notes
 
-# %% ../nbs/85_report.ipynb #15a22f2e
+# %% ../nbs/85_report.ipynb #66d04e0d
+def _picture_section(r, examples, pixels):
+    "Pictures of each location, or why there are none"
+    if r.table is None: return Section('Pictures', 'This page was made without the pictures of the run; name their folder (--images FOLDER) to see some of each location.')
+    if not pixels: return Section('Pictures', 'None of the pictures that were to be shown is in the folder, or none can be read.')
+    maps, why = _maps(r.bundle, examples, pixels)
+    text = f'The most probable images of each location. Red microtubules, green protein, blue nucleus, yellow endoplasmic reticulum. {why}'
+    return Section('Pictures', text, [_gallery(examples, pixels, r.lines, maps)])
+
+# %% ../nbs/85_report.ipynb #7d7c638a
 def _run_sections(r, found):
     "The parts of the page of a run"
     examples = _examples(r.ok, r.classes, r.given, r.per_class)
     shown = {i for ids in [*examples.values(), *_flag_groups(_flagged(r.ok)).values()] for i in ids}
     pixels = {} if r.table is None else _read(r.table, shown, r.bundle.reader if r.bundle else ImageReader())
-    maps, why = _maps(r.bundle, examples, pixels)
     if len(r.ok): yield _location_section(r.ok, r.classes, r.given)
     if found: yield _monitor_section(found, Reference(**r.bundle.config['reference']))
-    if r.table is None: yield Section('Pictures', 'This page was made without the pictures of the run; name their folder (--images FOLDER) to see some of each location.')
-    elif pixels: yield Section('Pictures', f'The most probable images of each location. Red microtubules, green protein, blue nucleus, yellow endoplasmic reticulum. {why}', [_gallery(examples, pixels, r.lines, maps)])
-    elif len(r.ok): yield Section('Pictures', 'None of the pictures that were to be shown is in the folder, or none can be read.')
+    if r.table is None or pixels or len(r.ok): yield _picture_section(r, examples, pixels)
     if found and found.ids: yield _map_section(r, found)
     if len(r.ok): yield _flag_section(r.ok, lambda groups: [_gallery(groups, pixels, r.lines)] if pixels else [])
     yield _failure_section(r.run)
     if len(r.ok): yield _prediction_section(r.ok, r.classes)
 
-# %% ../nbs/85_report.ipynb #3e4b9e96
+# %% ../nbs/85_report.ipynb #b0ace9a5
+def _monitored(r):
+    "The run beside the training of its model, where both are known"
+    if not (r.bundle and r.bundle.config.get('reference') and len(r.ok)): return None
+    return monitor(r.run, r.bundle, r.table, most=200, keep=lambda i, img: r.small.update({i: thumbnail(img)}))
+
+# %% ../nbs/85_report.ipynb #2fecaf3f
 def _run_page(r):
     "The page of a run"
     text = f'Predicted with {r.bundle.config["model"]["arch"]}.' if r.bundle else 'Name the model (--reference MODEL) to see how the run compares with its training, and where the network looked.'
-    found = monitor(r.run, r.bundle, r.table, most=200, keep=lambda i, img: r.small.update({i: thumbnail(img)})) if r.bundle and r.bundle.config.get('reference') and len(r.ok) else None
+    found = _monitored(r)
     return build_page(r.name, _run_sections(r, found), text, _facts_of_run(r), _notes_of_run(r, found), style=MAP_STYLE, script=MAP_SCRIPT)
 
 # %% ../nbs/85_report.ipynb #0b3d94d1
@@ -213,30 +239,38 @@ def _class_section(config):
     return Section('By class', 'On the validation images, which the thresholds were fitted on; expect a little less on others. The interval of F1 is one of 95 %.',
                    [table_block(t, dict.fromkeys(shares, '.3f'), bars=('precision', 'recall', 'F1', 'average precision'))])
 
-# %% ../nbs/85_report.ipynb #665386c9
-def plot_log(
-    log: list,  # of a training: a dict an epoch with train_loss, valid_loss, mean_ap, and perhaps size and lr
-) -> plt.Figure:
-    "Losses and mean average precision by epoch, the stages told apart"
-    t = pd.DataFrame(log)
-    fig, axes = plt.subplots(1, 2, figsize=(8, 2.7), layout='constrained')
-    x = np.arange(1, len(t)+1)
-    for ax,lines in zip(axes, ((('train_loss', 'training loss', '#d08c2f', '--'), ('valid_loss', 'validation loss', '#3b6ea5', '-')), (('mean_ap', 'mean average precision', '#3b6ea5', '-'),))):
-        for column,label,colour,style in lines:
-            if column in t: ax.plot(x, pd.to_numeric(t[column], errors='coerce'), color=colour, ls=style, marker='.', label=label)
-        ax.set(xlabel='epoch', ylim=(0, None))
-        ax.legend(fontsize=8, frameon=False)
-        ax.tick_params(labelsize=8)
-        ax.spines[['top', 'right']].set_visible(False)
-        if 'size' in t: _mark_stages(ax, t['size'])
-    return fig
+# %% ../nbs/85_report.ipynb #a82ecfca
+def _plain(ax):
+    "Axes for a page: small numbers, no frame"
+    ax.tick_params(labelsize=8)
+    ax.spines[['top', 'right']].set_visible(False)
+    return ax
 
+# %% ../nbs/85_report.ipynb #f42f2172
 def _mark_stages(ax, sizes):
     "A line and the picture size where a stage begins"
     new = np.flatnonzero((sizes!=sizes.shift()).to_numpy())
     for i in new:
         if i: ax.axvline(i+.5, color='#9a9a9a', lw=.8, ls=':')
         ax.annotate(f'{sizes.iat[i]} px', (i+.6 if i else .8, 1), (2, 1), xycoords=('data', 'axes fraction'), textcoords='offset points', fontsize=7, va='bottom')
+
+# %% ../nbs/85_report.ipynb #ab555ccd
+_LOSSES = (('train_loss', 'training loss', '#d08c2f', '--'), ('valid_loss', 'validation loss', '#3b6ea5', '-'))
+_PRECISION = (('mean_ap', 'mean average precision', '#3b6ea5', '-'),)
+
+def plot_log(
+    log: list,  # of a training: a dict an epoch with train_loss, valid_loss, mean_ap, and perhaps size and lr
+) -> plt.Figure:
+    "Losses and mean average precision by epoch, the stages told apart"
+    t = pd.DataFrame(log)
+    fig, axes = plt.subplots(1, 2, figsize=(8, 2.7), layout='constrained')
+    for ax,lines in zip(axes, (_LOSSES, _PRECISION)):
+        for column,label,colour,style in lines:
+            if column in t: ax.plot(np.arange(1, len(t)+1), pd.to_numeric(t[column], errors='coerce'), color=colour, ls=style, marker='.', label=label)
+        _plain(ax).set(xlabel='epoch', ylim=(0, None))
+        ax.legend(fontsize=8, frameon=False)
+        if 'size' in t: _mark_stages(ax, t['size'])
+    return fig
 
 # %% ../nbs/85_report.ipynb #226a6d7b
 def _training_section(config):
@@ -247,7 +281,7 @@ def _training_section(config):
     rows = [r for r in log if isinstance(r, dict)] if isinstance(log, list) else []
     return Section('Training', said if rows else f'{said} No log of the epochs is stored with this model, so there are no curves.', [plot_log(rows)] if rows else [])
 
-# %% ../nbs/85_report.ipynb #c83a6780
+# %% ../nbs/85_report.ipynb #55e89fac
 def plot_reliability_table(
     records: list,  # of `Evaluation.to_dict`: said, was, low, high, decisions
 ) -> plt.Axes:
@@ -257,11 +291,10 @@ def plot_reliability_table(
     ax.plot([0, 1], [0, 1], color='#9a9a9a', lw=1, ls='--')
     ax.vlines(t.said, t.low, t.high, color='#3b6ea5', lw=1.2)
     ax.scatter(t.said, t.was, color='#3b6ea5', s=22, zorder=3)
-    ax.set(xlabel='probability', ylabel='share that was right', xlim=(-.02, 1.02), ylim=(-.02, 1.02))
-    ax.tick_params(labelsize=8)
-    ax.spines[['top', 'right']].set_visible(False)
+    _plain(ax).set(xlabel='probability', ylabel='share that was right', xlim=(-.02, 1.02), ylim=(-.02, 1.02))
     return ax
 
+# %% ../nbs/85_report.ipynb #7aa0bdea
 def plot_confusion(
     confusion: np.ndarray,  # classes × classes, of `confusion_table`
     classes: list,  # their names
@@ -281,25 +314,43 @@ def plot_confusion(
     ax.plot([-.5, k-.5], [-.5, k-.5], color='#9a9a9a', lw=.6)
     return ax
 
-# %% ../nbs/85_report.ipynb #c3a1c6cd
-def _validation_sections(config):
-    "Reliability, confusions and hardest images"
-    v, classes = config.get('validation'), config['labels']['classes']
-    if v is None:
-        yield Section('Reliability', 'Reliability, confusions and hardest images are stored since a later version; save the model again after learn.evaluate().')
-        return
+# %% ../nbs/85_report.ipynb #76a6a3c3
+def _reliability_section(v):
+    "Whether probabilities mean what they say"
     error = v['scores'].get('calibration_error')
-    yield Section('Reliability', f'On the line, a probability of 0.8 is right in eight of ten decisions. Bars are 95 % intervals.{"" if error is None else f" Mean distance from the line, over all decisions: {error:.4f}."}', [plot_reliability_table(v['reliability'])])
+    text = 'On the line, a probability of 0.8 is right in eight of ten decisions. Bars are 95 % intervals.'
+    text += '' if error is None else f' Mean distance from the line, over all decisions: {error:.4f}.'
+    return Section('Reliability', text, [plot_reliability_table(v['reliability'])])
+
+# %% ../nbs/85_report.ipynb #4662e110
+def _confusion_section(v, classes):
+    "Which classes were given instead of which"
     c = np.array(v['confusion'], float)
     np.fill_diagonal(c, 0)
     i, j = np.unravel_index(np.argsort(-np.nan_to_num(c), axis=None, kind='stable')[:20], c.shape)
     pairs = pd.DataFrame({'missed': np.array(classes)[i], 'given instead': np.array(classes)[j], 'share of its images': np.nan_to_num(c)[i,j]})
-    yield Section('Confusions', 'Of the images of the class at the left, the share where it was missed while the class below was wrongly given: the redder, the more.',
-                  [plot_confusion(v['confusion'], classes), table_block(pairs[pairs['share of its images']>0], {'share of its images': '.1%'}, bars=('share of its images',))])
+    text = 'Of the images of the class at the left, the share where it was missed while the class below was wrongly given: the redder, the more.'
+    return Section('Confusions', text, [plot_confusion(v['confusion'], classes), table_block(pairs[pairs['share of its images']>0], {'share of its images': '.1%'}, bars=('share of its images',))])
 
+# %% ../nbs/85_report.ipynb #1ad277f2
+def _validation_sections(config):
+    "Reliability and confusions"
+    v = config.get('validation')
+    if v is None:
+        yield Section('Reliability', 'Reliability, confusions and hardest images are stored since a later version; save the model again after learn.evaluate().')
+        return
+    yield _reliability_section(v)
+    yield _confusion_section(v, config['labels']['classes'])
+
+# %% ../nbs/85_report.ipynb #18ad58ad
+def _hardest(config):
+    "The images that the model gets most wrong, as they are stored"
+    return config['validation']['hardest'] if config.get('validation') else []
+
+# %% ../nbs/85_report.ipynb #828fadd4
 def _hardest_section(config, pixels):
     "The images that the model gets most wrong"
-    hard = config['validation']['hardest'] if config.get('validation') else []
+    hard = _hardest(config)
     if not hard: return Section('Hardest images', 'None are stored with this model.')
     by_id = {h['Id']: h for h in hard}
     lines = lambda _, i: [f'{k}: {_few(by_id[i][c].split(", "))}' for k,c in (('missed', 'missed'), ('wrong', 'wrongly_given')) if by_id[i][c]]
@@ -307,6 +358,7 @@ def _hardest_section(config, pixels):
     text = 'Validation images with the largest loss: errors of the model, and often errors of the labels.' + ('' if any(i in pixels for i in by_id) else ' Name the folder of the validation images (--images FOLDER) to see them.')
     return Section('Hardest images', text, [_gallery({'': list(by_id)}, pixels, lines), table_block(t, {'loss': '.2f'})])
 
+# %% ../nbs/85_report.ipynb #77f2adb0
 def _mistake_groups(config):
     "Heading -> Id -> probability: what was missed and what was given wrongly, class by class"
     groups = {}
@@ -314,6 +366,7 @@ def _mistake_groups(config):
         groups.setdefault(f'{m["class"]}: {"missed" if m["kind"]=="missed" else "wrongly given"}', {})[m['Id']] = m['probability']
     return groups
 
+# %% ../nbs/85_report.ipynb #292ca702
 def _mistake_section(groups, pixels):
     "Galleries of what was missed and what was given wrongly"
     text = 'The most confident mistakes on the validation images, class by class, with the probability of the class.'
@@ -329,7 +382,7 @@ def _card_section(config):
     limits = 'Trust it on images of the kind it was validated on. Another microscope, scale, stain or cell line needs a new validation; rare classes with little support are known badly. Not for diagnosis.'
     return Section('Card', limits, [table_block(pd.DataFrame({'setting': rows.keys(), 'value': [v and str(v) for v in rows.values()]}), search=False)])
 
-# %% ../nbs/85_report.ipynb #c382450f
+# %% ../nbs/85_report.ipynb #1c6603c3
 def _facts_of_model(config):
     "The figures at the top"
     v, training = config.get('validation') or {}, config['training']
@@ -338,26 +391,32 @@ def _facts_of_model(config):
     return {'macro F1 on validation': score, 'classes': str(len(config['labels']['classes'])), 'network': config['model']['arch'], 'picture size': f'{config["preprocess"]["size"]} px',
             'images trained on': f'{training["images"]:,}' if isinstance(training.get('images'), int) else '–', 'validated on': f'{v["n_images"]:,}' if v else '–'}
 
+# %% ../nbs/85_report.ipynb #7c115753
 def _model_examples(bundle, table, per_class, most=200):
     "Predictions for some images of a folder"
     return _Run(Predictor(bundle)(table.sample(min(most, len(table)), random_state=0)), '', bundle, table, per_class=per_class)
 
+# %% ../nbs/85_report.ipynb #3247e7d0
+def _taken_section(bundle, table, per_class):
+    "What the model takes for each location, in a folder of images"
+    r = _model_examples(bundle, table, per_class)
+    examples = _examples(r.ok, r.classes, r.given, per_class)
+    pixels = _read(table, {i for ids in examples.values() for i in ids}, bundle.reader)
+    maps, why = _maps(bundle, examples, pixels)
+    return Section('What it takes for each location', f'The most probable images of each location among {len(r.ok):,} of the folder. {why}', [_gallery(examples, pixels, r.lines, maps)])
+
+# %% ../nbs/85_report.ipynb #b9152429
 def _model_sections(bundle, table, per_class):
     "The parts of the page of a model"
-    config = bundle.config
+    config, mistakes = bundle.config, _mistake_groups(bundle.config)
     yield _class_section(config)
     yield _training_section(config)
     yield from _validation_sections(config)
-    hard, mistakes = [h['Id'] for h in config['validation']['hardest']] if config.get('validation') else [], _mistake_groups(config)
-    pixels = {} if table is None else _read(table, {*hard, *(i for ids in mistakes.values() for i in ids)}, bundle.reader)
+    wanted = {*(h['Id'] for h in _hardest(config)), *(i for ids in mistakes.values() for i in ids)}
+    pixels = {} if table is None else _read(table, wanted, bundle.reader)
     yield _hardest_section(config, pixels)
     if any(i in pixels for ids in mistakes.values() for i in ids): yield _mistake_section(mistakes, pixels)
-    if table is not None:
-        r = _model_examples(bundle, table, per_class)
-        examples = _examples(r.ok, r.classes, r.given, per_class)
-        pixels = _read(table, {i for ids in examples.values() for i in ids}, bundle.reader)
-        maps, why = _maps(bundle, examples, pixels)
-        yield Section('What it takes for each location', f'The most probable images of each location among {len(r.ok):,} of the folder. {why}', [_gallery(examples, pixels, r.lines, maps)])
+    if table is not None: yield _taken_section(bundle, table, per_class)
     yield _card_section(config)
 
 # %% ../nbs/85_report.ipynb #dda1302c
@@ -371,6 +430,7 @@ def _kind(what):
     if path.is_dir(): return 'data'
     raise HPAError(f'{what}: nothing there; give a folder of images with a csv, the folder of a model, or a table of predictions')
 
+# %% ../nbs/85_report.ipynb #29df9df6
 def report(
     what,  # folder of images, folder of a model, or predictions: the table or its file
     out: str|Path = 'report.html',  # page to write
