@@ -10,15 +10,23 @@ import argparse, os, shutil, sys
 from pathlib import Path
 from . import quick_imports
 
-# %% ../nbs/90_cli.ipynb #b7696154
+# %% ../nbs/90_cli.ipynb #dadefcc7
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     "Help with the defaults that say something"
     def __init__(self, prog): super().__init__(prog, max_help_position=32, width=110)
     def _get_help_string(self, action): return action.help if action.default in (None, True, False) else super()._get_help_string(action)
 
+# %% ../nbs/90_cli.ipynb #5e293c11
 class _Parser(argparse.ArgumentParser):
+    "A parser, and its subcommands, with such help"
     def __init__(self, *args, **kwargs): super().__init__(*args, **{'formatter_class': _Help, **kwargs})
 
+# %% ../nbs/90_cli.ipynb #a78712cc
+def _quiet(p):
+    "The option without bars"
+    p.add_argument('--no-progress', dest='progress', action='store_false', help='show no bars')
+
+# %% ../nbs/90_cli.ipynb #8200f438
 def _data_options(p, images='train'):
     "Options of commands that read a data set with labels"
     g = p.add_argument_group('data')
@@ -27,10 +35,27 @@ def _data_options(p, images='train'):
     g.add_argument('--images', default=images, help='folder of images, in DATA or anywhere')
     return g
 
-def _quiet(p): p.add_argument('--no-progress', dest='progress', action='store_false', help='show no bars')
+# %% ../nbs/90_cli.ipynb #04ac6db2
+def _label_options(g):
+    "Classes and groups of a data set"
+    g.add_argument('--labels', default='hpa28', help='hpa28, hpa19, ztg10, or a csv of class names')
+    g.add_argument('--group', help='column whose members stay on one side of the split; antibody_of takes the antibody from the Ids')
 
-# %% ../nbs/90_cli.ipynb #dadefcc7
+# %% ../nbs/90_cli.ipynb #c03ac598
+def _group(name):
+    "The grouping that `name` stands for: a column, or the function of the Ids"
+    from hpa_fastai.splits import antibody_of
+    return antibody_of if name=='antibody_of' else name
+
+# %% ../nbs/90_cli.ipynb #bb8b98a4
+def _check_free(path, force):
+    "Refuse to overwrite what is there"
+    from hpa_fastai.labels import HPAError
+    if path and path.exists() and not force: raise HPAError(f'{path} exists; give another name, or overwrite it with --force')
+
+# %% ../nbs/90_cli.ipynb #09da5f18
 def _add_simulate(sub):
+    "The options of simulate"
     p = sub.add_parser('simulate', help='write a folder of simulated cells in the atlas\'s own format', description='Simulated fields of view with known labels, in the layout of the 2018 competition.')
     p.add_argument('out', metavar='OUT', type=Path, help='folder to make')
     p.add_argument('--n', type=int, default=600, help='fields of view')
@@ -43,7 +68,9 @@ def _add_simulate(sub):
     _quiet(p)
     p.set_defaults(run=_simulate)
 
+# %% ../nbs/90_cli.ipynb #492ac339
 def _simulate(a):
+    "Write simulated cells"
     from hpa_fastai.labels import get_labels
     from hpa_fastai.simulate import simulate_atlas
     df = simulate_atlas(a.out, n=a.n, size=a.size, labels=get_labels(a.labels), seed=a.seed, balance=a.balance, masks=a.masks, progress=a.progress, force=a.force)
@@ -51,6 +78,7 @@ def _simulate(a):
 
 # %% ../nbs/90_cli.ipynb #5800c00a
 def _add_verify(sub):
+    "The options of verify"
     p = sub.add_parser('verify', help='check a folder of images, and its csv, in seconds', description='Missing, broken, odd and duplicate files; ids and labels that don\'t fit.')
     p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth')
     p.add_argument('--csv', type=Path, help='table of labels, in FOLDER or anywhere')
@@ -62,19 +90,21 @@ def _add_verify(sub):
     _quiet(p)
     p.set_defaults(run=_verify)
 
+# %% ../nbs/90_cli.ipynb #11ec6f9c
 def _verify(a):
+    "Check a folder of images"
     from hpa_fastai.decode import ImageReader
-    from hpa_fastai.labels import HPAError
     from hpa_fastai.verify import verify_images
-    if a.out and a.out.exists() and not a.force: raise HPAError(f'{a.out} exists; give another name, or overwrite it with --force')
+    _check_free(a.out, a.force)
     csv = a.csv and (a.csv if a.csv.exists() else Path(a.folder)/a.csv)
     found = verify_images(a.folder, csv, a.labels, a.deep, ImageReader(channels=a.channels), progress=a.progress)
     print(found)
     if a.out: found.problems.to_csv(a.out, index=False)
     return found.exit_code
 
-# %% ../nbs/90_cli.ipynb #11ec6f9c
+# %% ../nbs/90_cli.ipynb #e9da7f4d
 def _add_explore(sub):
+    "The options of explore"
     p = sub.add_parser('explore', help='one page about a data set: classes, channels, galleries, duplicates, split', description='Everything there is to see about a data set, as one HTML page.')
     p.add_argument('folder', metavar='FOLDER', type=Path, help='folder of images, nested to any depth')
     p.add_argument('--csv', default='train.csv', help='table of labels, in FOLDER or anywhere')
@@ -84,70 +114,88 @@ def _add_explore(sub):
     p.add_argument('--force', action='store_true', help='overwrite it')
     p.set_defaults(run=_explore)
 
+# %% ../nbs/90_cli.ipynb #e30364cf
 def _explore(a):
+    "Write the page of a data set"
     from hpa_fastai.explore import explore
-    from hpa_fastai.labels import HPAError
-    if a.out.exists() and not a.force: raise HPAError(f'{a.out} exists; give another name, or overwrite it with --force')
+    _check_free(a.out, a.force)
     print(f'Written to {explore(a.folder, a.csv, a.out, a.labels, _group(a.group))}')
 
 # %% ../nbs/90_cli.ipynb #50e52406
-def _add_train(sub):
-    p = sub.add_parser('train', help='train a model on a folder of images and a csv', description='Train on growing pictures, fit thresholds, and save the model.')
+def _train_data(p):
+    "Options of train: the data and its split"
     g = _data_options(p)
-    g.add_argument('--labels', default='hpa28', help='hpa28, hpa19, ztg10, or a csv of class names')
-    g.add_argument('--group', help='column whose members stay on one side of the split; antibody_of takes the antibody from the Ids')
+    _label_options(g)
     g.add_argument('--valid-pct', type=float, default=.2, help='share of the images for validation')
     g.add_argument('--fold', type=int, help='take this of five folds for validation instead')
     g.add_argument('--folds', type=int, help='train a model a fold, so many, and judge them on all images; each takes --minutes')
     g.add_argument('--seed', type=int, default=42, help='of the split and of the training')
+
+# %% ../nbs/90_cli.ipynb #9692b565
+def _train_model(p):
+    "Options of train: the network and its loss"
     g = p.add_argument_group('model')
     g.add_argument('--arch', help='a timm or torchvision network, smallresnet or lenet5; by default resnet18 with published weights; without a network smallresnet, with those of simulated cells')
     g.add_argument('--pretrained', default='auto', metavar='auto|yes|no|FILE', help='published weights where they can be had, at all costs, or never; or a weights file')
     g.add_argument('--loss', default='focal', help='the loss; a wrong name lists them')
-    g = p.add_argument_group('training')
+
+# %% ../nbs/90_cli.ipynb #48aca8d3
+def _pretrained(text):
+    "What `--pretrained` means to `hpa_learner`"
+    return {'yes':True, 'no':False}.get(text, text)
+
+# %% ../nbs/90_cli.ipynb #b774a57a
+def _size_options(g):
+    "Sizes of the stages of a training"
     g.add_argument('--size', type=int, default=192, help='largest training size in pixels')
     g.add_argument('--sizes', type=int, nargs='+', help='sizes of the stages; by default half, three quarters and the whole of --size')
+
+# %% ../nbs/90_cli.ipynb #885abdaa
+def _sizes(a):
+    "The sizes that were asked for"
+    from hpa_fastai.training import default_sizes
+    return tuple(a.sizes or default_sizes(a.size))
+
+# %% ../nbs/90_cli.ipynb #abf6f877
+def _cache_options(g):
+    "Where decoded images are kept, and where to compute"
+    g.add_argument('--cache', default=None, help='folder for decoded images; by default in your cache folder')
+    g.add_argument('--no-cache', dest='use_cache', action='store_false', help='read the image files each time')
+    g.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
+
+# %% ../nbs/90_cli.ipynb #a8b7650d
+def _cache(a):
+    "A folder, `True` for the usual one, or `False`"
+    return (a.cache or True) if a.use_cache else False
+
+# %% ../nbs/90_cli.ipynb #cec82576
+def _rate(text):
+    "A learning rate, or the wish to find one"
+    return text if text=='find' else float(text)
+
+# %% ../nbs/90_cli.ipynb #a554748e
+def _train_budget(p):
+    "Options of train: how long and how"
+    g = p.add_argument_group('training')
+    _size_options(g)
     g.add_argument('--minutes', type=float, help='plan the training to take this long')
     g.add_argument('--epochs', type=int, default=4, help='passes over the images in each stage, without --minutes')
     g.add_argument('--bs', type=int, default=32, help='images in a batch')
     g.add_argument('--lr', type=_rate, default=3e-3, metavar='LR|find', help='the highest learning rate; find looks for one')
     g.add_argument('--resume', action='store_true', help='go on with a training of the same settings that was stopped')
-    g.add_argument('--cache', default=None, help='folder for decoded images; by default in your cache folder')
-    g.add_argument('--no-cache', dest='use_cache', action='store_false', help='read the image files each time')
-    g.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
+    _cache_options(g)
     g.add_argument('--no-calibrate', dest='calibrate', action='store_false', help='leave the probabilities as the network gives them')
+
+# %% ../nbs/90_cli.ipynb #a3dc07dc
+def _train_result(p):
+    "Options of train: where the model goes"
     g = p.add_argument_group('result')
     g.add_argument('--out', type=Path, default=Path('hpa_model'), help='folder for the model')
     g.add_argument('--force', action='store_true', help='replace a model that is there')
     g.add_argument('--dry-run', action='store_true', help='say what would be done, and stop')
     _quiet(g)
-    p.set_defaults(run=_train)
 
-# %% ../nbs/90_cli.ipynb #702f3780
-def _group(name):
-    "The grouping that `name` stands for: a column, or the function of the Ids"
-    from hpa_fastai.splits import antibody_of
-    return antibody_of if name=='antibody_of' else name
-
-def _learner(a, dls, cbs):
-    "The learner, with pretrained weights if they can be had"
-    from hpa_fastai.experiments import auto_learner
-    return auto_learner(dls, a.arch, _pretrained(a.pretrained), loss_func=a.loss, cbs=cbs)
-
-def _pretrained(text): return {'yes':True, 'no':False}.get(text, text)
-
-# %% ../nbs/90_cli.ipynb #9692b565
-def _rate(text): return text if text=='find' else float(text)
-
-def _training_folder(a):
-    "Where checkpoints and log lie until the model is saved"
-    from hpa_fastai.labels import HPAError
-    folder = a.out.with_name(a.out.name+'.training')
-    if folder.exists() and not a.resume:
-        if not a.force: raise HPAError(f'{folder} holds a training that was stopped; --resume goes on with it, --force begins anew')
-        if not a.dry_run: shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
+# %% ../nbs/90_cli.ipynb #9d466f4d
 def _check_train(a):
     "Refuse what can't be trained or saved before the images are read"
     from hpa_fastai.bundle import check_target
@@ -162,39 +210,17 @@ def _check_train(a):
         if v<1: raise HPAError(f'--{name} {v}: give a number of at least 1')
     if a.minutes is not None and not a.minutes>0: raise HPAError(f'--minutes {a.minutes:g}: give a time')
 
-# %% ../nbs/90_cli.ipynb #48aca8d3
-def _train(a):
-    from fastai.torch_core import set_seed
-    from hpa_fastai.data import HPADataLoaders
-    from hpa_fastai.distributed import shared_training
-    from hpa_fastai.processes import in_turn, is_first
-    from hpa_fastai.training import TrainingBar, default_sizes
-    import hpa_fastai.assessment, hpa_fastai.saving
-    _check_train(a)
-    folder = _training_folder(a)
-    device = _join(a)
-    if a.dry_run: return _rehearse_training(a)
-    if a.folds: return _train_folds(a, device)
-    folder = in_turn(lambda: _training_folder(a))
-    set_seed(a.seed)
-    sizes = tuple(a.sizes or default_sizes(a.size))
-    dls = HPADataLoaders.from_csv(a.data, a.csv, a.images, a.labels, size=max(sizes), bs=a.bs, valid_pct=a.valid_pct, fold=a.fold,
-        group=_group(a.group), seed=a.seed, cache=(a.cache or True) if a.use_cache else False, device=device, progress=a.progress)
-    learn = _learner(a, dls, TrainingBar() if a.progress else None)
-    print(f'{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate; {learn.model.config["arch"]} at {", ".join(map(str, sizes))} px on {dls.device}, '
-          f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr}; model to {a.out}', flush=True)
-    with shared_training(learn), learn.no_bar(), learn.no_logging():
-        learn.fit_progressive(sizes, epochs=a.epochs, minutes=a.minutes, lr=a.lr, folder=folder, resume=a.resume)
-        learn.save_bundle(a.out, force=a.force)
-        if a.calibrate: learn.calibrate()
-        learn.fit_thresholds()
-        learn.evaluate()
-    print(f'\nOn the {len(dls.valid_ds)} validation images, which the thresholds were fitted on (expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
-    print(f'Saved to {learn.save_bundle(a.out, force=True)}. Predict a folder with: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
-    if 'stopped' in learn.history: return 1
-    if is_first(): shutil.rmtree(folder)
+# %% ../nbs/90_cli.ipynb #951b7c93
+def _training_folder(a):
+    "Where checkpoints and log lie until the model is saved"
+    from hpa_fastai.labels import HPAError
+    folder = a.out.with_name(a.out.name+'.training')
+    if folder.exists() and not a.resume:
+        if not a.force: raise HPAError(f'{folder} holds a training that was stopped; --resume goes on with it, --force begins anew')
+        if not a.dry_run: shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
-# %% ../nbs/90_cli.ipynb #b774a57a
+# %% ../nbs/90_cli.ipynb #8ae5869c
 def _join(a):
     "The device of this process; of several, the first one speaks"
     import warnings
@@ -206,13 +232,62 @@ def _join(a):
     warnings.simplefilter('ignore')
     return device
 
+# %% ../nbs/90_cli.ipynb #3242d80a
+def _loaders(a, device):
+    "The images, as the command asks for them"
+    from hpa_fastai.data import HPADataLoaders
+    return HPADataLoaders.from_csv(a.data, a.csv, a.images, a.labels, size=max(_sizes(a)), bs=a.bs, valid_pct=a.valid_pct, fold=a.fold,
+        group=_group(a.group), seed=a.seed, cache=_cache(a), device=device, progress=a.progress)
+
+# %% ../nbs/90_cli.ipynb #475b5955
+def _learner(a, dls, cbs):
+    "The learner, with pretrained weights if they can be had"
+    from hpa_fastai.experiments import auto_learner
+    return auto_learner(dls, a.arch, _pretrained(a.pretrained), loss_func=a.loss, cbs=cbs)
+
+# %% ../nbs/90_cli.ipynb #11afae1f
+def _say_plan(a, learn):
+    "All that was settled on, before it starts"
+    dls = learn.dls
+    print(f'{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate; {learn.model.config["arch"]} at {", ".join(map(str, _sizes(a)))} px on {dls.device}, '
+          f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr}; model to {a.out}', flush=True)
+
+# %% ../nbs/90_cli.ipynb #4a8be3f9
+def _fit(a, learn, folder):
+    "Train, save, and only then calibrate and judge"
+    from hpa_fastai.distributed import shared_training
+    import hpa_fastai.assessment, hpa_fastai.saving
+    with shared_training(learn), learn.no_bar(), learn.no_logging():
+        learn.fit_progressive(_sizes(a), epochs=a.epochs, minutes=a.minutes, lr=a.lr, folder=folder, resume=a.resume)
+        learn.save_bundle(a.out, force=a.force)
+        if a.calibrate: learn.calibrate()
+        learn.fit_thresholds()
+        learn.evaluate()
+
+# %% ../nbs/90_cli.ipynb #f9f88bbc
+def _train_one(a, device):
+    "Train a model, and say how good it is"
+    from fastai.torch_core import set_seed
+    from hpa_fastai.processes import in_turn, is_first
+    from hpa_fastai.training import TrainingBar
+    folder = in_turn(lambda: _training_folder(a))
+    set_seed(a.seed)
+    learn = _learner(a, _loaders(a, device), TrainingBar() if a.progress else None)
+    _say_plan(a, learn)
+    _fit(a, learn, folder)
+    print(f'\nOn the {len(learn.dls.valid_ds)} validation images, which the thresholds were fitted on (expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
+    print(f'Saved to {learn.save_bundle(a.out, force=True)}. Predict a folder with: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
+    if 'stopped' in learn.history: return 1
+    if is_first(): shutil.rmtree(folder)
+
+# %% ../nbs/90_cli.ipynb #6e094c59
 def _options(a, device):
     "What the command says about loaders, network and training"
-    from hpa_fastai.training import default_sizes
-    sizes = tuple(a.sizes or default_sizes(a.size))
-    return dict(size=max(sizes), sizes=sizes, bs=a.bs, cache=(a.cache or True) if a.use_cache else False, device=device, arch=a.arch,
+    sizes = _sizes(a)
+    return dict(size=max(sizes), sizes=sizes, bs=a.bs, cache=_cache(a), device=device, arch=a.arch,
                 pretrained=_pretrained(a.pretrained), loss_func=a.loss, lr=a.lr, **(dict(minutes=a.minutes) if a.minutes else dict(epochs=a.epochs)))
 
+# %% ../nbs/90_cli.ipynb #57daf81e
 def _train_folds(a, device):
     from hpa_fastai.experiments import train_folds
     res = train_folds(a.data/a.csv, a.data/a.images, a.out, a.folds, labels=a.labels, group=_group(a.group), seed=a.seed, force=a.force, progress=a.progress,
@@ -220,6 +295,7 @@ def _train_folds(a, device):
     print(f'\nEach image by a model, and by thresholds, that have not seen it:\n{res.evaluation}\n')
     print(f'{len(res.models)} models and predictions.csv in {a.out}. Predict a folder with all of them: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
 
+# %% ../nbs/90_cli.ipynb #8aff9d62
 def _rehearse_training(a):
     "Look for the images of every label, and say what would be done"
     from hpa_fastai.images import attach_images
@@ -229,29 +305,52 @@ def _rehearse_training(a):
     print(f'{n} labelled images, {len(labels)} classes; {a.arch or "resnet18 with published weights, or smallresnet with those of simulated cells,"} to be trained for '
           f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"} and saved to {a.out}; nothing was done')
 
-# %% ../nbs/90_cli.ipynb #cec82576
-def _add_compare(sub):
-    p = sub.add_parser('compare', help='train several networks or recipes under the same split and budget', description='Experiments side by side: macro F1 with its interval, mean AP, time, parameters, speed. A run that was stopped goes on when it is started again.')
-    g = _data_options(p)
-    g.add_argument('--labels', default='hpa28', help='hpa28, hpa19, ztg10, or a csv of class names')
-    g.add_argument('--group', help='column whose members stay on one side of the split; antibody_of takes the antibody from the Ids')
-    g.add_argument('--seed', type=int, default=42, help='of the split and of the training')
+# %% ../nbs/90_cli.ipynb #f9c722e5
+def _train(a):
+    "Train a model, or one a fold, or say what would be done"
+    _check_train(a)
+    _training_folder(a)
+    device = _join(a)
+    if a.dry_run: return _rehearse_training(a)
+    return _train_folds(a, device) if a.folds else _train_one(a, device)
+
+# %% ../nbs/90_cli.ipynb #f15af8bc
+def _add_train(sub):
+    "The options of train"
+    p = sub.add_parser('train', help='train a model on a folder of images and a csv', description='Train on growing pictures, fit thresholds, and save the model.')
+    for group in (_train_data, _train_model, _train_budget, _train_result): group(p)
+    p.set_defaults(run=_train)
+
+# %% ../nbs/90_cli.ipynb #ec5b91ef
+def _what_to_compare(p):
+    "Options of compare: the experiments"
     g = p.add_argument_group('experiments')
     g.add_argument('--archs', type=lambda o: [a for a in o.split(',') if a], metavar='A,B,…', help='networks to compare, separated by commas')
     g.add_argument('--experiments', type=Path, metavar='FILE', help='yaml or json of options by name, or a csv with a row an experiment')
     g.add_argument('--folds', type=int, default=1, help='folds to train, of five: more make the scores surer and take as many times as long')
+
+# %% ../nbs/90_cli.ipynb #0cc23a2a
+def _compare_budget(p):
+    "Options of compare: what holds for all experiments"
     g = p.add_argument_group('training, of all experiments')
     g.add_argument('--minutes', type=float, help='time for each fold of each experiment')
     g.add_argument('--epochs', type=int, default=4, help='passes over the images in each stage, without --minutes')
-    g.add_argument('--size', type=int, default=192, help='largest training size in pixels')
-    g.add_argument('--sizes', type=int, nargs='+', help='sizes of the stages; by default half, three quarters and the whole of --size')
+    _size_options(g)
     g.add_argument('--bs', type=int, default=32, help='images in a batch')
     g.add_argument('--lr', type=float, default=3e-3, help='the highest learning rate')
     g.add_argument('--loss', default='focal', help='the loss; a wrong name lists them')
     g.add_argument('--pretrained', default='auto', metavar='auto|yes|no|FILE', help='published weights where they can be had, at all costs, or never; or a weights file')
-    g.add_argument('--cache', default=None, help='folder for decoded images; by default in your cache folder')
-    g.add_argument('--no-cache', dest='use_cache', action='store_false', help='read the image files each time')
-    g.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
+    _cache_options(g)
+
+# %% ../nbs/90_cli.ipynb #6e54cebe
+def _add_compare(sub):
+    "The options of compare"
+    p = sub.add_parser('compare', help='train several networks or recipes under the same split and budget', description='Experiments side by side: macro F1 with its interval, mean AP, time, parameters, speed. A run that was stopped goes on when it is started again.')
+    g = _data_options(p)
+    _label_options(g)
+    g.add_argument('--seed', type=int, default=42, help='of the split and of the training')
+    _what_to_compare(p)
+    _compare_budget(p)
     g = p.add_argument_group('result')
     g.add_argument('--out', type=Path, default=Path('experiments'), help='folder for experiments.csv, experiments.png, and a folder an experiment')
     g.add_argument('--force', action='store_true', help='replace experiments that were run otherwise')
@@ -271,30 +370,6 @@ def _compare(a):
     return 1 if len(failed) else 0
 
 # %% ../nbs/90_cli.ipynb #e707aa9c
-def _add_evaluate(sub):
-    p = sub.add_parser('evaluate', help='score a model on images whose labels are known', description='Predict a labelled folder and compare.')
-    g = _data_options(p)
-    g.add_argument('--out', type=Path, help='csv for the table by class')
-    g.add_argument('--force', action='store_true', help='overwrite it')
-    _predict_options(p)
-    p.set_defaults(run=_evaluate)
-
-def _evaluate(a):
-    from hpa_fastai.images import attach_images
-    from hpa_fastai.inference import check_writable, evaluate_predictions
-    from hpa_fastai.labels import HPAError, read_labels
-    if a.out: check_writable(a.out, ('.csv',))
-    if a.out and a.out.exists() and not a.force: raise HPAError(f'{a.out} exists; give another name, or overwrite it with --force')
-    predictor = _predictor(a)
-    truth = read_labels(a.data/a.csv, predictor.labels)
-    preds = predictor(attach_images(truth, a.data/a.images), a.progress)
-    ev = evaluate_predictions(preds, truth, predictor.labels)
-    print(ev)
-    if a.out: ev.table.to_csv(a.out)
-    failed = preds[preds['error']!='']
-    return _report_failures(list(zip(failed.Id, failed['error'])), len(failed), len(preds))
-
-# %% ../nbs/90_cli.ipynb #964e4052
 def _predict_options(p):
     "Options of commands that predict"
     g = p.add_argument_group('prediction')
@@ -307,38 +382,61 @@ def _predict_options(p):
     g.add_argument('--n-workers', type=int, help='threads that read images; one a core unless given')
     _quiet(g)
 
+# %% ../nbs/90_cli.ipynb #68782080
 def _predictor(a):
     "The models, loaded"
     with quick_imports(): from hpa_fastai.inference import Predictor
     return Predictor(a.model or 'hpa_model', a.device, a.bs, a.tta, a.at_least_one, a.precision, a.n_workers)
 
-def _add_predict(sub):
-    p = sub.add_parser('predict', help='say where the protein is, for a folder of images', description='One row a field of view: locations, probabilities, flags, errors. A run that was stopped goes on when it is started again.')
-    p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
-    p.add_argument('--out', type=Path, default=Path('predictions.csv'), help='table to write, .csv or .parquet')
-    p.add_argument('--embeddings', type=Path, help='.npy or .parquet for the features before the head of the network')
-    p.add_argument('--submission', type=Path, help='csv to write as a competition wants it; needs --sample')
-    p.add_argument('--sample', type=Path, help='the sample submission of the competition')
-    p.add_argument('--report', type=Path, metavar='PAGE', help='HTML page about the run to write: locations, pictures, flags, failures, comparison with training')
-    p.add_argument('--force', action='store_true', help='overwrite results, or begin them again')
-    p.add_argument('--dry-run', action='store_true', help='say what would be done, on one batch, and stop')
-    _predict_options(p)
-    g = p.add_argument_group('watching')
-    g.add_argument('--watch', action='store_true', help='keep running, and predict each field of view once all its files are written')
-    g.add_argument('--timeout', type=float, help='end the watch after so many seconds without anything new, and report what never completed')
-    g.add_argument('--settle', type=float, default=2., help='seconds without a change after which a file counts as written')
-    g.add_argument('--poll', action='store_true', help='look every second instead of waiting for notifications: for network drives')
-    p.set_defaults(run=_predict)
-
-# %% ../nbs/90_cli.ipynb #b1f760bd
+# %% ../nbs/90_cli.ipynb #964e4052
 def _report_failures(failed, n_failed, n):
     "Say which fields of view failed; the exit code"
     for id_,why in failed[:20]: print(f'{id_}: {why}', file=sys.stderr)
     if n_failed: print(f'{n_failed} of {n} fields of view could not be read{" (the first 20 above)" if n_failed>20 else ""}.', file=sys.stderr)
     return 1 if n_failed else 0
 
-def _most(named): return ', '.join(f'{k} {v}' for k,v in named.most_common(5)) or 'no location'
+# %% ../nbs/90_cli.ipynb #b1d2889b
+def _add_evaluate(sub):
+    "The options of evaluate"
+    p = sub.add_parser('evaluate', help='score a model on images whose labels are known', description='Predict a labelled folder and compare.')
+    g = _data_options(p)
+    g.add_argument('--out', type=Path, help='csv for the table by class')
+    g.add_argument('--force', action='store_true', help='overwrite it')
+    _predict_options(p)
+    p.set_defaults(run=_evaluate)
 
+# %% ../nbs/90_cli.ipynb #0cf7ced4
+def _evaluate(a):
+    "Predict a labelled folder and compare"
+    from hpa_fastai.images import attach_images
+    from hpa_fastai.inference import check_writable, evaluate_predictions
+    from hpa_fastai.labels import read_labels
+    if a.out: check_writable(a.out, ('.csv',))
+    _check_free(a.out, a.force)
+    predictor = _predictor(a)
+    truth = read_labels(a.data/a.csv, predictor.labels)
+    preds = predictor(attach_images(truth, a.data/a.images), a.progress)
+    ev = evaluate_predictions(preds, truth, predictor.labels)
+    print(ev)
+    if a.out: ev.table.to_csv(a.out)
+    failed = preds[preds['error']!='']
+    return _report_failures(list(zip(failed.Id, failed['error'])), len(failed), len(preds))
+
+# %% ../nbs/90_cli.ipynb #abb87cdd
+def _watch_options(p):
+    "Options of predict: watching a folder"
+    g = p.add_argument_group('watching')
+    g.add_argument('--watch', action='store_true', help='keep running, and predict each field of view once all its files are written')
+    g.add_argument('--timeout', type=float, help='end the watch after so many seconds without anything new, and report what never completed')
+    g.add_argument('--settle', type=float, default=2., help='seconds without a change after which a file counts as written')
+    g.add_argument('--poll', action='store_true', help='look every second instead of waiting for notifications: for network drives')
+
+# %% ../nbs/90_cli.ipynb #3d01e890
+def _most(named):
+    "The names given most often"
+    return ', '.join(f'{k} {v}' for k,v in named.most_common(5)) or 'no location'
+
+# %% ../nbs/90_cli.ipynb #38fbcb56
 def _check_places(a):
     "Refuse what can't be written before the models are loaded"
     from hpa_fastai.inference import check_out, check_writable
@@ -347,12 +445,43 @@ def _check_places(a):
     for f,formats in ((a.embeddings, ('.npy', '.parquet')), (a.submission, ('.csv',)), (a.report, ('.html',))):
         if f is None: continue
         check_writable(f, formats)
-        if f.exists() and not a.force: raise HPAError(f'{f} exists; give another name, or overwrite it with --force')
+        _check_free(f, a.force)
     if bool(a.submission)!=bool(a.sample): raise HPAError('--submission FILE needs --sample FILE, the sample submission of the competition, and the other way round')
     if a.sample and not a.sample.is_file(): raise HPAError(f'{a.sample}: no such sample submission')
 
-# %% ../nbs/90_cli.ipynb #b1d2889b
+# %% ../nbs/90_cli.ipynb #daea570e
+def _report_run(a, out, predictor, seconds):
+    "The page of a run that has just ended"
+    from hpa_fastai.report import report
+    print(f'Page: {report(out, a.report, predictor.bundles[0], a.folder, seconds=seconds, force=a.force)}')
+
+# %% ../nbs/90_cli.ipynb #6e3304b4
+def _watch(a):
+    from hpa_fastai.labels import HPAError
+    from hpa_fastai.watch import watch
+    if a.embeddings or a.submission or a.report or a.dry_run: raise HPAError('--watch writes a table and nothing else; leave --embeddings, --submission, --report and --dry-run away')
+    j = watch(a.folder, _predictor(a), a.out, a.timeout, a.settle, a.poll, a.force, a.progress)
+    print(f'{len(j)} fields of view in {j.out}. Most often: {_most(j.named)}.')
+    for why in j.waiting[:20]: print(why[1], file=sys.stderr)
+    if j.waiting: print(f'{len(j.waiting)} fields of view never completed.', file=sys.stderr)
+    return 1 if j.failed or j.waiting else 0
+
+# %% ../nbs/90_cli.ipynb #08ca2cbe
+def _rehearse(a, predictor):
+    "Predict one batch, and say what the whole would be"
+    import time
+    from hpa_fastai.inference import locate
+    table, t = locate(a.folder), time.perf_counter()
+    rows,_ = next(predictor.stream(table))
+    seconds = time.perf_counter()-t
+    print(f'{len(table)} fields of view, the first {table.Id.iat[0]}; {", ".join(f"{n} as {k}" for k,n in table.layout.value_counts().items())}\n'
+          f'{len(predictor.bundles)} models of {len(predictor.labels)} classes on {predictor.where}, batches of {predictor.bs}, {predictor.n_workers} threads that read{", eight symmetries" if predictor.tta else ""}\n'
+          f'one batch of {len(rows)} took {seconds:.1f} s: about {len(table)/len(rows)*seconds/60:.1f} minutes for all; {sum(bool(r[-1]) for r in rows)} of them could not be read\n'
+          f'to {a.out}; nothing was written')
+
+# %% ../nbs/90_cli.ipynb #5a22f3b7
 def _predict(a):
+    "Predict a folder"
     import time
     with quick_imports(): from hpa_fastai.inference import read_predictions, write_submission
     if a.watch: return _watch(a)
@@ -367,36 +496,25 @@ def _predict(a):
     if a.report: _report_run(a, j.out, predictor, seconds)
     return _report_failures(j.failed, j.n_failed, len(j))
 
-def _report_run(a, out, predictor, seconds):
-    "The page of a run that has just ended"
-    from hpa_fastai.report import report
-    print(f'Page: {report(out, a.report, predictor.bundles[0], a.folder, seconds=seconds, force=a.force)}')
+# %% ../nbs/90_cli.ipynb #c8cafb89
+def _add_predict(sub):
+    "The options of predict"
+    p = sub.add_parser('predict', help='say where the protein is, for a folder of images', description='One row a field of view: locations, probabilities, flags, errors. A run that was stopped goes on when it is started again.')
+    p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
+    p.add_argument('--out', type=Path, default=Path('predictions.csv'), help='table to write, .csv or .parquet')
+    p.add_argument('--embeddings', type=Path, help='.npy or .parquet for the features before the head of the network')
+    p.add_argument('--submission', type=Path, help='csv to write as a competition wants it; needs --sample')
+    p.add_argument('--sample', type=Path, help='the sample submission of the competition')
+    p.add_argument('--report', type=Path, metavar='PAGE', help='HTML page about the run to write: locations, pictures, flags, failures, comparison with training')
+    p.add_argument('--force', action='store_true', help='overwrite results, or begin them again')
+    p.add_argument('--dry-run', action='store_true', help='say what would be done, on one batch, and stop')
+    _predict_options(p)
+    _watch_options(p)
+    p.set_defaults(run=_predict)
 
-# %% ../nbs/90_cli.ipynb #abb87cdd
-def _watch(a):
-    from hpa_fastai.labels import HPAError
-    from hpa_fastai.watch import watch
-    if a.embeddings or a.submission or a.report or a.dry_run: raise HPAError('--watch writes a table and nothing else; leave --embeddings, --submission, --report and --dry-run away')
-    j = watch(a.folder, _predictor(a), a.out, a.timeout, a.settle, a.poll, a.force, a.progress)
-    print(f'{len(j)} fields of view in {j.out}. Most often: {_most(j.named)}.')
-    for why in j.waiting[:20]: print(why[1], file=sys.stderr)
-    if j.waiting: print(f'{len(j.waiting)} fields of view never completed.', file=sys.stderr)
-    return 1 if j.failed or j.waiting else 0
-
-def _rehearse(a, predictor):
-    "Predict one batch, and say what the whole would be"
-    import time
-    from hpa_fastai.inference import locate
-    table, t = locate(a.folder), time.perf_counter()
-    rows,_ = next(predictor.stream(table))
-    seconds = time.perf_counter()-t
-    print(f'{len(table)} fields of view, the first {table.Id.iat[0]}; {", ".join(f"{n} as {k}" for k,n in table.layout.value_counts().items())}\n'
-          f'{len(predictor.bundles)} models of {len(predictor.labels)} classes on {predictor.where}, batches of {predictor.bs}, {predictor.n_workers} threads that read{", eight symmetries" if predictor.tta else ""}\n'
-          f'one batch of {len(rows)} took {seconds:.1f} s: about {len(table)/len(rows)*seconds/60:.1f} minutes for all; {sum(bool(r[-1]) for r in rows)} of them could not be read\n'
-          f'to {a.out}; nothing was written')
-
-# %% ../nbs/90_cli.ipynb #3d01e890
+# %% ../nbs/90_cli.ipynb #857c6952
 def _add_cells(sub):
+    "The options of cells"
     p = sub.add_parser('cells', help='say where the protein is in every cell of a folder of images', description='One row a cell: where it is, locations, probabilities, its outline. Cells are outlined by scikit-image unless masks are given.')
     p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
     p.add_argument('--out', type=Path, default=Path('cells.csv'), help='table to write, .csv or .parquet')
@@ -409,12 +527,14 @@ def _add_cells(sub):
     _predict_options(p)
     p.set_defaults(run=_cells)
 
+# %% ../nbs/90_cli.ipynb #33e8d999
 def _cells(a):
+    "Predict every cell of a folder"
     from hpa_fastai.cells import cells_submission, predict_cells
     from hpa_fastai.inference import check_out, check_writable
-    from hpa_fastai.labels import HPAError
     check_out(a.out, a.force)
-    if a.submission and check_writable(a.submission, ('.csv',)).exists() and not a.force: raise HPAError(f'{a.submission} exists; give another name, or overwrite it with --force')
+    if a.submission: check_writable(a.submission, ('.csv',))
+    _check_free(a.submission, a.force)
     predictor = _predictor(a)
     df = predict_cells(predictor, a.folder, a.masks, a.out, a.prior, a.border, pixel_size=a.pixel_size, force=a.force, progress=a.progress)
     failed = df[(df['error']!='')&(df['error']!='no cells')]
@@ -424,6 +544,7 @@ def _cells(a):
 
 # %% ../nbs/90_cli.ipynb #6ace4820
 def _add_report(sub):
+    "The options of report"
     p = sub.add_parser('report', help='one page about a data set, a model, or a run of predictions', description='One HTML page that opens from disk: a data set, a model, or a run of predictions beside the training of its model.')
     p.add_argument('what', metavar='WHAT', help='folder of a data set, folder of a model, or a table of predictions')
     p.add_argument('--reference', metavar='MODEL', help='of predictions: the model that made them, to compare with its training and show where it looked')
@@ -436,22 +557,29 @@ def _add_report(sub):
     _quiet(p)
     p.set_defaults(run=_report)
 
+# %% ../nbs/90_cli.ipynb #e4c62061
 def _report(a):
+    "Write a page"
     from hpa_fastai.report import report
     print(f'Written to {report(a.what, a.out, a.reference, a.images, a.csv, a.labels, _group(a.group), force=a.force)}')
 
 # %% ../nbs/90_cli.ipynb #4d5c95be
 def _add_test_model(sub):
+    "The options of test-model"
     p = sub.add_parser('test-model', help='check that a model computes here what it computed when it was saved', description='Compute the sample stored with the model again.')
     p.add_argument('model', metavar='MODEL', type=Path, help='folder of the model')
     p.add_argument('--device', default='cpu', help='cpu, cuda, mps')
     p.set_defaults(run=_test_model)
 
+# %% ../nbs/90_cli.ipynb #74ef934b
 def _test_model(a):
+    "Compute the sample of a model again"
     from hpa_fastai.bundle import test_bundle
     print(f'{a.model}: as saved (largest difference of a probability {test_bundle(a.model, a.device):.1e})')
 
+# %% ../nbs/90_cli.ipynb #ddff49c1
 def _add_demo(sub):
+    "The options of demo"
     p = sub.add_parser('demo', help='the whole way on simulated cells, in a few minutes', description='Simulate, train, predict, score: everything on simulated cells.')
     p.add_argument('--out', type=Path, default=Path('demo'), help='folder for model, predictions and picture')
     p.add_argument('--minutes', type=float, default=5., help='of training')
@@ -459,7 +587,9 @@ def _add_demo(sub):
     _quiet(p)
     p.set_defaults(run=_demo)
 
+# %% ../nbs/90_cli.ipynb #9adba660
 def _demo(a):
+    "Run the demo"
     from hpa_fastai.demo import run_demo
     run_demo(a.out, minutes=a.minutes, force=a.force, progress=a.progress)
 
@@ -470,6 +600,7 @@ def _installed(package):
     try: return f'{package} {version(package)}'
     except PackageNotFoundError: return f'{package} is not installed'
 
+# %% ../nbs/90_cli.ipynb #6f1868ef
 def _device():
     "Where training and prediction would run"
     try: import torch
@@ -477,14 +608,16 @@ def _device():
     if torch.cuda.is_available(): return f'cuda ({torch.cuda.get_device_name()})'
     return 'mps' if torch.backends.mps.is_available() else 'cpu'
 
+# %% ../nbs/90_cli.ipynb #3846ba7a
 class _Version(argparse.Action):
+    "The option that prints the versions"
     def __call__(self, parser, *_):
         import platform
         versions = [_installed('hpa_fastai'), f'python {platform.python_version()}', *map(_installed, ('torch', 'fastai', 'timm'))]
         print('; '.join([*versions, f'device {_device()}', platform.platform()]))
         parser.exit()
 
-# %% ../nbs/90_cli.ipynb #6f1868ef
+# %% ../nbs/90_cli.ipynb #13585644
 def _parser():
     p = _Parser(prog='hpa_fastai', description='Protein locations from Human Protein Atlas images.', epilog='Each command explains itself: hpa_fastai train --help')
     p.add_argument('--version', action=_Version, nargs=0, default=argparse.SUPPRESS, help='versions of this package, python, torch, fastai and timm, the device and the system')
@@ -492,7 +625,10 @@ def _parser():
     for add in (_add_demo, _add_verify, _add_explore, _add_train, _add_compare, _add_evaluate, _add_predict, _add_report, _add_cells, _add_test_model, _add_simulate): add(sub)
     return p
 
-def _one_line(message, category, filename, lineno, line=None): return f'note: {message}\n'
+# %% ../nbs/90_cli.ipynb #02cd2a79
+def _one_line(message, category, filename, lineno, line=None):
+    "A warning as one line"
+    return f'note: {message}\n'
 
 # %% ../nbs/90_cli.ipynb #3b58f755
 def main(
