@@ -14,10 +14,11 @@ from PIL import Image
 from .labels import *
 from .images import *
 
-# %% ../nbs/83_map.ipynb #b5c72315
+# %% ../nbs/83_map.ipynb #4b915e99
 class MapError(HPAError):
     "Embeddings that can't be laid out or searched."
 
+# %% ../nbs/83_map.ipynb #773b3e68
 def check_embeddings(
     embeddings,  # n×D
     ids = None,  # one a row
@@ -28,12 +29,14 @@ def check_embeddings(
     if ids is not None and len(ids)!=len(x): raise MapError(f'{len(x)} embeddings but {len(ids)} Ids; give one Id a row')
     return x
 
+# %% ../nbs/83_map.ipynb #b5c72315
 def _directions(x):
     "Unit vectors from the mean; rows with NaN stay so"
     if not np.isfinite(x).all(1).any(): return x
     x = x-x[np.isfinite(x).all(1)].mean(0)
     return x/np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
 
+# %% ../nbs/83_map.ipynb #0ed78ec3
 def neighbors(
     embeddings,  # n×D; rows of NaN are images that could not be read
     ids,  # n Ids
@@ -58,6 +61,7 @@ def _umap():
     except ImportError: return None
     return UMAP
 
+# %% ../nbs/83_map.ipynb #e33f0c9e
 def _pca(x, k):
     "Principal components"
     from sklearn.decomposition import PCA
@@ -65,12 +69,14 @@ def _pca(x, k):
     res = PCA(k, random_state=0).fit_transform(x) if len(x)>1 else np.zeros((len(x), k))
     return np.pad(res, ((0, 0), (0, max(0, 2-k))))
 
+# %% ../nbs/83_map.ipynb #b9621e1b
 def _tsne(x, seed):
     "Fifty principal components, then t-SNE"
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # t-SNE of a few hundred points is many small steps: threads only wait for one another
     with threadpool_limits(1): return TSNE(init='pca', perplexity=min(30, (len(x)-1)/3), random_state=seed).fit_transform(_pca(x, 50))
 
+# %% ../nbs/83_map.ipynb #7f9b490b
 def map_points(
     embeddings,  # n×D; rows of NaN get no place
     method: str = 'auto',  # 'umap', 'tsne', 'pca'; 'auto': UMAP where it is installed, else t-SNE
@@ -93,12 +99,14 @@ HUES = ('#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8a7a
 _shapes = 'os^D'  # as matplotlib calls them; ●■▲◆ on the page
 _glyphs = '●■▲◆'
 
+# %% ../nbs/83_map.ipynb #c6923aec
 def _groups(values):
     "Names of the values, the most frequent first; and the number of each row's"
     text = pd.Series(values).map(lambda v: 'none' if v is None or v!=v or v=='' else str(v)).reset_index(drop=True)
     names = list(text.value_counts().index)
     return names, text.map({o: i for i,o in enumerate(names)}).to_numpy(int)
 
+# %% ../nbs/83_map.ipynb #0f8700d2
 def check_points(
     points: pd.DataFrame,  # to be laid out
 ) -> pd.DataFrame:  # those that have a place
@@ -139,6 +147,7 @@ def thumbnail(
     Image.fromarray(rgb).resize((size, size), Image.BOX if size<len(rgb) else Image.BILINEAR).save(file, 'webp', quality=quality)
     return 'data:image/webp;base64,'+base64.b64encode(file.getvalue()).decode()
 
+# %% ../nbs/83_map.ipynb #21b57d6b
 def thumbnails(
     table: pd.DataFrame,  # of `find_images`
     size: int = 64,  # pixels a side
@@ -147,17 +156,23 @@ def thumbnails(
     "Small pictures of many fields of view, in the order of the table"
     return ['' if isinstance(img, ImageError) else thumbnail(img, size, quality) for _,img in read_images(table, ImageReader(size=2*size))]
 
-# %% ../nbs/83_map.ipynb #4781c931
-MAP_STYLE = '''.hpa-map{--ink:#1f2328;--soft:#59636e;--line:#d1d9e0;--paper:#fff;font:14px/1.4 system-ui,sans-serif;color:var(--ink);max-width:60rem}
+# %% ../nbs/83_map.ipynb #efa0d08a
+_css_colours = '''.hpa-map{--ink:#1f2328;--soft:#59636e;--line:#d1d9e0;--paper:#fff;font:14px/1.4 system-ui,sans-serif;color:var(--ink);max-width:60rem}
 @media(prefers-color-scheme:dark){.hpa-map{--ink:#f0f6fc;--soft:#9198a1;--line:#3d444d;--paper:#151b23}}
 :root[data-theme=light] .hpa-map{--ink:#1f2328;--soft:#59636e;--line:#d1d9e0;--paper:#fff}
 :root[data-theme=dark] .hpa-map{--ink:#f0f6fc;--soft:#9198a1;--line:#3d444d;--paper:#151b23}
-.hpa-map-stage{position:relative;border:1px solid var(--line);border-radius:6px;background:var(--paper);height:min(60vh,30rem);min-height:18rem}
+'''
+
+# %% ../nbs/83_map.ipynb #62f94393
+_css_stage = '''.hpa-map-stage{position:relative;border:1px solid var(--line);border-radius:6px;background:var(--paper);height:min(60vh,30rem);min-height:18rem}
 .hpa-map canvas{position:absolute;inset:0;width:100%;height:100%;touch-action:pan-y;cursor:crosshair}
 .hpa-map-tip{position:absolute;pointer-events:none;padding:6px;border:1px solid var(--line);border-radius:6px;background:var(--paper);font-size:12px;width:150px;z-index:2;overflow-wrap:anywhere}
 .hpa-map [hidden]{display:none}
 .hpa-map-tip img{display:block;width:136px;height:136px;margin-bottom:4px;background:#000}
-.hpa-map-keys{display:flex;flex-wrap:wrap;gap:2px 4px;margin:8px 0}
+'''
+
+# %% ../nbs/83_map.ipynb #86e05ced
+_css_words = '''.hpa-map-keys{display:flex;flex-wrap:wrap;gap:2px 4px;margin:8px 0}
 .hpa-map button{font:inherit;font-size:13px;color:var(--ink);background:none;border:0;border-radius:4px;padding:3px 6px;cursor:pointer;text-align:left}
 .hpa-map button:hover,.hpa-map button:focus-visible{outline:1px solid var(--soft)}
 .hpa-map button[aria-pressed=false]{opacity:.45;text-decoration:line-through}
@@ -168,23 +183,30 @@ MAP_STYLE = '''.hpa-map{--ink:#1f2328;--soft:#59636e;--line:#d1d9e0;--paper:#fff
 .hpa-map-picked button{width:104px;font-size:12px;overflow-wrap:anywhere;vertical-align:top}
 .hpa-map-picked img{display:block;width:92px;height:92px;background:#000}
 .hpa-map-picked button:first-child{font-weight:600}'''
+MAP_STYLE = _css_colours+_css_stage+_css_words
 
-# %% ../nbs/83_map.ipynb #efa0d08a
-_js_draw = '''for (const root of document.querySelectorAll('.hpa-map:not([data-ready])')) {
+# %% ../nbs/83_map.ipynb #0ae0344e
+_js_data = '''for (const root of document.querySelectorAll('.hpa-map:not([data-ready])')) {
   root.dataset.ready = 1;
   const $ = s => root.querySelector(s), d = JSON.parse($('.hpa-map-data').textContent), n = d.x.length, pad = 14;
   const canvas = $('canvas'), ctx = canvas.getContext('2d'), tip = $('.hpa-map-tip'), keys = $('.hpa-map-keys'), picked = $('.hpa-map-picked');
   let group = d.groups[0], off = new Set(), hot = -1, held = -1, w = 0, h = 0;
   const r = n > 4000 ? 2 : n > 800 ? 3 : 4.5, hue = g => d.hues[g % d.hues.length], shape = g => Math.floor(g / d.hues.length) % 4;
   const at = i => [pad + (w - 2*pad)*d.x[i], pad + (h - 2*pad)*(1 - d.y[i])], shown = i => !off.has(group.of[i]);
-  const mark = (x, y, r, s) => {
+'''
+
+# %% ../nbs/83_map.ipynb #e9736f9d
+_js_mark = '''  const mark = (x, y, r, s) => {
     ctx.beginPath();
     if (s == 0) ctx.arc(x, y, r, 0, 7);
     else if (s == 1) ctx.rect(x - .9*r, y - .9*r, 1.8*r, 1.8*r);
     else if (s == 2) { ctx.moveTo(x, y - 1.2*r); ctx.lineTo(x + 1.1*r, y + .8*r); ctx.lineTo(x - 1.1*r, y + .8*r); ctx.closePath(); }
     else { ctx.moveTo(x, y - 1.3*r); ctx.lineTo(x + 1.3*r, y); ctx.lineTo(x, y + 1.3*r); ctx.lineTo(x - 1.3*r, y); ctx.closePath(); }
   };
-  const ring = (i, size) => { if (i < 0) return; ctx.strokeStyle = getComputedStyle(root).color; ctx.lineWidth = 2; mark(...at(i), size, 0); ctx.stroke(); };
+'''
+
+# %% ../nbs/83_map.ipynb #2c20d6b5
+_js_draw = '''  const ring = (i, size) => { if (i < 0) return; ctx.strokeStyle = getComputedStyle(root).color; ctx.lineWidth = 2; mark(...at(i), size, 0); ctx.stroke(); };
   const draw = () => {
     const k = window.devicePixelRatio || 1, box = canvas.getBoundingClientRect();
     [w, h] = [box.width, box.height]; canvas.width = w*k; canvas.height = h*k; ctx.setTransform(k, 0, 0, k, 0, 0);
@@ -196,11 +218,14 @@ _js_draw = '''for (const root of document.querySelectorAll('.hpa-map:not([data-r
   };
 '''
 
-# %% ../nbs/83_map.ipynb #62f94393
-_js_hand = '''  const text = (tag, s) => { const e = document.createElement(tag); e.textContent = s; return e; };
+# %% ../nbs/83_map.ipynb #d35ab366
+_js_words = '''  const text = (tag, s) => { const e = document.createElement(tag); e.textContent = s; return e; };
   const picture = i => { if (!d.thumb[i]) return ''; const e = document.createElement('img'); e.src = d.thumb[i]; e.alt = 'cells of ' + d.id[i]; return e; };
   const words = i => d.groups.map(g => g.names[g.of[i]]).join(' · ');
-  const near = (e, reach) => {
+'''
+
+# %% ../nbs/83_map.ipynb #d4e6c00d
+_js_point = '''  const near = (e, reach) => {
     const box = canvas.getBoundingClientRect(), x = e.clientX - box.left, y = e.clientY - box.top;
     let best = -1, least = reach*reach;
     for (let i = 0; i < n; i++) if (shown(i)) { const [a, b] = at(i), q = (a - x)**2 + (b - y)**2; if (q < least) { least = q; best = i; } }
@@ -214,18 +239,27 @@ _js_hand = '''  const text = (tag, s) => { const e = document.createElement(tag)
     tip.style.left = Math.max(2, Math.min(left, w - tip.offsetWidth - 2)) + 'px';
     tip.style.top = Math.max(2, Math.min(y - 40, h - tip.offsetHeight - 2)) + 'px';
   };
-  const hold = i => {
+'''
+
+# %% ../nbs/83_map.ipynb #00e0cbb8
+_js_hold = '''  const hold = i => {
     held = i;
     picked.replaceChildren(...(i < 0 ? [] : [i, ...(d.like[i] || [])]).map(j => { const b = document.createElement('button'); b.type = 'button'; b.append(picture(j), text('div', d.id[j]), text('div', words(j))); b.onclick = () => hold(j); return b; }));
     $('.hpa-map-like').hidden = i < 0 || !(d.like[i] || []).length; draw();
   };
-  const legend = () => keys.replaceChildren(...group.names.map((name, g) => {
+'''
+
+# %% ../nbs/83_map.ipynb #ee0f9571
+_js_legend = '''  const legend = () => keys.replaceChildren(...group.names.map((name, g) => {
     const b = document.createElement('button'), s = text('span', d.glyphs[shape(g)]), count = group.of.filter(o => o == g).length;
     b.type = 'button'; s.style.color = hue(g); b.append(s, `${name} (${count})`); b.setAttribute('aria-pressed', !off.has(g));
     b.onclick = () => { off.has(g) ? off.delete(g) : off.add(g); b.setAttribute('aria-pressed', !off.has(g)); point(-1); };
     return b;
   }));
-  canvas.addEventListener('pointermove', e => point(near(e, 16)));
+'''
+
+# %% ../nbs/83_map.ipynb #dd6755af
+_js_events = '''  canvas.addEventListener('pointermove', e => point(near(e, 16)));
   canvas.addEventListener('pointerleave', e => { if (e.pointerType == 'mouse') point(-1); });
   canvas.addEventListener('click', e => { const i = near(e, 24); point(i); hold(i); });
   const choose = $('select');
@@ -235,21 +269,23 @@ _js_hand = '''  const text = (tag, s) => { const e = document.createElement(tag)
   new MutationObserver(draw).observe(document.documentElement, {attributes: true, attributeFilter: ['data-theme']});
   legend(); draw();
 }'''
-MAP_SCRIPT = _js_draw+_js_hand
+MAP_SCRIPT = _js_data+_js_mark+_js_draw+_js_words+_js_point+_js_hold+_js_legend+_js_events
 
-# %% ../nbs/83_map.ipynb #86e05ced
+# %% ../nbs/83_map.ipynb #54525b1f
 def _unit(v):
     "From 0 to 1, four digits; the middle where all are the same"
     v = np.asarray(v, float)
     span = v.max()-v.min() if len(v) else 0
     return np.round((v-v.min())/span if span else np.full(len(v), .5), 4).tolist()
 
+# %% ../nbs/83_map.ipynb #bd730ec1
 def _choices(p, by):
     "Columns to colour by"
     if by is not None: return [by] if isinstance(by, str) else list(by)
     rest = [c for c in p if c not in ('x', 'y', 'Id', 'thumbnail', 'like', 'label') and 1<p[c].astype(str).nunique()<=28]
     return ['label']*('label' in p) + rest
 
+# %% ../nbs/83_map.ipynb #177846de
 def _map_data(p, by):
     "What the script needs, as JSON that can stand in HTML"
     row, safe = {o: i for i,o in enumerate(p.Id)}, lambda t: t if isinstance(t, str) and t.startswith('data:image/') else ''
@@ -257,6 +293,18 @@ def _map_data(p, by):
     like = [[row[o] for o in ids if o in row] for ids in p.like] if 'like' in p else []
     data = dict(x=_unit(p.x), y=_unit(p.y), id=p.Id.astype(str).tolist(), thumb=[safe(t) for t in p.thumbnail] if 'thumbnail' in p else [], like=like, groups=groups, hues=HUES, glyphs=_glyphs)
     return json.dumps(data, ensure_ascii=False, separators=(',', ':')).replace('<', '\\u003c')
+
+# %% ../nbs/83_map.ipynb #948cf929
+def _stage(p, by, gone):
+    "The elements of a map, and its data"
+    if not len(p): return '<div class="hpa-map" data-ready="1"><p class="hpa-map-note">There are no images to lay out.</p></div>'
+    options = ''.join(f'<option>{html.escape(str(c))}</option>' for c in by)
+    choose = f'<label class="hpa-map-note">coloured by <select>{options}</select></label>' if len(by)>1 else ''
+    note = 'Alike images lie together; distances between groups say little.' + (f' {gone} images without embedding are left out.' if gone else '')
+    return (f'<div class="hpa-map">{choose}<div class="hpa-map-stage"><canvas role="img" aria-label="map of {len(p)} images"></canvas><div class="hpa-map-tip" hidden></div></div>'
+            f'<div class="hpa-map-keys"></div><p class="hpa-map-note">{note} Point at a mark to see its cells, choose it to keep them.</p><noscript><p>The map needs JavaScript.</p></noscript>'
+            f'<p class="hpa-map-like" hidden>The chosen image, and those most like it:</p><div class="hpa-map-picked"></div>'
+            f'<script type="application/json" class="hpa-map-data">{_map_data(p, by)}</script></div>')
 
 # %% ../nbs/83_map.ipynb #26ad8dc5
 def map_html(
@@ -270,14 +318,3 @@ def map_html(
     absent = [c for c in by if c not in p]
     if absent: raise MapError(f'the points have no column {absent[0]!r} to colour by; they have {", ".join(map(str, p.columns))}')
     return (f'<style>{MAP_STYLE}</style>' if whole else '') + _stage(p, by, gone) + (f'<script>{MAP_SCRIPT}</script>' if whole and len(p) else '')
-
-def _stage(p, by, gone):
-    "The elements of a map, and its data"
-    if not len(p): return '<div class="hpa-map" data-ready="1"><p class="hpa-map-note">There are no images to lay out.</p></div>'
-    options = ''.join(f'<option>{html.escape(str(c))}</option>' for c in by)
-    choose = f'<label class="hpa-map-note">coloured by <select>{options}</select></label>' if len(by)>1 else ''
-    note = 'Alike images lie together; distances between groups say little.' + (f' {gone} images without embedding are left out.' if gone else '')
-    return (f'<div class="hpa-map">{choose}<div class="hpa-map-stage"><canvas role="img" aria-label="map of {len(p)} images"></canvas><div class="hpa-map-tip" hidden></div></div>'
-            f'<div class="hpa-map-keys"></div><p class="hpa-map-note">{note} Point at a mark to see its cells, choose it to keep them.</p><noscript><p>The map needs JavaScript.</p></noscript>'
-            f'<p class="hpa-map-like" hidden>The chosen image, and those most like it:</p><div class="hpa-map-picked"></div>'
-            f'<script type="application/json" class="hpa-map-data">{_map_data(p, by)}</script></div>')
