@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
-from fastcore.basics import chunked
+from fastcore.basics import chunked, patch
 from fastai.learner import Learner
 from .labels import *
 from .images import *
@@ -25,6 +25,7 @@ from .inference import *
 class InterpretError(HPAError):
     "A network or picture that can't be explained as asked."
 
+# %% ../nbs/80_interpret.ipynb #d6f55226
 @dataclass(frozen=True)
 class Layer:
     "A layer that still knows where things are"
@@ -52,7 +53,7 @@ def _describe(name, module, o, n):
     if o.shape[2]==o.shape[3]: return Layer(module, name, o.shape[2], 'NCHW')
     if norm and o.shape[1]==o.shape[2]: return Layer(module, name, o.shape[1], 'NHWC')
 
-# %% ../nbs/80_interpret.ipynb #864955a4
+# %% ../nbs/80_interpret.ipynb #8f7ca8c3
 def _watch(model, x):
     "Every layer with places, in the order of the computation, with what it gives; and the output"
     seen, hooks = [], []
@@ -67,6 +68,7 @@ def _watch(model, x):
     finally:
         for h in hooks: h.remove()
 
+# %% ../nbs/80_interpret.ipynb #a8ef2fe9
 def place_layers(
     model: nn.Module,  # body and head, of `create_model`; in eval mode
     size: int,  # pixels: of the network's input
@@ -90,22 +92,25 @@ def _captum():
     except ImportError: raise InterpretError("activation maps need Captum: pip install 'hpa_fastai[interpret]'") from None
     return captum.attr
 
+# %% ../nbs/80_interpret.ipynb #b0ea849c
 def _resized(a, size):
     "B×h×w to B×size×size"
     return F.interpolate(a[:,None], (size, size), mode='bilinear', align_corners=False)[:,0]
 
+# %% ../nbs/80_interpret.ipynb #e2f6758f
 def _scaled(a):
     "Each map from 0 to 1; one without anything stays zero"
     top = a.flatten(1).amax(1)[:,None,None]
     return torch.where(top>0, a/top.clamp_min(1e-30), 0.)
 
-# %% ../nbs/80_interpret.ipynb #61862ec1
+# %% ../nbs/80_interpret.ipynb #5fc52a2d
 @torch.enable_grad()
 def _layercam(model, x, targets, layers):
     "Features times their gradient, place by place: a B×h×w map a layer"
     parts = _captum().LayerGradientXActivation(model, [l.module for l in layers]).attribute(x, target=targets)
     return [l.to_map(o.detach()).clamp_min(0).sum(1) for l,o in zip(layers, parts)]
 
+# %% ../nbs/80_interpret.ipynb #e5324066
 @torch.enable_grad()
 def _gradcam(model, x, targets, layers):
     "Features of the coarsest layer times their mean gradient"
@@ -114,6 +119,7 @@ def _gradcam(model, x, targets, layers):
     value = attr.LayerActivation(model, layer.module).attribute(x)
     return [(layer.to_map(grad).mean((2, 3), keepdim=True)*layer.to_map(value)).sum(1).clamp_min(0).detach()]
 
+# %% ../nbs/80_interpret.ipynb #2543f5d6
 def layer_maps(
     model: nn.Module,  # body and head, of `create_model`; in eval mode
     x: torch.Tensor,  # B×4×S×S, the network's input
@@ -132,6 +138,7 @@ def _predictor(model, device, bs):
     if isinstance(model, Predictor): return model
     return Predictor(model.to_bundle() if isinstance(model, Learner) else model, device, bs)
 
+# %% ../nbs/80_interpret.ipynb #c6705225
 def _views(x, tta):
     "A batch, or its eight symmetries, each with the way back for its maps"
     for k in range(4 if tta else 1):
@@ -139,6 +146,7 @@ def _views(x, tta):
         yield turned, lambda m, k=k: torch.rot90(m, -k, (1, 2))
         if tta: yield turned.flip(3), lambda m, k=k: torch.rot90(m.flip(2), -k, (1, 2))
 
+# %% ../nbs/80_interpret.ipynb #ffb19f29
 class Explainer:
     "A model that stays loaded, with its layers"
     def __init__(self,
@@ -155,22 +163,25 @@ class Explainer:
         self.size = max(b.preprocess.size for b in self.bundles)
         self.layers = [place_layers(b.model, b.preprocess.size) for b in self.bundles]
 
-    def maps(self,
-        places: list,  # {reader: 4×H×W uint8} a picture
-        targets: list,  # the number of a class for each of them
-    ) -> torch.Tensor:  # n×size×size, from 0 to 1
-        "Maps of a few pictures, over all symmetries and models"
-        total = torch.zeros(len(places), self.size, self.size)
-        for b,layers in zip(self.bundles, self.layers):
-            x = self.predictor.inputs(b, places)
-            for view,back in _views(x, self.tta): total += _resized(back(layer_maps(b.model, view, targets, layers, self.method)).cpu(), self.size)
-        return _scaled(total)
+# %% ../nbs/80_interpret.ipynb #7d2e0149
+@patch
+def maps(self:Explainer,
+    places: list,  # {reader: 4×H×W uint8} a picture
+    targets: list,  # the number of a class for each of them
+) -> torch.Tensor:  # n×size×size, from 0 to 1
+    "Maps of a few pictures, over all symmetries and models"
+    total = torch.zeros(len(places), self.size, self.size)
+    for b,layers in zip(self.bundles, self.layers):
+        x = self.predictor.inputs(b, places)
+        for view,back in _views(x, self.tta): total += _resized(back(layer_maps(b.model, view, targets, layers, self.method)).cpu(), self.size)
+    return _scaled(total)
 
 # %% ../nbs/80_interpret.ipynb #68de536d
 def _named(labels, classes):
     "Numbers of the classes to explain"
     return [n for c in classes for n in labels.parse(c)]
 
+# %% ../nbs/80_interpret.ipynb #0ae45627
 def _explain(explainer, table, targets):
     "For each field of view, in order: its number, the classes explained, and their maps; a picture that can't be read has an error instead of maps"
     p = explainer.predictor
@@ -183,6 +194,7 @@ def _explain(explainer, table, targets):
         maps = [m for part in chunked(jobs, explainer.bs) for m in explainer.maps(*zip(*part)).numpy()]
         for (i,o,q),cs in zip(found, wanted): yield i, q, cs, o if q is None else np.array([maps.pop(0) for _ in cs])
 
+# %% ../nbs/80_interpret.ipynb #42855a78
 def activation_maps(
     model,  # `Learner`, `Predictor`, `Bundle`, folder of a bundle, or a list of these folders
     images,  # folder, list of files, csv or table of paths, array 4×H×W, or several of them
@@ -216,7 +228,7 @@ def draw_map(
     grey = rgb[...,1:2]*.55
     return (rgb*m + grey*(1-m)).clip(0, 255).astype(np.uint8)
 
-# %% ../nbs/80_interpret.ipynb #2bdfc729
+# %% ../nbs/80_interpret.ipynb #6d925be4
 def _panel(ax, picture, title):
     "A picture or a word in its place"
     ax.axis('off')
@@ -224,8 +236,19 @@ def _panel(ax, picture, title):
     if isinstance(picture, str): ax.text(.5, .5, picture, ha='center', va='center', transform=ax.transAxes, fontsize=9, color='gray')
     else: ax.imshow(picture)
 
-def _with_map(img, heat): return "can't be read" if img is None or np.isnan(heat).any() else draw_map(img, heat) if heat.any() else 'nothing speaks for it'
+# %% ../nbs/80_interpret.ipynb #3795c6f7
+def _with_map(img, heat):
+    "The picture with its map, or why there is none"
+    if img is None or np.isnan(heat).any(): return "can't be read"
+    return draw_map(img, heat) if heat.any() else 'nothing speaks for it'
 
+# %% ../nbs/80_interpret.ipynb #f7f0cd3a
+def _names_of(titles, i, k):
+    "The names above the `k` maps of picture `i`"
+    if titles is None or isinstance(titles, str): return [titles]*k
+    return [titles[i]] if isinstance(titles[i], str) else titles[i]
+
+# %% ../nbs/80_interpret.ipynb #4de5273b
 def show_maps(
     images,  # what `activation_maps` took
     maps: np.ndarray,  # n×S×S or n×k×S×S, from `activation_maps`
@@ -246,9 +269,8 @@ def show_maps(
     for ax in axs.flat: ax.axis('off')
     for i,row in enumerate(axs.reshape(-1, k+1)[:n]):
         img = None if isinstance(read[i], ImageError) else read[i]
-        names = [titles]*k if titles is None or isinstance(titles, str) else [titles[i]] if isinstance(titles[i], str) else titles[i]
         _panel(row[0], "can't be read" if img is None else composite(img), table.Id[i][-16:])
-        for ax,m,name in zip(row[1:], maps[i], names): _panel(ax, _with_map(img, m), name or '')
+        for ax,m,name in zip(row[1:], maps[i], _names_of(titles, i, k)): _panel(ax, _with_map(img, m), name or '')
     return fig
 
 # %% ../nbs/80_interpret.ipynb #f4454fb2
