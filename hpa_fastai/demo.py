@@ -35,6 +35,7 @@ def _verdicts(
     lines = [(o, 'tab:green') if o in true else (f'{o} (wrong)', 'tab:red') for o in given] + [(f'{o} (missed)', 'tab:gray') for o in true if o not in given]
     return lines if len(lines)<=n else lines[:n-1] + [(f'and {len(lines)-n+1} more', 'tab:gray')]
 
+# %% ../nbs/87_demo.ipynb #af608bad
 def show_predictions(
     predictions: pd.DataFrame,  # of `predict`
     table: pd.DataFrame,  # of `find_images`, the same fields of view
@@ -63,7 +64,46 @@ def _step(times, name):
     yield
     times[name] = time.perf_counter()-t
 
-# %% ../nbs/87_demo.ipynb #56660afb
+# %% ../nbs/87_demo.ipynb #35592694
+def _simulate(out, n_train, n_test, force, progress):
+    "An atlas to train on, and one to predict"
+    for name,n,seed in (('atlas', n_train, 0), ('unseen', n_test, 1000)):
+        simulate_atlas(out/name, n=n, size=256, balance='even', seed=seed, force=force, progress=progress)
+
+# %% ../nbs/87_demo.ipynb #684bf281
+def _train(out, size, minutes, arch, progress):
+    "A learner, trained on the first atlas"
+    set_seed(0)
+    dls = HPADataLoaders.from_csv(out/'atlas', size=size, bs=32, group='antibody', cache=out/'cache', progress=progress)
+    learn = hpa_learner(dls, arch, pretrained=False, cbs=TrainingBar() if progress else None)
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(minutes=minutes)
+    return learn
+
+# %% ../nbs/87_demo.ipynb #b975dc3c
+def _save(learn, out, force):
+    "Thresholds, scores, and the model in its folder"
+    learn.fit_thresholds()
+    learn.evaluate()
+    learn.save_bundle(out/'hpa_model', force=force)
+    shutil.rmtree(out/'cache')
+
+# %% ../nbs/87_demo.ipynb #f6f90b1b
+def _predict(out, force, progress):
+    "Predictions for the second atlas, their picture, and their scores"
+    preds = predict(out/'unseen'/'train', model=out/'hpa_model', out=out/'predictions.csv', force=force, progress=progress)
+    truth = read_labels(out/'unseen'/'train.csv')
+    show_predictions(preds, find_images(out/'unseen'/'train'), truth).savefig(out/'predictions.png', dpi=80)
+    plt.close()
+    return evaluate_predictions(preds, truth)
+
+# %% ../nbs/87_demo.ipynb #20c694e3
+def _say(ev, times, out):
+    "Scores, seconds, and what is where"
+    print(f'\n{ev}\n\nSeconds for each step:')
+    for name,t in times.items(): print(f'{t:7.1f}  {name}')
+    print(f'\nThe cells are simulated. In {out}/: hpa_model (the model), predictions.csv, predictions.png. Macro F1 {ev.macro_f1:.3f} on the unseen fields of view.')
+
+# %% ../nbs/87_demo.ipynb #94881ce3
 def run_demo(
     out: str|Path = 'demo',  # folder for the model, the predictions and the picture
     n_train: int = 2000,  # simulated fields of view to train on
@@ -78,26 +118,9 @@ def run_demo(
     out, times = Path(out), {}
     check_target(out/'hpa_model', force)
     print('The cells of this demo are simulated: its score shows that everything works, not how well real proteins are located.')
-    with _step(times, f'Simulate {n_train} fields of view to train on, and {n_test} to predict'):
-        for name,n,seed in (('atlas', n_train, 0), ('unseen', n_test, 1000)):
-            simulate_atlas(out/name, n=n, size=256, balance='even', seed=seed, force=force, progress=progress)
-    with _step(times, f'Train {arch} for {minutes:g} minutes, on pictures of growing size'):
-        set_seed(0)
-        dls = HPADataLoaders.from_csv(out/'atlas', size=size, bs=32, group='antibody', cache=out/'cache', progress=progress)
-        learn = hpa_learner(dls, arch, pretrained=False, cbs=TrainingBar() if progress else None)
-        with learn.no_bar(), learn.no_logging(): learn.fit_progressive(minutes=minutes)
-    with _step(times, 'Fit the thresholds on the validation part, and save the model'):
-        learn.fit_thresholds()
-        learn.evaluate()
-        learn.save_bundle(out/'hpa_model', force=force)
-        shutil.rmtree(out/'cache')
-    with _step(times, f'Predict {n_test} fields of view that training never saw'):
-        preds = predict(out/'unseen'/'train', model=out/'hpa_model', out=out/'predictions.csv', force=force, progress=progress)
-        truth = read_labels(out/'unseen'/'train.csv')
-        ev = evaluate_predictions(preds, truth)
-        show_predictions(preds, find_images(out/'unseen'/'train'), truth).savefig(out/'predictions.png', dpi=80)
-        plt.close()
-    print(f'\n{ev}\n\nSeconds for each step:')
-    for name,t in times.items(): print(f'{t:7.1f}  {name}')
-    print(f'\nThe cells are simulated. In {out}/: hpa_model (the model), predictions.csv, predictions.png. Macro F1 {ev.macro_f1:.3f} on the unseen fields of view.')
+    with _step(times, f'Simulate {n_train} fields of view to train on, and {n_test} to predict'): _simulate(out, n_train, n_test, force, progress)
+    with _step(times, f'Train {arch} for {minutes:g} minutes, on pictures of growing size'): learn = _train(out, size, minutes, arch, progress)
+    with _step(times, 'Fit the thresholds on the validation part, and save the model'): _save(learn, out, force)
+    with _step(times, f'Predict {n_test} fields of view that training never saw'): ev = _predict(out, force, progress)
+    _say(ev, times, out)
     return ev
