@@ -19,7 +19,7 @@ def quick_imports():
     finally:
         if enabled: gc.enable()
 
-# %% ../nbs/95_package.ipynb #c012a1ac
+# %% ../nbs/95_package.ipynb #090c9407
 def __getattr__(name):
     "What the package offers, imported when first asked for"
     if name=='predict':
@@ -33,4 +33,7 @@ def __getattr__(name):
         return version('hpa_fastai')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
-def __dir__(): return [*globals(), 'predict', 'simulate_atlas', '__version__']
+# %% ../nbs/95_package.ipynb #f427304d
+def __dir__():
+    "The names that are there, and those that come when asked for"
+    return [*globals(), 'predict', 'simulate_atlas', '__version__']

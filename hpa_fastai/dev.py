@@ -30,25 +30,35 @@ def top_links(
         return f'({os.path.relpath(found, nbs.parent)})' if found and found.exists() else m[0]
     return re.sub(r'(?<=\])\((?![a-z]+:|#)([^)\s]+)\)', link, text)
 
-# %% ../nbs/94_dev.ipynb #0985d068
-def readme(
-    nb: Path,  # the notebook to turn into Markdown
-) -> tuple[str, dict[str, bytes]]:  # the text, and the pictures by their path relative to it
-    "`nb` as Markdown, with its pictures"
-    import nbformat, yaml
-    from nbconvert import MarkdownExporter
-    from nbdev.config import get_config
+# %% ../nbs/94_dev.ipynb #1f193431
+def _processed(nb, root):
+    "The cells of a notebook after nbdev's directives"
+    import nbformat
     from nbdev.serve import proc_nbs
-    root = get_config(nb.parent).config_path
     with TemporaryDirectory() as tmp:
         src = Path(tmp)/'nbs'
         src.mkdir()
         shutil.copy(root/'pyproject.toml', tmp)
-        page = proc_nbs(str(Path(shutil.copy(nb, src)).parent), n_workers=0, force=True)/nb.name
-        cells = nbformat.read(page, 4)
-        for c in cells.cells:
-            if '#| echo: false' in c.source: c.metadata.transient = dict(remove_source=True)
-        text, res = MarkdownExporter().from_notebook_node(cells, resources=dict(output_files_dir=f'{nb.stem}_files', unique_key=nb.stem))
+        return nbformat.read(proc_nbs(str(Path(shutil.copy(nb, src)).parent), n_workers=0, force=True)/nb.name, 4)
+
+# %% ../nbs/94_dev.ipynb #7770aa7e
+def _hide_code(cells):
+    "Mark the cells of which only the result is shown"
+    for c in cells.cells:
+        if '#| echo: false' in c.source: c.metadata.transient = dict(remove_source=True)
+
+# %% ../nbs/94_dev.ipynb #0db41671
+def readme(
+    nb: Path,  # the notebook to turn into Markdown
+) -> tuple[str, dict[str, bytes]]:  # the text, and the pictures by their path relative to it
+    "`nb` as Markdown, with its pictures"
+    import yaml
+    from nbconvert import MarkdownExporter
+    from nbdev.config import get_config
+    root = get_config(nb.parent).config_path
+    cells = _processed(nb, root)
+    _hide_code(cells)
+    text, res = MarkdownExporter().from_notebook_node(cells, resources=dict(output_files_dir=f'{nb.stem}_files', unique_key=nb.stem))
     _, front, body = text.split('---\n', 2)
     head = yaml.safe_load(front)
     text = f"# {head['title']}\n\n> {head['description']}\n\n{top_links(body.strip(), root/'nbs')}"
@@ -74,6 +84,7 @@ def git_url(
     parser.read(root/'settings.ini', encoding='utf-8')
     return parser['DEFAULT']['git_url']
 
+# %% ../nbs/94_dev.ipynb #69460239
 def with_badge(
     text: str,  # of a notebook file
     url: str,  # of the repository
@@ -82,6 +93,7 @@ def with_badge(
     text = re.sub(r'(colab\.research\.google\.com/github)/[^/]+/[^/]+/', rf'\1/{url.split("github.com/")[-1]}/', text)
     return re.sub(r'git\+https://github\.com/[^/]+/\w+', f'git+{url}', text)
 
+# %% ../nbs/94_dev.ipynb #75a3d85f
 def write_badges(
     root: Path,  # the project's top folder
 ) -> None:
