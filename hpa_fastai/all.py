@@ -7,6 +7,8 @@ __all__ = []
 
 # %% ../nbs/99_all.ipynb #d069a78b
 from fastai.vision.all import *
+
+# %% ../nbs/99_all.ipynb #144c0432
 from .labels import *
 from .fields import *
 from .images import *
@@ -16,6 +18,8 @@ from .simulate import *
 from .duplicates import *
 from .splits import *
 from .explore import *
+
+# %% ../nbs/99_all.ipynb #de051bb0
 from .cache import *
 from .preprocess import *
 from .transforms import *
@@ -26,12 +30,16 @@ from .models import *
 from .callbacks import *
 from .training import *
 from .distributed import *
+
+# %% ../nbs/99_all.ipynb #92357fbe
 from .calibration import *
 from .thresholds import *
 from .evaluation import *
 from .assessment import *
 from .flags import *
 from .reference import *
+
+# %% ../nbs/99_all.ipynb #00334d1f
 from .bundle import *
 from .hub import *
 from .onnx import *
@@ -40,6 +48,8 @@ from .results import *
 from .inference import *
 from .experiments import *
 from .watch import *
+
+# %% ../nbs/99_all.ipynb #50388601
 from .cells import *
 from .interpret import *
 from .monitor import *
