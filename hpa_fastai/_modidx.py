@@ -776,6 +776,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'hpa_fastai.interpret._explain': ('interpret.html#_explain', 'hpa_fastai/interpret.py'),
                                       'hpa_fastai.interpret._gradcam': ('interpret.html#_gradcam', 'hpa_fastai/interpret.py'),
                                       'hpa_fastai.interpret._layercam': ('interpret.html#_layercam', 'hpa_fastai/interpret.py'),
+                                      'hpa_fastai.interpret._look': ('interpret.html#_look', 'hpa_fastai/interpret.py'),
                                       'hpa_fastai.interpret._named': ('interpret.html#_named', 'hpa_fastai/interpret.py'),
                                       'hpa_fastai.interpret._names_of': ('interpret.html#_names_of', 'hpa_fastai/interpret.py'),
                                       'hpa_fastai.interpret._panel': ('interpret.html#_panel', 'hpa_fastai/interpret.py'),

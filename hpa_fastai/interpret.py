@@ -34,12 +34,14 @@ class Layer:
     side: int  # of its map
     layout: str  # 'NCHW', 'NHWC', or 'NLC' for the patches of a transformer, which come last
 
-    def to_map(self,
-        o: torch.Tensor,  # what the layer gives
-    ) -> torch.Tensor:  # B×features×side×side
-        "Features in their places"
-        if self.layout=='NLC': o = o[:, -self.side**2:].unflatten(1, (self.side, self.side))
-        return o if self.layout=='NCHW' else o.movedim(-1, 1)
+# %% ../nbs/80_interpret.ipynb #5f3afbe4
+@patch
+def to_map(self:Layer,
+    o: torch.Tensor,  # what the layer gives
+) -> torch.Tensor:  # B×features×side×side
+    "Features in their places"
+    if self.layout=='NLC': o = o[:, -self.side**2:].unflatten(1, (self.side, self.side))
+    return o if self.layout=='NCHW' else o.movedim(-1, 1)
 
 # %% ../nbs/80_interpret.ipynb #489928bb
 def _describe(name, module, o, n):
@@ -54,16 +56,19 @@ def _describe(name, module, o, n):
     if norm and o.shape[1]==o.shape[2]: return Layer(module, name, o.shape[1], 'NHWC')
 
 # %% ../nbs/80_interpret.ipynb #8f7ca8c3
+def _look(seen, name, n):
+    "A hook that notes the layer that a module is, and what it gives"
+    def hook(m, i, o):
+        layer = _describe(name or 'body', m, o, n)
+        if layer: seen.append((layer, o))
+    return hook
+
+# %% ../nbs/80_interpret.ipynb #57e97008
 def _watch(model, x):
     "Every layer with places, in the order of the computation, with what it gives; and the output"
     seen, hooks = [], []
-    def look(name):
-        def hook(m, i, o):
-            layer = _describe(name or 'body', m, o, len(x))
-            if layer: seen.append((layer, o))
-        return hook
     try:
-        hooks += [m.register_forward_hook(look(name)) for name,m in model[0].named_modules()]
+        hooks += [m.register_forward_hook(_look(seen, name, len(x))) for name,m in model[0].named_modules()]
         return seen, model(x)
     finally:
         for h in hooks: h.remove()
@@ -86,6 +91,7 @@ def place_layers(
 # %% ../nbs/80_interpret.ipynb #39cab6ab
 METHODS = ('layercam', 'gradcam')
 
+# %% ../nbs/80_interpret.ipynb #3084abc8
 def _captum():
     "Captum's attributions, or a word on how to get them"
     try: import captum.attr
