@@ -3,7 +3,7 @@
 One network is trained at the final size throughout, another in stages of growing size for 0.6 of that time. Both see the same
 simulated cells, and both are judged on simulated cells of another seed, with thresholds of their own validation images.
 
-    python benchmarks/progressive.py [--minutes 4] [--share 0.6] [--plot curves.png]
+    python benchmarks/progressive.py [--minutes 4] [--share 0.6] [--size 256] [--plot curves.png]
 """
 import argparse
 import tempfile
@@ -60,19 +60,19 @@ def unseen(learn, test):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--minutes', type=float, default=4., help='of training at the final size')
+    p.add_argument('--minutes', type=float, default=4., help='of training at the final size throughout')
     p.add_argument('--share', type=float, default=.6, help='of that time for the stages')
-    p.add_argument('--arch', default='resnet10t')
-    p.add_argument('--n', type=int, default=1200, help='simulated images to train on')
-    p.add_argument('--size', type=int, default=128, help='the final size')
+    p.add_argument('--arch', default='smallresnet', help='trained from scratch')
+    p.add_argument('--n', type=int, default=900, help='simulated images to train on')
+    p.add_argument('--size', type=int, default=256, help='pixels: the final size')
     p.add_argument('--seeds', type=int, nargs='+', default=[0])
     p.add_argument('--plot', type=Path, help='picture of both curves')
     a = p.parse_args()
     half = (a.size//2, a.size*3//4, a.size)
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
-        simulate_atlas(d/'atlas', n=a.n, size=2*a.size, balance='even', seed=31, progress=False)
-        simulate_atlas(d/'test', n=400, size=2*a.size, balance='even', seed=32, progress=False)
+        simulate_atlas(d/'atlas', n=a.n, size=a.size, balance='even', seed=31, progress=False)
+        simulate_atlas(d/'test', n=400, size=a.size, balance='even', seed=32, progress=False)
         runs = {}
         for seed in a.seeds:
             for name, sizes, minutes in ((f'{a.size} px throughout', (a.size,), a.minutes), (f'{", ".join(map(str, half))} px', half, a.minutes*a.share)):

@@ -61,7 +61,7 @@ def test_a_killed_training_ends_as_one_that_was_not(small_atlas, tmp_path, netwo
     for a, b in zip(torch.load(tmp_path/'whole.pt'), torch.load(tmp_path/'cut.pt')): assert torch.allclose(a, b, atol=1e-5)
     logs = [pd.read_csv(tmp_path/o/'log.csv').drop(columns='seconds') for o in ('whole', 'cut')]
     pd.testing.assert_frame_equal(*logs)
-    again = start(small_atlas, tmp_path/'cut', 60, tmp_path/'again.pt')
+    again = start(small_atlas, tmp_path/'cut', 60, tmp_path/'again.pt', *network)
     assert again.wait(60) == 0, 'a finished training is taken as it is'
     for a, b in zip(torch.load(tmp_path/'cut.pt'), torch.load(tmp_path/'again.pt')): assert torch.equal(a, b)
 
