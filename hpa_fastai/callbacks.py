@@ -97,7 +97,7 @@ class TrainingPrecision(MixedPrecision):
 
 # %% ../nbs/55_callbacks.ipynb #9e3850df
 class KeepTime(Callback):
-    "Run one cycle by the clock, and stop when its time is gone"
+    "Run a fit by the clock, and stop when its time is gone"
     order = ParamScheduler.order-1
     def __init__(self,
         seconds: float,  # for training and validating

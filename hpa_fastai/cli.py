@@ -633,7 +633,7 @@ def _one_line(message, category, filename, lineno, line=None):
 # %% ../nbs/90_cli.ipynb #3b58f755
 def main(
     argv: list|None = None,  # arguments; None: those of the process
-) -> int:  # exit code: 0 done, 1 done but some inputs failed, 2 could not start
+) -> int:  # exit code: 0 done, 1 done but some inputs failed, 2 not done
     "The `hpa_fastai` command"
     import traceback, warnings
     args = _parser().parse_args(argv)

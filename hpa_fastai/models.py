@@ -212,7 +212,6 @@ def _put(model, name, module):
 def _load_body(body, tensors, arch, file, stem):
     "Fill a four-channel body from published three-channel weights"
     own = body.state_dict()
-    tensors = {k.removeprefix('module.'): v for k,v in tensors.get('state_dict', tensors).items()}
     for k,v in tensors.items():
         if k in own and v.ndim==4 and v.shape[1]==3 and own[k].shape==(v.shape[0], 4, *v.shape[2:]): tensors[k] = four_channels(v, stem)
     lacks = [k for k in own if k not in tensors and 'num_batches_tracked' not in k and 'attn_mask' not in k and 'relative_position_index' not in k]
@@ -220,13 +219,19 @@ def _load_body(body, tensors, arch, file, stem):
     if lacks or wrong: raise ModelError(f'{file}: not the weights of {arch}: {f"no tensor {lacks[0]!r}" if lacks else f"{wrong[0]!r} has another shape"}')
     body.load_state_dict({k: v for k,v in tensors.items() if k in own}, strict=False)
 
+# %% ../nbs/50_models.ipynb #17a8ec34
+def _unwrap(tensors):
+    "Tensors by the names that the network has for them"
+    return {k.removeprefix('module.'): v for k,v in tensors.get('state_dict', tensors).items()}
+
 # %% ../nbs/50_models.ipynb #3de80d0c
 @torch.no_grad()
 def _load_head(head, tensors, classes):
     "Take over what weights know of the layers of a head, and of classes by their names; the names that were known"
-    for k,v in head.state_dict().items():
-        if getattr(tensors.get(f'head.{k}'), 'shape', None)==v.shape: v.copy_(tensors[f'head.{k}'])
-    known = [c for c in classes if getattr(tensors.get(f'class.{c}'), 'shape', None)==head[-1].weight.shape[1:]]
+    layers = {k: v for k,v in head.state_dict().items() if v.is_floating_point() and not k.startswith(f'{len(head)-1}.')}
+    if any(getattr(tensors.get(f'head.{k}'), 'shape', None)!=v.shape for k,v in layers.items()): return []
+    for k,v in layers.items(): v.copy_(tensors[f'head.{k}'])
+    known = [c for c in classes if f'class.{c}' in tensors]
     for name in known: head[-1].weight[list(classes).index(name)] = tensors[f'class.{name}']
     return known
 
@@ -290,7 +295,7 @@ def create_model(
     head = pooling_head(nf, n_out, dropout) if len(shape)==4 else nn.Sequential(nn.Dropout(dropout), nn.Linear(nf, n_out))
     known = []
     if pretrained:
-        tensors = _published(arch, lib) if pretrained is True else _read_weights(pretrained)
+        tensors = _published(arch, lib) if pretrained is True else _unwrap(_read_weights(pretrained))
         _load_body(body, tensors, arch, pretrained, stem)
         known = _load_head(head, tensors, classes)
     model = nn.Sequential(body, head)

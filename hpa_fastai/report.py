@@ -337,7 +337,7 @@ def _validation_sections(config):
     "Reliability and confusions"
     v = config.get('validation')
     if v is None:
-        yield Section('Reliability', 'Reliability, confusions and hardest images are stored since a later version; save the model again after learn.evaluate().')
+        yield Section('Reliability', 'This model was saved without its evaluation, so there is no reliability, confusion or hardest image to show; run learn.evaluate() and save it again.')
         return
     yield _reliability_section(v)
     yield _confusion_section(v, config['labels']['classes'])

@@ -269,25 +269,20 @@ def __len__(self:Journal): return len(self.done)
 
 # %% ../nbs/74_results.ipynb #b3a0de05
 @patch
-def _sort(self:Journal, order):
-    "Write the rows again in this order"
+def _sorted(self:Journal, rank):
+    "A file with the rows of the journal in this order"
     header, *records = _records(self.file)
-    at = {i: n for n,i in enumerate(self.done)}
-    rank = [at[i] for i in order]
-    if self.embeddings: self.embeddings.sort(rank)
-    self.file.truncate(0)
-    self.file.write(b''.join([header, *(records[n] for n in rank)]))
-    self.done = list(order)
+    out = self.out.with_name(self.out.name+'.sorted')
+    out.write_bytes(b''.join([header, *(records[n] for n in rank)]))
+    return out
 
 # %% ../nbs/74_results.ipynb #c2cdebe2
 @patch
-def _convert(self:Journal):
-    "Make the parquet file of the journal, whole or not at all"
-    tmp = self.out.with_name(self.out.name+'.tmp')
-    _to_parquet(self.part, tmp, self.labels)
-    os.replace(tmp, self.out)
-    self.close()
-    self.part.unlink()
+def _convert(self:Journal, rows):
+    "A parquet file of the rows in a csv file"
+    out = self.out.with_name(self.out.name+'.tmp')
+    _to_parquet(rows, out, self.labels)
+    return out
 
 # %% ../nbs/74_results.ipynb #5477b520
 @patch
@@ -296,12 +291,16 @@ def finish(self:Journal,
 ) -> Path:
     "Give the complete table its name"
     if self.complete: return self.out
-    if order is not None and order!=self.done: self._sort(order)
-    if self.embeddings: self.embeddings.finish(self.done)
-    if self.out.suffix=='.csv':
-        self.close()
-        os.replace(self.part, self.out)
-    else: self._convert()
+    at = {i: n for n,i in enumerate(self.done)}
+    rank = [at[i] for i in (self.done if order is None else order)]
+    rows = self.part if rank==list(range(len(self.done))) else self._sorted(rank)
+    self.done = [self.done[n] for n in rank]
+    whole = rows if self.out.suffix=='.csv' else self._convert(rows)
+    if self.embeddings: self.embeddings.finish(self.done, rank)
+    self.close()
+    os.replace(whole, self.out)
+    for o in (rows, self.part, self.embeddings and self.embeddings.part):
+        if o: o.unlink(missing_ok=True)
     self.record.unlink()
     self.complete = True
     return self.out
@@ -396,39 +395,33 @@ def rows(self:EmbeddingFile,
     return np.memmap(self.part, np.float32, 'r').reshape(n, -1) if n and self.part.stat().st_size else np.zeros((n, 0), np.float32)
 
 # %% ../nbs/74_results.ipynb #7d9f795a
-@patch
-def sort(self:EmbeddingFile,
-    rank: list,  # rows in their new order
-):
-    "Write the rows again in this order"
-    data = np.array(self.rows(len(rank)))[rank].tobytes()
-    self.file.truncate(0)
-    self.file.write(data)
+def _embeddings_npy(out, ids, x, rank, chunk=10_000):
+    "One row a field of view"
+    whole = np.lib.format.open_memmap(out, 'w+', np.float32, x.shape)
+    for i in range(0, len(rank), chunk): whole[i:i+chunk] = x[rank[i:i+chunk]]
+    whole.flush()
 
 # %% ../nbs/74_results.ipynb #0f9f1cab
-@patch
-def finish(self:EmbeddingFile,
-    ids: list,  # one a row
-):
-    "Give the complete file its name"
-    x, tmp = self.rows(len(ids)), self.out.with_name('tmp-'+self.out.name)
-    if self.out.suffix=='.npy':
-        np.save(tmp, x)
-        _write_whole(self.out.with_suffix('.ids.json'), json.dumps(list(ids)))
-    else: _embeddings_parquet(tmp, ids, x)
-    os.replace(tmp, self.out)
-    self.file.close()
-    self.part.unlink()
-
-# %% ../nbs/74_results.ipynb #ea96a866
-def _embeddings_parquet(out, ids, x, chunk=10_000):
+def _embeddings_parquet(out, ids, x, rank, chunk=10_000):
     "Id and one column a feature"
     pa = _arrow()
     import pyarrow.parquet as pq
     schema = pa.schema([('Id', pa.string()), *((f'e{i}', pa.float32()) for i in range(x.shape[1]))])
     with pq.ParquetWriter(out, schema) as w:
         for i in range(0, len(ids), chunk):
-            w.write_table(pa.table([pa.array(ids[i:i+chunk]), *(pa.array(c) for c in np.ascontiguousarray(x[i:i+chunk].T))], schema=schema))
+            w.write_table(pa.table([pa.array(ids[i:i+chunk]), *(pa.array(c) for c in np.ascontiguousarray(x[rank[i:i+chunk]].T))], schema=schema))
+
+# %% ../nbs/74_results.ipynb #ea96a866
+@patch
+def finish(self:EmbeddingFile,
+    ids: list,  # one a row of the complete file
+    rank: list,  # where these rows stand in what was written
+):
+    "Write the complete file"
+    tmp = self.out.with_name('tmp-'+self.out.name)
+    (_embeddings_npy if self.out.suffix=='.npy' else _embeddings_parquet)(tmp, ids, self.rows(len(ids)), rank)
+    if self.out.suffix=='.npy': _write_whole(self.out.with_suffix('.ids.json'), json.dumps(list(ids)))
+    os.replace(tmp, self.out)
 
 # %% ../nbs/74_results.ipynb #69aad62d
 def _read_sample(sample, labels):

@@ -13,6 +13,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Callable
 import numpy as np, torch
 from fastcore.basics import patch
 from fastai.callback.all import *
@@ -49,7 +50,7 @@ def hpa_learner(
                     metrics=[MeanAP()] if metrics is None else metrics, wd=kwargs.pop('wd', .01),
                     cbs=[GradientClip(1.), *amp, ForgetDecisions(), *L(cbs)], **kwargs)
     learn.pretrained, learn.size, learn.rates = bool(pretrained), size, (1/4, 5/2) if source_library(arch)=='hpa_fastai' else (1/20, 1/2)
-    learn.start = [t.clone() for t in model.state_dict().values()] if pretrained and len(model.known)==len(dls.vocab) else None
+    learn.start_weights = [t.clone() for t in model.state_dict().values()] if len(model.known)==len(dls.vocab) else None
     return learn
 
 # %% ../nbs/60_training.ipynb #a63d0ef6
@@ -202,7 +203,7 @@ class PartOfCycle(ParamScheduler):
     ): self.part, self.pct_start = part, pct_start
     def before_fit(self):
         lr, (a, b) = np.array([h['lr'] for h in self.opt.hypers]), self.part
-        curves = dict(lr=combined_cos(self.pct_start, lr/25, lr, lr/1e5), mom=combined_cos(self.pct_start, .95, .85, .95))
+        curves = dict(lr=combined_cos(self.pct_start, lr/25, lr, lr/1e5), mom=combined_cos(self.pct_start, *self.moms))
         self.scheds = {k: (lambda pos, f=f: f(a+pos*(b-a))) for k,f in curves.items()}
         super().before_fit()
 
@@ -221,6 +222,7 @@ def fit_cycle(self:Learner,
     self.size = c.size
     if self.opt is None: self.create_opt()
     if self.pretrained: self.opt.freeze_to(-1 if c.freeze else 0)
+    self.model.zero_grad(set_to_none=True)
     clock = [KeepTime(seconds, c.valid, spent)] if seconds else []
     with _batches(self.dls, c.steps, c.bs), _full_precision_after(self):
         self.fit(c.epochs*(100 if seconds else 1), slice(lr*self.rates[0], lr*self.rates[1]) if self.pretrained and not c.freeze else lr,
@@ -267,7 +269,7 @@ def find_lr(self:Learner) -> float:  # between 1e-4 and 1e-2
         finally: self.path = kept
 
 # %% ../nbs/60_training.ipynb #68b04d93
-def _plan(learn, sizes, epochs, minutes, left):
+def _plan(learn, sizes, epochs, minutes, best, left):
     "The cycles of a new training"
     n, bs = max(len(learn.dls.train_ds)//n_processes(), 1), learn.dls.train.bs
     shares, batches = stage_shares(len(sizes)) if minutes else list(epochs), [stage_batch(bs, s, max(sizes), n) for s in sizes]
@@ -277,8 +279,9 @@ def _plan(learn, sizes, epochs, minutes, left):
         for size,b in zip(sizes, batches):
             with _batches(learn.dls.set_size(size), 0, b): seconds.append(measure_steps(learn))
         stages, valid = plan_stages(sizes, seconds, shares, agree(left()), [max(1, n//b) for b in batches]), [v for _,v in seconds]
-    if learn.start: valid[-1] *= 3  # `average_with_start` looks again
-    return stages, plan_cycles(stages, shares, batches, valid, n, learn.pretrained)
+    cycles = plan_cycles(stages, shares, batches, valid, n, learn.pretrained)
+    if best and learn.start_weights: cycles[-1].valid *= 3  # `average_with_start` looks again
+    return stages, cycles
 
 # %% ../nbs/60_training.ipynb #25929727
 def _fit_cycles(learn, cycles, run, folder, start, first=0, state=None):
@@ -299,30 +302,41 @@ def _fit_cycles(learn, cycles, run, folder, start, first=0, state=None):
                     continue
                 finally: state = None
                 break
-    if run['best'] and learn.start and not asked.asked: learn.history['from_start'] = average_with_start(learn, learn.start)
-    learn.history.update(minutes=round((time.monotonic()-start)/60, 2), log=learn.training_log)
+            learn.history.update(minutes=round((time.monotonic()-start)/60, 2), log=learn.training_log)
+            if asked.asked: break
+        if run['best'] and not agree(asked.asked): _go_back(learn, lambda: not asked.asked and (not run['minutes'] or left()>c.valid/3))
     return _end(learn, asked.asked, folder, about, c)
 
 # %% ../nbs/60_training.ipynb #2e8b4788
+def _valid_loss(learn):
+    "Loss over the validation set of a learner that has been trained"
+    return agree(float(learn.loss_func(*learn.get_preds(act=noop, inner=True))))
+
+# %% ../nbs/60_training.ipynb #fd368d46
 def average_with_start(
     learn: Learner,  # fine-tuned
     start: list,  # the tensors of its `state_dict` before
     shares: tuple = (.8, .6, .4),  # of the way from start to end, to try in turn
+    left: Callable = lambda: True,  # whether there is time to look once more
 ) -> float:  # the share that was kept; 1: the weights are as they were
     "Go back towards the start as long as the validation loss falls"
     end, kept, best = [t.clone() for t in learn.model.state_dict().values()], 1., _valid_loss(learn)
-    between = lambda share: [torch.lerp(a, b, share) if a.is_floating_point() else b for a,b in zip(start, end)]
-    for share in shares:
-        put_weights(learn, between(share))
-        if not (loss := _valid_loss(learn))<best: break
-        kept, best = share, loss
-    put_weights(learn, between(kept) if kept<1 else end)
+    between = lambda share: [torch.lerp(a.to(b), b, share) if b.is_floating_point() else b for a,b in zip(start, end)]
+    try:
+        for share in shares:
+            if not agree(left()): break
+            put_weights(learn, between(share))
+            if not (loss := _valid_loss(learn))<best: break
+            kept, best = share, loss
+    finally: put_weights(learn, between(kept) if kept<1 else end)
     return kept
 
-# %% ../nbs/60_training.ipynb #e707cb4e
-def _valid_loss(learn):
-    "Mean loss over the validation set"
-    with learn.no_bar(), learn.no_logging(): return agree(float(learn.validate()[0]))
+# %% ../nbs/60_training.ipynb #b1d113ae
+def _go_back(learn, left):
+    "Average with the weights that the learner was made with, where they knew every class"
+    if not learn.start_weights or not len(learn.dls.valid_ds): return
+    with learn.no_bar(): learn.history['kept_of_start'] = round(1-average_with_start(learn, learn.start_weights, left=left), 2)
+    learn.start_weights = None
 
 # %% ../nbs/60_training.ipynb #6bdbbd99
 def _end(learn, stopped, folder, about, c):
@@ -362,7 +376,7 @@ def fit_progressive(self:Learner,
     folder: str|Path|None = None,  # for a checkpoint after each epoch and `log.csv`; None: neither, unless `resume`, which takes the folder `training`
     resume: bool = False,  # go on where an earlier call with the same settings was stopped; begin where there was none
     average: bool = True,  # keep an average of the weights
-    best: bool = True,  # end with the epoch of the lowest validation loss in the last stage, instead of the last epoch
+    best: bool = True,  # end with the epoch of the lowest validation loss in the last stage, and go back towards a start that knew every class as far as that loss falls
     verbose: bool = True,  # say what is planned
 ) -> Learner:
     "Train in stages of growing size, through one cycle of the learning rate"
@@ -377,7 +391,7 @@ def fit_progressive(self:Learner,
     if state: return _go_on(self, state, folder, start, verbose)
     if lr=='find' and n_processes()>1: raise TrainingError("lr='find' looks in one process alone; pass a number when several train together")
     if lr=='find': lr = self.find_lr()
-    stages, cycles = _plan(self, sizes, epochs, minutes, lambda: minutes*60-(time.monotonic()-start))
+    stages, cycles = _plan(self, sizes, epochs, minutes, best, lambda: minutes*60-(time.monotonic()-start))
     if verbose and is_first(): print('; '.join(map(str, stages)))
     self.training_log = []
     self.history = dict(images=len(self.dls.train_ds), stages=[str(s) for s in stages], lr=lr, minutes=0.)

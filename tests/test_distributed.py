@@ -117,6 +117,23 @@ def test_the_command_trains_in_all_processes_and_one_speaks(small_atlas, tmp_pat
     assert not [p for p in tmp_path.iterdir() if p.name not in ('cache', 'model')]
 
 
+def test_processes_go_back_towards_the_start_together(small_atlas, tmp_path):
+    (tmp_path/'script.py').write_text(f"""
+import sys, torch
+from hpa_fastai.all import *
+from fastai.distributed import *
+dls = HPADataLoaders.from_csv({str(small_atlas)!r}, size=32, bs=8, group='antibody', cache={str(tmp_path/'cache')!r}, device=torch.device('cpu'), progress=False)
+set_seed(0)
+learn = hpa_learner(dls, 'smallresnet', dropout=0.)
+with learn.distrib_ctx(), learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(32,), epochs=2, lr=1e-2, verbose=False)
+sys.stdout.write(f"{{learn.history['kept_of_start']}} {{sum(p.double().sum() for p in learn.model.state_dict().values()).item():.9f}}\\n")
+""")
+    done = launch(tmp_path/'script.py')
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == second
+
+
 @pytest.mark.parametrize('n, bs, world', [(11, 2, 2), (5, 4, 4), (1, 8, 3), (64, 8, 2), (100, 7, 3)])
 def test_shares_are_equal_and_gather_in_order(n, bs, world):
     shares = [rank_share(list(range(n)), bs, r, world) for r in range(world)]

@@ -130,3 +130,23 @@ def test_not_a_table_of_predictions(tmp_path):
     (tmp_path/'x.csv').write_text('a,b\n1,2\n')
     with pytest.raises(ResultError, match='not a table'): read_predictions(tmp_path/'x.csv')
     with pytest.raises(ResultError, match='no such file'): read_predictions(tmp_path/'y.csv')
+
+
+@pytest.mark.parametrize('name', ['p.csv', 'p.parquet'])
+@pytest.mark.parametrize('at', range(2))
+def test_a_kill_while_names_are_given_loses_nothing(tmp_path, monkeypatch, name, at):
+    "Rows come in another order than they are wanted, and the run ends before one of its files has its name"
+    replace, calls = os.replace, []
+    def killed(a, b):
+        if os.fspath(b).endswith((name, 'e.npy')):
+            calls.append(b)
+            if len(calls) == at+1: raise KeyboardInterrupt
+        replace(a, b)
+    with Journal(tmp_path/name, ZTG10, {}, embeddings=tmp_path/'e.npy') as j:
+        j.add([row('b'), row('a')], np.array([[1., 2], [3, 4]]))
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(os, 'replace', killed)
+            j.finish(['a', 'b'])
+    with Journal(tmp_path/name, ZTG10, {}, embeddings=tmp_path/'e.npy') as j: j.finish(['a', 'b'])
+    assert read_predictions(tmp_path/name).Id.tolist() == ['a', 'b'] and np.load(tmp_path/'e.npy').tolist() == [[3, 4], [1, 2]]
+    assert sorted(os.listdir(tmp_path)) == ['e.ids.json', 'e.npy', name]

@@ -188,3 +188,43 @@ def test_unknown_antibodies_are_groups_of_their_own(small_atlas, tmp_path):
     known = dls.valid_ds.items.antibody
     assert learn.evaluate().n_groups == known.isna().sum() + known.dropna().nunique()
     assert (learn.save_bundle(tmp_path/'model')/'model.safetensors').is_file()
+
+
+def test_going_back_towards_the_start_is_no_training_to_other_callbacks(loaders, tmp_path):
+    from fastai.callback.all import CSVLogger, SaveModelCallback
+    learn = hpa_learner(loaders, 'smallresnet', path=tmp_path, cbs=[SaveModelCallback(monitor='mean_ap'), CSVLogger()])
+    with learn.no_bar(): learn.fit_progressive(sizes=(48,), epochs=2, verbose=False)
+    assert 0 <= learn.history['kept_of_start'] < 1 and len(learn.recorder.values[-1]) == 3 and learn.recorder.losses
+    assert (tmp_path/'history.csv').read_text().count('\n') == 3, 'a heading and two epochs'
+
+
+def test_what_interrupts_going_back_leaves_the_trained_weights(loaders, monkeypatch):
+    import sys
+    from hpa_fastai.training import average_with_start
+    learn = hpa_learner(loaders, 'smallresnet')
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    trained, losses = [t.clone() for t in learn.model.state_dict().values()], iter([1.])
+    monkeypatch.setattr(sys.modules['hpa_fastai.training'], '_valid_loss', lambda learn: next(losses))
+    with pytest.raises(StopIteration): average_with_start(learn, learn.start_weights)
+    assert all(torch.equal(a, b) for a, b in zip(trained, learn.model.state_dict().values()))
+
+
+def test_a_second_training_freezes_the_body_too(loaders):
+    learn = hpa_learner(loaders, 'smallresnet')
+    bodies = []
+    class Bodies(Callback):
+        def after_train(self): bodies.append([p.detach().clone() for p in self.model[0][0].parameters()])
+    with learn.no_bar(), learn.no_logging():
+        for _ in range(2): learn.fit_progressive(sizes=(48,), epochs=1, best=False, average=False, verbose=False)
+        before = [p.detach().clone() for p in learn.model[0][0].parameters()]
+        with learn.added_cbs(Bodies()): learn.fit_progressive(sizes=(48,), epochs=1, best=False, average=False, verbose=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, bodies[0])) and not all(torch.equal(a, b) for a, b in zip(before, bodies[-1]))
+
+
+def test_training_without_a_validation_set(small_atlas):
+    df = attach_images(read_labels(small_atlas/'train.csv'), small_atlas/'train')
+    from fastai.data.all import IndexSplitter
+    dls = HPADataBlock(size=48, splitter=IndexSplitter([])).dataloaders(df.head(32), bs=8)
+    learn = hpa_learner(dls, 'smallresnet', metrics=[])
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
+    assert 'kept_of_start' not in learn.history
