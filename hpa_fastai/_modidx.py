@@ -163,6 +163,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'hpa_fastai.callbacks.SaveEpochs.parts': ( 'callbacks.html#saveepochs.parts',
                                                                                  'hpa_fastai/callbacks.py'),
                                       'hpa_fastai.callbacks.SaveEpochs.save': ('callbacks.html#saveepochs.save', 'hpa_fastai/callbacks.py'),
+                                      'hpa_fastai.callbacks.SaveEpochs.take_up': ( 'callbacks.html#saveepochs.take_up',
+                                                                                   'hpa_fastai/callbacks.py'),
                                       'hpa_fastai.callbacks.StopOnNaN': ('callbacks.html#stoponnan', 'hpa_fastai/callbacks.py'),
                                       'hpa_fastai.callbacks.StopOnNaN.after_epoch': ( 'callbacks.html#stoponnan.after_epoch',
                                                                                       'hpa_fastai/callbacks.py'),

@@ -315,8 +315,13 @@ class SaveEpochs(Callback):
         "What callbacks must remember: callback, name, value"
         return [(cb, n, getattr(cb, n)) for cb in self.learn.cbs for n in getattr(cb, 'remembers', ())]
     def before_train(self):
+        self.take_up()
+        self.fresh = True
+    def take_up(self):
+        "Put the random numbers back, once"
         if self.state is not None and not rank_distrib(): set_random_state(self.dls.train, self.state['random'])  # the others have their own numbers
-        self.state, self.fresh = None, True
+        self.state = None
+    after_fit = take_up  # where no epoch was left
     def after_epoch(self):
         if self.fresh and self.file is not None and is_first(): self.save()
         self.fresh = False
