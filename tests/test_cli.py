@@ -138,7 +138,8 @@ def test_demo_in_small(tmp_path):
 def test_a_stopped_training_is_kept_and_goes_on(small_atlas, tmp_path):
     args = [COMMAND, 'train', small_atlas, '--arch', 'lenet5', '--pretrained', 'no',
             '--size', '48', '--epochs', '12', '--out', tmp_path/'m', '--cache', tmp_path/'cache', '--no-progress']
-    p = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    warned = {k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'}
+    p = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=warned)
     log = tmp_path/'m.training'/'log.csv'
     while not log.exists() and p.poll() is None: time.sleep(.05)
     p.send_signal(signal.SIGINT)
