@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=['='])
@@ -21,8 +21,8 @@ setup(
     keywords=cfg['keywords'],
     classifiers=[f'Development Status :: {statuses[cfg["status"]]}', 'Intended Audience :: Science/Research',
                  'Topic :: Scientific/Engineering :: Bio-Informatics', 'Programming Language :: Python :: 3'],
-    packages=find_packages(include=['hpa_fastai', 'hpa_fastai.*']),
-    package_data={'hpa_fastai': ['weights/*.safetensors']},
+    packages=['hpa_fastai', 'hpa_fastai.weights'],
+    package_data={'hpa_fastai.weights': ['*.safetensors']},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
     extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('zarr', 'cloud', 'parquet', 'onnx', 'watch', 'interpret', 'cells', 'map', 'distributed', 'dev')},

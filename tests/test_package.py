@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,17 @@ def test_modules_import_only_from_those_before():
 def test_import_is_light():
     done = run(sys.executable, '-c', "import sys, hpa_fastai, hpa_fastai.cli; print(sorted({'torch', 'fastai', 'numpy', 'pandas'} & set(sys.modules)))")
     assert done.stdout.strip() == '[]', done.stderr
+
+
+def test_wheel_holds_modules_and_weights(tmp_path):
+    top = tmp_path/'project'
+    shutil.copytree(ROOT/'hpa_fastai', top/'hpa_fastai', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, top)
+    built = run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-v', '-w', tmp_path, top)
+    assert built.returncode == 0, built.stderr
+    assert 'absent from setuptools' not in built.stdout + built.stderr
+    names = {n for n in zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist() if n.startswith('hpa_fastai/')}
+    assert names == {p.relative_to(ROOT).as_posix() for p in (ROOT/'hpa_fastai').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
 
 
 def test_metadata_stands_in_settings_ini():
