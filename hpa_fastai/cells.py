@@ -489,19 +489,19 @@ def _try_fov(predictor, id_, got, full, prior, *outlining):
     except CellError as e: return _no_cells(id_, got[full].shape[1:], str(e), predictor.labels)
 
 # %% ../nbs/82_cells.ipynb #e87e274c
-def _save(table, out):
-    "Write a table, whole or not at all"
-    part = out.with_name(out.name+'.part')
-    safe = table.assign(Id=table.Id.map(escape_cell))
-    table.to_parquet(part) if out.suffix=='.parquet' else safe.to_csv(part, index=False, lineterminator='\n')
-    part.replace(out)
+def _each_fov(predictor, table, todo, full, bar, *how):
+    "The rows of one field of view after the other"
+    with bar:
+        for i,got in filter(None, predictor.read(table, todo, more=(full,))):
+            yield _try_fov(predictor, table.Id[i], got, full, *how)
+            bar.update()
 
-# %% ../nbs/82_cells.ipynb #29134d5f
+# %% ../nbs/82_cells.ipynb #f9e0fbd7
 def predict_cells(
     model,  # folder of a bundle or user/name on the Hub, a list of them for an ensemble, or a `Predictor`
     images,  # folder of images, nested to any depth; list of files, csv or table of paths; pixels in memory
     masks=None,  # folder of mask files, {Id: array or file}, or one for each image; None: cells are outlined by `segment_cells`
-    out: str|Path|None = None,  # .csv or .parquet to write
+    out: str|Path|None = None,  # .csv or .parquet to write as it goes
     prior: float = .5,  # weight of the field of view, from 0 (the cell alone) to 1 (the field alone)
     border: str = 'all',  # cells at the edge: 'all', only those with their 'nucleus' in the picture, or 'drop'
     diameter: float|None = None,  # width of a nucleus in pixels of the files; None: measured in each picture
@@ -513,16 +513,20 @@ def predict_cells(
     progress: bool = True,  # show a bar
 ) -> pd.DataFrame:  # Id, cell, x, y, area, border, width, height, Predicted, Names, a probability a class, mask, error
     "Say where the protein is in every cell: a row a cell"
-    if out: check_out(out, force)
+    if out and not Path(f'{out}.part.json').is_file(): check_out(out, force)
     combine_probs([0], [[0]], prior)
     if border not in BORDERS: raise CellError(f'border={border!r}: choose one of {", ".join(BORDERS)}')
     p = model if isinstance(model, Predictor) else Predictor(model, device, bs, n_workers=n_workers)
     table, full = locate(images), replace(p.readers[0], size=None, pixel_size=None)
-    masks, stream = _mask_sources(masks, table), (o for o in p.read(table, more=(full,)) if o is not None)
-    bar = tqdm(stream, total=len(table), unit='FOV', desc=f'predicting cells on {p.where}', disable=not progress)
-    res = pd.concat([_try_fov(p, table.Id[i], got, full, prior, masks, border, diameter, pixel_size) for i,got in bar], ignore_index=True)
-    if out: _save(res, Path(out))
-    return res
+    found, bar = _mask_sources(masks, table), tqdm(total=len(table), unit='FOV', desc=f'predicting cells on {p.where}', disable=not progress)
+    fovs = lambda todo=None: _each_fov(p, table, todo, full, bar, prior, found, border, diameter, pixel_size)
+    if not out: return pd.concat(fovs(), ignore_index=True)
+    about = dict(source=about_source(images), **p.about(), masks=masks if masks is None else about_source(masks), prior=prior, border=border, diameter=diameter, pixel_size=pixel_size)
+    with CellJournal(out, [*_about, 'Predicted', 'Names', *p.labels.classes, 'mask', 'error'], about, force) as journal:
+        bar.update(len(journal))
+        for rows in fovs(journal.left(table.Id)): journal.add(rows)
+        journal.finish(table.Id.tolist())
+    return read_cells(out)
 
 # %% ../nbs/82_cells.ipynb #6b89886b
 def _check_cells(cells, labels):

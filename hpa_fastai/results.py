@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'escape_cell', 'unescape_cell', 'ResultError', 'result_columns', 'check_ids', 'check_writable', 'check_out',
-           'Journal', 'read_predictions', 'EmbeddingFile', 'write_submission']
+           'Journal', 'read_predictions', 'CellJournal', 'read_cells', 'EmbeddingFile', 'write_submission']
 
 # %% ../nbs/74_results.ipynb #fa102465
 import csv, io, json, os, re, warnings
@@ -267,6 +267,17 @@ def __exit__(self:Journal, *_): self.close()
 @patch
 def __len__(self:Journal): return len(self.done)
 
+# %% ../nbs/74_results.ipynb #38284009
+@patch
+def left(self:Journal,
+    ids,  # of all fields of view, in order
+) -> list[int]:
+    "Numbers of the fields of view that are not in the journal yet"
+    done, ids = set(self.done), list(ids)
+    gone = done-set(ids)
+    if gone: raise ResultError(f'{self.part} has {len(gone)} fields of view that are not there any more ({", ".join(sorted(gone)[:3])}); begin again with force=True (--force)')
+    return [i for i,o in enumerate(ids) if o not in done]
+
 # %% ../nbs/74_results.ipynb #b3a0de05
 @patch
 def _sorted(self:Journal, rank):
@@ -308,7 +319,7 @@ def finish(self:Journal,
 # %% ../nbs/74_results.ipynb #8dcaad88
 def _texts(columns):
     "The columns that hold text"
-    return [c for c in columns if c in ('Id', 'Predicted', 'Names', 'flags', 'error')]
+    return [c for c in columns if c in ('Id', 'Predicted', 'Names', 'flags', 'mask', 'error')]
 
 # %% ../nbs/74_results.ipynb #f05c9aa1
 def _read_csv(path, **kwargs):
@@ -342,6 +353,81 @@ def _to_parquet(part, out, labels, chunk=10_000):
     schema = pa.schema([(c, pa.string() if c in _texts([c]) else pa.float32()) for c in result_columns(labels)])
     with pq.ParquetWriter(out, schema) as w, _read_csv(part, chunksize=chunk) as parts:
         for df in parts: w.write_table(pa.Table.from_pandas(_restore(df), schema, preserve_index=False))
+
+# %% ../nbs/74_results.ipynb #f56e558e
+class CellJournal(Journal):
+    "A table in the making that has many rows a field of view"
+    def __init__(self,
+        out: str|Path,  # the table: .csv or .parquet
+        columns: list,  # of the table; the first one is Id
+        about: dict,  # what makes the results what they are: arguments and models; json-able
+        force: bool = False,  # replace a table that is there, or one that was begun with other arguments
+    ):
+        self.columns = columns
+        super().__init__(out, None, about, force)
+
+    def _recover(self):
+        starts, size = {}, 0
+        for n,r in enumerate(_records(self.file)):
+            if n: starts.setdefault(next(csv.reader([r.decode()]))[0], size)
+            size += len(r)
+        self.done = [unescape_cell(o) for o in starts][:-1]
+        self.file.truncate(list(starts.values())[-1] if starts else 0)
+        self.file.seek(0, os.SEEK_END)
+        if not starts: self._append(pd.DataFrame(columns=self.columns), header=True)
+
+# %% ../nbs/74_results.ipynb #26bad801
+@patch
+def _append(self:CellJournal, table, header=False):
+    "Write rows, safe from then on"
+    safe = table.assign(**{c: table[c].map(lambda o: escape_cell(_clean(o))) for c in _texts(table)}).rename(columns=escape_cell)
+    data = memoryview(safe.to_csv(index=False, header=header, lineterminator='\n').encode())
+    while data: data = data[self.file.write(data):]
+
+@patch
+def add(self:CellJournal,
+    table: pd.DataFrame,  # all rows of one field of view
+):
+    "Write the rows of a field of view"
+    self._append(table)
+    self.done.append(_clean(table.Id.iloc[0]))
+
+@patch
+def _count(self:CellJournal, cells): pass
+
+# %% ../nbs/74_results.ipynb #c513d4d3
+def read_cells(
+    path: str|Path,  # a .csv or .parquet that `predict_cells` wrote
+) -> pd.DataFrame:  # Id, cell, x, y, area, border, width, height, Predicted, Names, a probability a class, mask, error
+    "The table of cells in a file"
+    path = Path(path)
+    if not path.is_file(): raise ResultError(f'{path}: no such file; write one with `hpa_fastai cells FOLDER --out {path.name}`')
+    if path.suffix=='.parquet': return pd.read_parquet(path)
+    with open(path, newline='', encoding='utf-8') as f: columns = next(csv.reader(f), [])
+    if not {'Id', 'cell', 'mask', 'error'}<={*columns}: raise ResultError(f'{path}: not a table of cells (it has no column {", ".join(sorted({"Id", "cell", "mask", "error"}-{*columns}))})')
+    return _restore(pd.read_csv(path, dtype={c: str for c in _texts(columns)}, keep_default_na=False,
+                                na_values={c: [''] for c in columns if c not in _texts(columns)}))
+
+# %% ../nbs/74_results.ipynb #61967dce
+@patch
+def finish(self:CellJournal,
+    order: list,  # all Ids, in the order that the table is to have
+) -> Path:
+    "Give the complete table its name"
+    if self.complete: return self.out
+    self.close()
+    whole = self.part
+    if self.done!=order or self.out.suffix=='.parquet':
+        table, rank = read_cells(self.part), {o: n for n,o in enumerate(order)}
+        whole, table = self.out.with_name(f'{self.out.name}.tmp{self.out.suffix}'), table.sort_values('Id', key=lambda o: o.map(rank), kind='stable', ignore_index=True)
+        if self.out.suffix=='.parquet': table.to_parquet(whole)
+        else:
+            with open(whole, 'wb', buffering=0) as self.file: self._append(table, header=True)
+    os.replace(whole, self.out)
+    self.part.unlink(missing_ok=True)
+    self.record.unlink()
+    self.complete = True
+    return self.out
 
 # %% ../nbs/74_results.ipynb #80415bf0
 class EmbeddingFile:

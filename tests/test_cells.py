@@ -186,6 +186,41 @@ def test_a_row_a_cell(plate, trained, tmp_path):
     with pytest.raises(ValueError, match='exists'): predict_cells(trained[1], plate, out=tmp_path/'cells.csv', progress=False)
 
 
+def test_a_killed_run_goes_on(plate, trained, tmp_path):
+    "Killed after the first field of view, the same command ends with the same bytes"
+    import signal, time
+    from hpa_fastai.images import find_images
+    from hpa_fastai.results import ResultError, read_cells
+    whole = predict_cells(trained[1], plate, out=tmp_path/'whole.csv', progress=False)
+    code = f"""import time, hpa_fastai.results as r
+from hpa_fastai.cells import predict_cells
+add = r.CellJournal.add
+def slow(self, table):
+    add(self, table)
+    time.sleep(60 if len(self)==2 else 0)
+r.CellJournal.add = slow
+predict_cells({str(trained[1])!r}, {str(plate)!r}, out={str(tmp_path/'cells.csv')!r}, progress=False)"""
+    run, part = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code]), tmp_path/'cells.csv.part'
+    ids = find_images(plate).Id.tolist()
+    while not (part.exists() and ids[1] in part.read_text()): time.sleep(.1)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    left = part.read_bytes()
+    assert not (tmp_path/'cells.csv').exists() and (tmp_path/'whole.csv').read_bytes().startswith(left)
+    with pytest.raises(ResultError, match='prior was 0.5 and is now 0.25'): predict_cells(trained[1], plate, out=tmp_path/'cells.csv', prior=.25, progress=False)
+    assert part.read_bytes() == left
+    again = predict_cells(trained[1], plate, out=tmp_path/'cells.csv', progress=False)
+    assert (tmp_path/'cells.csv').read_bytes() == (tmp_path/'whole.csv').read_bytes()
+    assert again.equals(whole) and again.equals(read_cells(tmp_path/'cells.csv'))
+    assert sorted(o.name for o in tmp_path.glob('cells.csv*')) == ['cells.csv']
+
+
+def test_with_or_without_a_file_the_table_is_the_same(plate, trained, tmp_path):
+    want = predict_cells(trained[1], plate, progress=False)
+    for name in ('c.csv', 'c.parquet'):
+        pd.testing.assert_frame_equal(predict_cells(trained[1], plate, out=tmp_path/name, progress=False), want, check_dtype=False)
+
+
 def test_the_field_as_prior(plate, trained):
     from hpa_fastai.inference import Predictor
     from hpa_fastai.labels import HPA28
