@@ -430,6 +430,7 @@ def plot_experiments(
         else: ax.barh(y, table[col].fillna(0), .6, color='#999999')
         ax.set_xlabel(title)
         ax.grid(axis='x', alpha=.3)
+        ax.locator_params(axis='x', nbins=4)
         ax.spines[['top', 'right']].set_visible(False)
     axs[0].hlines(y, table.low, table.high, color='#0072B2')
     for ax,cols in zip(axs, (['macro_f1', 'low', 'high'], ['mean_ap'])): ax.set_xlim(*_span(table[cols].to_numpy(float)))
