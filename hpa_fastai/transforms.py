@@ -7,6 +7,7 @@ __all__ = ['ResizeRGBY', 'NormalizeRGBY', 'random_affine', 'AugmentRGBY', 'STD_F
            'sources_of', 'Sources']
 
 # %% ../nbs/28_transforms.ipynb #8dcd0958
+import math
 import torch, torch.nn.functional as F
 from torch import Tensor
 from fastai.data.all import DisplayedTransform
@@ -89,8 +90,24 @@ def _relit(x, gain, gamma, protein, drop):
     return (x.clamp(1e-6, 1)**gamma*gain).clamp(0, 1)
 
 # %% ../nbs/28_transforms.ipynb #f5c9a104
+def _blurred(x, blur):
+    "Each picture blurred by a Gaussian of up to `blur` pixels, sigma"
+    b, c, h, w = x.shape
+    sigma, at = _between(.05, blur, (b, 1), x), torch.arange(-math.ceil(2*blur), math.ceil(2*blur)+1, device=x.device)
+    filters = torch.exp(-at**2/(2*sigma**2))
+    filters = (filters/filters.sum(1, keepdim=True)).repeat_interleave(c, 0)[:,None,None]
+    x, r = x.as_subclass(Tensor).reshape(1, b*c, h, w), len(at)//2
+    x = F.conv2d(F.pad(x, (r, r, 0, 0), mode='replicate'), filters, groups=b*c)
+    return F.conv2d(F.pad(x, (0, 0, r, r), mode='replicate'), filters.transpose(2, 3), groups=b*c).reshape(b, c, h, w)
+
+# %% ../nbs/28_transforms.ipynb #a9b9a2ca
+def _noisy(x, noise):
+    "Each picture with up to `noise` of photon noise: its standard deviation where the picture is white"
+    return (x+_between(0, noise, (len(x), 1, 1, 1), x)*x.sqrt()*torch.randn_like(x)).clamp(0, 1)
+
+# %% ../nbs/28_transforms.ipynb #293a0950
 class AugmentRGBY(DisplayedTransform):
-    "Random symmetry, scale, and brightness of each channel; in training only"
+    "Random symmetry, scale, brightness of each channel, blur and noise; in training only"
     order, split_idx = 20, 0
     def __init__(self,
         scale:float=1.25,  # shrink or enlarge by up to this factor; 1: never
@@ -98,5 +115,11 @@ class AugmentRGBY(DisplayedTransform):
         gamma:float=0.25,  # exponent of the brightness, up to this much above or below 1
         protein:float=0.,  # fade the protein channel by up to this share; normalisation by each picture's own figures undoes it
         drop:float=0.,  # blank each landmark channel (red, blue, yellow) with this probability
-    ): self.scale, self.gain, self.gamma, self.protein, self.drop = scale, gain, gamma, protein, drop
-    def encodes(self, x:TensorRGBY): return _relit(_warped(x, self.scale), self.gain, self.gamma, self.protein, self.drop)
+        blur:float=0.,  # blur a picture by up to this many pixels, sigma of a Gaussian
+        noise:float=0.,  # photon noise of up to this standard deviation where a picture is white
+    ): self.scale, self.gain, self.gamma, self.protein, self.drop, self.blur, self.noise = scale, gain, gamma, protein, drop, blur, noise
+    def encodes(self, x:TensorRGBY):
+        x = _warped(x, self.scale)
+        if self.blur: x = TensorRGBY(_blurred(x, self.blur))
+        x = _relit(x, self.gain, self.gamma, self.protein, self.drop)
+        return _noisy(x, self.noise) if self.noise else x
