@@ -9,6 +9,7 @@ __all__ = ['pretrain']
 import math, time
 from pathlib import Path
 import numpy as np, torch
+from PIL import Image
 from torch import nn
 from fastai.torch_core import set_seed
 from safetensors.torch import save_file
@@ -22,19 +23,25 @@ from .models import *
 from .callbacks import *
 
 # %% ../nbs/63_pretraining.ipynb #d1418db0
-def _pixels(atlas, n, size, seed, progress):
-    "Pictures and targets of an atlas, simulated there if there is none"
-    if not (atlas/'train.csv').is_file(): simulate_atlas(atlas, n=n, size=size, seed=seed, balance='even', progress=progress)
-    df = attach_images(read_labels(atlas/'train.csv'), atlas/'train')
-    cache = build_cache(df, ImageReader(size=size), atlas/'cache', progress=progress)
-    return cache, cache.rows(df.Id), torch.from_numpy(HPA28.encode(df.Target)).float()
+class _Cells:
+    "Pictures, masks and targets of an atlas, simulated there if there is none"
+    def __init__(self, atlas, n, size, seed, progress):
+        if not (atlas/'train.csv').is_file(): simulate_atlas(atlas, n=n, size=size, seed=seed, balance='even', masks=True, progress=progress)
+        df = attach_images(read_labels(atlas/'train.csv'), atlas/'train')
+        self.cache = build_cache(df, ImageReader(size=size), atlas/'cache', progress=progress)
+        self.rows, self.targets = self.cache.rows(df.Id), torch.from_numpy(HPA28.encode(df.Target)).float()
+        self.masks = np.stack([np.asarray(Image.open(atlas/'masks'/f'{i}.png')) for i in tqdm(df.Id, desc='masks', disable=not progress)])
+    def __len__(self): return len(self.rows)
+    def batch(self, idxs):
+        "Pictures (uint8), which cell has each pixel (0: none), targets"
+        return self.cache.batch(self.rows[idxs]).as_subclass(torch.Tensor), torch.from_numpy(self.masks[idxs]), self.targets[idxs]
 
-# %% ../nbs/63_pretraining.ipynb #7a473719
+# %% ../nbs/63_pretraining.ipynb #aa8009f6
 def pretrain(
     atlas: str|Path,  # folder of simulated cells, made there if there is none
     out: str|Path,  # .safetensors file for the weights
     n: int = 6000,  # simulated fields of view
-    seconds: float = 2700.,  # of training
+    seconds: float = 1800.,  # of training
     sizes: tuple = (64, 128),  # pixels: for the first quarter of the time, and then
     seed: int = 11,  # of cells and training
     lr: float = 3e-3,  # the highest learning rate
@@ -43,33 +50,71 @@ def pretrain(
 ) -> float:  # loss over the last tenth of the time
     "Train `smallresnet` on simulated cells, and save it in half precision"
     set_seed(seed)
-    cache, rows, targets = _pixels(Path(atlas), n, 3*max(sizes), seed, progress)
+    cells = _Cells(Path(atlas), n, 3*max(sizes), seed, progress)
     model = create_model('smallresnet', len(HPA28), pretrained=False, dropout=.3).to(memory_format=torch.channels_last)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05, betas=(.9, .99))
     start, losses, bar = time.monotonic(), [], tqdm(total=100, desc='pretraining', unit='%', disable=not progress)
     while (done := (time.monotonic()-start)/seconds)<1:
         for g in opt.param_groups: g['lr'] = lr*(done/.2 if done<.2 else .5*(1+math.cos(math.pi*(done-.2)/.8)))+1e-6
-        losses.append((done, _step(model, opt, cache, rows, targets, sizes[done>=.25], bs)))
-        bar.update(100*done-bar.n)
+        losses.append((done, _step(model, opt, cells, sizes[done>=.25], bs)))
+        bar.update(int(100*done)-bar.n)
     bar.close()
-    _save_weights(model, out, f'{len(rows)} simulated fields of view, seed {seed}, {seconds:g} s')
+    _save_weights(model, out, f'{len(cells)} simulated fields of view, seed {seed}, {seconds:g} s')
     return float(np.mean([l for d,l in losses if d>=min(.9, losses[-1][0])]))
 
 # %% ../nbs/63_pretraining.ipynb #37ad63a7
-def _window(x, size, smallest=1/3):
-    "A random square of the pictures, resized"
-    side = int(x.shape[-1]*smallest**np.random.rand())
-    top, left = np.random.randint(0, x.shape[-1]-side+1, 2)
-    return resize(x[..., top:top+side, left:left+side].float()/255, size)
+def _mirrored(side, start, n):
+    "Indices of `n` pixels from `start` on, of a row of `side` pixels that is mirrored at both ends"
+    at = torch.arange(start, start+n)%(2*side)
+    return torch.where(at<side, at, 2*side-1-at)
+
+# %% ../nbs/63_pretraining.ipynb #2e9c5daa
+def _window(x, masks, size, zoom=(1/3, 2.)):
+    "A random square of the pictures, `size` pixels wide, and of their masks"
+    whole, side = x.shape[-1], int(x.shape[-1]*zoom[0]*(zoom[1]/zoom[0])**np.random.rand())
+    top, left = np.random.randint(min(0, whole-side), max(0, whole-side)+1, 2)
+    if side<whole:
+        cut = np.s_[..., top:top+side, left:left+side]
+        return resize(x[cut].float()/255, size), nn.functional.interpolate(masks[cut][:,None], size, mode='nearest')
+    small = round(size*whole/side)
+    y, z = (_mirrored(small, round(o*small/whole), size) for o in (top, left))
+    cut = np.s_[..., y[:,None], z]
+    return resize(x.float()/255, small)[cut], nn.functional.interpolate(masks[:,None], small, mode='nearest')[cut]
 
 # %% ../nbs/63_pretraining.ipynb #e6ddb999
-def _step(model, opt, cache, rows, targets, size, bs):
+def _cut_out(x, masks, share=.5):
+    "In a `share` of the pictures, a few cells on black"
+    keep = torch.rand(len(x), 256)<torch.rand(len(x), 1)*.85+.15
+    keep[:,0] = False
+    stay, width = keep.gather(1, masks.flatten(1).long()).reshape(masks.shape).float(), 2*np.random.randint(0, 3)+1
+    stay = nn.functional.max_pool2d(stay, width, 1, width//2) if np.random.rand()<.7 else 1-nn.functional.max_pool2d(1-stay, width, 1, width//2)
+    cut = (torch.rand(len(x))<share) & (stay.flatten(1).mean(1)>.1)
+    return torch.where(cut[:,None,None,None], x*stay, x)
+
+# %% ../nbs/63_pretraining.ipynb #7a1a2ca2
+def _untidy(x, masks):
+    "The protein of each cell brighter or fainter, with some haze over the cells and some light of the other channels"
+    b, (inside, u) = len(x), (masks>0, lambda high: torch.rand(len(x), 1, 1, 1)*high)
+    gain = torch.exp(torch.randn(b, 256)*torch.rand(b, 1)*.7).gather(1, masks.flatten(1).long()).reshape(masks.shape)
+    green = torch.where(inside, x[:,1:2]*gain, x[:,1:2])
+    level = green.flatten(1).quantile(.99, 1)[:,None,None,None].clamp_min(.02)
+    green = green + level*(u(.15)*inside + u(.15)*x[:,[0]] + u(.15)*x[:,[2]] + u(.15)*x[:,[3]])
+    return torch.cat([x[:,:1], green.clamp(0, 1), x[:,2:]], 1)
+
+# %% ../nbs/63_pretraining.ipynb #e252fff9
+_augment = AugmentRGBY(scale=1.2, gain=.4, gamma=.4, blur=1.2, noise=.1)
+
+def _varied(x, masks, size):
+    "Pictures as the network is to see them"
+    x, masks = _window(x, masks, size)
+    return _augment(TensorRGBY(_cut_out(_untidy(x, masks), masks)), split_idx=0).as_subclass(torch.Tensor)
+
+def _step(model, opt, cells, size, bs):
     "One step on pictures drawn at random"
-    idxs, half = np.sort(np.random.randint(0, len(rows), bs)), amp_dtype(torch.device('cpu'))
-    x = TensorRGBY(_window(cache.batch(rows[idxs]).as_subclass(torch.Tensor), size))
-    x = normalize(AugmentRGBY(scale=1.2, gain=.4, gamma=.4)(x, split_idx=0).as_subclass(torch.Tensor)).contiguous(memory_format=torch.channels_last)
+    x, masks, targets = cells.batch(np.sort(np.random.randint(0, len(cells), bs)))
+    x, half = normalize(_varied(x, masks, size)).contiguous(memory_format=torch.channels_last), amp_dtype(torch.device('cpu'))
     with torch.autocast('cpu', half or torch.bfloat16, enabled=half is not None): logits = model.train()(x)
-    loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets[idxs])
+    loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets)
     opt.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.)
