@@ -9,6 +9,7 @@ __all__ = ['NUCLEUS_UM', 'BORDERS', 'MASK_EXTS', 'CellError', 'nucleus_diameter'
 
 # %% ../nbs/82_cells.ipynb #81c79ec1
 import base64, zlib
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -489,10 +490,11 @@ def _try_fov(predictor, id_, got, full, prior, *outlining):
     except CellError as e: return _no_cells(id_, got[full].shape[1:], str(e), predictor.labels)
 
 # %% ../nbs/82_cells.ipynb #e87e274c
-def _each_fov(predictor, table, todo, full, bar, *how):
+def _each_fov(predictor, table, todo, full, progress, *how):
     "The rows of one field of view after the other"
-    with bar:
-        for i,got in filter(None, predictor.read(table, todo, more=(full,))):
+    bar = tqdm(total=len(table), initial=len(table)-len(todo), unit='FOV', desc=f'predicting cells on {predictor.where}', disable=not progress)
+    with bar, closing(predictor.read(table, todo, more=(full,))) as stream:
+        for i,got in filter(None, stream):
             yield _try_fov(predictor, table.Id[i], got, full, *how)
             bar.update()
 
@@ -509,7 +511,7 @@ def predict_cells(
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
     bs: int = 32,  # cells in a batch
     n_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
-    force: bool = False,  # overwrite `out`
+    force: bool = False,  # overwrite `out`, or a part of it that was begun otherwise
     progress: bool = True,  # show a bar
 ) -> pd.DataFrame:  # Id, cell, x, y, area, border, width, height, Predicted, Names, a probability a class, mask, error
     "Say where the protein is in every cell: a row a cell"
@@ -518,14 +520,16 @@ def predict_cells(
     if border not in BORDERS: raise CellError(f'border={border!r}: choose one of {", ".join(BORDERS)}')
     p = model if isinstance(model, Predictor) else Predictor(model, device, bs, n_workers=n_workers)
     table, full = locate(images), replace(p.readers[0], size=None, pixel_size=None)
-    found, bar = _mask_sources(masks, table), tqdm(total=len(table), unit='FOV', desc=f'predicting cells on {p.where}', disable=not progress)
-    fovs = lambda todo=None: _each_fov(p, table, todo, full, bar, prior, found, border, diameter, pixel_size)
-    if not out: return pd.concat(fovs(), ignore_index=True)
-    about = dict(source=about_source(images), **p.about(), masks=masks if masks is None else about_source(masks), prior=prior, border=border, diameter=diameter, pixel_size=pixel_size)
+    found = _mask_sources(masks, table)
+    fovs = lambda todo: _each_fov(p, table, todo, full, progress, prior, found, border, diameter, pixel_size)
+    if not out: return pd.concat(fovs(range(len(table))), ignore_index=True)
+    about = dict(source=about_source(images), **p.about(), masks=masks if masks is None else about_source(masks), prior=float(prior), border=border,
+                 diameter=diameter and float(diameter), pixel_size=pixel_size and float(pixel_size))
     with CellJournal(out, [*_about, 'Predicted', 'Names', *p.labels.classes, 'mask', 'error'], about, force) as journal:
-        bar.update(len(journal))
-        for rows in fovs(journal.left(table.Id)): journal.add(rows)
-        journal.finish(table.Id.tolist())
+        if not journal.complete:
+            with closing(fovs(journal.left(table.Id))) as parts:
+                for rows in parts: journal.add(rows)
+            journal.finish(table.Id.tolist())
     return read_cells(out)
 
 # %% ../nbs/82_cells.ipynb #6b89886b

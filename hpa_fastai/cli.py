@@ -515,7 +515,7 @@ def _add_predict(sub):
 # %% ../nbs/90_cli.ipynb #857c6952
 def _add_cells(sub):
     "The options of cells"
-    p = sub.add_parser('cells', help='say where the protein is in every cell of a folder of images', description='One row a cell: where it is, locations, probabilities, its outline. Cells are outlined by scikit-image unless masks are given.')
+    p = sub.add_parser('cells', help='say where the protein is in every cell of a folder of images', description='One row a cell: where it is, locations, probabilities, its outline. Cells are outlined by scikit-image unless masks are given. A run that was killed goes on with the same command.')
     p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
     p.add_argument('--out', type=Path, default=Path('cells.csv'), help='table to write, .csv or .parquet')
     p.add_argument('--masks', type=Path, help='folder of label masks, of Cellpose, HPA-Cell-Segmentation or others: <Id>.png, <Id>_cellmask.png, …')
@@ -523,7 +523,7 @@ def _add_cells(sub):
     p.add_argument('--prior', type=float, default=.5, help='weight of the field of view: 0 trusts the cell alone, 1 the field alone')
     p.add_argument('--border', choices=('all', 'nucleus', 'drop'), default='all', help='cells at the edge: all, those with their nucleus in the picture, or none')
     p.add_argument('--pixel-size', type=float, help='µm a pixel of the files; the scale is measured in each picture unless given')
-    p.add_argument('--force', action='store_true', help='overwrite results')
+    p.add_argument('--force', action='store_true', help='overwrite results, or begin them again')
     _predict_options(p)
     p.set_defaults(run=_cells)
 
@@ -532,7 +532,7 @@ def _cells(a):
     "Predict every cell of a folder"
     from hpa_fastai.cells import cells_submission, predict_cells
     from hpa_fastai.inference import check_out, check_writable
-    check_out(a.out, a.force)
+    if not Path(f'{a.out}.part.json').is_file(): check_out(a.out, a.force)
     if a.submission: check_writable(a.submission, ('.csv',))
     _check_free(a.submission, a.force)
     predictor = _predictor(a)

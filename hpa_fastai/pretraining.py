@@ -30,8 +30,9 @@ class _Cells:
         df = attach_images(read_labels(atlas/'train.csv'), atlas/'train')
         self.cache = build_cache(df, ImageReader(size=size), atlas/'cache', progress=progress)
         self.rows, self.targets = self.cache.rows(df.Id), torch.from_numpy(HPA28.encode(df.Target)).float()
-        self.masks = np.stack([np.asarray(Image.open(atlas/'masks'/f'{i}.png')) for i in tqdm(df.Id, desc='masks', disable=not progress)])
-    def __len__(self): return len(self.rows)
+        if not (atlas/'masks').is_dir(): raise HPAError(f'{atlas} has no masks of its cells; simulate it with masks=True (--masks), or give a new folder')
+        self.masks = np.empty((len(df), size, size), np.uint8)
+        for mask,i in zip(self.masks, tqdm(df.Id, desc='masks', disable=not progress)): mask[:] = Image.open(atlas/'masks'/f'{i}.png').resize((size, size), Image.NEAREST)
     def batch(self, idxs):
         "Pictures (uint8), which cell has each pixel (0: none), targets"
         return self.cache.batch(self.rows[idxs]).as_subclass(torch.Tensor), torch.from_numpy(self.masks[idxs]), self.targets[idxs]
@@ -59,7 +60,7 @@ def pretrain(
         losses.append((done, _step(model, opt, cells, sizes[done>=.25], bs)))
         bar.update(int(100*done)-bar.n)
     bar.close()
-    _save_weights(model, out, f'{len(cells)} simulated fields of view, seed {seed}, {seconds:g} s')
+    _save_weights(model, out, f'{len(cells.rows)} simulated fields of view, seed {seed}, {seconds:g} s')
     return float(np.mean([l for d,l in losses if d>=min(.9, losses[-1][0])]))
 
 # %% ../nbs/63_pretraining.ipynb #37ad63a7
@@ -75,15 +76,15 @@ def _window(x, masks, size, zoom=(1/3, 2.)):
     top, left = np.random.randint(min(0, whole-side), max(0, whole-side)+1, 2)
     if side<whole:
         cut = np.s_[..., top:top+side, left:left+side]
-        return resize(x[cut].float()/255, size), nn.functional.interpolate(masks[cut][:,None], size, mode='nearest')
+        return resize(x[cut].float()/255, size), nn.functional.interpolate(masks[cut][:,None], size, mode='nearest-exact')
     small = round(size*whole/side)
     y, z = (_mirrored(small, round(o*small/whole), size) for o in (top, left))
     cut = np.s_[..., y[:,None], z]
-    return resize(x.float()/255, small)[cut], nn.functional.interpolate(masks[:,None], small, mode='nearest')[cut]
+    return resize(x.float()/255, small)[cut], nn.functional.interpolate(masks[:,None], small, mode='nearest-exact')[cut]
 
 # %% ../nbs/63_pretraining.ipynb #e6ddb999
 def _cut_out(x, masks, share=.5):
-    "In a `share` of the pictures, a few cells on black"
+    "In up to a `share` of the pictures, a few cells on black"
     keep = torch.rand(len(x), 256)<torch.rand(len(x), 1)*.85+.15
     keep[:,0] = False
     stay, width = keep.gather(1, masks.flatten(1).long()).reshape(masks.shape).float(), 2*np.random.randint(0, 3)+1
@@ -94,7 +95,8 @@ def _cut_out(x, masks, share=.5):
 # %% ../nbs/63_pretraining.ipynb #7a1a2ca2
 def _untidy(x, masks):
     "The protein of each cell brighter or fainter, with some haze over the cells and some light of the other channels"
-    b, (inside, u) = len(x), (masks>0, lambda high: torch.rand(len(x), 1, 1, 1)*high)
+    b, inside = len(x), masks>0
+    u = lambda high: torch.rand(b, 1, 1, 1)*high
     gain = torch.exp(torch.randn(b, 256)*torch.rand(b, 1)*.7).gather(1, masks.flatten(1).long()).reshape(masks.shape)
     green = torch.where(inside, x[:,1:2]*gain, x[:,1:2])
     level = green.flatten(1).quantile(.99, 1)[:,None,None,None].clamp_min(.02)
@@ -111,7 +113,7 @@ def _varied(x, masks, size):
 
 def _step(model, opt, cells, size, bs):
     "One step on pictures drawn at random"
-    x, masks, targets = cells.batch(np.sort(np.random.randint(0, len(cells), bs)))
+    x, masks, targets = cells.batch(np.sort(np.random.randint(0, len(cells.rows), bs)))
     x, half = normalize(_varied(x, masks, size)).contiguous(memory_format=torch.channels_last), amp_dtype(torch.device('cpu'))
     with torch.autocast('cpu', half or torch.bfloat16, enabled=half is not None): logits = model.train()(x)
     loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets)

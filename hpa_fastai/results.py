@@ -164,6 +164,7 @@ def _make_room(self:Journal, differs, force):
     if self.part.exists() and not force:
         raise ResultError(f'{self.part} is an unfinished table of another run ({differs}); finish that one with its own arguments, or begin again with force=True (--force)')
     check_out(self.out, force)
+    if self.part.exists(): _open_own(self.part).close()
     for f in (self.part, self.record): f.unlink(missing_ok=True)
 
 # %% ../nbs/74_results.ipynb #cc88a2cb
@@ -275,7 +276,7 @@ def left(self:Journal,
     "Numbers of the fields of view that are not in the journal yet"
     done, ids = set(self.done), list(ids)
     gone = done-set(ids)
-    if gone: raise ResultError(f'{self.part} has {len(gone)} fields of view that are not there any more ({", ".join(sorted(gone)[:3])}); begin again with force=True (--force)')
+    if gone: raise ResultError(f'{self.part} has {len(gone)} fields of view that are not there any more ({", ".join(sorted(gone)[:3])}); delete that file to begin again')
     return [i for i,o in enumerate(ids) if o not in done]
 
 # %% ../nbs/74_results.ipynb #b3a0de05
@@ -317,9 +318,9 @@ def finish(self:Journal,
     return self.out
 
 # %% ../nbs/74_results.ipynb #8dcaad88
-def _texts(columns):
+def _texts(columns, names=('Id', 'Predicted', 'Names', 'flags', 'error')):
     "The columns that hold text"
-    return [c for c in columns if c in ('Id', 'Predicted', 'Names', 'flags', 'mask', 'error')]
+    return [c for c in columns if c in names]
 
 # %% ../nbs/74_results.ipynb #f05c9aa1
 def _read_csv(path, **kwargs):
@@ -332,9 +333,9 @@ def _read_csv(path, **kwargs):
                        na_values={c: [''] for c in numbers}, **kwargs)
 
 # %% ../nbs/74_results.ipynb #1e88d780
-def _restore(df):
+def _restore(df, texts):
     "Take the apostrophes off again"
-    return df.assign(**{c: df[c].map(unescape_cell) for c in _texts(df)}).rename(columns=unescape_cell)
+    return df.assign(**{c: df[c].map(unescape_cell) for c in texts}).rename(columns=unescape_cell)
 
 # %% ../nbs/74_results.ipynb #84af43aa
 def read_predictions(
@@ -343,7 +344,7 @@ def read_predictions(
     "The table of predictions in a file"
     path = Path(path)
     if not path.is_file(): raise ResultError(f'{path}: no such file; write one with `hpa_fastai predict FOLDER --out {path.name}`')
-    return pd.read_parquet(path) if path.suffix=='.parquet' else _restore(_read_csv(path))
+    return pd.read_parquet(path) if path.suffix=='.parquet' else _restore(df := _read_csv(path), _texts(df))
 
 # %% ../nbs/74_results.ipynb #bf8f2a89
 def _to_parquet(part, out, labels, chunk=10_000):
@@ -352,7 +353,7 @@ def _to_parquet(part, out, labels, chunk=10_000):
     import pyarrow.parquet as pq
     schema = pa.schema([(c, pa.string() if c in _texts([c]) else pa.float32()) for c in result_columns(labels)])
     with pq.ParquetWriter(out, schema) as w, _read_csv(part, chunksize=chunk) as parts:
-        for df in parts: w.write_table(pa.Table.from_pandas(_restore(df), schema, preserve_index=False))
+        for df in parts: w.write_table(pa.Table.from_pandas(_restore(df, _texts(df)), schema, preserve_index=False))
 
 # %% ../nbs/74_results.ipynb #f56e558e
 class CellJournal(Journal):
@@ -367,21 +368,32 @@ class CellJournal(Journal):
         super().__init__(out, None, about, force)
 
     def _recover(self):
+        "Take in all fields of view but the last one"
         starts, size = {}, 0
         for n,r in enumerate(_records(self.file)):
-            if n: starts.setdefault(next(csv.reader([r.decode()]))[0], size)
+            if n: starts.setdefault(_first_cell(r.decode()), size)
             size += len(r)
         self.done = [unescape_cell(o) for o in starts][:-1]
         self.file.truncate(list(starts.values())[-1] if starts else 0)
         self.file.seek(0, os.SEEK_END)
         if not starts: self._append(pd.DataFrame(columns=self.columns), header=True)
 
+# %% ../nbs/74_results.ipynb #442fc4ef
+_first = re.compile(r'"((?:[^"]|"")*)"|([^,]*)')
+
+def _first_cell(record):
+    "The first cell of a record; masks may be longer than the csv module reads"
+    quoted, bare = _first.match(record).groups()
+    return bare if quoted is None else quoted.replace('""', '"')
+
 # %% ../nbs/74_results.ipynb #26bad801
+_cell_texts = ('Id', 'Predicted', 'Names', 'mask', 'error')
+
 @patch
 def _append(self:CellJournal, table, header=False):
     "Write rows, safe from then on"
-    safe = table.assign(**{c: table[c].map(lambda o: escape_cell(_clean(o))) for c in _texts(table)}).rename(columns=escape_cell)
-    data = memoryview(safe.to_csv(index=False, header=header, lineterminator='\n').encode())
+    safe = table.assign(**{c: table[c].map(lambda o: escape_cell(_clean(o))) for c in _texts(table, _cell_texts)}).rename(columns=escape_cell)
+    data = memoryview(safe.to_csv(index=False, header=header, lineterminator='\n', quoting=csv.QUOTE_NONNUMERIC).encode())
     while data: data = data[self.file.write(data):]
 
 @patch
@@ -393,7 +405,10 @@ def add(self:CellJournal,
     self.done.append(_clean(table.Id.iloc[0]))
 
 @patch
-def _count(self:CellJournal, cells): pass
+def _finished(self:CellJournal):
+    "The run was complete but for a word that it is"
+    self.record.unlink()
+    self.complete = True
 
 # %% ../nbs/74_results.ipynb #c513d4d3
 def read_cells(
@@ -405,24 +420,32 @@ def read_cells(
     if path.suffix=='.parquet': return pd.read_parquet(path)
     with open(path, newline='', encoding='utf-8') as f: columns = next(csv.reader(f), [])
     if not {'Id', 'cell', 'mask', 'error'}<={*columns}: raise ResultError(f'{path}: not a table of cells (it has no column {", ".join(sorted({"Id", "cell", "mask", "error"}-{*columns}))})')
-    return _restore(pd.read_csv(path, dtype={c: str for c in _texts(columns)}, keep_default_na=False,
-                                na_values={c: [''] for c in columns if c not in _texts(columns)}))
+    texts = _texts(columns, _cell_texts)
+    return _restore(pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values={c: [''] for c in columns if c not in texts}), texts)
 
 # %% ../nbs/74_results.ipynb #61967dce
 @patch
+def _rewritten(self:CellJournal, order):
+    "A file with the rows in this order, in the format of the table"
+    out, rank = self.out.with_name(self.out.name+'.tmp'), {o: n for n,o in enumerate(order)}
+    table = read_cells(self.part).sort_values('Id', key=lambda o: o.map(rank), kind='stable', ignore_index=True)
+    if self.out.suffix=='.parquet': table.to_parquet(out)
+    else:
+        part, self.file = self.file, open(out, 'wb', buffering=0)
+        with self.file: self._append(table, header=True)
+        self.file = part
+    return out
+
+@patch
 def finish(self:CellJournal,
-    order: list,  # all Ids, in the order that the table is to have
+    order: list|None = None,  # all Ids, in the order that the table is to have; None: as written
 ) -> Path:
     "Give the complete table its name"
     if self.complete: return self.out
+    order = self.done if order is None else order
+    whole = self.part if self.done==order and self.out.suffix=='.csv' else self._rewritten(order)
+    self.done = list(order)
     self.close()
-    whole = self.part
-    if self.done!=order or self.out.suffix=='.parquet':
-        table, rank = read_cells(self.part), {o: n for n,o in enumerate(order)}
-        whole, table = self.out.with_name(f'{self.out.name}.tmp{self.out.suffix}'), table.sort_values('Id', key=lambda o: o.map(rank), kind='stable', ignore_index=True)
-        if self.out.suffix=='.parquet': table.to_parquet(whole)
-        else:
-            with open(whole, 'wb', buffering=0) as self.file: self._append(table, header=True)
     os.replace(whole, self.out)
     self.part.unlink(missing_ok=True)
     self.record.unlink()
@@ -448,7 +471,7 @@ def recover(self:EmbeddingFile,
     if not journal.done: self.part.unlink(missing_ok=True)
     self.file = _open_own(self.part)
     size = self.file.seek(0, os.SEEK_END)
-    if journal.done and not size: raise ResultError(f'{self.part} is not there, but the table {journal.part} was begun with it; begin again with force=True (--force)')
+    if journal.done and not size: raise ResultError(f'{self.part} is not there, but the table {journal.part} was begun with it; delete that one to begin again')
     self.kept = len(journal.done), size
 
 # %% ../nbs/74_results.ipynb #40dc66e3
@@ -457,7 +480,7 @@ def _fit(self:EmbeddingFile, dim):
     "Cut off rows that the table does not have"
     rows, size = self.kept
     self.dim = dim
-    if size<rows*4*dim: raise ResultError(f'{self.part} has lost rows; begin again with force=True (--force)')
+    if size<rows*4*dim: raise ResultError(f'{self.part} has lost rows; delete it and the unfinished table to begin again')
     self.file.truncate(rows*4*dim)
 
 # %% ../nbs/74_results.ipynb #00a91763

@@ -93,10 +93,10 @@ def _relit(x, gain, gamma, protein, drop):
 def _blurred(x, blur):
     "Each picture blurred by a Gaussian of up to `blur` pixels, sigma"
     b, c, h, w = x.shape
-    sigma, at = _between(.05, blur, (b, 1), x), torch.arange(-math.ceil(2*blur), math.ceil(2*blur)+1, device=x.device)
+    sigma, at = _between(.05, blur, (b, 1), x), torch.arange(-math.ceil(3*blur), math.ceil(3*blur)+1, device=x.device)
     filters = torch.exp(-at**2/(2*sigma**2))
     filters = (filters/filters.sum(1, keepdim=True)).repeat_interleave(c, 0)[:,None,None]
-    x, r = x.as_subclass(Tensor).reshape(1, b*c, h, w), len(at)//2
+    x, r = x.reshape(1, b*c, h, w), len(at)//2
     x = F.conv2d(F.pad(x, (r, r, 0, 0), mode='replicate'), filters, groups=b*c)
     return F.conv2d(F.pad(x, (0, 0, r, r), mode='replicate'), filters.transpose(2, 3), groups=b*c).reshape(b, c, h, w)
 
@@ -120,6 +120,6 @@ class AugmentRGBY(DisplayedTransform):
     ): self.scale, self.gain, self.gamma, self.protein, self.drop, self.blur, self.noise = scale, gain, gamma, protein, drop, blur, noise
     def encodes(self, x:TensorRGBY):
         x = _warped(x, self.scale)
-        if self.blur: x = TensorRGBY(_blurred(x, self.blur))
+        if self.blur: x = _blurred(x, self.blur)
         x = _relit(x, self.gain, self.gamma, self.protein, self.drop)
         return _noisy(x, self.noise) if self.noise else x

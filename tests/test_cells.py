@@ -188,7 +188,7 @@ def test_a_row_a_cell(plate, trained, tmp_path):
 
 def test_a_killed_run_goes_on(plate, trained, tmp_path):
     "Killed after the first field of view, the same command ends with the same bytes"
-    import signal, time
+    import time
     from hpa_fastai.images import find_images
     from hpa_fastai.results import ResultError, read_cells
     whole = predict_cells(trained[1], plate, out=tmp_path/'whole.csv', progress=False)
@@ -202,9 +202,13 @@ r.CellJournal.add = slow
 predict_cells({str(trained[1])!r}, {str(plate)!r}, out={str(tmp_path/'cells.csv')!r}, progress=False)"""
     run, part = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code]), tmp_path/'cells.csv.part'
     ids = find_images(plate).Id.tolist()
-    while not (part.exists() and ids[1] in part.read_text()): time.sleep(.1)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+    try:
+        while not (part.exists() and ids[1] in part.read_text()):
+            assert run.poll() is None
+            time.sleep(.1)
+    finally:
+        run.kill()
+        run.wait()
     left = part.read_bytes()
     assert not (tmp_path/'cells.csv').exists() and (tmp_path/'whole.csv').read_bytes().startswith(left)
     with pytest.raises(ResultError, match='prior was 0.5 and is now 0.25'): predict_cells(trained[1], plate, out=tmp_path/'cells.csv', prior=.25, progress=False)
@@ -213,6 +217,9 @@ predict_cells({str(trained[1])!r}, {str(plate)!r}, out={str(tmp_path/'cells.csv'
     assert (tmp_path/'cells.csv').read_bytes() == (tmp_path/'whole.csv').read_bytes()
     assert again.equals(whole) and again.equals(read_cells(tmp_path/'cells.csv'))
     assert sorted(o.name for o in tmp_path.glob('cells.csv*')) == ['cells.csv']
+    part.write_bytes(left.replace(b'0', b'1'))
+    (tmp_path/'cells.csv.part.json').write_text('{}')
+    assert predict_cells(trained[1], plate, out=tmp_path/'cells.csv', force=True, progress=False).equals(whole)
 
 
 def test_with_or_without_a_file_the_table_is_the_same(plate, trained, tmp_path):
