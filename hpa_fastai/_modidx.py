@@ -1143,6 +1143,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'hpa_fastai.results._Unclosed.readinto': ('results.html#_unclosed.readinto', 'hpa_fastai/results.py'),
                                     'hpa_fastai.results._arrow': ('results.html#_arrow', 'hpa_fastai/results.py'),
                                     'hpa_fastai.results._cells': ('results.html#_cells', 'hpa_fastai/results.py'),
+                                    'hpa_fastai.results._cells_csv': ('results.html#_cells_csv', 'hpa_fastai/results.py'),
                                     'hpa_fastai.results._changes': ('results.html#_changes', 'hpa_fastai/results.py'),
                                     'hpa_fastai.results._clean': ('results.html#_clean', 'hpa_fastai/results.py'),
                                     'hpa_fastai.results._differences': ('results.html#_differences', 'hpa_fastai/results.py'),

@@ -389,11 +389,15 @@ def _first_cell(record):
 # %% ../nbs/74_results.ipynb #26bad801
 _cell_texts = ('Id', 'Predicted', 'Names', 'mask', 'error')
 
+def _cells_csv(table, header):
+    "Rows of cells as csv, texts in quotes and never run by a spreadsheet"
+    safe = table.assign(**{c: table[c].map(lambda o: escape_cell(_clean(o))) for c in _texts(table, _cell_texts)}).rename(columns=escape_cell)
+    return safe.to_csv(index=False, header=header, lineterminator='\n', quoting=csv.QUOTE_NONNUMERIC).encode()
+
 @patch
 def _append(self:CellJournal, table, header=False):
     "Write rows, safe from then on"
-    safe = table.assign(**{c: table[c].map(lambda o: escape_cell(_clean(o))) for c in _texts(table, _cell_texts)}).rename(columns=escape_cell)
-    data = memoryview(safe.to_csv(index=False, header=header, lineterminator='\n', quoting=csv.QUOTE_NONNUMERIC).encode())
+    data = memoryview(_cells_csv(table, header))
     while data: data = data[self.file.write(data):]
 
 @patch
@@ -430,10 +434,7 @@ def _rewritten(self:CellJournal, order):
     out, rank = self.out.with_name(self.out.name+'.tmp'), {o: n for n,o in enumerate(order)}
     table = read_cells(self.part).sort_values('Id', key=lambda o: o.map(rank), kind='stable', ignore_index=True)
     if self.out.suffix=='.parquet': table.to_parquet(out)
-    else:
-        part, self.file = self.file, open(out, 'wb', buffering=0)
-        with self.file: self._append(table, header=True)
-        self.file = part
+    else: out.write_bytes(_cells_csv(table, header=True))
     return out
 
 @patch
