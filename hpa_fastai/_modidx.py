@@ -1160,6 +1160,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'hpa_fastai.results._texts': ('results.html#_texts', 'hpa_fastai/results.py'),
                                     'hpa_fastai.results._to_cell': ('results.html#_to_cell', 'hpa_fastai/results.py'),
                                     'hpa_fastai.results._to_parquet': ('results.html#_to_parquet', 'hpa_fastai/results.py'),
+                                    'hpa_fastai.results._write_all': ('results.html#_write_all', 'hpa_fastai/results.py'),
                                     'hpa_fastai.results._write_whole': ('results.html#_write_whole', 'hpa_fastai/results.py'),
                                     'hpa_fastai.results.check_ids': ('results.html#check_ids', 'hpa_fastai/results.py'),
                                     'hpa_fastai.results.check_out': ('results.html#check_out', 'hpa_fastai/results.py'),

@@ -230,6 +230,12 @@ def _to_cell(v, digits):
     return '' if v!=v else format(v, digits)
 
 # %% ../nbs/74_results.ipynb #ee02a991
+def _write_all(file, data):
+    "Write bytes to a raw file, which may take fewer at a time"
+    data = memoryview(data)
+    while data: data = data[file.write(data):]
+
+# %% ../nbs/74_results.ipynb #1b36e203
 @patch
 def _write(self:Journal, rows):
     "Append rows to the file, in one piece"
@@ -237,8 +243,7 @@ def _write(self:Journal, rows):
     text = io.StringIO(newline='')
     w = csv.writer(text, lineterminator='\n')
     for r in rows: w.writerow([_to_cell(v, digits) for v in r])
-    data = memoryview(text.getvalue().encode())
-    while data: data = data[self.file.write(data):]
+    _write_all(self.file, text.getvalue().encode())
 
 # %% ../nbs/74_results.ipynb #a2a9ece8
 @patch
@@ -397,8 +402,7 @@ def _cells_csv(table, header):
 @patch
 def _append(self:CellJournal, table, header=False):
     "Write rows, safe from then on"
-    data = memoryview(_cells_csv(table, header))
-    while data: data = data[self.file.write(data):]
+    _write_all(self.file, _cells_csv(table, header))
 
 @patch
 def add(self:CellJournal,
@@ -493,8 +497,7 @@ def add(self:EmbeddingFile,
     x = np.ascontiguousarray(x, np.float32)
     if self.dim is None: self._fit(x.shape[1])
     self.file.seek(0, os.SEEK_END)
-    data = memoryview(x.tobytes())
-    while data: data = data[self.file.write(data):]
+    _write_all(self.file, x.tobytes())
 
 # %% ../nbs/74_results.ipynb #bd290811
 @patch
