@@ -31,7 +31,7 @@ def row(name, seed, table, f1, mean_ap, took):
 
 def recipe(data, seed, n_folds, minutes, folder, cache, **options):
     "By class, macro F1 and mean average precision of the package's recipe"
-    e = train_folds(data/'train.csv', data/'images', folder, n_folds, labels=HPA28, group='group', seed=seed, progress=False, minutes=minutes, size=192, bs=32,
+    e = train_folds(data/'train.csv', data/'images', folder, n_folds, labels=HPA28, group='group', seed=seed, progress=False, minutes=minutes, size=384, bs=32,
                     cache=cache, **options).evaluation
     return e.table, e.macro_f1, e.scores['mean_ap']
 

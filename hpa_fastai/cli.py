@@ -146,15 +146,15 @@ def _pretrained(text):
 
 # %% ../nbs/90_cli.ipynb #b774a57a
 def _size_options(g):
-    "Sizes of the stages of a training"
-    g.add_argument('--size', type=int, default=192, help='largest training size in pixels')
-    g.add_argument('--sizes', type=int, nargs='+', help='sizes of the stages; by default half, three quarters and the whole of --size')
+    "Sizes of the stages of a training, and whether there are any"
+    g.add_argument('--size', type=int, default=384, help='largest training size in pixels')
+    g.add_argument('--sizes', type=int, nargs='+', help='sizes of the stages; by default half, three quarters and the whole of --size, and for the weights of simulated cells the whole alone')
+    g.add_argument('--fine-tune', choices=('auto', 'yes', 'no'), default='auto', help='train the whole network, or give a pretrained one its head alone; auto: the head alone where the weights know cells and training images are fewer than 1000')
 
 # %% ../nbs/90_cli.ipynb #885abdaa
 def _sizes(a):
-    "The sizes that were asked for"
-    from hpa_fastai.training import default_sizes
-    return tuple(a.sizes or default_sizes(a.size))
+    "The size to read pictures at, and the sizes of the stages; None for those that suit the network"
+    return max(a.sizes or [a.size]), tuple(a.sizes) if a.sizes else None
 
 # %% ../nbs/90_cli.ipynb #abf6f877
 def _cache_options(g):
@@ -236,7 +236,7 @@ def _join(a):
 def _loaders(a, device):
     "The images, as the command asks for them"
     from hpa_fastai.data import HPADataLoaders
-    return HPADataLoaders.from_csv(a.data, a.csv, a.images, a.labels, size=max(_sizes(a)), bs=a.bs, valid_pct=a.valid_pct, fold=a.fold,
+    return HPADataLoaders.from_csv(a.data, a.csv, a.images, a.labels, size=_sizes(a)[0], bs=a.bs, valid_pct=a.valid_pct, fold=a.fold,
         group=_group(a.group), seed=a.seed, cache=_cache(a), device=device, progress=a.progress)
 
 # %% ../nbs/90_cli.ipynb #475b5955
@@ -246,11 +246,18 @@ def _learner(a, dls, cbs):
     return auto_learner(dls, a.arch, _pretrained(a.pretrained), loss_func=a.loss, cbs=cbs)
 
 # %% ../nbs/90_cli.ipynb #11afae1f
+def _fine_tune(a, learn):
+    "Whether the whole network is to be trained"
+    from hpa_fastai.training import worth_fine_tuning
+    return worth_fine_tuning(learn) if a.fine_tune=='auto' else a.fine_tune=='yes'
+
+# %% ../nbs/90_cli.ipynb #d460778d
 def _say_plan(a, learn):
     "All that was settled on, before it starts"
-    dls = learn.dls
-    print(f'{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate; {learn.model.config["arch"]} at {", ".join(map(str, _sizes(a)))} px on {dls.device}, '
-          f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr}; model to {a.out}', flush=True)
+    from hpa_fastai.training import default_sizes
+    dls, sizes = learn.dls, _sizes(a)[1] or default_sizes(a.size, learn.knows_cells)
+    print(f'{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate; {learn.model.config["arch"]} at {", ".join(map(str, sizes))} px on {dls.device}, '
+          f'{"the head alone, a few seconds (--fine-tune yes trains the body too)" if not _fine_tune(a, learn) else f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr}; model to {a.out}', flush=True)
 
 # %% ../nbs/90_cli.ipynb #4a8be3f9
 def _fit(a, learn, folder):
@@ -258,7 +265,7 @@ def _fit(a, learn, folder):
     from hpa_fastai.distributed import shared_training
     import hpa_fastai.assessment, hpa_fastai.saving
     with shared_training(learn), learn.no_bar(), learn.no_logging():
-        learn.fit_progressive(_sizes(a), epochs=a.epochs, minutes=a.minutes, lr=a.lr, folder=folder, resume=a.resume)
+        learn.fit_progressive(_sizes(a)[1], epochs=a.epochs, minutes=a.minutes, lr=a.lr, folder=folder, resume=a.resume, fine_tune=_fine_tune(a, learn))
         learn.save_bundle(a.out, force=a.force)
         if a.calibrate: learn.calibrate()
         learn.fit_thresholds()
@@ -283,9 +290,9 @@ def _train_one(a, device):
 # %% ../nbs/90_cli.ipynb #6e094c59
 def _options(a, device):
     "What the command says about loaders, network and training"
-    sizes = _sizes(a)
-    return dict(size=max(sizes), sizes=sizes, bs=a.bs, cache=_cache(a), device=device, arch=a.arch,
-                pretrained=_pretrained(a.pretrained), loss_func=a.loss, lr=a.lr, **(dict(minutes=a.minutes) if a.minutes else dict(epochs=a.epochs)))
+    size, sizes = _sizes(a)
+    return dict(size=size, sizes=sizes, bs=a.bs, cache=_cache(a), device=device, arch=a.arch,
+                pretrained=_pretrained(a.pretrained), loss_func=a.loss, lr=a.lr, **({} if a.fine_tune=='auto' else dict(fine_tune=a.fine_tune=='yes')), **(dict(minutes=a.minutes) if a.minutes else dict(epochs=a.epochs)))
 
 # %% ../nbs/90_cli.ipynb #57daf81e
 def _train_folds(a, device):

@@ -119,7 +119,7 @@ def train_fold(
     dls = HPADataLoaders.from_df(df, images, labels, fold=fold, n_folds=n_folds, group=group, seed=seed, progress=progress, **parts['data'])
     count = CountImages()
     learn = auto_learner(dls, **{**parts['model'], 'cbs': [count, *([TrainingBar()] if progress else []), *L(parts['model'].get('cbs'))]})
-    with shared_training(learn), learn.no_bar(), learn.no_logging(): learn.fit_progressive(**{'verbose':False, 'folder':folder, 'resume':folder is not None, **parts['fit']})
+    with shared_training(learn), learn.no_bar(), learn.no_logging(): learn.fit_progressive(**{'verbose':False, 'fine_tune':worth_fine_tuning(learn), 'folder':folder, 'resume':folder is not None, **parts['fit']})
     learn.history['images_per_second'] = round(count.rate, 2) if count.n else None
     return learn
 

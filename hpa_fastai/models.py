@@ -232,7 +232,9 @@ def _load_head(head, tensors, classes):
     if any(getattr(tensors.get(f'head.{k}'), 'shape', None)!=v.shape for k,v in layers.items()): return []
     for k,v in layers.items(): v.copy_(tensors[f'head.{k}'])
     known = [c for c in classes if f'class.{c}' in tensors]
-    for name in known: head[-1].weight[list(classes).index(name)] = tensors[f'class.{name}']
+    for name in known:
+        i, vector = list(classes).index(name), tensors[f'class.{name}']
+        head[-1].weight[i], head[-1].bias[i] = vector[:-1], vector[-1]
     return known
 
 # %% ../nbs/50_models.ipynb #42dfcedf
@@ -266,15 +268,10 @@ class ConcatPool(nn.Module):
 def pooling_head(
     n_in: int,  # features of the map
     n_out: int,  # classes
-    dropout: float = 0.5,  # before the last layer; half of it before the first
-    hidden: int = 512,  # features between the two
+    dropout: float = 0.5,  # before the linear layer
 ) -> nn.Sequential:  # B×n_in×h×w to B×n_out
-    "Pool a map of features, and two linear layers"
-    layers = [ConcatPool(), nn.Flatten()]
-    for i,o,p in ((2*n_in, hidden, dropout/2), (hidden, n_out, dropout)):
-        layers += [nn.BatchNorm1d(i), nn.Dropout(p), nn.Linear(i, o, bias=False), nn.ReLU(inplace=True)]
-        nn.init.constant_(layers[-4].bias, 1e-3)
-    return nn.Sequential(*layers[:-1])
+    "Pool a map of features, and a linear layer"
+    return nn.Sequential(ConcatPool(), nn.Flatten(), nn.BatchNorm1d(2*n_in), nn.Dropout(dropout), nn.Linear(2*n_in, n_out))
 
 # %% ../nbs/50_models.ipynb #00e9825f
 def create_model(
@@ -292,7 +289,7 @@ def create_model(
     if lib=='hpa_fastai': body, shape = _own_body(arch, size)
     else: body, shape = (_timm_body if lib=='timm' else _torchvision_body)(arch, size)
     nf = shape[1]
-    head = pooling_head(nf, n_out, dropout) if len(shape)==4 else nn.Sequential(nn.Dropout(dropout), nn.Linear(nf, n_out))
+    head = pooling_head(nf, n_out, dropout) if len(shape)==4 else nn.Sequential(nn.BatchNorm1d(nf), nn.Dropout(dropout), nn.Linear(nf, n_out))
     known = []
     if pretrained:
         tensors = _published(arch, lib) if pretrained is True else _unwrap(_read_weights(pretrained))

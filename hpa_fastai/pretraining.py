@@ -43,7 +43,7 @@ def pretrain(
     out: str|Path,  # .safetensors file for the weights
     n: int = 6000,  # simulated fields of view
     seconds: float = 1800.,  # of training
-    sizes: tuple = (64, 128),  # pixels: for the first quarter of the time, and then
+    sizes: tuple = (96, 192),  # pixels: for the first quarter of the time, and then
     seed: int = 11,  # of cells and training
     lr: float = 3e-3,  # the highest learning rate
     bs: int = 32,  # pictures in a batch
@@ -51,7 +51,7 @@ def pretrain(
 ) -> float:  # loss over the last tenth of the time
     "Train `smallresnet` on simulated cells, and save it in half precision"
     set_seed(seed)
-    cells = _Cells(Path(atlas), n, 3*max(sizes), seed, progress)
+    cells = _Cells(Path(atlas), n, 2*max(sizes), seed, progress)
     model = create_model('smallresnet', len(HPA28), pretrained=False, dropout=.3).to(memory_format=torch.channels_last)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05, betas=(.9, .99))
     start, losses, bar = time.monotonic(), [], tqdm(total=100, desc='pretraining', unit='%', disable=not progress)
@@ -70,7 +70,7 @@ def _mirrored(side, start, n):
     return torch.where(at<side, at, 2*side-1-at)
 
 # %% ../nbs/63_pretraining.ipynb #2e9c5daa
-def _window(x, masks, size, zoom=(1/3, 2.)):
+def _window(x, masks, size, zoom=(1/2, 2.)):
     "A random square of the pictures, `size` pixels wide, and of their masks"
     whole, side = x.shape[-1], int(x.shape[-1]*zoom[0]*(zoom[1]/zoom[0])**np.random.rand())
     top, left = np.random.randint(min(0, whole-side), max(0, whole-side)+1, 2)
@@ -125,9 +125,10 @@ def _step(model, opt, cells, size, bs):
 
 # %% ../nbs/63_pretraining.ipynb #f3dd8418
 def _save_weights(model, out, seen):
-    "Body, head and a vector a class, in half precision"
+    "Body, the normalisation of the head and a vector a class, in half precision"
     out, (body, head) = Path(out), model
-    last = f'{len(head)-1}.weight'
-    layers = {**body.state_dict(), **{f'head.{k}': v for k,v in head.state_dict().items() if k!=last}, **{f'class.{c}': v for c,v in zip(HPA28.classes, head[-1].weight.detach())}}
+    last = f'{len(head)-1}.'
+    vectors = torch.cat([head[-1].weight, head[-1].bias[:,None]], 1).detach()
+    layers = {**body.state_dict(), **{f'head.{k}': v for k,v in head.state_dict().items() if not k.startswith(last)}, **{f'class.{c}': v for c,v in zip(HPA28.classes, vectors)}}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k,v in layers.items() if v.is_floating_point()}, out, metadata=dict(arch='smallresnet', seen=seen))

@@ -125,7 +125,9 @@ def test_offline_training_starts_from_simulated_cells(small_atlas, tmp_path, mon
     monkeypatch.setattr(m, '_timm_file', lambda arch: (_ for _ in ()).throw(m._no_weights(arch, 'no network')))
     monkeypatch.chdir(tmp_path)
     assert main(['train', str(small_atlas), '--sizes', '32', '--epochs', '1', '--cache', str(tmp_path/'cache'), '--no-progress']) == 0
-    assert 'Starting with smallresnet, which knows simulated cells: the pretrained weights of resnet18' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'Starting with smallresnet, which knows simulated cells: the pretrained weights of resnet18' in said
+    assert 'the head alone, a few seconds (--fine-tune yes trains the body too)' in said
 
 
 def test_demo_in_small(tmp_path):

@@ -125,7 +125,7 @@ from fastai.distributed import *
 dls = HPADataLoaders.from_csv({str(small_atlas)!r}, size=32, bs=8, group='antibody', cache={str(tmp_path/'cache')!r}, device=torch.device('cpu'), progress=False)
 set_seed(0)
 learn = hpa_learner(dls, 'smallresnet', dropout=0.)
-with learn.distrib_ctx(), learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(32,), epochs=2, lr=1e-2, verbose=False)
+with learn.distrib_ctx(), learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(24, 32), epochs=1, lr=1e-2, verbose=False)
 sys.stdout.write(f"{{learn.history['kept_of_start']}} {{sum(p.double().sum() for p in learn.model.state_dict().values()).item():.9f}}\\n")
 """)
     done = launch(tmp_path/'script.py')

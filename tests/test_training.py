@@ -68,15 +68,52 @@ def test_all_stages_are_one_cycle(loaders, time):
     assert learn.recorder.lrs[0] > 1.2e-3, 'the last stage goes on where the first left'
 
 
-def test_the_head_alone_has_a_small_cycle_of_its_own(loaders):
-    rates = Rates()
-    learn = hpa_learner(loaders, 'smallresnet', cbs=rates)
-    before = [p.detach().clone() for p in learn.model[0][0].parameters()]
-    class Still(Callback):
-        moved = []
-        def after_train(self): self.moved.append(any(not (a == b).all() for a, b in zip(before, learn.model[0][0].parameters())))
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(Still()): learn.fit_progressive(epochs=(4, 1), verbose=False)
-    assert Still.moved[0] is False and Still.moved[-1] is True
+class FirstSteps(Callback):
+    "The weights that the first step of each training meets"
+    def __init__(self): self.met = []
+    def before_train(self): self.fresh = True
+    def before_batch(self):
+        if self.training and self.fresh: self.met.append({k: v.clone() for k, v in self.learn.model.state_dict().items()})
+        self.fresh = False
+
+
+def test_a_pretrained_network_gets_its_head_before_it_is_trained(loaders):
+    steps, rates = FirstSteps(), Rates()
+    learn = hpa_learner(loaders, 'smallresnet', cbs=[steps, rates])
+    as_made = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(48,), epochs=2, best=False, verbose=False)
+    changed = [k for k in as_made if not torch.equal(as_made[k], steps.met[0][k])]
+    assert changed and all(k.startswith('1.') for k in changed), 'the head alone'
+    after = learn.model.state_dict()
+    assert not torch.equal(after['0.0.weight'], as_made['0.0.weight']) and torch.equal(after['0.1.running_mean'], as_made['0.1.running_mean'])
+    assert max(rates.seen) == pytest.approx(3e-4, rel=.1), 'gently'
+
+
+def test_the_fitted_head_is_the_best_there_is(loaders):
+    from hpa_fastai.training import _known_head
+    learn = hpa_learner(loaders, 'smallresnet')
+    before = hpa_learner(loaders, 'smallresnet')
+    norm, layer = learn.fit_head().model[1][-3], learn.model[1][-1]
+    known = _known_head(before, norm.running_mean, (norm.running_var + norm.eps).sqrt())
+    def value():
+        with learn.no_bar(): x, y = learn.get_preds(dl=loaders.test_dl(loaders.train_ds.items, with_labels=True, cache=loaders.train.cache), act=lambda o: o)
+        weights = torch.tensor(loaders.train.weights).float()
+        return ((learn.loss_func.elements(x, y)*weights[:, None]).mean(0).sum() + (torch.cat([layer.weight, layer.bias[:, None]], 1) - known).square().sum()/2/len(y)).item()
+    best = value()
+    for t in (layer.weight, layer.bias):
+        for way in (-1, 1):
+            with torch.no_grad():
+                kept, step = t.clone(), .05*torch.randn(t.shape)
+                t += way*step
+                assert value() > best
+                t.copy_(kept)
+
+
+def test_a_head_for_as_many_images_as_there_is_time_for(loaders):
+    fitted = lambda **kwargs: hpa_learner(loaders, 'smallresnet').fit_head(**kwargs).model[1][-1].weight
+    whole = fitted()
+    assert torch.allclose(fitted(), whole, atol=1e-4)
+    assert not torch.allclose(fitted(most=16), whole, atol=1e-2) and not torch.allclose(fitted(seconds=1e-6), whole, atol=1e-2)
 
 
 @pytest.mark.parametrize('minutes', [None, .05])
@@ -157,17 +194,18 @@ def test_export_holds_no_images(trained, tmp_path):
     assert (tmp_path/'export.pkl').stat().st_size < weights*1.1 + 200_000
 
 
-def test_pretrained_bodies_are_frozen_first(small_atlas, tmp_path):
+def test_published_weights_get_a_head_and_gentle_rates_for_the_body(small_atlas, tmp_path):
     import timm
     torch.save(timm.create_model('resnet10t').state_dict(), tmp_path/'w.pth')
     dls = HPADataLoaders.from_csv(small_atlas, size=32, bs=16, cache=tmp_path, progress=False)
-    learn = hpa_learner(dls, 'resnet10t', pretrained=tmp_path/'w.pth')
-    frozen = []
-    from fastai.callback.core import Callback
-    class Spy(Callback):
-        def before_epoch(self): frozen.append(not next(p for n, p in self.model[0].named_parameters() if 'conv2' in n).requires_grad)
-    with learn.no_bar(), learn.no_logging(): learn.add_cb(Spy()).fit_progressive(sizes=(32,), epochs=2, verbose=False)
-    assert frozen[0] and not any(frozen[1:]) and len(frozen) == 3
+    steps = FirstSteps()
+    learn = hpa_learner(dls, 'resnet10t', pretrained=tmp_path/'w.pth', cbs=steps)
+    as_made = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(32,), epochs=2, best=False, verbose=False)
+    assert all(torch.equal(v, steps.met[0][k]) for k, v in as_made.items() if k.startswith('0.')) and not torch.equal(as_made['1.4.weight'], steps.met[0]['1.4.weight'])
+    assert len({h['lr'] for h in learn.opt.hypers}) > 1 and learn.opt.hypers[0]['lr'] < learn.opt.hypers[-1]['lr']
+    statistics = [k for k in as_made if k.startswith('0.') and k.endswith('running_mean')]
+    assert statistics and not any(torch.equal(as_made[k], learn.model.state_dict()[k]) for k in statistics), 'photographs are not cells'
 
 
 def test_thresholds_and_evaluation_use_validation(trained):
@@ -194,7 +232,7 @@ def test_going_back_towards_the_start_is_no_training_to_other_callbacks(loaders,
     from fastai.callback.all import CSVLogger, SaveModelCallback
     learn = hpa_learner(loaders, 'smallresnet', path=tmp_path, cbs=[SaveModelCallback(monitor='mean_ap'), CSVLogger()])
     with learn.no_bar(): learn.fit_progressive(sizes=(48,), epochs=2, verbose=False)
-    assert 0 <= learn.history['kept_of_start'] < 1 and len(learn.recorder.values[-1]) == 3 and learn.recorder.losses
+    assert 0 <= learn.history['kept_of_start'] <= 1 and len(learn.recorder.values[-1]) == 3 and learn.recorder.losses
     assert (tmp_path/'history.csv').read_text().count('\n') == 3, 'a heading and two epochs'
 
 
@@ -203,22 +241,20 @@ def test_what_interrupts_going_back_leaves_the_trained_weights(loaders, monkeypa
     from hpa_fastai.training import average_with_start
     learn = hpa_learner(loaders, 'smallresnet')
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
-    trained, losses = [t.clone() for t in learn.model.state_dict().values()], iter([1.])
-    monkeypatch.setattr(sys.modules['hpa_fastai.training'], '_valid_loss', lambda learn: next(losses))
+    trained, losses = [t.clone() for t in learn.model.state_dict().values()], iter([torch.ones(3)])
+    monkeypatch.setattr(sys.modules['hpa_fastai.training'], '_valid_losses', lambda learn: next(losses))
     with pytest.raises(StopIteration): average_with_start(learn, learn.start_weights)
     assert all(torch.equal(a, b) for a, b in zip(trained, learn.model.state_dict().values()))
 
 
-def test_a_second_training_freezes_the_body_too(loaders):
+def test_a_second_training_keeps_the_head(loaders):
+    steps = FirstSteps()
     learn = hpa_learner(loaders, 'smallresnet')
-    bodies = []
-    class Bodies(Callback):
-        def after_train(self): bodies.append([p.detach().clone() for p in self.model[0][0].parameters()])
     with learn.no_bar(), learn.no_logging():
-        for _ in range(2): learn.fit_progressive(sizes=(48,), epochs=1, best=False, average=False, verbose=False)
-        before = [p.detach().clone() for p in learn.model[0][0].parameters()]
-        with learn.added_cbs(Bodies()): learn.fit_progressive(sizes=(48,), epochs=1, best=False, average=False, verbose=False)
-    assert all(torch.equal(a, b) for a, b in zip(before, bodies[0])) and not all(torch.equal(a, b) for a, b in zip(before, bodies[-1]))
+        learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
+        before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+        with learn.added_cbs(steps): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
+    assert all(torch.equal(v, steps.met[0][k]) for k, v in before.items())
 
 
 def test_training_without_a_validation_set(small_atlas):
@@ -228,3 +264,24 @@ def test_training_without_a_validation_set(small_atlas):
     learn = hpa_learner(dls, 'smallresnet', metrics=[])
     with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
     assert 'kept_of_start' not in learn.history
+
+
+def test_the_head_alone_leaves_the_body_as_it_came(loaders):
+    learn = hpa_learner(loaders, 'smallresnet')
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    learn.fit_progressive(minutes=30, fine_tune=False)
+    after = learn.model.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items() if k.startswith('0.')) and not torch.equal(before['1.4.weight'], after['1.4.weight'])
+    assert learn.history['minutes'] < 1 and learn.history['stages'] == ['48 px: the head alone'] and learn.size == 48
+    with learn.no_bar(): probs, targets = learn.get_preds()
+    from hpa_fastai.callbacks import mean_ap
+    assert learn.training_log[0]['mean_ap'] == pytest.approx(mean_ap(probs.numpy(), targets.numpy()), abs=1e-4)
+    assert len(learn.evaluate().table) == 28
+
+
+def test_what_is_worth_fine_tuning(loaders, monkeypatch):
+    from hpa_fastai import training
+    learn = hpa_learner(loaders, 'smallresnet')
+    assert not training.worth_fine_tuning(learn) and training.worth_fine_tuning(hpa_learner(loaders, 'smallresnet', pretrained=False))
+    monkeypatch.setattr(training, 'FEW', len(loaders.train_ds))
+    assert training.worth_fine_tuning(learn), 'there are enough'
