@@ -181,7 +181,7 @@ def _train_budget(p):
     g.add_argument('--minutes', type=float, help='plan the training to take this long')
     g.add_argument('--epochs', type=int, default=4, help='passes over the images in each stage, without --minutes')
     g.add_argument('--bs', type=int, default=32, help='images in a batch')
-    g.add_argument('--lr', type=_rate, default=3e-3, metavar='LR|find', help='the highest learning rate; find looks for one')
+    g.add_argument('--lr', type=_rate, default=3e-3, metavar='LR|find', help='the highest learning rate, of which a pretrained network gets a tenth; find looks for one')
     g.add_argument('--resume', action='store_true', help='go on with a training of the same settings that was stopped')
     _cache_options(g)
     g.add_argument('--no-calibrate', dest='calibrate', action='store_false', help='leave the probabilities as the network gives them')
@@ -307,10 +307,12 @@ def _rehearse_training(a):
     "Look for the images of every label, and say what would be done"
     from hpa_fastai.images import attach_images
     from hpa_fastai.labels import get_labels, read_labels
+    from hpa_fastai.training import FEW
     labels = get_labels(a.labels)
     n = len(attach_images(read_labels(a.data/a.csv, labels), a.data/a.images))
     print(f'{n} labelled images, {len(labels)} classes; {a.arch or "resnet18 with published weights, or smallresnet with those of simulated cells,"} to be trained for '
           f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"} and saved to {a.out}; nothing was done')
+    if a.fine_tune=='auto' and a.arch in (None, 'smallresnet'): print(f'(With the weights of simulated cells and fewer than {FEW} training images the head alone, in seconds.)')
 
 # %% ../nbs/90_cli.ipynb #f9c722e5
 def _train(a):

@@ -119,7 +119,9 @@ def train_fold(
     dls = HPADataLoaders.from_df(df, images, labels, fold=fold, n_folds=n_folds, group=group, seed=seed, progress=progress, **parts['data'])
     count = CountImages()
     learn = auto_learner(dls, **{**parts['model'], 'cbs': [count, *([TrainingBar()] if progress else []), *L(parts['model'].get('cbs'))]})
-    with shared_training(learn), learn.no_bar(), learn.no_logging(): learn.fit_progressive(**{'verbose':False, 'fine_tune':worth_fine_tuning(learn), 'folder':folder, 'resume':folder is not None, **parts['fit']})
+    fine_tune = parts['fit'].get('fine_tune', worth_fine_tuning(learn))
+    if not fine_tune and 'fine_tune' not in parts['fit'] and is_first(): print(f'{len(dls.train_ds)} training images are few for a network that knows cells: the head alone is fitted, whatever is said of epochs, rates and augmentation; fine_tune=True (--fine-tune yes) trains the body too', flush=True)
+    with shared_training(learn), learn.no_bar(), learn.no_logging(): learn.fit_progressive(**{'verbose':False, 'fine_tune':fine_tune, 'folder':folder, 'resume':folder is not None, **parts['fit']})
     learn.history['images_per_second'] = round(count.rate, 2) if count.n else None
     return learn
 

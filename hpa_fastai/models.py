@@ -231,7 +231,7 @@ def _load_head(head, tensors, classes):
     layers = {k: v for k,v in head.state_dict().items() if v.is_floating_point() and not k.startswith(f'{len(head)-1}.')}
     if any(getattr(tensors.get(f'head.{k}'), 'shape', None)!=v.shape for k,v in layers.items()): return []
     for k,v in layers.items(): v.copy_(tensors[f'head.{k}'])
-    known = [c for c in classes if f'class.{c}' in tensors]
+    known = [c for c in classes if getattr(tensors.get(f'class.{c}'), 'shape', None)==(head[-1].in_features+1,)]
     for name in known:
         i, vector = list(classes).index(name), tensors[f'class.{name}']
         head[-1].weight[i], head[-1].bias[i] = vector[:-1], vector[-1]

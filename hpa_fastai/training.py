@@ -53,7 +53,7 @@ def hpa_learner(
                     cbs=[GradientClip(1.), *amp, ForgetDecisions(), *L(cbs)], **kwargs)
     learn.pretrained, learn.size = bool(pretrained), size
     learn.start_weights = [t.clone() for t in model.state_dict().values()] if pretrained else None
-    learn.knows_cells = learn.pretrained and source_library(arch)=='hpa_fastai'
+    learn.knows_cells = source_library(arch)=='hpa_fastai' and (pretrained is True or bool(model.known))
     if learn.knows_cells: learn.add_cb(KeepStatistics())
     return learn
 
@@ -280,7 +280,7 @@ def fit_linear(
 @torch.no_grad()
 def _head_inputs(learn, items, seconds):
     "What the layers before the normalisation of the head make of images; of as many as there is time for"
-    dl, model, start, rows = learn.dls.test_dl(items, cache=getattr(learn.dls.train, 'cache', None)), learn.model.eval(), time.monotonic(), []
+    dl, model, start, rows = learn.dls.test_dl(items, cache=getattr(learn.dls.train, 'cache', None), bs=min(learn.dls.train.bs, 32)), learn.model.eval(), time.monotonic(), []
     for b in dl:
         rows.append(model[1][:-3](model[0](b[0])).as_subclass(Tensor).float().cpu())
         if seconds and agree(time.monotonic()-start)>seconds: break
@@ -419,6 +419,7 @@ def nearest_of_the_best(
     groups: np.ndarray|None = None,  # the group of each image, n
 ) -> float:  # a share
     "The share nearest to the start that is as good as the best, within two standard errors"
+    losses = {share: l for share,l in losses.items() if torch.isfinite(l).all()} or {1.: torch.zeros(1)}
     best = min(losses.values(), key=torch.mean)
     worse = {share: (l-best).numpy() for share,l in losses.items()}
     return min(share for share,d in worse.items() if d.mean()<=2*_standard_error(d, groups))
@@ -432,7 +433,7 @@ def average_with_start(
 ) -> float:  # the share that was kept; 1: the weights are as they were
     "Go back towards the start, unless the end is clearly better"
     items, group = learn.dls.valid_ds.items, getattr(learn.dls.train, 'group', None)
-    groups = group_codes(items, group) if group else None
+    groups = group_codes(items, group) if isinstance(group, str) and group in items else None
     end, losses, kept = [t.clone() for t in learn.model.state_dict().values()], {1.: _valid_losses(learn)}, 1.
     between = lambda share: [torch.lerp(a.to(b), b, share) if b.is_floating_point() else b for a,b in zip(start, end)]
     try:
@@ -501,7 +502,7 @@ def worth_fine_tuning(
     return not (learn.knows_cells and learn.start_weights) or len(learn.dls.train_ds)>=FEW
 
 # %% ../nbs/60_training.ipynb #22ac4c0c
-def _head_alone(learn, size, start):
+def _head_alone(learn, size, start, folder, settings):
     "The whole training of a network whose body stays as it is"
     if not learn.start_weights: raise TrainingError('fine_tune=False fits the head of a pretrained network that was not trained yet; pass pretrained=True or a weights file to hpa_learner')
     learn.size, learn.thresholds, learn.calibration, learn.evaluation = size, None, None, None
@@ -513,7 +514,9 @@ def _head_alone(learn, size, start):
         row.update(valid_loss=float(learn.loss_func(logits, targets)), mean_ap=mean_ap(logits.sigmoid().cpu().numpy(), targets.cpu().numpy()))
     learn.training_log = [dict(row, seconds=round(time.monotonic()-start, 2))]
     learn.history = dict(images=len(learn.dls.train_ds), stages=[f'{size} px: the head alone'], lr=0., minutes=round((time.monotonic()-start)/60, 2), log=learn.training_log, kept_of_start=1.)
-    return learn
+    if folder and is_first(): pd.DataFrame(learn.training_log).to_csv(folder/'log.csv', index=False)
+    c = Cycle(0, size, learn.dls.train.bs, 1, 0, 1.)
+    return _end(learn, False, folder, dict(settings=settings, cycles=[asdict(c)]), c)
 
 # %% ../nbs/60_training.ipynb #481ffe72
 @patch
@@ -521,7 +524,7 @@ def fit_progressive(self:Learner,
     sizes: tuple|None = None,  # of the stages, in pixels; None: `default_sizes` of what the network was made for
     epochs: tuple|int = 4,  # passes over the training images in each stage, or one number for all
     minutes: float|None = None,  # train for this long instead; `epochs` is then ignored
-    lr: float|str = 3e-3,  # the highest learning rate; 'find' looks for one
+    lr: float|str = 3e-3,  # the highest learning rate, of which a pretrained network gets a tenth, its body a twentieth; 'find' looks for one
     folder: str|Path|None = None,  # for a checkpoint after each epoch and `log.csv`; None: neither, unless `resume`, which takes the folder `training`
     resume: bool = False,  # go on where an earlier call with the same settings was stopped; begin where there was none
     average: bool = True,  # keep an average of the weights
@@ -539,12 +542,12 @@ def fit_progressive(self:Learner,
     state = _find_checkpoint(folder, resume, settings) if folder else None
     if folder: folder.mkdir(parents=True, exist_ok=True)
     if state: return _go_on(self, state, folder, start, verbose)
-    if not fine_tune: return _head_alone(self, max(sizes), start)
+    if not fine_tune: return _head_alone(self, max(sizes), start, folder, settings)
     if lr=='find' and n_processes()>1: raise TrainingError("lr='find' looks in one process alone; pass a number when several train together")
-    if lr=='find': lr = self.find_lr()
     if self.start_weights:
         self.dls.set_size(sizes[0])
         self.fit_head(seconds=minutes and _HEAD*minutes*60)
+    if lr=='find': lr = self.find_lr()*(10 if self.pretrained else 1)
     stages, cycles = _plan(self, sizes, epochs, minutes, best, lambda: minutes*60-(time.monotonic()-start))
     if verbose and is_first(): print('; '.join(map(str, stages)))
     self.training_log = []
