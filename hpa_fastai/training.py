@@ -384,6 +384,7 @@ def _fit_cycles(learn, cycles, run, folder, start, first=0, state=None):
             learn.history.update(minutes=round((time.monotonic()-start)/60, 2), log=learn.training_log)
             if asked.asked: break
         if not agree(asked.asked): _go_back(learn, run, lambda: not asked.asked and (not run['minutes'] or left()>(c.valid-_HEAD*run['minutes']*60)/4))
+        learn.history['minutes'] = round((time.monotonic()-start)/60, 2)
     return _end(learn, asked.asked, folder, about, c)
 
 # %% ../nbs/60_training.ipynb #2e8b4788
