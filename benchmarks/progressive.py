@@ -23,7 +23,7 @@ warnings.filterwarnings('ignore')
 class Curve(Callback):
     "Macro F1 on validation after each epoch, by the seconds of training so far"
     order = 80
-    def __init__(self): self.points, self.seconds = [], 0.
+    def __init__(self): self.seen, self.seconds = [], 0.
     def before_train(self): self.started = time.perf_counter()
     def after_train(self): self.seconds += time.perf_counter() - self.started
     def before_validate(self): self.probs, self.truth = [], []
@@ -31,8 +31,10 @@ class Curve(Callback):
         if self.training: return
         self.probs.append(self.pred.sigmoid().cpu().numpy()), self.truth.append(self.y.cpu().numpy())
     def after_validate(self):
-        probs, truth = np.concatenate(self.probs), np.concatenate(self.truth)
-        self.points.append((self.seconds, self.dls.preprocess().size, macro_f1(fit_thresholds(probs, truth).predict(probs), truth)))
+        self.seen.append((self.seconds, self.dls.preprocess().size, np.concatenate(self.probs), np.concatenate(self.truth)))
+    def points(self):
+        "Worked out when the training is over: its clock does not stop for it"
+        return [(s, size, macro_f1(fit_thresholds(probs, truth).predict(probs), truth)) for s,size,probs,truth in self.seen]
 
 
 def train(atlas, test, sizes, minutes, arch, seed):
@@ -46,7 +48,7 @@ def train(atlas, test, sizes, minutes, arch, seed):
     took = (time.perf_counter() - start)/60
     learn.calibrate(), learn.fit_thresholds()
     probs, truth = unseen(learn, test)
-    return learn.thresholds.predict(probs), truth, probs, took, curve.points
+    return learn.thresholds.predict(probs), truth, probs, took, curve.points()
 
 
 def unseen(learn, test):

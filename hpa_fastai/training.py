@@ -8,11 +8,10 @@ __all__ = ['FEW', 'hpa_learner', 'default_sizes', 'stage_shares', 'measure_steps
            'worth_fine_tuning']
 
 # %% ../nbs/60_training.ipynb #968a938f
-import hashlib, tempfile, time, warnings
+import hashlib, itertools, tempfile, time, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd, torch
@@ -71,7 +70,7 @@ def stage_shares(
     n: int,  # stages
 ) -> list:  # in any unit
     "How the time is shared among the stages"
-    return [1]*(n-1) + [max(1, n-1)]
+    return [max(1, n-1)] + [1]*(n-1)
 
 # %% ../nbs/60_training.ipynb #1c2185d8
 def _seconds(f, batches, device):
@@ -87,11 +86,11 @@ def _seconds(f, batches, device):
 # %% ../nbs/60_training.ipynb #acd92e6b
 def measure_steps(
     learn: Learner,  # its model is left as it is
-    n: int = 4,  # steps to time, after one to warm up
+    n: int = 2,  # steps to time, after one to warm up
 ) -> tuple[float, float]:  # seconds for a training step, and for validating
     "How long a training step and a validation take at the present size"
     model, dl = deepcopy(learn.model), learn.dls.train
-    batches = [b for _,b in zip(range(n+1), cycle(dl))]
+    batches = list(itertools.islice(itertools.chain.from_iterable(itertools.repeat(dl)), n+1))
     half = amp_dtype(dl.device)
     amp = dict(device_type=dl.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
     def step(b):
@@ -226,14 +225,14 @@ def fit_cycle(self:Learner,
                  cbs=[PartOfCycle(c.part), *L(cbs), *clock], start_epoch=start_epoch)
 
 # %% ../nbs/60_training.ipynb #78994963
-def _after_memory_ran_out(learn, c):
-    "Leave the broken step, and halve the batch"
-    if n_processes()>1: raise TrainingError(f'out of memory at {c.size} px with {c.bs} images in the batch of one of {n_processes()} processes; pass half as many') from None
-    if c.bs<2: raise TrainingError(f'out of memory at {c.size} px with a single image in the batch; train at smaller sizes, or with a smaller network') from None
+def _halved(learn, size, bs, least=2):
+    "Half of a batch that memory did not last for"
+    if n_processes()>1: raise TrainingError(f'out of memory at {size} px with {bs} images in the batch of one of {n_processes()} processes; pass half as many') from None
+    if bs//2<least: raise TrainingError(f'out of memory at {size} px with only {bs} images in the batch; train at smaller sizes, or with a smaller network') from None
     learn.model.zero_grad(set_to_none=True)
     if torch.cuda.is_available(): torch.cuda.empty_cache()
-    warnings.warn(f'out of memory at {c.size} px with {c.bs} images in a batch; going on with {c.bs//2}')
-    c.bs //= 2
+    warnings.warn(f'out of memory at {size} px with {bs} images in a batch; going on with {bs//2}')
+    return bs//2
 
 # %% ../nbs/60_training.ipynb #bf813419
 def _settings(learn, **kwargs):
@@ -278,13 +277,22 @@ def fit_linear(
 
 # %% ../nbs/60_training.ipynb #8146fa49
 @torch.no_grad()
-def _head_inputs(learn, items, seconds):
+def _looked_at(learn, items, seconds, bs):
     "What the layers before the normalisation of the head make of images; of as many as there is time for"
-    dl, model, start, rows = learn.dls.test_dl(items, cache=getattr(learn.dls.train, 'cache', None), bs=min(learn.dls.train.bs, 32)), learn.model.eval(), time.monotonic(), []
+    dl, model, start, rows = learn.dls.test_dl(items, cache=getattr(learn.dls.train, 'cache', None), bs=bs), learn.model.eval(), time.monotonic(), []
     for b in dl:
         rows.append(model[1][:-3](model[0](b[0])).as_subclass(Tensor).float().cpu())
         if seconds and agree(time.monotonic()-start)>seconds: break
     return torch.cat(rows)
+
+# %% ../nbs/60_training.ipynb #484c76b4
+def _head_inputs(learn, items, seconds):
+    "The same, in batches that memory lasts for"
+    bs = min(learn.dls.train.bs, 32)
+    while True:
+        try: return _looked_at(learn, items, seconds, bs)
+        except torch.OutOfMemoryError: pass
+        bs = _halved(learn, learn.dls.preprocess().size, bs, least=1)
 
 # %% ../nbs/60_training.ipynb #7039c7d9
 def _sample(learn, most):
@@ -327,13 +335,26 @@ def fit_head(self:Learner,
 @patch
 def find_lr(self:Learner) -> float:  # between 1e-4 and 1e-2
     "The learning rate in the middle of the steepest descent, by fastai's `lr_find`; the weights stay as they are"
-    kept = self.path
-    with tempfile.TemporaryDirectory() as d, self.no_bar(), self.no_logging():
-        self.path = Path(d)
-        try: return float(np.clip(self.lr_find(show_plot=False).valley, 1e-4, 1e-2))
-        finally: self.path = kept
+    kept, own, bs = self.path, [t.clone() for t in self.model.state_dict().values()], self.dls.train.bs
+    while True:
+        with tempfile.TemporaryDirectory() as d, self.no_bar(), self.no_logging(), _batches(self.dls, 0, bs):
+            self.path = Path(d)
+            try: return float(np.clip(self.lr_find(show_plot=False).valley, 1e-4, 1e-2))
+            except torch.OutOfMemoryError: put_weights(self, own)
+            finally: self.path = kept
+        bs = _halved(self, self.dls.preprocess().size, bs)
 
 # %% ../nbs/60_training.ipynb #68b04d93
+def _measured(learn, size, bs):
+    "How long a step and a validation take at a size, and the batch that memory lasts for"
+    learn.dls.set_size(size)
+    while True:
+        try:
+            with _batches(learn.dls, 0, bs): return measure_steps(learn), bs
+        except torch.OutOfMemoryError: pass
+        bs = _halved(learn, size, bs)
+
+# %% ../nbs/60_training.ipynb #b65d8365
 _HEAD = .03  # of the time, at most, to look at images for a head
 
 def _plan(learn, sizes, epochs, minutes, best, left):
@@ -342,9 +363,7 @@ def _plan(learn, sizes, epochs, minutes, best, left):
     shares, batches = stage_shares(len(sizes)) if minutes else list(epochs), [stage_batch(bs, s, max(sizes), n) for s in sizes]
     stages, valid = [Stage(s, e, 0) for s,e in zip(sizes, epochs)], [0.]*len(sizes)
     if minutes:
-        seconds = []
-        for size,b in zip(sizes, batches):
-            with _batches(learn.dls.set_size(size), 0, b): seconds.append(measure_steps(learn))
+        seconds, batches = zip(*(_measured(learn, size, b) for size,b in zip(sizes, batches)))
         stages, valid = plan_stages(sizes, seconds, shares, agree(left()), [max(1, n//b) for b in batches]), [v for _,v in seconds]
     cycles = plan_cycles(stages, shares, batches, valid)
     if minutes and best and learn.start_weights: cycles[-1].valid = 4*valid[-1]+_HEAD*minutes*60  # going back looks again
@@ -377,7 +396,7 @@ def _fit_cycles(learn, cycles, run, folder, start, first=0, state=None):
                 done = state and (10**6 if state['ended'] else state['epoch'])
                 try: learn.fit_cycle(c, run['lr'], seconds, cbs, min(done or 0, c.epochs*(100 if seconds else 1)), state['spent'] if state else 0.)
                 except torch.OutOfMemoryError:
-                    _after_memory_ran_out(learn, c)
+                    c.bs = _halved(learn, c.size, c.bs)
                     continue
                 finally: state = None
                 break
@@ -543,6 +562,7 @@ def fit_progressive(self:Learner,
     state = _find_checkpoint(folder, resume, settings) if folder else None
     if folder: folder.mkdir(parents=True, exist_ok=True)
     if state: return _go_on(self, state, folder, start, verbose)
+    if fine_tune and self.dls.train.bs<2: raise HPAError('a batch of one image has no differences for batch normalisation to learn from; make the loaders with bs=2 or more')
     if not fine_tune: return _head_alone(self, max(sizes), start, folder, settings)
     if lr=='find' and n_processes()>1: raise TrainingError("lr='find' looks in one process alone; pass a number when several train together")
     if self.start_weights:

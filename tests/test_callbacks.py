@@ -11,7 +11,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from torch import nn
 
-from hpa_fastai.all import HPADataLoaders, hpa_learner
+from hpa_fastai.all import HPADataLoaders, HPAError, hpa_learner
 from hpa_fastai.callbacks import SaveEpochs, TrainingError, read_checkpoint, write_checkpoint
 
 TRAIN = """
@@ -166,8 +166,25 @@ def test_too_little_memory_halves_the_batch(make_learner):
     learn.model[0].layers.insert(0, SmallMemory(5))
     with pytest.warns(UserWarning, match='with 8 images in a batch; going on with 4'): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
     assert len(learn.training_log) == 1 and learn.dls.train.bs == 16
-    learn.model[0].layers[0].n = 0
-    with pytest.raises(TrainingError, match='with a single image'): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
+    with pytest.warns(UserWarning, match='with 8 images in a batch; going on with 4'): learn.fit_progressive(sizes=(48,), minutes=.05, lr='find', verbose=False)
+    assert learn.training_log and learn.dls.train.bs == 16
+    learn.model[0].layers[0].n = 1
+    with pytest.raises(TrainingError, match='with only 2 images'): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
+
+
+def test_too_little_memory_for_the_head(make_learner):
+    learn, same = (make_learner() for _ in range(2))
+    same.model.load_state_dict(learn.model.state_dict())
+    learn.model[0].layers.insert(0, SmallMemory(1))
+    with pytest.warns(UserWarning, match='with 2 images in a batch; going on with 1'): learn.fit_head()
+    same.fit_head()
+    assert torch.allclose(learn.model[1][-1].weight, same.model[1][-1].weight, atol=1e-3)
+
+
+def test_a_batch_of_one_image(make_learner):
+    learn = make_learner()
+    learn.dls.train.bs = 1
+    with pytest.raises(HPAError, match='bs=2 or more'): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
 
 
 def test_finding_a_learning_rate_leaves_nothing_behind(make_learner, tmp_path, monkeypatch):
