@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastcore.xdg import xdg_cache_home
+from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from tqdm.auto import tqdm
 from .labels import HPAError
+from .decode import default_workers, read_into
 from .images import *
 
 # %% ../nbs/27_cache.ipynb #b5f7832f
@@ -103,17 +106,20 @@ def _room(folder, need):
     return False
 
 # %% ../nbs/27_cache.ipynb #841aee6a
+_A_FEW = 64  # fields of view: fewer are read in this process
+
 def _write(tmp, table, reader, progress, n_workers):
     "Fill the array `tmp`; the reasons of the fields of view that can't be read"
     out = np.lib.format.open_memmap(tmp, 'w+', np.uint8, (len(table), 4, reader.size, reader.size))
-    ids, errors = table.Id.tolist(), {}
-    bar = tqdm(read_images(table, reader, n_workers), total=len(table), desc=f'caching {len(table)} images ({out.nbytes/1e6:.0f} MB)',
-               unit='FOV', disable=not progress)
-    for i,img in bar:
-        if isinstance(img, Exception): errors[ids[i]] = str(img)
-        else: out[i] = img.numpy()
-    out.flush()
-    return dict(ids=ids, errors=errors)
+    rows, errors = list(enumerate(table.to_dict('records'))), {}
+    parts = [rows[i:i+16] for i in range(0, len(rows), 16)]
+    workers = Parallel(n_workers or (1 if len(rows)<_A_FEW else default_workers()), return_as='generator')
+    with tqdm(total=len(rows), desc=f'caching {len(rows)} images ({out.nbytes/1e6:.0f} MB)', unit='FOV', disable=not progress) as bar:
+        for part,bad in zip(parts, workers(delayed(read_into)(tmp, part, reader) for part in parts)):
+            errors.update(bad)
+            bar.update(len(part))
+    get_reusable_executor().shutdown()
+    return dict(ids=table.Id.tolist(), errors=errors)
 
 # %% ../nbs/27_cache.ipynb #3a81fe04
 def _build(file, table, reader, progress, n_workers):
@@ -130,7 +136,7 @@ def build_cache(
     table: pd.DataFrame,  # of `find_images`; any other columns are ignored
     reader: ImageReader,  # the settings of reading, with a size
     folder: Path|str|None = None,  # where caches are kept; None: the user's cache folder
-    n_workers: int|None = None,  # threads; None: one a core, 16 at most
+    n_workers: int|None = None,  # processes; None: one a core, 16 at most, and this one alone for a few images
     progress: bool = True,  # show a bar
 ) -> ImageCache|None:  # None when the disk has no room
     "The cache of these fields of view, built unless it is already there"

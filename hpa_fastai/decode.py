@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'Planes', 'FULL_PIXEL', 'FULL_SIDE', 'open_file', 'why_unreadable', 'open_planes',
-           'full_range', 'percentile_range', 'resize_plane', 'to_uint8', 'default_workers', 'wanted_channels',
-           'assign_channels', 'ImageReader', 'geometry', 'naming']
+           'full_range', 'percentile_range', 'resize_plane', 'to_uint8', 'default_workers', 'reading_pool',
+           'wanted_channels', 'assign_channels', 'ImageReader', 'geometry', 'naming', 'read_into']
 
 # %% ../nbs/07_decode.ipynb #76e72d8a
-import io, logging, os, re
+import io, logging, os, re, struct, threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from xml.etree import ElementTree
-import numpy as np
+import kornia_rs.io, numpy as np
 from PIL import Image
 from fastcore.basics import patch
 from .labels import *
@@ -196,6 +197,20 @@ def why_unreadable(
     if re.search('truncated|broken|invalid offset|failed to read|decompress|incomplete|cannot decode|data stream|reading image file', str(e)): return f'damaged or cut off ({_line(e)}); copy it again'
     return f'cannot be read ({type(e).__name__}: {_line(e)})'
 
+# %% ../nbs/07_decode.ipynb #42d09656
+_png_magic, _thread = b'\x89PNG', threading.local()
+
+def _read_grey_png(f):
+    "Planes of a grey PNG of 8 or 16 bits, or None, with the file at its start"
+    b = f.read()
+    f.seek(0)
+    if len(b)<26: return None
+    w,h,depth,colour = struct.unpack('>IIBB', b[16:26])
+    if colour or depth not in (8,16) or w*h>MAX_PIXELS or min(w,h)<MIN_SIDE: return None
+    try: plane = getattr(kornia_rs.io, f'decode_image_png_u{depth}')(b, (h,w), 'mono')[...,0]
+    except Exception: return None
+    return Planes([plane], (w,h), 'grey', None, f'PNG {depth}-bit')
+
 # %% ../nbs/07_decode.ipynb #3222bbf1
 def open_planes(
     path:str, # file, zarr folder, or URL of one
@@ -209,7 +224,9 @@ def open_planes(
         with open_file(path) as f:
             magic = f.read(4)
             f.seek(0)
-            return _read_tiff(f, z, header) if magic in _tiff_magic else _read_pillow(f, target, header)
+            if magic in _tiff_magic: return _read_tiff(f, z, header)
+            grey = not header and magic==_png_magic and not getattr(_thread, 'one_of_many', False) and _read_grey_png(f)
+            return grey or _read_pillow(f, target, header)
     except Exception as e: raise ImageError(f'{path}: {why_unreadable(path, e)}') from e
 
 # %% ../nbs/07_decode.ipynb #cd416d43
@@ -270,6 +287,13 @@ def to_uint8(
 def default_workers() -> int:
     "Threads for reading: one for each core this process may use, 16 at most"
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
+
+# %% ../nbs/07_decode.ipynb #330374e2
+def reading_pool(
+    n:int, # threads
+) -> ThreadPoolExecutor:
+    "Threads to read in: many on many cores let each other decode, few decode with what is fastest"
+    return ThreadPoolExecutor(n, initializer=lambda: setattr(_thread, 'one_of_many', min(n, default_workers())>3))
 
 # %% ../nbs/07_decode.ipynb #0e7d5581
 _words = dict(red={'red','microtubule','microtubules','tubulin','mt'}, green={'green','protein','antibody','target'},
@@ -478,3 +502,16 @@ def array(self:ImageReader,
     row = _as_row(row)
     try: return self._read(row)
     except Exception as e: raise ImageError(f'{row.get("Id", "picture")}: {e if isinstance(e, HPAError) else type(e).__name__+" "+_line(e)}') from e
+
+# %% ../nbs/07_decode.ipynb #b2549b08
+def read_into(
+    file, # of an array, n×4×size×size uint8, as `np.lib.format.open_memmap` makes it
+    rows:list, # of (place in the array, row of the table of `find_images`)
+    reader:ImageReader, # settings of reading, with a size
+) -> dict: # reasons by Id
+    "Decode fields of view into their places; those that can't be read stay as they are"
+    out, errors = np.load(file, mmap_mode='r+'), {}
+    for i,row in rows:
+        try: out[i] = reader.array(row)
+        except ImageError as e: errors[row['Id']] = str(e)
+    return errors

@@ -7,7 +7,6 @@ __all__ = ['fingerprint', 'symmetries', 'invariant', 'Fingerprints', 'fingerprin
 
 # %% ../nbs/18_duplicates.ipynb #ec428a6d
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 import numpy as np, pandas as pd
@@ -93,7 +92,7 @@ def fingerprints(
 ) -> Fingerprints:
     "Fingerprints of all fields of a table; a field that cannot be read is noted and has none."
     reader, rows = ImageReader(size=_side, channels=channels, missing='zero'), table.to_dict('records')
-    with ThreadPoolExecutor(n_workers or default_workers()) as pool:
+    with reading_pool(n_workers or default_workers()) as pool:
         found = list(pool.map(lambda r: _fingerprint_row(reader, r), rows))
     return _gathered([str(i) for i in table.Id], found)
 

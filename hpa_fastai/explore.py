@@ -7,7 +7,6 @@ __all__ = ['class_counts', 'plot_class_counts', 'plot_labels_per_image', 'cooccu
            'plot_channel_stats', 'plot_gallery', 'plot_duplicates', 'plot_split', 'explore']
 
 # %% ../nbs/25_explore.ipynb #3c254b47
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
@@ -150,7 +149,7 @@ def channel_stats(
     "Mean and spread of every channel of a sample of fields; fields that cannot be read are left out."
     source, table = pd.Series(_source(table, source), name='source'), table.reset_index(drop=True)
     picked, reader = _sample(table, source, most, seed), ImageReader(size=size, missing='zero')
-    with ThreadPoolExecutor(default_workers()) as pool: read = pool.map(lambda r: _channel_moments(reader, r), picked.to_dict('records'))
+    with reading_pool(default_workers()) as pool: read = pool.map(lambda r: _channel_moments(reader, r), picked.to_dict('records'))
     rows = [(str(i), s, *m) for i,s,moments in zip(picked.Id, source[picked.index], read) for m in moments]
     return pd.DataFrame(rows, columns=['Id', 'source', 'channel', 'mean', 'spread'])
 

@@ -8,7 +8,6 @@ __all__ = ['composite', 'TensorRGBY', 'read_image', 'read_images', 'ReadFOV', 'R
 
 # %% ../nbs/10_images.ipynb #765e79d4
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.torch_core import TensorImage, show_image
@@ -72,7 +71,7 @@ def read_images(
     "Read many fields of view in threads"
     n = n_workers or default_workers()
     rows, waiting = enumerate(table.to_dict('records')), deque()
-    with ThreadPoolExecutor(n) as pool:
+    with reading_pool(n) as pool:
         for i,row in rows:
             waiting.append((i, pool.submit(_read_or_error, reader, row)))
             if len(waiting)>2*n: yield _next_of(waiting)

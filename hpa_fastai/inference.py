@@ -54,7 +54,7 @@ def read_ahead(
 ):  # yields (row number, {reader: 4×H×W uint8} or the reason why there is none), in order
     "Decode in threads"
     todo, waiting = iter(todo), deque()
-    with ThreadPoolExecutor(n_workers, 'decode') as pool:
+    with reading_pool(n_workers) as pool:
         start = lambda i: waiting.append((i, pool.submit(_read_all, _row(table, i), readers)))
         try:
             for i in islice(todo, ahead): start(i)

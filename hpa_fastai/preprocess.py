@@ -6,7 +6,6 @@
 __all__ = ['STD_FLOOR', 'resize', 'normalize', 'sources_of', 'Sources', 'Preprocess']
 
 # %% ../nbs/26_preprocess.ipynb #2e731fae
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -76,7 +75,7 @@ def _read(self:Sources, some):
     def one(row):
         try: return self.reader.array(row)
         except HPAError: return None
-    with ThreadPoolExecutor(default_workers()) as pool: return [o for o in pool.map(one, some.to_dict('records')) if o is not None]
+    with reading_pool(default_workers()) as pool: return [o for o in pool.map(one, some.to_dict('records')) if o is not None]
 
 # %% ../nbs/26_preprocess.ipynb #5281f1db
 @patch

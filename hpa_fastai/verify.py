@@ -8,7 +8,6 @@ __all__ = ['file_size_and_end', 'check_file', 'check_field', 'likeness', 'check_
 # %% ../nbs/08_verify.ipynb #d8c8561a
 import hashlib, os, warnings
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 import numpy as np, pandas as pd
@@ -197,7 +196,7 @@ def verify_images(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         table = find_images(folder)
-    with ThreadPoolExecutor(n_workers or default_workers()) as pool:
+    with reading_pool(n_workers or default_workers()) as pool:
         todo = pool.map(partial(check_field, reader=reader, deep=deep), table[['Id','layout',*CHANNELS]].to_dict('records'))
         fields = list(tqdm(todo, total=len(table), unit=' fields', disable=None if progress is None else not progress))
     faults = [dict(level=l, problem=k, Id=f['Id'], file=path, detail=d) for f in fields for l,k,path,d in f['problems']]

@@ -28,6 +28,14 @@ def test_pixels_are_those_of_read_image(table, tmp_path):
     for i in (0, 5): assert np.array_equal(cache.batch(cache.rows([table.Id[i]]))[0], read_image(table.iloc[i], 40))
 
 
+def test_processes_fill_it_as_one_does(small_atlas, tmp_path):
+    table = find_images(small_atlas/'train').head(40)
+    gone = table.assign(red=[*table.red[:30], 'gone.png', *table.red[31:]])
+    one, two = (build_cache(gone, ImageReader(size=16), tmp_path/f'{n}', n, progress=False) for n in (1, 2))
+    assert np.array_equal(one.images, two.images) and list(one.errors) == list(two.errors) == [table.Id[30]]
+    assert one.images[29].max() > 0 and one.images[30].max() == 0
+
+
 def test_order_of_rows_does_not_matter_for_pixels(table, tmp_path):
     cache = build_cache(table[::-1], ImageReader(size=16), tmp_path/'cache', progress=False)
     assert np.array_equal(cache.batch(cache.rows([table.Id[2]]))[0], read_image(table.iloc[2], 16))
@@ -69,10 +77,11 @@ BUILD = """
 import sys, time
 from hpa_fastai.images import ImageReader, find_images
 import hpa_fastai.cache as c
-read = c.read_images
+read = c.read_into
 def slowly(*args):
-    for o in read(*args): time.sleep(float(sys.argv[3])); yield o
-c.read_images = slowly
+    time.sleep(8*float(sys.argv[3]))
+    return read(*args)
+c.read_into = slowly
 print(c.build_cache(find_images(sys.argv[1]), ImageReader(size=16), sys.argv[2], progress=False).file)
 """
 

@@ -398,6 +398,26 @@ def test_bombs_in_tiff_are_refused_before_they_are_decoded(tmp_path, monkeypatch
 def test_what_is_not_a_row():
     with pytest.raises(ImageError, match='cannot read a int'): read_image(3)
 
+@pytest.mark.parametrize('bits', [8, 16])
+def test_grey_png_is_the_same_by_few_threads_and_by_many(tmp_path, bits, monkeypatch):
+    import kornia_rs.io
+    decode, used = getattr(kornia_rs.io, f'decode_image_png_u{bits}'), []
+    monkeypatch.setattr(kornia_rs.io, f'decode_image_png_u{bits}', lambda *a: used.append(1) or decode(*a))
+    x = picture(40, 57) if bits==8 else picture(40, 57).astype(np.uint16)*257
+    write(tmp_path, x)
+    for n_workers, cores, how_often in ((1, 16, 4), (3, 16, 4), (4, 2, 4), (4, 16, 0)):
+        used.clear()
+        monkeypatch.setattr('hpa_fastai.decode.default_workers', lambda: cores)
+        (_, img), = read_images(find_images(tmp_path), ImageReader(), n_workers)
+        assert same(img, x if bits==8 else x//257) and len(used)==how_often
+
+def test_what_the_decoder_of_grey_png_refuses_goes_to_pillow(tmp_path, monkeypatch):
+    import kornia_rs.io
+    def refuse(*_): raise Exception('an ancillary chunk is damaged')
+    monkeypatch.setattr(kornia_rs.io, 'decode_image_png_u8', refuse)
+    x = picture()
+    assert same(read(write(tmp_path, x)), x)
+
 # ---- fastai
 
 def test_data_block_in_worker_processes(tmp_path):
