@@ -60,7 +60,7 @@ def tiff_copy(rows, folder):
 _memory = '''
 import re, sys
 from pathlib import Path
-from hpa_fastai.decode import ImageReader, reading_pool
+from hpa_fastai.decode import ImageReader
 from PIL import Image
 from hpa_fastai.fields import find_images
 folder, small, size, depth = sys.argv[1:]

@@ -8,14 +8,15 @@ __all__ = ['CACHE_VERSION', 'cache_key', 'ImageCache', 'default_cache_folder', '
 # %% ../nbs/27_cache.ipynb #e845a00a
 import hashlib, json, os, shutil, tempfile, time, warnings
 from dataclasses import asdict
+from itertools import repeat
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastcore.xdg import xdg_cache_home
-from joblib import Parallel, delayed
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 from tqdm.auto import tqdm
 from .labels import HPAError
+from .fields import is_url
 from .decode import default_workers, read_into
 from .images import *
 
@@ -106,19 +107,39 @@ def _room(folder, need):
     return False
 
 # %% ../nbs/27_cache.ipynb #841aee6a
-_A_FEW = 64  # fields of view: fewer are read in this process
+def _in_processes(tmp, table, reader, n):
+    "Fill the array `tmp`; yields how many rows were done, and the reasons of those that can't be read"
+    rows = list(enumerate(table[[c for c in ('Id', 'layout', *CHANNELS) if c in table]].to_dict('records')))
+    parts, pool = [rows[i:i+8] for i in range(0, len(rows), 8)], ProcessPoolExecutor(n, timeout=10)
+    try:
+        for part,bad in zip(parts, pool.map(read_into, repeat(tmp), parts, repeat(reader))): yield len(part), bad
+    except BrokenProcessPool as e:
+        raise HPAError(f'{tmp.parent.parent}: a process that wrote the image cache was killed; is the disk full, or the memory?') from e
+    finally: pool.shutdown(kill_workers=True)
+
+# %% ../nbs/27_cache.ipynb #0aa4c9b2
+def _in_threads(out, table, reader, n):
+    "The same, into the array `out`"
+    ids = table.Id.tolist()
+    for i,img in read_images(table, reader, n):
+        bad = isinstance(img, Exception)
+        if not bad: out[i] = img.numpy()
+        yield 1, {ids[i]: str(img)} if bad else {}
+
+# %% ../nbs/27_cache.ipynb #3e26bcbb
+_A_FEW = 200  # fields of view
 
 def _write(tmp, table, reader, progress, n_workers):
     "Fill the array `tmp`; the reasons of the fields of view that can't be read"
     out = np.lib.format.open_memmap(tmp, 'w+', np.uint8, (len(table), 4, reader.size, reader.size))
-    rows, errors = list(enumerate(table.to_dict('records'))), {}
-    parts = [rows[i:i+16] for i in range(0, len(rows), 16)]
-    workers = Parallel(n_workers or (1 if len(rows)<_A_FEW else default_workers()), return_as='generator')
-    with tqdm(total=len(rows), desc=f'caching {len(rows)} images ({out.nbytes/1e6:.0f} MB)', unit='FOV', disable=not progress) as bar:
-        for part,bad in zip(parts, workers(delayed(read_into)(tmp, part, reader) for part in parts)):
+    n, errors = n_workers or default_workers(), {}
+    threads = n==1 or len(table)<_A_FEW or any(is_url(str(p)) for c in CHANNELS for p in table[c])
+    done = _in_threads(out, table, reader, n) if threads else _in_processes(tmp, table, reader, n)
+    with tqdm(total=len(table), desc=f'caching {len(table)} images ({out.nbytes/1e6:.0f} MB)', unit='FOV', disable=not progress) as bar:
+        for k,bad in done:
             errors.update(bad)
-            bar.update(len(part))
-    get_reusable_executor().shutdown()
+            bar.update(k)
+    out.flush()
     return dict(ids=table.Id.tolist(), errors=errors)
 
 # %% ../nbs/27_cache.ipynb #3a81fe04
@@ -136,7 +157,7 @@ def build_cache(
     table: pd.DataFrame,  # of `find_images`; any other columns are ignored
     reader: ImageReader,  # the settings of reading, with a size
     folder: Path|str|None = None,  # where caches are kept; None: the user's cache folder
-    n_workers: int|None = None,  # processes; None: one a core, 16 at most, and this one alone for a few images
+    n_workers: int|None = None,  # processes, or threads for a few images; None: one a core, 16 at most
     progress: bool = True,  # show a bar
 ) -> ImageCache|None:  # None when the disk has no room
     "The cache of these fields of view, built unless it is already there"

@@ -202,13 +202,13 @@ _png_magic, _thread = b'\x89PNG', threading.local()
 
 def _read_grey_png(f):
     "Planes of a grey PNG of 8 or 16 bits, or None, with the file at its start"
-    b = f.read()
-    f.seek(0)
-    if len(b)<26: return None
-    w,h,depth,colour = struct.unpack('>IIBB', b[16:26])
-    if colour or depth not in (8,16) or w*h>MAX_PIXELS or min(w,h)<MIN_SIDE: return None
-    try: plane = getattr(kornia_rs.io, f'decode_image_png_u{depth}')(b, (h,w), 'mono')[...,0]
+    head = f.read(26)
+    try:
+        w,h,depth,colour = struct.unpack('>16xIIBB', head)
+        if colour or depth not in (8,16) or w*h>MAX_PIXELS or min(w,h)<MIN_SIDE: return None
+        plane = getattr(kornia_rs.io, f'decode_image_png_u{depth}')(head+f.read(), (h,w), 'mono')[...,0]
     except Exception: return None
+    finally: f.seek(0)
     return Planes([plane], (w,h), 'grey', None, f'PNG {depth}-bit')
 
 # %% ../nbs/07_decode.ipynb #3222bbf1

@@ -90,6 +90,7 @@ def measure_steps(
 ) -> tuple[float, float]:  # seconds for a training step, and for validating
     "How long a training step and a validation take at the present size"
     model, dl = deepcopy(learn.model), learn.dls.train
+    if not len(dl): raise HPAError(f'{len(dl.dataset)} training images are fewer than a batch of {dl.bs}; make the loaders with a smaller bs')
     batches = list(itertools.islice(itertools.chain.from_iterable(itertools.repeat(dl)), n+1))
     half = amp_dtype(dl.device)
     amp = dict(device_type=dl.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
@@ -227,8 +228,10 @@ def fit_cycle(self:Learner,
 # %% ../nbs/60_training.ipynb #78994963
 def _halved(learn, size, bs, least=2):
     "Half of a batch that memory did not last for"
-    if n_processes()>1: raise TrainingError(f'out of memory at {size} px with {bs} images in the batch of one of {n_processes()} processes; pass half as many') from None
+    if n_processes()>1: raise TrainingError(f'out of memory at {size} px with {bs} images in the batch of one of {n_processes()} processes; pass a smaller bs') from None
     if bs//2<least: raise TrainingError(f'out of memory at {size} px with only {bs} images in the batch; train at smaller sizes, or with a smaller network') from None
+    learn._end_cleanup()
+    learn.loss_grad = None
     learn.model.zero_grad(set_to_none=True)
     if torch.cuda.is_available(): torch.cuda.empty_cache()
     warnings.warn(f'out of memory at {size} px with {bs} images in a batch; going on with {bs//2}')
@@ -337,12 +340,12 @@ def find_lr(self:Learner) -> float:  # between 1e-4 and 1e-2
     "The learning rate in the middle of the steepest descent, by fastai's `lr_find`; the weights stay as they are"
     kept, own, bs = self.path, [t.clone() for t in self.model.state_dict().values()], self.dls.train.bs
     while True:
-        with tempfile.TemporaryDirectory() as d, self.no_bar(), self.no_logging(), _batches(self.dls, 0, bs):
+        with tempfile.TemporaryDirectory() as d, self.no_bar(), self.no_logging(), _batches(self.dls, 0, bs), _full_precision_after(self):
             self.path = Path(d)
             try: return float(np.clip(self.lr_find(show_plot=False).valley, 1e-4, 1e-2))
             except torch.OutOfMemoryError: put_weights(self, own)
             finally: self.path = kept
-        bs = _halved(self, self.dls.preprocess().size, bs)
+        self.opt, bs = None, _halved(self, self.dls.preprocess().size, bs)
 
 # %% ../nbs/60_training.ipynb #68b04d93
 def _measured(learn, size, bs):
@@ -555,6 +558,7 @@ def fit_progressive(self:Learner,
     "Train in stages of growing size, through one cycle of the learning rate; a pretrained network gets the best head for its features first"
     sizes = default_sizes(self.model.config['size'], self.knows_cells) if sizes is None else tuple(L(sizes))
     _check_sizes(self, sizes)
+    if fine_tune and self.dls.train.bs<2: raise HPAError('a batch of one image has no differences for batch normalisation to learn from; make the loaders with bs=2 or more, of two training images at least for each process')
     epochs = tuple(L(epochs)*len(sizes)) if np.isscalar(epochs) else tuple(epochs)
     if len(epochs)!=len(sizes) and not minutes: raise HPAError(f'epochs: {len(epochs)} numbers for {len(sizes)} sizes; give one for each size')
     start, folder = time.monotonic(), Path(folder or self.path/'training') if folder or resume else None
@@ -562,7 +566,6 @@ def fit_progressive(self:Learner,
     state = _find_checkpoint(folder, resume, settings) if folder else None
     if folder: folder.mkdir(parents=True, exist_ok=True)
     if state: return _go_on(self, state, folder, start, verbose)
-    if fine_tune and self.dls.train.bs<2: raise HPAError('a batch of one image has no differences for batch normalisation to learn from; make the loaders with bs=2 or more')
     if not fine_tune: return _head_alone(self, max(sizes), start, folder, settings)
     if lr=='find' and n_processes()>1: raise TrainingError("lr='find' looks in one process alone; pass a number when several train together")
     if self.start_weights:

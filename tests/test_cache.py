@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 from hpa_fastai.cache import build_cache, cache_key
 from hpa_fastai.images import ImageReader, find_images, read_image
 from hpa_fastai.labels import HPAError
+
+
+def kill_oneself(*_): os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -28,12 +32,30 @@ def test_pixels_are_those_of_read_image(table, tmp_path):
     for i in (0, 5): assert np.array_equal(cache.batch(cache.rows([table.Id[i]]))[0], read_image(table.iloc[i], 40))
 
 
-def test_processes_fill_it_as_one_does(small_atlas, tmp_path):
+def test_processes_fill_it_as_threads_do(small_atlas, tmp_path, monkeypatch):
+    monkeypatch.setattr('hpa_fastai.cache._A_FEW', 20)
     table = find_images(small_atlas/'train').head(40)
-    gone = table.assign(red=[*table.red[:30], 'gone.png', *table.red[31:]])
+    gone = table.assign(red=[*table.red[:30], 'gone.png', *table.red[31:]], ignored=[threading.Lock() for _ in range(40)])
     one, two = (build_cache(gone, ImageReader(size=16), tmp_path/f'{n}', n, progress=False) for n in (1, 2))
     assert np.array_equal(one.images, two.images) and list(one.errors) == list(two.errors) == [table.Id[30]]
     assert one.images[29].max() > 0 and one.images[30].max() == 0
+
+
+def test_a_caller_at_work_with_processes_of_its_own(small_atlas, tmp_path, monkeypatch):
+    from joblib import Parallel, delayed
+    monkeypatch.setattr('hpa_fastai.cache._A_FEW', 20)
+    table = find_images(small_atlas/'train').head(40)
+    others = Parallel(2, return_as='generator', batch_size=1)(delayed(time.sleep)(.1) for _ in range(8))
+    next(others)
+    assert not build_cache(table, ImageReader(size=16), tmp_path/'cache', 2, progress=False).errors
+    assert len(list(others)) == 7
+
+
+def test_a_process_that_is_killed_is_one_line(small_atlas, tmp_path, monkeypatch):
+    monkeypatch.setattr('hpa_fastai.cache._A_FEW', 20)
+    monkeypatch.setattr('hpa_fastai.cache.read_into', kill_oneself)
+    with pytest.raises(HPAError, match='is the disk full, or the memory'): build_cache(find_images(small_atlas/'train').head(40), ImageReader(size=16), tmp_path/'cache', 2, progress=False)
+    assert not list((tmp_path/'cache').iterdir())
 
 
 def test_order_of_rows_does_not_matter_for_pixels(table, tmp_path):
@@ -77,11 +99,10 @@ BUILD = """
 import sys, time
 from hpa_fastai.images import ImageReader, find_images
 import hpa_fastai.cache as c
-read = c.read_into
+read = c.read_images
 def slowly(*args):
-    time.sleep(8*float(sys.argv[3]))
-    return read(*args)
-c.read_into = slowly
+    for o in read(*args): time.sleep(float(sys.argv[3])); yield o
+c.read_images = slowly
 print(c.build_cache(find_images(sys.argv[1]), ImageReader(size=16), sys.argv[2], progress=False).file)
 """
 

@@ -12,6 +12,7 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from hpa_fastai.all import HPADataLoaders, HPAError, hpa_learner
+from hpa_fastai.training import measure_steps
 from hpa_fastai.callbacks import SaveEpochs, TrainingError, read_checkpoint, write_checkpoint
 
 TRAIN = """
@@ -170,6 +171,21 @@ def test_too_little_memory_halves_the_batch(make_learner):
     assert learn.training_log and learn.dls.train.bs == 16
     learn.model[0].layers[0].n = 1
     with pytest.raises(TrainingError, match='with only 2 images'): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
+
+
+def test_too_little_memory_leaves_no_half_precision(make_learner, monkeypatch):
+    monkeypatch.setattr('hpa_fastai.training.amp_dtype', lambda *_: torch.bfloat16)
+    monkeypatch.setattr('hpa_fastai.callbacks.amp_dtype', lambda *_: torch.bfloat16, raising=False)
+    learn = make_learner()
+    learn.model[0].layers.insert(0, SmallMemory(5))
+    with pytest.warns(UserWarning, match='going on with 4'): learn.find_lr()
+    assert hasattr(learn, 'training_precision') and not torch.is_autocast_enabled('cpu')
+
+
+def test_a_batch_larger_than_the_training_set(make_learner):
+    learn = make_learner()
+    learn.dls.train.bs = 10_000
+    with pytest.raises(HPAError, match='fewer than a batch of 10000'): measure_steps(learn)
 
 
 def test_too_little_memory_for_the_head(make_learner):
