@@ -64,6 +64,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hpa_fastai.cache._build': ('cache.html#_build', 'hpa_fastai/cache.py'),
                                   'hpa_fastai.cache._in_processes': ('cache.html#_in_processes', 'hpa_fastai/cache.py'),
                                   'hpa_fastai.cache._in_threads': ('cache.html#_in_threads', 'hpa_fastai/cache.py'),
+                                  'hpa_fastai.cache._may_have_processes': ('cache.html#_may_have_processes', 'hpa_fastai/cache.py'),
                                   'hpa_fastai.cache._room': ('cache.html#_room', 'hpa_fastai/cache.py'),
                                   'hpa_fastai.cache._stamp': ('cache.html#_stamp', 'hpa_fastai/cache.py'),
                                   'hpa_fastai.cache._stat': ('cache.html#_stat', 'hpa_fastai/cache.py'),

@@ -6,7 +6,7 @@
 __all__ = ['CACHE_VERSION', 'cache_key', 'ImageCache', 'default_cache_folder', 'remove_old_caches', 'build_cache']
 
 # %% ../nbs/27_cache.ipynb #e845a00a
-import hashlib, json, os, shutil, tempfile, time, warnings
+import hashlib, json, multiprocessing, os, shutil, tempfile, time, warnings
 from dataclasses import asdict
 from itertools import repeat
 from pathlib import Path
@@ -127,13 +127,20 @@ def _in_threads(out, table, reader, n):
         yield 1, {ids[i]: str(img)} if bad else {}
 
 # %% ../nbs/27_cache.ipynb #3e26bcbb
+def _may_have_processes():
+    "Whether this process can start others"
+    try: multiprocessing.Lock()
+    except (ImportError, OSError): return False
+    return not multiprocessing.current_process().daemon
+
+# %% ../nbs/27_cache.ipynb #bdf1c0c8
 _A_FEW = 200  # fields of view
 
 def _write(tmp, table, reader, progress, n_workers):
     "Fill the array `tmp`; the reasons of the fields of view that can't be read"
     out = np.lib.format.open_memmap(tmp, 'w+', np.uint8, (len(table), 4, reader.size, reader.size))
     n, errors = n_workers or default_workers(), {}
-    threads = n==1 or len(table)<_A_FEW or any(is_url(str(p)) for c in CHANNELS for p in table[c])
+    threads = n==1 or len(table)<_A_FEW or not _may_have_processes() or any(is_url(str(p)) for c in CHANNELS for p in table[c])
     done = _in_threads(out, table, reader, n) if threads else _in_processes(tmp, table, reader, n)
     with tqdm(total=len(table), desc=f'caching {len(table)} images ({out.nbytes/1e6:.0f} MB)', unit='FOV', disable=not progress) as bar:
         for k,bad in done:

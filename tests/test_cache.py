@@ -41,6 +41,23 @@ def test_processes_fill_it_as_threads_do(small_atlas, tmp_path, monkeypatch):
     assert one.images[29].max() > 0 and one.images[30].max() == 0
 
 
+DAEMON = """
+import multiprocessing, sys
+import hpa_fastai.cache as c
+from hpa_fastai.images import ImageReader, find_images
+def build(): print(len(c.build_cache(find_images(sys.argv[1]), ImageReader(size=16), sys.argv[2], progress=False).errors), flush=True)
+if __name__=='__main__':
+    c._A_FEW = 2
+    p = multiprocessing.get_context('fork').Process(target=build, daemon=True)
+    p.start(), p.join()
+"""
+
+
+def test_a_daemon_builds_it_too(table, tmp_path):
+    run = subprocess.run([sys.executable, '-c', DAEMON, Path(table.red[0]).parent, tmp_path/'cache'], capture_output=True, text=True)
+    assert run.stdout == '0\n', run.stderr
+
+
 def test_a_caller_at_work_with_processes_of_its_own(small_atlas, tmp_path, monkeypatch):
     from joblib import Parallel, delayed
     monkeypatch.setattr('hpa_fastai.cache._A_FEW', 20)
