@@ -9,6 +9,7 @@ __all__ = []
 from fastai.vision.all import *
 
 # %% ../nbs/99_all.ipynb #144c0432
+from .tables import *
 from .labels import *
 from .fields import *
 from .images import *

@@ -146,3 +146,7 @@ def test_own_label_set(tmp_path):
 @pytest.mark.parametrize('wrong,near', [('hpa82', 'hpa28'), ('hpa_18', 'hpa19'), ('ztg', 'ztg10')])
 def test_near_matches_of_a_label_set(wrong, near):
     with pytest.raises(LabelError, match=f"did you mean .*'{near}'"): get_labels(wrong)
+
+@pytest.mark.parametrize('typed', ['Zu\u0308rich', ' Zürich', 'Zürich\n'])
+def test_names_that_look_the_same_are_the_same(typed):
+    assert same_form(typed)=='Zürich'
