@@ -147,6 +147,67 @@ def test_own_label_set(tmp_path):
 def test_near_matches_of_a_label_set(wrong, near):
     with pytest.raises(LabelError, match=f"did you mean .*'{near}'"): get_labels(wrong)
 
-@pytest.mark.parametrize('typed', ['Zu\u0308rich', ' Zürich', 'Zürich\n'])
-def test_names_that_look_the_same_are_the_same(typed):
-    assert same_form(typed)=='Zürich'
+@pytest.mark.parametrize('classes,message', [
+    (['1', '2', '3'], "class 0 is called '1', but a number in a table means a position"), (['0', '2'], "class 1 is called '2'"),
+    (['0.5', 'b'], "class 0 is called '0.5'"), (['a', '1 2'], 'looks like several numbers'), (['a', '0;1'], 'looks like several numbers'),
+    ([1, 2, 3], 'class 0 is 1, not a text'), ([None, 'a'], 'class 0 is None, not a text'), ('abc', 'the classes are one text'),
+    (['a', 'Golgi|cis'], 'stands between two names'), (['a\tb'], 'a character that is not seen'), (['a\u200b'], 'a character that is not seen'),
+    (['a', ' b'], 'a blank before or after'), (['Zürich', 'Zu\u0308rich'], 'is listed twice'), (['a', 'A'], 'is listed twice')])
+def test_names_that_would_break_a_table_are_refused(classes, message):
+    with pytest.raises(LabelError, match=message.replace('(', r'\(')) as e: get_labels(classes) if classes!='abc' else LabelSet('x', classes)
+    assert '\n' not in str(e.value)
+
+def test_columns_of_tables_are_no_names():
+    from hpa_fastai.cells import _about
+    from hpa_fastai.results import result_columns
+    for column in {*result_columns(LabelSet('none', ('a',))), *_about, 'mask', 'Target'}-{'a'}:
+        for name in (column, column.upper()):
+            with pytest.raises(LabelError, match='as a column of the tables of results'): get_labels(['a', name])
+
+def test_numbers_that_are_their_own_positions_are_names():
+    ls = get_labels(['0', '1', '2'])
+    assert ls.parse('2 0')==[2, 0]==ls.parse([2, 0]) and ls.decode(ls.encode(['1', '0 2']))==['1', '0 2']
+
+@pytest.mark.parametrize('name', ['None', 'NA', 'nan', 'null', 'n/a', 'True', 'False'])
+def test_words_for_nothing_may_be_names(tmp_path, name):
+    ls = get_labels(['Cilia', name, 'Nucleus'])
+    df = read_labels(write(tmp_path, f'Id,Target\na,{name}\nb,Cilia|{name}\nc,{name.upper()}\n'), ls)
+    assert df.Target.tolist()==['1', '0 1', '1'] and ls.parse('')==[] and ls.parse(float('nan'))==[]
+
+@pytest.mark.parametrize('field,value', [('sep', ''), ('sep', '0'), ('sep', None), ('sep', ','), ('id_col', ''), ('label_col', None), ('negative', 3),
+                                         ('negative', -1), ('negative', 'b'), ('negative', 1.5), ('name', '')])
+def test_fields_of_a_label_set_are_checked(field, value):
+    if (field, value)==('sep', ','): assert LabelSet('x', ('a', 'b'), sep=',').parse('0,1')==[0, 1]
+    else:
+        with pytest.raises(LabelError, match=f'{field} is|label set'): LabelSet(**dict(dict(name='x', classes=('a', 'b')), **{field: value}))
+
+def test_a_very_long_number_is_no_class():
+    for text in ('9'*400, '9'*5000+'.0'):
+        with pytest.raises(LabelError, match='is not one of the 28 classes'): HPA28.parse(text)
+
+def test_lists_of_names_come_in_many_kinds():
+    for kind in (list, tuple, np.array, pd.Series, pd.Index): assert get_labels(kind(['a', 'b'])).classes==('a', 'b')
+
+@pytest.mark.parametrize('ids', [['1E+05', '2E+05'], ['1-12-01', 'x'], ['3-Jan', '5.0']])
+def test_odd_ids_of_images_that_are_there_are_right(tmp_path, ids):
+    path = write(tmp_path, 'Id,Target\n'+''.join(f'{i},1\n' for i in ids))
+    assert read_labels(path, ids=ids).Id.tolist()==ids==read_labels(path, ids=lambda: ids).Id.tolist()
+    with pytest.raises(LabelError, match='looks rewritten by a spreadsheet.*ids='): read_labels(path)
+    with pytest.raises(LabelError, match='looks rewritten by a spreadsheet, and no image is called so'): read_labels(path, ids=['a'])
+
+def test_ids_that_all_are_numbers_with_dashes_are_right(tmp_path):
+    assert read_labels(write(tmp_path, 'Id,Target\n1-12-01,1\n2-31-14,2\n')).Id.tolist()==['1-12-01', '2-31-14']
+    with pytest.raises(LabelError, match='rewritten'): read_labels(write(tmp_path, 'Id,Target\n1-12-01,1\n5e10,2\n'))
+
+def test_a_column_that_would_take_the_place_of_the_labels_is_refused(tmp_path):
+    with pytest.raises(LabelError, match="a column 'Target' besides 'Label'"): read_labels(write(tmp_path, 'ID,Label,Target\na,1,2\n'), 'hpa19')
+    with pytest.raises(LabelError, match='differ only in case'): read_labels(write(tmp_path, 'Id,ID,Target\na,b,2\n'))
+
+def test_names_of_ids_and_columns_are_compared_in_one_form(tmp_path):
+    df = read_labels(write(tmp_path, 'Größe,Target\nZu\u0308rich,1\n'.replace('ö', 'o\u0308')), get_labels(HPA28, id_col='Größe'))
+    assert df.Id.tolist()==['Zürich']
+
+def test_all_faults_are_listed(tmp_path):
+    df, faults = label_faults(write(tmp_path, 'Id,Target\na,99\n,1\nc,\nd,3\n'))
+    assert [f[0] for f in faults]==['bad Id', 'bad label', 'bad label'] and len(df)==4
+    assert [f[2].partition(':')[0] for f in faults]==['row 3', 'row 2', 'row 4']
