@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['mean_ap', 'MeanAP', 'epoch_figures', 'TrainingBar', 'ForgetDecisions', 'KeepStatistics', 'amp_dtype',
            'TrainingPrecision', 'KeepTime', 'put_weights', 'AverageWeights', 'KeepBest', 'TrainingError', 'StopOnNaN',
-           'StopWhenAsked', 'stop_on_interrupt', 'LogEpochs', 'random_state', 'set_random_state', 'write_checkpoint',
-           'read_checkpoint', 'SaveEpochs', 'restore_learner']
+           'StopWhenAsked', 'stop_on_interrupt', 'write_log', 'LogEpochs', 'random_state', 'set_random_state',
+           'write_checkpoint', 'read_checkpoint', 'SaveEpochs', 'restore_learner']
 
 # %% ../nbs/55_callbacks.ipynb #3a64f865
 import io, os, random, signal, threading, time, warnings
@@ -225,6 +225,18 @@ def stop_on_interrupt() -> StopWhenAsked:
     finally:
         if main: signal.signal(signal.SIGINT, old)
 
+# %% ../nbs/55_callbacks.ipynb #74720f01
+def write_log(
+    log: list,  # a dict an epoch
+    file: str|Path,  # csv to write anew
+) -> bool:  # whether it was written
+    "Write the log of a training, or warn that it can't be written"
+    try: pd.DataFrame(log).to_csv(file, index=False)
+    except OSError as e:
+        warnings.warn(f'{file}: no log could be written ({e.strerror}); training goes on without')
+        return False
+    return True
+
 # %% ../nbs/55_callbacks.ipynb #59c6b8ed
 class LogEpochs(Callback):
     "Add a row for each epoch to `learn.training_log`, and to a csv file"
@@ -242,7 +254,7 @@ class LogEpochs(Callback):
         self.fresh = False
         self.learn.training_log.append(dict(stage=self.stage, size=self.dls.preprocess().size, epoch=self.epoch+1, **epoch_figures(self.learn),
                                    lr=float(self.opt.hypers[-1]['lr']), seconds=round(time.monotonic()-self.started, 2)))
-        if self.file is not None and is_first(): pd.DataFrame(self.learn.training_log).to_csv(self.file, index=False)
+        if self.file is not None and is_first() and not write_log(self.learn.training_log, self.file): self.file = None
 
 # %% ../nbs/55_callbacks.ipynb #05506b57
 def _rng(dl): return dl.rng if 'rng' in vars(dl) else dl.dl.rng  # of the loader inside, where several processes share it

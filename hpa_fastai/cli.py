@@ -6,7 +6,8 @@
 __all__ = ['main']
 
 # %% ../nbs/90_cli.ipynb #bad285c0
-import argparse, os, shutil, sys
+import argparse, io, os, shutil, sys
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from . import quick_imports
 
@@ -195,6 +196,34 @@ def _train_result(p):
     g.add_argument('--dry-run', action='store_true', help='say what would be done, and stop')
     _quiet(g)
 
+# %% ../nbs/90_cli.ipynb #951b7c93
+def _training_folder(a):
+    "Where checkpoints and log lie until the model is saved"
+    return a.out.with_name(a.out.name+'.training')
+
+def _check_stopped(a):
+    "Refuse to begin anew where a training was stopped, unless that is asked for"
+    from hpa_fastai.labels import HPAError
+    folder = _training_folder(a)
+    if folder.exists() and not a.resume and not a.force:
+        raise HPAError(f'{folder} holds a training that was stopped; --resume goes on with it, --force begins anew')
+
+# %% ../nbs/90_cli.ipynb #9728221a
+def _checksum(file):
+    "What a small file holds, in a few letters"
+    import hashlib
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+def _note_saved(a, folder):
+    "Note beside the checkpoint which model came of it"
+    if folder.is_dir(): (folder/'saved.txt').write_text(_checksum(a.out/'config.json'))
+
+def _may_replace(a):
+    "Whether a model that is there may be replaced: by --force, or because it is of the training that goes on"
+    note, config = _training_folder(a)/'saved.txt', a.out/'config.json'
+    own = a.resume and note.is_file() and config.is_file() and note.read_text()==_checksum(config)
+    return a.force or own
+
 # %% ../nbs/90_cli.ipynb #9d466f4d
 def _check_train(a):
     "Refuse what can't be trained or saved before the images are read"
@@ -203,22 +232,14 @@ def _check_train(a):
     from hpa_fastai.losses import get_loss
     from hpa_fastai.models import source_library
     if a.folds and a.fold is not None: raise HPAError('--folds trains all folds and --fold one; give one of the two')
-    if not a.folds: check_target(a.out, a.force)
+    if not a.folds:
+        _check_stopped(a)
+        check_target(a.out, _may_replace(a))
     get_loss(a.loss)
     if a.arch: source_library(a.arch)
     for name,v in (('bs', a.bs), ('epochs', a.epochs), ('size', min(a.sizes or [a.size]))):
         if v<1: raise HPAError(f'--{name} {v}: give a number of at least 1')
     if a.minutes is not None and not a.minutes>0: raise HPAError(f'--minutes {a.minutes:g}: give a time')
-
-# %% ../nbs/90_cli.ipynb #951b7c93
-def _training_folder(a):
-    "Where checkpoints and log lie until the model is saved"
-    from hpa_fastai.labels import HPAError
-    folder = a.out.with_name(a.out.name+'.training')
-    if folder.exists() and not a.resume:
-        if not a.force: raise HPAError(f'{folder} holds a training that was stopped; --resume goes on with it, --force begins anew')
-        if not a.dry_run: shutil.rmtree(folder, ignore_errors=True)
-    return folder
 
 # %% ../nbs/90_cli.ipynb #8ae5869c
 def _join(a):
@@ -260,13 +281,33 @@ def _say_plan(a, learn):
           f'{"the head alone, a few seconds (--fine-tune yes trains the body too)" if not _fine_tune(a, learn) else f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr}; model to {a.out}', flush=True)
 
 # %% ../nbs/90_cli.ipynb #4a8be3f9
+@contextmanager
+def _kept(folder):
+    "Say where a training lies whose model could not be saved"
+    from hpa_fastai.labels import HPAError
+    try: yield
+    except Exception as e:
+        if not (folder/'checkpoint.pt').is_file(): raise
+        kept = f'the training is kept in {folder}; the same command with --resume goes on from there'
+        if isinstance(e, HPAError): raise HPAError(f'{e}; {kept}') from e
+        print(f'note: {kept}', file=sys.stderr)
+        raise
+
+def _save(a, learn, folder):
+    "Save the model, and note that it is of this training"
+    from hpa_fastai.processes import is_first
+    with _kept(folder): learn.save_bundle(a.out, force=_may_replace(a))
+    if is_first(): _note_saved(a, folder)
+
 def _fit(a, learn, folder):
     "Train, save, and only then calibrate and judge"
     from hpa_fastai.distributed import shared_training
     import hpa_fastai.assessment, hpa_fastai.saving
+    fine_tune = _fine_tune(a, learn)
     with shared_training(learn), learn.no_bar(), learn.no_logging():
-        learn.fit_progressive(_sizes(a)[1], epochs=a.epochs, minutes=a.minutes, lr=a.lr, folder=folder, resume=a.resume, fine_tune=_fine_tune(a, learn))
-        learn.save_bundle(a.out, force=a.force)
+        learn.fit_progressive(_sizes(a)[1], epochs=a.epochs, minutes=a.minutes, lr=a.lr, folder=folder,
+                              resume=a.resume, fine_tune=fine_tune)
+        _save(a, learn, folder)
         if a.calibrate: learn.calibrate()
         learn.fit_thresholds()
         learn.evaluate()
@@ -275,16 +316,24 @@ def _fit(a, learn, folder):
 def _train_one(a, device):
     "Train a model, and say how good it is"
     from fastai.torch_core import set_seed
+    from hpa_fastai.bundle import check_room
     from hpa_fastai.processes import in_turn, is_first
     from hpa_fastai.training import TrainingBar
-    folder = in_turn(lambda: _training_folder(a))
+    folder = _training_folder(a)
     set_seed(a.seed)
     learn = _learner(a, _loaders(a, device), TrainingBar() if a.progress else None)
+    check_room(a.out, learn.model)
+    if not a.resume: in_turn(lambda: shutil.rmtree(folder, ignore_errors=True))
     _say_plan(a, learn)
     _fit(a, learn, folder)
-    print(f'\nOn the {len(learn.dls.valid_ds)} validation images, which the thresholds were fitted on (expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
-    print(f'Saved to {learn.save_bundle(a.out, force=True)}. Predict a folder with: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
-    if 'stopped' in learn.history: return 1
+    print(f'\nOn the {len(learn.dls.valid_ds)} validation images, which the thresholds were fitted on '
+          f'(expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
+    with _kept(folder): saved = learn.save_bundle(a.out, force=True)
+    print(f'Saved to {saved}. Predict a folder with: '
+          f'hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
+    if 'stopped' in learn.history:
+        if is_first(): _note_saved(a, folder)
+        return 1
     if is_first(): shutil.rmtree(folder)
 
 # %% ../nbs/90_cli.ipynb #6e094c59
@@ -318,7 +367,6 @@ def _rehearse_training(a):
 def _train(a):
     "Train a model, or one a fold, or say what would be done"
     _check_train(a)
-    _training_folder(a)
     device = _join(a)
     if a.dry_run: return _rehearse_training(a)
     return _train_folds(a, device) if a.folds else _train_one(a, device)
@@ -605,9 +653,9 @@ def _demo(a):
 # %% ../nbs/90_cli.ipynb #c0ffee11
 def _installed(package):
     "A package with its version"
-    from importlib.metadata import PackageNotFoundError, version
-    try: return f'{package} {version(package)}'
-    except PackageNotFoundError: return f'{package} is not installed'
+    from hpa_fastai import version_of
+    version = version_of(package)
+    return f'{package} {version}' if version else f'{package} is not installed'
 
 # %% ../nbs/90_cli.ipynb #6f1868ef
 def _device():
@@ -639,20 +687,46 @@ def _one_line(message, category, filename, lineno, line=None):
     "A warning as one line"
     return f'note: {message}\n'
 
+# %% ../nbs/90_cli.ipynb #d18d644a
+class _Unheard:
+    "A stream to which a run may go on to write when its reader has left"
+    def __init__(self, stream): self._stream = stream
+    def __getattr__(self, name): return getattr(self._stream, name)
+
+    def _try(self, write, *args):
+        try: return write(*args)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def write(self, text):
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self): self._try(self._stream.flush)
+
+# %% ../nbs/90_cli.ipynb #820d4625
+def _run(args):
+    "What the command asks for; the exit code"
+    import traceback
+    from hpa_fastai.labels import HPAError
+    try: return args.run(args) or 0
+    except HPAError as e: print(f'hpa_fastai: {e}', file=sys.stderr)
+    except OSError as e: print(f'hpa_fastai: {e.filename or ""}: {e.strerror or e}', file=sys.stderr)
+    except KeyboardInterrupt as e: print(f'hpa_fastai: {e if e.args else "stopped"}', file=sys.stderr)
+    except Exception: traceback.print_exc()
+    return 2
+
 # %% ../nbs/90_cli.ipynb #3b58f755
 def main(
     argv: list|None = None,  # arguments; None: those of the process
 ) -> int:  # exit code: 0 done, 1 done but some inputs failed, 2 not done
     "The `hpa_fastai` command"
-    import traceback, warnings
-    args = _parser().parse_args(argv)
-    from hpa_fastai.labels import HPAError
+    import warnings
     for kind in (FutureWarning, DeprecationWarning): warnings.filterwarnings('ignore', category=kind)
     warnings.formatwarning = _one_line
-    try: return args.run(args) or 0
-    except HPAError as e: print(f'hpa_fastai: {e}', file=sys.stderr)
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as e: print(f'hpa_fastai: {e.filename or ""}: {e.strerror or e}', file=sys.stderr)
-    except KeyboardInterrupt: print('hpa_fastai: stopped', file=sys.stderr)
-    except Exception: traceback.print_exc()
-    return 2
+    out, err = (_Unheard(o) if o else open(os.devnull, 'w') for o in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):
+        try: return _run(_parser().parse_args(argv))
+        finally: out.flush()

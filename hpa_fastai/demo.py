@@ -76,6 +76,7 @@ def _train(out, size, minutes, arch, progress):
     set_seed(0)
     dls = HPADataLoaders.from_csv(out/'atlas', size=size, bs=32, group='antibody', cache=out/'cache', progress=progress)
     learn = hpa_learner(dls, arch, pretrained=False, cbs=TrainingBar() if progress else None)
+    check_room(out/'hpa_model', learn.model)
     with learn.no_bar(), learn.no_logging(): learn.fit_progressive(minutes=minutes)
     return learn
 
@@ -103,6 +104,14 @@ def _say(ev, times, out):
     for name,t in times.items(): print(f'{t:7.1f}  {name}')
     print(f'\nThe cells are simulated. In {out}/: hpa_model (the model), predictions.csv, predictions.png. Macro F1 {ev.macro_f1:.3f} on the unseen fields of view.')
 
+# %% ../nbs/87_demo.ipynb #d7ed4ab2
+def _check_free(out, force):
+    "Refuse to overwrite what an earlier demo left, before minutes of training"
+    check_target(out/'hpa_model', force)
+    for file in (out/'predictions.csv', out/'predictions.png'):
+        if file.exists() and not force:
+            raise HPAError(f'{file} exists; give another folder with out=… (--out), or replace it with force=True (--force)')
+
 # %% ../nbs/87_demo.ipynb #94881ce3
 def run_demo(
     out: str|Path = 'demo',  # folder for the model, the predictions and the picture
@@ -116,7 +125,7 @@ def run_demo(
 ) -> Evaluation:  # on the unseen fields of view
     "Simulate an atlas, train on it, and predict a second one that training never saw"
     out, times = Path(out), {}
-    check_target(out/'hpa_model', force)
+    _check_free(out, force)
     print('The cells of this demo are simulated: its score shows that everything works, not how well real proteins are located.')
     with _step(times, f'Simulate {n_train} fields of view to train on, and {n_test} to predict'): _simulate(out, n_train, n_test, force, progress)
     with _step(times, f'Train {arch} for {minutes:g} minutes, on pictures of growing size'): learn = _train(out, size, minutes, arch, progress)

@@ -119,6 +119,7 @@ def train_fold(
     dls = HPADataLoaders.from_df(df, images, labels, fold=fold, n_folds=n_folds, group=group, seed=seed, progress=progress, **parts['data'])
     count = CountImages()
     learn = auto_learner(dls, **{**parts['model'], 'cbs': [count, *([TrainingBar()] if progress else []), *L(parts['model'].get('cbs'))]})
+    if folder: check_room(folder, learn.model)
     fine_tune = parts['fit'].get('fine_tune', worth_fine_tuning(learn))
     if not fine_tune and 'fine_tune' not in parts['fit'] and is_first(): print(f'{len(dls.train_ds)} training images are few for a network that knows cells: the head alone is fitted, whatever is said of epochs, rates and augmentation; fine_tune=True (--fine-tune yes) trains the body too', flush=True)
     with shared_training(learn), learn.no_bar(), learn.no_logging(): learn.fit_progressive(**{'verbose':False, 'fine_tune':fine_tune, 'folder':folder, 'resume':folder is not None, **parts['fit']})
@@ -227,7 +228,7 @@ class Folds:
 # %% ../nbs/76_experiments.ipynb #4351e28c
 def _predict_fold(learn, out, fold):
     "Save the model, and what it says about its validation images"
-    if 'stopped' in learn.history: raise KeyboardInterrupt('stopped; the same call goes on')
+    if 'stopped' in learn.history: raise KeyboardInterrupt('stopped; the same call or command goes on')
     learn.fit_thresholds()
     learn.save_bundle(out/f'fold{fold}', force=True)
     if is_first(): Predictor(out/f'fold{fold}', learn.dls.device.type).to_file(learn.dls.valid_ds.items, out/f'fold{fold}.csv', force=True, progress=False)

@@ -491,10 +491,12 @@ def _end(learn, stopped, folder, about, c):
     "Say how a training ended, and leave that in its folder"
     if stopped:
         learn.history['stopped'] = f'at {c.size} px'
-        more = ', or go on with the same call and resume=True' if folder else ''
+        more = ', or go on with the same call and resume=True (--resume)' if folder else ''
         warnings.warn(f'training was stopped at {c.size} px; the model is usable as it is{more}')
     elif folder and is_first():
-        write_checkpoint(folder/'checkpoint.pt', dict(about, finished=True, weights=list(learn.model.state_dict().values()), history=learn.history))
+        state = dict(about, finished=True, weights=list(learn.model.state_dict().values()), history=learn.history)
+        try: write_checkpoint(folder/'checkpoint.pt', state)
+        except OSError as e: warnings.warn(f'{folder/"checkpoint.pt"}: the finished training could not be written ({e.strerror}); save the model')
     return learn
 
 # %% ../nbs/60_training.ipynb #590eddd8
@@ -537,7 +539,7 @@ def _head_alone(learn, size, start, folder, settings):
         row.update(valid_loss=float(learn.loss_func(logits, targets)), mean_ap=mean_ap(logits.sigmoid().cpu().numpy(), targets.cpu().numpy()))
     learn.training_log = [dict(row, seconds=round(time.monotonic()-start, 2))]
     learn.history = dict(images=len(learn.dls.train_ds), stages=[f'{size} px: the head alone'], lr=0., minutes=round((time.monotonic()-start)/60, 2), log=learn.training_log, kept_of_start=1.)
-    if folder and is_first(): pd.DataFrame(learn.training_log).to_csv(folder/'log.csv', index=False)
+    if folder and is_first(): write_log(learn.training_log, folder/'log.csv')
     c = Cycle(0, size, learn.dls.train.bs, 1, 0, 1.)
     return _end(learn, False, folder, dict(settings=settings, cycles=[asdict(c)]), c)
 

@@ -148,6 +148,47 @@ def test_a_stopped_training_is_kept_and_goes_on(small_atlas, tmp_path):
     out = p.communicate()[0]
     assert p.returncode == 1 and 'training was stopped' in out and (tmp_path/'m'/'model.safetensors').exists() and log.exists(), out
     again = subprocess.run(args, capture_output=True, text=True)
-    assert again.returncode == 2 and again.stderr.count('\n') == 1
-    on = subprocess.run([*args, '--resume', '--force'], capture_output=True, text=True)
+    assert again.returncode == 2 and again.stderr.count('\n') == 1 and '--resume goes on' in again.stderr
+    mine = (tmp_path/'m'/'config.json').read_text()
+    (tmp_path/'m'/'config.json').write_text(mine.replace('"constant"', '"mine"') + ' ')
+    other = subprocess.run([*args, '--resume'], capture_output=True, text=True)
+    assert other.returncode == 2 and 'already holds a model' in other.stderr and log.exists()
+    (tmp_path/'m'/'config.json').write_text(mine)
+    on = subprocess.run([*args, '--resume'], capture_output=True, text=True)
     assert on.returncode == 0 and 'going on' in on.stdout and not log.exists(), on.stderr
+    assert (tmp_path/'m'/'config.json').read_text() != mine
+
+
+def test_a_model_that_cannot_be_saved_is_kept(small_atlas, tmp_path, monkeypatch, capsys):
+    from hpa_fastai.bundle import Bundle
+    args = ['train', str(small_atlas), '--arch', 'lenet5', '--pretrained', 'no', '--size', '32', '--sizes', '32', '--epochs', '1',
+            '--out', str(tmp_path/'m'), '--no-cache', '--no-progress']
+    def full(*_): raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as m:
+        m.setattr('hpa_fastai.bundle._write_files', full)
+        assert main(args) == 2
+    said = capsys.readouterr().err
+    assert f'the training is kept in {tmp_path/"m.training"}' in said and 'No space left' in said and 'Traceback' not in said
+    with monkeypatch.context() as m:
+        m.setattr('hpa_fastai.callbacks.AverageWeights.before_fit', full)  # nothing is trained again
+        assert main([*args, '--resume']) == 0
+    assert (tmp_path/'m'/'config.json').is_file() and not (tmp_path/'m.training').exists()
+
+
+def test_places_that_cannot_take_a_model_are_refused_before_training(small_atlas, tmp_path, monkeypatch, capsys):
+    import shutil
+    args = ['train', str(small_atlas), '--arch', 'lenet5', '--pretrained', 'no', '--size', '32', '--no-cache', '--no-progress', '--out']
+    monkeypatch.setattr('hpa_fastai.cli._fit', None)
+    assert main([*args, '/proc/nowhere/m']) == 2 and "can't be made" in capsys.readouterr().err
+    monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(100, 99, 1))
+    assert main([*args, str(tmp_path/'m')]) == 2 and 'MB are free' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command', ['verify ATLAS/train', '--help'])
+def test_a_reader_who_leaves_changes_nothing(small_atlas, command):
+    "As in `hpa_fastai … 2>&1 | true`: all lines come after the other end is closed"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([str(COMMAND), *command.replace('ATLAS', str(small_atlas)).split()], stdout=writer, stderr=writer)
+    os.close(writer)
+    assert done.returncode == 0

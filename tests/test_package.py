@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import hpa_fastai
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 BIN = Path(sys.executable).parent
@@ -102,8 +104,40 @@ def test_metadata_stands_in_settings_ini():
     from importlib.metadata import metadata, version
     parser = ConfigParser(delimiters=['='])
     parser.read(ROOT/'settings.ini', encoding='utf-8')
-    assert version('hpa_fastai') == parser['DEFAULT']['version']
+    assert version('hpa_fastai') == hpa_fastai.__version__ == parser['DEFAULT']['version']
     assert metadata('hpa_fastai')['Summary'] == parser['DEFAULT']['description']
+
+
+def test_all_that_is_written_follows_the_umask(small_atlas, trained, tmp_path):
+    "A model, a table, a cache or a page that a group may read is not kept from it, and a private one stays private"
+    from hpa_fastai.all import ImageReader, Predictor, build_cache, explore, export_onnx, find_images, predict_cells, report, simulate_atlas, write_checkpoint
+    few, mask = find_images(small_atlas/'train').head(2), 0o027
+    old = os.umask(mask)
+    try:
+        trained[0].save_bundle(tmp_path/'m')
+        build_cache(few, ImageReader(size=16), tmp_path/'cache', progress=False)
+        predictor = Predictor(trained[1], device='cpu')
+        for end in ('csv', 'parquet'): predictor.to_file(few, tmp_path/f'p.{end}', embeddings=tmp_path/f'e.{"npy" if end == "csv" else end}', progress=False)
+        predict_cells(predictor, few, out=tmp_path/'cells.csv', progress=False)
+        write_checkpoint(tmp_path/'checkpoint.pt', {})
+        simulate_atlas(tmp_path/'atlas', n=2, size=64, masks=True, progress=False)
+        explore(small_atlas, out=tmp_path/'explore.html')
+        report(tmp_path/'p.csv', tmp_path/'report.html')
+        export_onnx(trained[1], tmp_path/'model.onnx')
+    finally: os.umask(old)
+    modes = {p.relative_to(tmp_path): p.stat().st_mode & 0o777 for p in tmp_path.rglob('*')}
+    assert len(modes) > 20 and modes == {p: (0o777 if (tmp_path/p).is_dir() else 0o666) & ~mask for p in modes}
+
+
+def test_versions_are_known_without_metadata(tmp_path, monkeypatch):
+    "Packages that are folders on `sys.path`, as in a notebook without internet"
+    from importlib import metadata
+    from hpa_fastai.bundle import _versions
+    def none(name): raise metadata.PackageNotFoundError(name)
+    before = _versions()
+    monkeypatch.setattr(metadata, 'version', none)
+    assert {k: v.split('+')[0] for k, v in _versions().items()} == {k: v.split('+')[0] for k, v in before.items()}
+    assert hpa_fastai.__version__ == before['hpa_fastai']
 
 
 def test_nbdev_test_hands_arguments_on():
