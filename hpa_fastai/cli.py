@@ -100,7 +100,7 @@ def _verify(a):
     csv = a.csv and (a.csv if a.csv.exists() else Path(a.folder)/a.csv)
     found = verify_images(a.folder, csv, a.labels, a.deep, ImageReader(channels=a.channels), progress=a.progress)
     print(found)
-    if a.out: found.problems.to_csv(a.out, index=False)
+    if a.out: found.problems.to_csv(a.out, index=False, errors='backslashreplace')
     return found.exit_code
 
 # %% ../nbs/90_cli.ipynb #e9da7f4d

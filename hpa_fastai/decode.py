@@ -167,7 +167,9 @@ def open_file(
     path:str, # local, or a URL
 ) -> io.IOBase:
     "A binary file, local or on object storage"
-    if not is_url(path): return open(path, 'rb')
+    if not is_url(path):
+        if what := no_file(path): raise ImageError(f'a {what}, not a picture')
+        return open(path, 'rb')
     fs,inner = open_filesystem(path)
     return io.BytesIO(fs.cat_file(inner))
 

@@ -175,7 +175,8 @@ def locate(
     else: table = find_images(source)
     if not len(table):
         where = 'the table' if isinstance(source, pd.DataFrame) else source
-        raise HPAError(f'{where}: no images found; files are expected to be named <Id>_red.png, <Id>_green.png, <Id>_blue.png, <Id>_yellow.png')
+        found = ''.join(f'; {line}' for line in table.attrs.get('left_out', ()))
+        raise HPAError(f'{where}: no images found; files are expected to be named <Id>_red.png, <Id>_green.png, <Id>_blue.png, <Id>_yellow.png{found}')
     return table.assign(Id=check_ids(table.Id)).reset_index(drop=True)
 
 # %% ../nbs/75_inference.ipynb #fbfc0f6a

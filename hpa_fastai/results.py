@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .labels import *
+from .fields import spell_out
 
 # %% ../nbs/74_results.ipynb #31cf3dd0
 _formula = re.compile(r"'*[=+\-@\t\r]")
@@ -41,17 +42,12 @@ def result_columns(
     "The columns of a table of predictions"
     return ['Id', 'Predicted', 'Names', *labels.classes, 'flags', 'error']
 
-# %% ../nbs/74_results.ipynb #983f214a
-def _clean(text):
-    "The text with what UTF-8 can't hold spelled out"
-    return str(text).encode('utf-8', 'backslashreplace').decode()
-
 # %% ../nbs/74_results.ipynb #2dbd8a36
 def check_ids(
     ids,  # of the fields of view
 ) -> list[str]:
     "Ids that can be written and told apart"
-    ids = [_clean(i) for i in ids]
+    ids = [spell_out(i) for i in ids]
     nul = next((n for n,i in enumerate(ids) if '\0' in i), None)
     if nul is not None: raise ResultError(f'row {nul}: the Id {ids[nul]!r} holds a NUL character, which no table can; give it another')
     twice = next((i for i,n in Counter(ids).items() if n>1), None)
@@ -226,7 +222,7 @@ def _recover(self:Journal):
 # %% ../nbs/74_results.ipynb #f19e60cc
 def _to_cell(v, digits):
     "A value as text; a number that is missing is an empty cell"
-    if isinstance(v, str): return escape_cell(_clean(v))
+    if isinstance(v, str): return escape_cell(spell_out(v))
     return '' if v!=v else format(v, digits)
 
 # %% ../nbs/74_results.ipynb #ee02a991
@@ -254,7 +250,7 @@ def add(self:Journal,
     "Write rows; they are safe from then on"
     if self.embeddings: self.embeddings.add(embeddings)
     self._write(rows)
-    for r in rows: self._count([escape_cell(_clean(o)) if isinstance(o, str) else o for o in r])
+    for r in rows: self._count([escape_cell(spell_out(o)) if isinstance(o, str) else o for o in r])
 
 # %% ../nbs/74_results.ipynb #592d4915
 @patch
@@ -396,7 +392,7 @@ _cell_texts = ('Id', 'Predicted', 'Names', 'mask', 'error')
 
 def _cells_csv(table, header):
     "Rows of cells as csv, texts in quotes and never run by a spreadsheet"
-    safe = table.assign(**{c: table[c].map(lambda o: escape_cell(_clean(o))) for c in _texts(table, _cell_texts)}).rename(columns=escape_cell)
+    safe = table.assign(**{c: table[c].map(lambda o: escape_cell(spell_out(o))) for c in _texts(table, _cell_texts)}).rename(columns=escape_cell)
     return safe.to_csv(index=False, header=header, lineterminator='\n', quoting=csv.QUOTE_NONNUMERIC).encode()
 
 @patch
@@ -410,7 +406,7 @@ def add(self:CellJournal,
 ):
     "Write the rows of a field of view"
     self._append(table)
-    self.done.append(_clean(table.Id.iloc[0]))
+    self.done.append(spell_out(table.Id.iloc[0]))
 
 @patch
 def _finished(self:CellJournal):

@@ -6,7 +6,7 @@
 __all__ = ['file_size_and_end', 'check_file', 'check_field', 'likeness', 'check_labels', 'Verification', 'verify_images']
 
 # %% ../nbs/08_verify.ipynb #d8c8561a
-import hashlib, os, warnings
+import hashlib, os
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
@@ -164,7 +164,7 @@ def __str__(self:Verification):
     lines += [f'  {name:8}{_counts(v)}' for name,v in (('layout', self.table.layout), ('format', self.table.format), ('size', sizes))] if len(self.table) else []
     if self.labels: lines.append(f'  labels  {self.labels}')
     for (level,problem),group in self.problems.groupby(['level','problem'], sort=False): lines.append(f'{level:8}{len(group):6} {problem}: {_example(group)}')
-    return '\n'.join([*lines, 'Something needs attention.' if self.exit_code else 'Nothing needs attention.'])
+    return spell_out('\n'.join([*lines, 'Something needs attention.' if self.exit_code else 'Nothing needs attention.']))
 
 @patch
 def __repr__(self:Verification): return str(self)
@@ -193,14 +193,12 @@ def verify_images(
     progress:bool|None=None, # progress bar; None: when there is a terminal
 ) -> Verification:
     "Check a folder of images, and its csv, before they are used"
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        table = find_images(folder)
+    table, left = survey_images(folder)
     with reading_pool(n_workers or default_workers()) as pool:
         todo = pool.map(partial(check_field, reader=reader, deep=deep), table[['Id','layout',*CHANNELS]].to_dict('records'))
         fields = list(tqdm(todo, total=len(table), unit=' fields', disable=None if progress is None else not progress))
     faults = [dict(level=l, problem=k, Id=f['Id'], file=path, detail=d) for f in fields for l,k,path,d in f['problems']]
-    faults += _check_set(fields, table, reader)
+    faults += _left_out(left) + _check_set(fields, reader)
     about = ''
     if csv is not None:
         more,about = check_labels(csv, labels, list(table.Id))
@@ -214,12 +212,20 @@ def _summarise(where, fields, faults, about, deep):
     problems = problems.sort_values('level', key=lambda l: l.map({'error':0,'warning':1,'note':2}), kind='stable', ignore_index=True)
     of = problems.groupby('Id').problem.agg(lambda p: ', '.join(dict.fromkeys(p))) if len(problems) else {}
     table = pd.DataFrame([{k: f[k] for k in ('Id','layout','format','width','height')} for f in fields], columns=['Id','layout','format','width','height'])
-    return Verification(where, table.assign(problems=[of.get(i, '') for i in table.Id]), problems, sum(len(f['files']) for f in fields), about, deep)
+    return Verification(spell_out(where), table.assign(problems=[of.get(i, '') for i in table.Id]), problems, sum(len(f['files']) for f in fields), about, deep)
+
+# %% ../nbs/08_verify.ipynb #65bc5eac
+def _left_out(left):
+    "Problems, one for each `LeftOut`"
+    level = {'not read': 'note', 'mask': 'note'}
+    kinds = {'not read': 'not read: {}', 'no file': 'not a file: {}'}
+    return [dict(level=level.get(o.group, 'warning'), problem=kinds.get(o.group, o.group).format(o.detail), Id='', file=o.file,
+                 detail='' if o.group in kinds else o.detail) for o in left]
 
 # %% ../nbs/08_verify.ipynb #2aff679d
-def _check_set(fields, table, reader):
-    "What shows only when all fields are seen together: copies, files that are not used, a camera of fewer bits"
-    faults = [dict(level='warning', problem='passed over', Id='', file=f, detail='') for f in table.attrs.get('passed_over', [])]
+def _check_set(fields, reader):
+    "What shows only when all fields are seen together: copies, a camera of fewer bits"
+    faults = []
     top = max((f.get('top', 0) for f in fields), default=0)
     if top and reader.bits is None and reader.scale=='dtype' and top<2**14:
         faults.append(dict(level='warning', problem='camera bits', Id='', file='', detail=f'no value of the 16-bit files is above {top}: a camera of {(bits:=12 if top<4096 else 14)} bits? say bits={bits}, or they are read almost black'))

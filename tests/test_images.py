@@ -1,5 +1,5 @@
 "Finding and reading fields of view: every layout, every setting, every kind of bad file."
-import io, json, os, pickle, struct, zlib
+import io, json, os, pickle, socket, struct, unicodedata, warnings, zlib
 from dataclasses import asdict
 import numpy as np, pandas as pd, pytest, tifffile, torch
 from PIL import Image
@@ -95,6 +95,158 @@ def test_list_of_files(tmp_path):
     write(tmp_path/'p', picture(16))
     assert find_images(list((tmp_path/'p').iterdir())).equals(find_images(tmp_path/'p'))
     assert len(find_images([])) == 0
+
+SYSTEM = ['@eaDir', '@Recycle', '#recycle', '#snapshot', '$RECYCLE.BIN', 'lost+found', '__MACOSX', 'System Volume Information', '.AppleDouble']
+
+@pytest.mark.parametrize('name', SYSTEM)
+@pytest.mark.filterwarnings('error')
+def test_folders_of_storage_systems_are_left_out(tmp_path, name):
+    write(tmp_path/'p', picture(16))
+    write(tmp_path/'p'/name, picture(16), 'A2')
+    (tmp_path/'p'/name/'A1_red.png').mkdir()
+    for n in ('Thumbs.db', '.DS_Store', '._A1_red.png', 'desktop.ini', 'notes.txt', 'train.csv', 'run.log', 'index.html', 'meta.xml'): (tmp_path/'p'/n).touch()
+    assert list(find_images(tmp_path).Id) == ['A1']
+    assert find_images(list(tmp_path.rglob('*'))).equals(find_images(tmp_path))
+
+def _irregular(path, kind):
+    match kind:
+        case 'FIFO': os.mkfifo(path)
+        case 'folder': path.mkdir()
+        case 'device': path.symlink_to('/dev/zero')
+        case 'socket':
+            here = os.getcwd() # the name of a socket may not be long
+            os.chdir(path.parent)
+            with socket.socket(socket.AF_UNIX) as s: s.bind(path.name)
+            os.chdir(here)
+
+IRREGULAR = ['FIFO', 'folder', 'device', 'socket']
+
+@pytest.mark.parametrize('kind', IRREGULAR)
+@pytest.mark.parametrize('name', ['A2.png', 'A1_red.png', 'A2.zarr'])
+def test_only_files_are_images(tmp_path, kind, name):
+    if (kind, name)==('folder', 'A2.zarr'): pytest.skip('a zarr picture is a folder')
+    write(tmp_path, picture(16), channels=['green','blue','yellow'])
+    _irregular(tmp_path/name, kind)
+    for source in (tmp_path, list(tmp_path.iterdir())):
+        with pytest.warns(UserWarning, match=f'1 entries are called like images but are no files.*1 {kind}'): t = find_images(source)
+        assert list(t.Id) == ['A1'] and t.red[0] is None
+
+@pytest.mark.parametrize('kind', IRREGULAR)
+def test_reading_what_is_no_file_ends(tmp_path, kind):
+    _irregular(tmp_path/'A1.png', kind)
+    (tmp_path/'paths.csv').write_text('Id,path\nA1,A1.png\n')
+    with pytest.raises(ImageError, match=f'^A1: .*A1.png: a {kind}, not a picture'): read_image(find_images(tmp_path/'paths.csv').iloc[0])
+    with pytest.raises(ImageError, match='not a picture'): read_image(tmp_path/'A1.png')
+
+def test_a_link_counts_as_what_it_leads_to(tmp_path):
+    write(tmp_path/'far', picture(16), 'A1', channels=['red'])
+    (tmp_path/'p').mkdir()
+    (tmp_path/'p'/'A1_red.png').symlink_to(tmp_path/'far'/'A1_red.png')
+    (tmp_path/'p'/'A1_green.png').symlink_to('nowhere')
+    row = only(tmp_path/'p')
+    assert row.red and row.green
+    with pytest.raises(ImageError, match='a link to a file that is not there'): read_image(row)
+
+def test_a_folder_called_like_an_image_is_entered(tmp_path):
+    write(tmp_path/'export.tif', picture(16))
+    with pytest.warns(UserWarning, match='1 folder'): t = find_images(tmp_path)
+    assert list(t.Id) == ['A1']
+
+@pytest.mark.parametrize('url', [False, True])
+def test_kinds_that_are_not_read_are_counted(tmp_path, url):
+    write(tmp_path, picture(16))
+    for n in ('a.czi', 'b.CZI', 'c.lif', 'd.nd2', 'e.gif', 'f.webp', 'g.jp2', 'h.tif.gz', 'i.bmp', 'j.npy', 'k.zip', 'A1_red', 'A2_red.png.part', 'A3_green.dat'): (tmp_path/n).touch()
+    for n in ('a.csv', 'a.csv.gz', 'a.txt', 'a_red.json', 'a.xml', 'a.html', 'README', 'a.md', 'a.log', 'a.py'): (tmp_path/n).touch()
+    source = f'file://{tmp_path}' if url else tmp_path
+    with pytest.warns(UserWarning) as w: t = find_images(source)
+    assert list(t.Id) == ['A1'] and len(w) == 1
+    said = str(w[0].message)
+    assert said.startswith(f'{source}: 14 files of kinds that are not read are left out: 2 .czi, ') and '\n' not in said
+    assert t.attrs['left_out'] == [said]
+
+def test_object_storage_lists_files_only(tmp_path):
+    write(tmp_path, picture(16), channels=['green'])
+    os.mkfifo(tmp_path/'A1_red.png')
+    (tmp_path/'A1_blue.png').mkdir()
+    write(tmp_path/'@eaDir', picture(16), 'A2')
+    with pytest.warns(UserWarning, match='2 entries'): t = find_images(f'file://{tmp_path}')
+    assert list(t.Id) == ['A1'] and t.red[0] is None and t.blue[0] is None and t.green[0]
+
+MASKS = ['_cp_masks.png', '_cp_masks.tif', '_seg.npy', '_cp_output.png', '_cp_outlines.png', '_flows.tif', '_mask.png', '_masks.tif', '_cellmask.png', '_cell_mask.png',
+         '_nucleimask.png', '_nuclei_mask.png', '_segmentation.png', '_label.tif', '_labels.tif', '_outlines.png', '_predictedmask.png', '_Simple Segmentation.tif',
+         '_Object Predictions.png', '_Probabilities.tif', '-labels.png', '.labels.tif', '_StarDist.tif', '_overlay.png', '_MASK.TIF']
+
+@pytest.mark.parametrize('of', ['A1', 'A1_blue', 'A1_blue_red_green'])
+@pytest.mark.parametrize('layout', ['channels', 'single'])
+def test_masks_beside_images_are_no_fields_of_view(tmp_path, of, layout):
+    if layout=='channels': write(tmp_path, picture(16))
+    else: Image.fromarray(np.moveaxis(picture(16)[:3], 0, -1)).save(tmp_path/'A1.png')
+    for n in MASKS: (tmp_path/f'{of}{n}').touch()
+    (tmp_path/'A1_cp_outlines.txt').touch()
+    for source in (tmp_path, list(tmp_path.iterdir()), f'file://{tmp_path}'):
+        with pytest.warns(UserWarning) as w: t = find_images(source)
+        assert list(t.Id) == ['A1'] and len(w) == 1 and f'{len(MASKS)} masks and other files of programs' in str(w[0].message)
+
+def test_masks_in_folders_and_without_their_image(tmp_path):
+    write(tmp_path, picture(16))
+    for n in ('masks/A1.png', 'masks/A1_blue.png', 'outlines/A1_cp_outlines.png', 'more/A1_cp_masks.png', 'A9_mask.png'):
+        (tmp_path/n).parent.mkdir(exist_ok=True)
+        (tmp_path/n).touch()
+    with pytest.warns(UserWarning, match='5 masks'): assert list(find_images(tmp_path).Id) == ['A1']
+
+def test_a_folder_of_masks_alone_says_what_it_found(tmp_path):
+    for n in ('A1_cp_masks.png', 'A2_cp_masks.png'): (tmp_path/n).touch()
+    with pytest.warns(UserWarning, match='2 masks.*the first is A'): t = find_images(tmp_path)
+    assert len(t) == 0 and 'name it in a csv of paths' in t.attrs['left_out'][0]
+    (tmp_path/'paths.csv').write_text('Id,path\nA1,A1_cp_masks.png\n')
+    assert find_images(tmp_path/'paths.csv').green[0].endswith('A1_cp_masks.png')
+
+@pytest.mark.filterwarnings('error')
+def test_pictures_called_like_masks_stay_pictures(tmp_path):
+    for n in ('B1.png', 'spectral_label.png', 'mask.png', 'seg.png', 'unmasked.png'): (tmp_path/n).touch()
+    assert len(find_images(tmp_path)) == 5
+    write(tmp_path/'deep', picture(16), 'A1_mask')
+    assert 'A1_mask' in list(find_images(tmp_path).Id)
+
+@pytest.mark.parametrize('name', ['{}-{}', '{}.{}', '{} {}', '{} - {}', '{} ({})', '{}_({})', '{}[{}]', '{}_{}'])
+@pytest.mark.parametrize('case', [str, str.upper, str.title])
+def test_other_spellings_of_the_colours(tmp_path, name, case):
+    for id_,channels in (('A1', CHANNELS), ('b-2.c', ['green'])):
+        for c in channels: (tmp_path/f'{name.format(id_, case(c))}.tif').touch()
+    t = find_images(tmp_path)
+    assert list(t.Id) == ['A1', 'b-2.c'] and t.yellow[0].endswith('.tif') and t.green[1] and t.red[1] is None and set(t.layout) == {'channels'}
+
+def test_a_colour_in_front(tmp_path):
+    for c in CHANNELS: (tmp_path/f'{c}_A1.png').touch()
+    assert list(find_images(tmp_path).Id) == ['A1'] and only(tmp_path).blue.endswith('blue_A1.png')
+
+def test_one_colour_in_a_name_proves_nothing(tmp_path):
+    for n in ('U-2 OS-red.png', 'cells.green.png', 'red_cells.png', 'A1-blue.png'): (tmp_path/n).touch()
+    assert set(find_images(tmp_path).layout) == {'single'} and len(find_images(tmp_path)) == 4
+
+@pytest.mark.parametrize('name', ['é', 'Å1', '한글'])
+def test_ids_have_one_form(tmp_path, name):
+    for form in ('NFD', 'NFC'):
+        folder = write(tmp_path/form, picture(16), unicodedata.normalize(form, name))
+        assert list(find_images(folder).Id) == [unicodedata.normalize('NFC', name)] and os.path.exists(only(folder).red)
+        for csv in ('NFD', 'NFC'):
+            t = attach_images(pd.DataFrame(dict(Id=[unicodedata.normalize(csv, name)+' '], Target=['0'])), folder)
+            assert t.Id[0] == unicodedata.normalize('NFC', name) and os.path.exists(t.red[0])
+    paths = pd.DataFrame(dict(Id=[unicodedata.normalize(f, name) for f in ('NFD', 'NFC')], path=['a.png', 'b.png']))
+    with pytest.raises(ImageError, match='a second time'): find_images(paths)
+
+def test_names_that_are_not_utf8(tmp_path):
+    folder = os.fsencode(write(tmp_path, picture(16)))
+    for c in CHANNELS: os.rename(folder+f'/A1_{c}.png'.encode(), folder+b'/Z\xfcrich_'+f'{c}.png'.encode())
+    row = only(tmp_path)
+    assert row.Id == r'Z\udcfcrich' and read_image(row).shape == (4, 16, 16)
+    assert os.path.exists(attach_images(pd.DataFrame(dict(Id=[r'Z\udcfcrich'], Target=['0'])), tmp_path).red[0])
+
+@pytest.mark.parametrize('typed', ['a1', 'A 1', 'A01', 'A1.png', 'A1_green', 'A1_green.tif', 'A-1'])
+def test_an_id_typed_in_another_way_is_said(tmp_path, typed):
+    write(tmp_path, picture(16))
+    for ids in ([typed], [typed, 'A1']):
+        with pytest.raises(ImageError, match=f"is {typed!r} the image 'A1'"): attach_images(pd.DataFrame(dict(Id=ids)), tmp_path)
 
 # ---- labels beside images
 
@@ -334,7 +486,6 @@ def _damage(folder, kind):
         case 'zero-byte': p.touch()
         case 'wrong magic': p.write_bytes(b'GIF89a'+good)
         case 'a text': p.write_text('not found')
-        case 'a folder': p.mkdir()
         case 'dangling': os.symlink(folder/'gone.png', p)
         case 'bomb': p.write_bytes(_png_header(60000, 60000)+good[33:])
         case 'large': p.write_bytes(_png_header(9000, 9000)+good[33:])
@@ -361,7 +512,7 @@ def _damage(folder, kind):
             for x in (im, im.resize((40,40))): tifffile.imwrite(p, np.asarray(x), append=p.exists())
 
 BAD = {'truncated':'damaged or cut off', 'damaged':'damaged or cut off', 'zero-byte':r'an empty file \(0 bytes\)', 'wrong magic':"not a PNG, JPG or TIFF file: it starts with b'GIF89a", 'a text':'not a PNG',
-       'a folder':'a folder, not a picture', 'dangling':'a link to a file that is not there', 'bomb':'60000x60000 px is refused|refused: .*3600000000 pixels', 'large':'9000x9000 px is refused', '1x1':'1x1 px is too small',
+       'dangling':'a link to a file that is not there', 'bomb':'60000x60000 px is refused|refused: .*3600000000 pixels', 'large':'9000x9000 px is refused', '1x1':'1x1 px is too small',
        'other size':'channels of different sizes: A1_red.png 48x48, A1_green.png 64x64', 'cmyk':'CMYK', 'palette':'palette', '1-bit':'1-bit mask', 'nan':'pixels are NaN', 'float':'float values from',
        'int32':'int32 values', 'stack':'3 planes in the file of one channel', 'white is zero':'MINISWHITE', 'cut tiff':'cut off', 'cut deflate tiff':'damaged or cut off', 'cut jpg':'damaged or cut off', 'two sizes':'2 separate pictures'}
 

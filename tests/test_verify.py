@@ -65,7 +65,7 @@ def test_folder_and_link_in_place_of_files(atlas):
     q = file(atlas, 0, 'red')
     q.unlink()
     q.mkdir()
-    assert found(check(atlas))=={('error','not an image'), ('error','dangling link')}
+    assert found(check(atlas))=={('warning','not a file: folder'), ('error','missing channel'), ('error','dangling link')}
 
 def test_what_stands_behind_the_end_mark_does_no_harm(atlas):
     with open(file(atlas, 0, 'red'), 'ab') as f: f.write(b'written by a camera'*5)
@@ -155,6 +155,16 @@ def test_files_of_several_channels(tmp_path):
 def test_composites_are_listed_as_passed_over(atlas):
     (atlas/'train'/f'{find_images(atlas/"train").Id[0]}_red_green.jpg').touch()
     assert found(check(atlas))=={('warning','passed over')}
+
+def test_what_is_left_out_is_listed(atlas):
+    i = find_images(atlas/'train').Id[0]
+    for n in ('a.czi', 'b.czi', 'c.gif', f'{i}_cp_masks.png', 'notes.txt'): (atlas/'train'/n).touch()
+    v = check(atlas)
+    assert found(v)=={('note','not read: .czi'), ('note','not read: .gif'), ('note','mask')} and v.exit_code==0 and len(v.table)==8
+    assert sum('not read: .czi' in line for line in str(v).splitlines())==1
+    os.mkfifo(atlas/'train'/'x.png')
+    v = check(atlas, deep=True)
+    assert ('warning','not a file: FIFO') in found(v) and v.exit_code==1 and len(v.table)==8
 
 def test_transparency_is_not_er(tmp_path):
     a = np.random.default_rng(0).integers(0, 255, (64,64,4), dtype=np.uint8)
