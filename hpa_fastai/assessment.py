@@ -43,7 +43,7 @@ def calibrate(self:Learner,
 
 # %% ../nbs/69_assessment.ipynb #073be18d
 @patch
-@delegates(fit_thresholds, but=['groups', 'prevalence'])
+@delegates(fit_thresholds, but=['groups', 'prevalence', 'exclusive'])
 def fit_thresholds(self:Learner,
     method: str = 'auto',  # how; see `fit_thresholds` of the thresholds module
     dl = None,  # labelled images to fit on; None: the validation images
@@ -51,7 +51,7 @@ def fit_thresholds(self:Learner,
 ) -> Thresholds:
     "Fit one threshold a class on the validation images"
     probs, targets, who = _validation(self, dl)
-    self.thresholds = fit_thresholds(probs, targets, method=method, groups=who['groups'], **kwargs)
+    self.thresholds = fit_thresholds(probs, targets, method=method, groups=who['groups'], exclusive=self.dls.labels.negative, **kwargs)
     return self.thresholds
 
 # %% ../nbs/69_assessment.ipynb #cbeded91

@@ -44,6 +44,9 @@ class Bundle:
     device: torch.device = torch.device('cpu')  # where the network is
     flagger: Flagger|None = None  # says which pictures are odd
 
+    def __post_init__(self):
+        self.thresholds = replace(self.thresholds, exclusive=self.labels.negative)
+
     def probs(self,
         x: torch.Tensor,  # B×4×S×S uint8, as `reader` gives it
     ) -> np.ndarray:  # B×C
@@ -122,12 +125,6 @@ def _table_records(table):
     clean = lambda v: None if isinstance(v, float) and v!=v else v.item() if hasattr(v, 'item') else v
     return [{k: clean(v) for k,v in r.items()} for r in df.astype(object).to_dict('records')]
 
-# %% ../nbs/70_bundle.ipynb #4c59742b
-def _half(n):
-    "Thresholds of one half, for a model whose own were never fitted"
-    half = np.full(n, .5)
-    return Thresholds(half, half, half, 'constant', np.zeros(n, int))
-
 # %% ../nbs/70_bundle.ipynb #7976da01
 @patch(cls_method=True)
 def from_learner(cls:Bundle,
@@ -136,7 +133,7 @@ def from_learner(cls:Bundle,
     "The learner's model and settings"
     labels, reader, preprocess = learn.dls.labels, learn.dls.reader, learn.dls.set_size(learn.size).preprocess()
     th, cal, ev = (getattr(learn, k, None) for k in ('thresholds', 'calibration', 'evaluation'))
-    th = th or _half(len(labels))
+    th = replace(th or plain_thresholds(.5, len(labels)), exclusive=labels.negative)
     config = dict(format_version=FORMAT, model=learn.model.config, labels=asdict(labels), reader=asdict(reader), preprocess=asdict(preprocess),
                   thresholds=th.to_dict(), calibration=cal and cal.to_dict(), training=getattr(learn, 'history', {}), metrics=_table_records(ev.table) if ev is not None else None,
                   validation=ev.to_dict() if ev is not None else None, reference=None, versions=_versions())
@@ -315,7 +312,8 @@ def _calibration_check(n, per_class):
 # %% ../nbs/70_bundle.ipynb #129cad9b
 def _thresholds_check(per_class):
     "The description of `Thresholds`"
-    return record(values=per_class(_share), low=per_class(_share), high=per_class(_share), method=_name, support=per_class(number(0, 1e9)), expected_f1=_maybe(_share))
+    return record(values=per_class(_share), low=per_class(_share), high=per_class(_share), method=_name,
+                  support=per_class(number(0, 1e9)), expected_f1=_maybe(_share), exclusive=_maybe(number(0, 1e9, True)))
 
 # %% ../nbs/70_bundle.ipynb #db081dd6
 def config_check(
@@ -381,6 +379,7 @@ def _read_config(path):
     if not isinstance(config, dict): raise BundleError(f'{file}: not the configuration of a model bundle')
     _check_version(config, path)
     for later in ('validation', 'reference'): config.setdefault(later, None)
+    if isinstance(config.get('thresholds'), dict): config['thresholds'].setdefault('exclusive', None)
     try: config_check(_n_classes(config))(config, 'config.json')
     except CheckError as e: raise BundleError(f'{path}: {e}') from None
     return config

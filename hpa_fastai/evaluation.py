@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 from .metrics import *
 from .calibration import calibration_error, log_losses, reliability, _wilson
+from .thresholds import Thresholds, plain_thresholds
 
 # %% ../nbs/68_evaluation.ipynb #2241f957
 def confusion_table(preds,               # bool, images × classes
@@ -117,12 +118,14 @@ class Evaluation:
         return self.scores['macro_f1']
 
 # %% ../nbs/68_evaluation.ipynb #2962d039
-def _decide(probs, thresholds):
-    "Decisions by a `Thresholds`, one number, or one a class."
+def _decide(probs, thresholds, labels=None):
+    "Decisions by a `Thresholds`, one number, or one a class; a class that means none of the others stands alone."
+    n_classes, alone = probs.shape[1], getattr(labels, 'negative', None)
+    if isinstance(thresholds, Thresholds): return thresholds.predict(probs, exclusive=alone)
     if hasattr(thresholds, 'predict'): return thresholds.predict(probs)
     th = np.asarray(thresholds, float)
-    if th.ndim and th.shape != (probs.shape[1],): raise MetricError(f'thresholds has shape {th.shape}: give one number or one for each of the {probs.shape[1]} classes')
-    return probs.astype(float) > th
+    if th.ndim and th.shape != (n_classes,): raise MetricError(f'thresholds has shape {th.shape}: give one number or one for each of the {n_classes} classes')
+    return plain_thresholds(th, n_classes, alone).predict(probs)
 
 # %% ../nbs/68_evaluation.ipynb #186ee4ad
 def _reliability(p, t):
@@ -148,7 +151,7 @@ def evaluate(probs,               # probabilities, images × classes, of images 
             ) -> Evaluation:
     "Everything that can be said about a model on these images."
     p, t = check_probs(probs, targets), check_labels(targets)
-    d = _decide(p, thresholds)
+    d = _decide(p, thresholds, labels)
     table = class_table(d, t, labels, p)
     scores, draws = _scores(p, d, t, table.average_precision), bootstrap_f1(d, t, groups, n_draws, seed)
     for at, (name, ends) in enumerate(zip(('low', 'high'), _class_interval(d, t, draws)), 3): table.insert(at, name, ends)
@@ -297,7 +300,7 @@ def compare_models(probs_a,               # probabilities of the first model, im
                   ) -> Comparison:
     "By how much the second model is better than the first, and how sure that is."
     t = check_labels(targets)
-    preds = [_decide(check_probs(p, t), th) for p, th in ((probs_a, thresholds_a), (probs_b, thresholds_b))]
+    preds = [_decide(check_probs(p, t), th, labels) for p, th in ((probs_a, thresholds_a), (probs_b, thresholds_b))]
     scores = tuple(macro_f1(d, t) for d in preds)
     draws = np.subtract(*[bootstrap_f1(d, t, groups, n_draws, seed) for d in preds[::-1]])
     macro = np.nanmean(draws, 1)

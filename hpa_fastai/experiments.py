@@ -145,6 +145,7 @@ def crossfit(
     groups = None,  # group of each image; thresholds' own cross-fitting keeps groups whole
     method = 'auto',  # of the thresholds; see `fit_thresholds`
     calibration: str|None = 'auto',  # see `calibrate`; None: leave the probabilities as they are
+    exclusive: int|None = None,  # number of the class that stands alone: `LabelSet.negative`
 ) -> Decisions:
     "Decide about each part by thresholds fitted on the others"
     p, names = np.zeros(probs.shape), np.unique(parts)
@@ -154,11 +155,12 @@ def crossfit(
         here, rest = parts==k, (parts!=k if len(names)>1 else parts==k)
         cal = calibrate(probs[rest], targets[rest], whole.method) if whole else None
         own = lambda o: cal(o) if cal else o
-        th = fit_thresholds(own(probs[rest]), targets[rest], method, folds=0)
+        th = fit_thresholds(own(probs[rest]), targets[rest], method, folds=0, exclusive=exclusive)
         p[here] = own(probs[here])
         locations[here], doubt[here] = th.predict(p[here]), th.undecided(p[here])
     final = whole(probs) if whole else probs
-    return Decisions(final, p, locations, doubt, whole, fit_thresholds(final, targets, method, groups=groups))
+    thresholds = fit_thresholds(final, targets, method, groups=groups, exclusive=exclusive)
+    return Decisions(final, p, locations, doubt, whole, thresholds)
 
 # %% ../nbs/76_experiments.ipynb #d72aed7b
 _free = {'cache', 'num_workers', 'device', 'verbose'}  # options that don't change the models
@@ -274,9 +276,10 @@ def _pool(raw, df, labels, group, seed, calibration):
     groups = None if group is None else pd.Series(group_codes(df, group), df.Id).loc[known.Id].to_numpy()
     parts = raw.fold[ok].fillna(-1).to_numpy(int)
     if len(np.unique(parts))==1: parts = _parts(known, groups, labels, seed)
-    d = crossfit(raw.loc[ok, list(labels.classes)].to_numpy(float), labels.encode(known.Target), parts, groups, calibration=calibration)
+    probs, targets = raw.loc[ok, list(labels.classes)].to_numpy(float), labels.encode(known.Target)>0
+    d = crossfit(probs, targets, parts, groups, calibration=calibration, exclusive=labels.negative)
     res = _decided(raw, ok, d, labels)
-    e, targets = evaluate_predictions(res, known, labels, groups=groups), labels.encode(known.Target)>0
+    e = evaluate_predictions(res, known, labels, groups=groups)
     return res, d, replace(e, scores={**e.scores, 'calibration_error': calibration_error(d.unseen, targets)}, reliability=_reliability(d.unseen, targets))
 
 # %% ../nbs/76_experiments.ipynb #4daceff2

@@ -144,9 +144,10 @@ def blank(
 def __call__(self:Flagger,
     x: torch.Tensor,  # B×4×H×W uint8
     emb: np.ndarray,  # B×D
+    figures: np.ndarray|None = None,  # of `picture_figures`, where they are known
 ) -> dict:  # flag -> B, bool
     "Which flags each picture gets"
-    figures = picture_figures(x)
+    if figures is None: figures = picture_figures(x)
     return {'saturated': _saturation(x)>self.limits['saturated'], 'out-of-focus': _sharpness(figures)<self.limits['blurred'],
             'unlike-training': self.unlikeness(x, emb, figures)>1}
 

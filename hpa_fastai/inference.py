@@ -11,7 +11,6 @@ import hashlib, json, os, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 from .labels import *
 from .fields import *
 from .decode import *
+from .thresholds import *
 from .evaluation import *
 from .preprocess import *
 from .flags import *
@@ -113,12 +113,26 @@ def _run(bundle, x, tta, half):
 # %% ../nbs/75_inference.ipynb #fd256431
 FLAGS = ('blank-protein', 'saturated', 'out-of-focus', 'unlike-training', 'uncertain', 'no-location')
 
-def _flags(bundle, thresholds, imgs, probs, embs, locations):
+def _odd_pictures(bundles, places, embs):
+    "By flag, the pictures that half of the models or more find odd"
+    seen, votes = {}, {}
+    for bundle,emb in zip(bundles, embs):
+        kind = bundle.reader, bundle.reader.size or bundle.preprocess.size
+        if kind not in seen:
+            x = bundle.pixels([o and o[bundle.reader] for o in places])
+            seen[kind] = x, picture_figures(x)
+        x, figures = seen[kind]
+        found = {'blank-protein': blank(x), **(bundle.flagger(x, emb, figures) if bundle.flagger else {})}
+        for flag,odd in found.items(): votes.setdefault(flag, []).append(odd)
+    return {flag: np.mean(odd, 0)>=.5 for flag,odd in votes.items()}
+
+# %% ../nbs/75_inference.ipynb #5c8c2fed
+def _flags(bundles, thresholds, places, probs, embs, locations):
     "What is odd about each picture, in words"
-    x, doubt = bundle.pixels(imgs), thresholds.undecided(probs)
-    odd = {'blank-protein': blank(x), **(bundle.flagger(x, embs) if bundle.flagger else {}),
-           'uncertain': doubt.any(1)&~(locations&~doubt).any(1), 'no-location': ~locations.any(1)}
-    return [' '.join(f for f in FLAGS if f in odd and odd[f][k]) for k in range(len(x))]
+    doubt = thresholds.undecided(probs)
+    odd = {**_odd_pictures(bundles, places, embs), 'no-location': ~locations.any(1),
+           'uncertain': doubt.any(1)&~(locations&~doubt).any(1)}
+    return [' '.join(f for f in FLAGS if f in odd and odd[f][k]) for k in range(len(places))]
 
 # %% ../nbs/75_inference.ipynb #dcdfec24
 def _members(model):
@@ -195,7 +209,7 @@ class Predictor:
         self.bundles = _load_models(model, find_device(device))
         self.folded, first = [b.folded() for b in self.bundles], self.bundles[0]
         self.labels, self.device, self.half = first.labels, first.device, _is_half(precision, first.device)
-        self.thresholds = replace(first.thresholds, values=np.mean([b.thresholds.values for b in self.bundles], 0))
+        self.thresholds = average_thresholds([b.thresholds for b in self.bundles])
         self.readers = list(dict.fromkeys(b.reader for b in self.bundles))
         self.sources = {b.reader: Sources(b.reader) for b in self.bundles if b.preprocess.source}
         self.bs, self.tta, self.at_least_one, self.n_workers = bs, tta, at_least_one, n_workers or default_workers()
@@ -249,10 +263,10 @@ def inputs(self:Predictor,
 @patch
 def infer(self:Predictor,
     places: list,  # of `read`: an image each, None where there is none
-) -> tuple:  # probabilities n×C, embeddings n×D of all models side by side, and how many of D are the first model's
+) -> tuple:  # probabilities n×C, and a list of the embeddings n×D of each model
     "Probabilities and embeddings of one batch, over all models"
     probs, embs = zip(*(_run(b, self.inputs(b, places), self.tta, self.half) for b in self.folded))
-    return np.mean(probs, 0), np.concatenate(embs, 1), embs[0].shape[1]
+    return np.mean(probs, 0), list(embs)
 
 # %% ../nbs/75_inference.ipynb #708c98af
 @patch
@@ -268,11 +282,11 @@ def _places(self:Predictor, group, n):
 @patch
 def _judge(self:Predictor, places):
     "What is said of each place: `Predicted`, `Names`, probabilities, flags, no error; and the embeddings"
-    probs, embs, n_own = self.infer(places)
-    locations, first = self.thresholds.predict(probs, self.at_least_one), self.bundles[0]
-    flags = _flags(first, self.thresholds, [o and o[first.reader] for o in places], probs, embs[:, :n_own], locations)
+    probs, embs = self.infer(places)
+    locations = self.thresholds.predict(probs, self.at_least_one)
+    flags = _flags(self.bundles, self.thresholds, places, probs, embs, locations)
     names = ['|'.join(o) for o in self.labels.to_names(locations)]
-    return [(p, n, *q, f, '') for p,n,q,f in zip(self.labels.decode(locations), names, probs.tolist(), flags)], embs
+    return [(p, n, *q, f, '') for p,n,q,f in zip(self.labels.decode(locations), names, probs.tolist(), flags)], np.concatenate(embs, 1)
 
 # %% ../nbs/75_inference.ipynb #b00a7428
 @patch

@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from hpa_fastai.all import HPADataLoaders, hpa_learner
+from hpa_fastai.all import HPA28, HPADataLoaders, hpa_learner, plain_thresholds
 from hpa_fastai.bundle import BundleError, load_bundle, test_bundle as check_bundle
 
 
@@ -260,6 +261,27 @@ def test_pickles_need_trust(trained, tmp_path):
 def test_weights_do_not_depend_on_where_they_are(trained, tmp_path):
     (tmp_path/'link').symlink_to(trained[1])
     assert check_bundle(tmp_path/'link') < 1e-5
+
+
+def test_a_class_that_stands_alone_is_known_from_the_labels(trained, tmp_path, monkeypatch):
+    "In a learner, in the bundle it is saved as, and in one that an earlier version wrote"
+    learn, path = trained
+    labels = replace(HPA28, negative=0)
+    for dl in learn.dls.loaders: monkeypatch.setattr(dl, 'labels', labels)
+    monkeypatch.setattr(learn, 'evaluation', None)
+    monkeypatch.setattr(learn, 'thresholds', plain_thresholds(.01, 28))
+    crowded = learn.thresholds.predict(learn.get_preds(act=torch.sigmoid)[0].numpy())
+    assert crowded[:, 0].all() and crowded.sum(1).min() > 1
+    alone = learn.evaluate().table.predicted
+    assert 0 < alone.iloc[0] + alone.iloc[1:].max() <= len(crowded) < 2*len(crowded) - 1
+    bundle = learn.to_bundle()
+    assert bundle.thresholds.exclusive == 0 == bundle.config['thresholds']['exclusive']
+    assert learn.fit_thresholds().exclusive == 0
+    saved = learn.save_bundle(tmp_path/'model')
+    config = json.loads((saved/'config.json').read_text())
+    del config['thresholds']['exclusive']
+    (saved/'config.json').write_text(json.dumps(config))
+    assert load_bundle(saved).thresholds.exclusive == 0 and load_bundle(path).thresholds.exclusive is None
 
 
 def test_a_model_without_thresholds_can_be_saved(trained, tmp_path):

@@ -3,14 +3,17 @@ import base64
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from hpa_fastai.bundle import load_bundle
 from hpa_fastai.cells import *
 from hpa_fastai.simulate import simulate_fov
+from hpa_fastai.thresholds import plain_thresholds
 
 
 @pytest.fixture(scope='module')
@@ -226,6 +229,17 @@ def test_with_or_without_a_file_the_table_is_the_same(plate, trained, tmp_path):
     want = predict_cells(trained[1], plate, progress=False)
     for name in ('c.csv', 'c.parquet'):
         pd.testing.assert_frame_equal(predict_cells(trained[1], plate, out=tmp_path/name, progress=False), want, check_dtype=False)
+
+
+@pytest.mark.parametrize('prior', [0., .5, 1.])
+def test_a_class_that_stands_alone_does_so_in_cells(plate, trained, prior):
+    bundle = replace(load_bundle(trained[1]), thresholds=plain_thresholds(.01, 28))
+    crowded = predict_cells(bundle, plate, prior=prior, progress=False)
+    name = crowded.Names[0].split('|')[0]
+    labels = replace(bundle.labels, negative=bundle.labels.classes.index(name))
+    cells = predict_cells(replace(bundle, labels=labels), plate, prior=prior, progress=False)
+    assert crowded.Names.str.contains(name, regex=False).all()
+    assert all(o == name or name not in o.split('|') for o in cells.Names)
 
 
 def test_the_field_as_prior(plate, trained):

@@ -1,10 +1,11 @@
 "Evaluation and comparison of models."
+from dataclasses import replace
 import numpy as np, pytest
 from html.parser import HTMLParser
 from hpa_fastai.evaluation import compare_models, confusion_table, evaluate, hardest_images, top_confusions
 from hpa_fastai.labels import HPA28
 from hpa_fastai.metrics import MetricError, class_table, f1_interval, macro_f1, simulate_scores
-from hpa_fastai.thresholds import fit_thresholds
+from hpa_fastai.thresholds import fit_thresholds, plain_thresholds
 
 
 @pytest.fixture(scope='module')
@@ -30,6 +31,14 @@ def test_thresholds_of_three_kinds(scores):
     p, t = scores
     assert evaluate(p, t, .3).macro_f1 == evaluate(p, t, np.full(28, .3)).macro_f1 == macro_f1(p > .3, t)
     with pytest.raises(MetricError, match='one for each of the 28'): evaluate(p, t, [.3, .2])
+
+@pytest.mark.parametrize('thresholds', [.1, np.full(28, .1), plain_thresholds(.1, 28)], ids=['one', 'each', 'Thresholds'])
+def test_a_class_that_stands_alone_is_scored_alone(scores, thresholds):
+    p, t = scores
+    want = plain_thresholds(.1, 28, exclusive=0).predict(p)
+    labels = replace(HPA28, negative=0)
+    assert evaluate(p, t, thresholds, labels).macro_f1 == macro_f1(want, t) != evaluate(p, t, thresholds).macro_f1
+    assert compare_models(p, p, t, thresholds, .1, labels, n_draws=20).scores == (macro_f1(want, t),)*2
 
 def test_text_fits_one_screen_and_html_is_whole(scores):
     p, t = scores

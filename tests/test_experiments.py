@@ -12,7 +12,7 @@ from hpa_fastai.all import HPA28, ImageReader, Predictor, predict, read_labels, 
 from hpa_fastai.cli import main
 from hpa_fastai.experiments import ExperimentError, check_experiments, compare, crossfit, read_experiments, split_options, train_folds
 from hpa_fastai.labels import HPAError
-from hpa_fastai.metrics import macro_f1
+from hpa_fastai.metrics import macro_f1, simulate_scores
 from hpa_fastai.results import read_predictions
 
 FAST = dict(arch='lenet5', pretrained=False, size=32, sizes=(32,), epochs=1, bs=16)
@@ -31,6 +31,14 @@ def folds(small_atlas, cache, tmp_path_factory):
 
 def again(small_atlas, out, cache, n_folds=3, **kwargs):
     return train_folds(small_atlas/'train.csv', small_atlas/'train', out, n_folds, **{**dict(group='antibody', progress=False, cache=cache), **FAST, **kwargs})
+
+
+def test_a_class_that_stands_alone_out_of_fold():
+    probs, targets = simulate_scores(300, seed=3)
+    targets[targets[:, 0], 1:] = False
+    free, alone = (crossfit(probs, targets, np.arange(300)%3, calibration=None, exclusive=o) for o in (None, 0))
+    assert alone.locations[alone.locations[:, 0]].sum(1).max() == 1 < free.locations[free.locations[:, 0]].sum(1).max()
+    assert alone.thresholds.exclusive == 0
 
 
 def test_every_image_is_judged_by_the_model_of_its_fold(folds, small_atlas):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ import pandas as pd
 import pytest
 
 import hpa_fastai
+from hpa_fastai.bundle import load_bundle
 from hpa_fastai.decode import ImageReader
 from hpa_fastai.images import find_images, read_image
 from hpa_fastai.inference import Predictor, evaluate_predictions, predict
 from hpa_fastai.labels import HPA28, HPAError, read_labels
+from hpa_fastai.thresholds import plain_thresholds
 
 NAMES = list(HPA28.classes)
 
@@ -82,7 +85,6 @@ def test_batch_size_does_not_matter(plate, trained):
 
 def test_ensemble_is_the_mean_and_decodes_once(plate, trained, tmp_path, monkeypatch):
     import torch
-    from hpa_fastai.bundle import load_bundle
     one, two = load_bundle(trained[1]), load_bundle(trained[1])
     with torch.no_grad(): two.model[1][-1].weight.mul_(.5)
     pa, pb = (probs(predict(plate, model=m, progress=False)) for m in (one, two))
@@ -90,6 +92,33 @@ def test_ensemble_is_the_mean_and_decodes_once(plate, trained, tmp_path, monkeyp
     monkeypatch.setattr(ImageReader, 'array', lambda self, row: (reads.append(row['Id']), real(self, row))[1])
     both = probs(predict(plate, model=[one, two], progress=False))
     assert np.abs(both - (pa + pb)/2).max() < 1e-6 and np.abs(pa - pb).max() > 1e-3 and len(reads) == 10
+
+
+def test_ensemble_doubts_and_flags_in_any_order(plate, trained):
+    "Ranges of thresholds and limits of flags are those of all models, not of the first"
+    bundle = load_bundle(trained[1])
+    sure = replace(bundle, thresholds=plain_thresholds(.1, 28))
+    wide = replace(sure, thresholds=replace(sure.thresholds, low=np.zeros(28), high=np.full(28, 1.9)))
+    strict = replace(wide, flagger=replace(bundle.flagger, limits={**bundle.flagger.limits, 'unlike': 1e-6, 'saturated': -1.}))
+    a, b = (Predictor(m, device='cpu') for m in ([sure, strict], [strict, sure]))
+    assert a.thresholds.high == pytest.approx(np.full(28, 1.)) and a.thresholds.low == pytest.approx(np.full(28, .05))
+    one, two = a(plate), b(plate)
+    assert one['flags'].tolist() == two['flags'].tolist() and one['flags'].str.contains('saturated').all()
+    assert one['flags'].str.contains('uncertain').all() and not Predictor(sure, device='cpu')(plate)['flags'].str.contains('uncertain').any()
+
+
+@pytest.mark.parametrize('options', [{}, {'tta': True}, {'at_least_one': True}], ids=str)
+def test_a_class_that_stands_alone(plate, trained, options):
+    "Whatever thresholds a bundle is made with, its label set says which class never stands beside another"
+    bundle = load_bundle(trained[1])
+    bundle = replace(bundle, thresholds=plain_thresholds(.01, 28))
+    crowded = predict(plate, model=bundle, progress=False, **options)
+    alone = HPA28.parse(crowded.Predicted[0])[0]
+    labels = replace(HPA28, negative=alone)
+    df = predict(plate, model=[replace(bundle, labels=labels)]*2, progress=False, **options)
+    name = HPA28.classes[alone]
+    assert [name in o.split('|') for o in crowded.Names] == [True]*10
+    assert all(o == name or name not in o.split('|') for o in df.Names) and (df.Names != crowded.Names).all()
 
 
 def test_augmented_predictions_do_not_mind_turning(plate, trained, tmp_path):
@@ -236,7 +265,6 @@ def test_whatever_names_pictures_can_be_predicted(plate, trained, tmp_path):
 
 def test_fields_of_different_sizes_share_a_batch(trained, plate):
     from dataclasses import replace
-    from hpa_fastai.bundle import load_bundle
     bundle = load_bundle(trained[1])
     bundle.reader = replace(bundle.reader, size=None)
     arrays = [np.random.default_rng(i).integers(0, 255, (4, *s), np.uint8) for i, s in enumerate([(64, 64), (96, 80), (64, 64), (100, 100)])]

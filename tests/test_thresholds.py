@@ -3,7 +3,7 @@ import json
 import numpy as np, pandas as pd, pytest
 from hpa_fastai.labels import HPA28
 from hpa_fastai.metrics import MetricError, f1_scores, macro_f1, simulate_scores
-from hpa_fastai.thresholds import THRESHOLD_METHODS, Thresholds, best_constant, f1_optimum, fit_thresholds, match_prevalence, plot_f1_curves
+from hpa_fastai.thresholds import THRESHOLD_METHODS, Thresholds, average_thresholds, best_constant, f1_optimum, fit_thresholds, match_prevalence, plot_f1_curves
 
 
 @pytest.fixture(scope='module')
@@ -136,6 +136,25 @@ def test_options_of_predict():
     assert th.undecided(p, .06)[0].tolist() == [1, 1, 0]
     constant = Thresholds(np.full(3, .5), np.full(3, .5), np.full(3, .5), 'x', np.ones(3, int))
     assert constant.predict(p, at_least_one=True)[2].tolist() == [0, 0, 1]
+
+def test_a_class_that_stands_alone_stands_alone_wherever_thresholds_decide(scores):
+    probs, targets = scores
+    targets = targets.copy()
+    targets[targets[:, 0], 1:] = False
+    free, alone = (fit_thresholds(probs, targets, exclusive=o) for o in (None, 0))
+    called = alone.predict(probs, at_least_one=True)
+    assert called[called[:, 0]].sum(1).max() == 1 < free.predict(probs)[called[:, 0]].sum(1).max()
+    assert (alone.values == free.values).all() and alone.expected_f1 > free.expected_f1  # measured by the decisions that will be made
+    again = Thresholds.from_dict(json.loads(json.dumps(alone.to_dict())))
+    assert (again.predict(probs) == alone.predict(probs)).all()
+    for odd in (28, -1, 'Nucleoplasm', True, 1.5):
+        with pytest.raises(MetricError, match='not the number of a class'): fit_thresholds(probs, targets, exclusive=odd)
+
+def test_averages_do_not_depend_on_the_order(scores):
+    each = [fit_thresholds(scores[0][k::3], scores[1][k::3], m, folds=3) for k, m in enumerate(('auto', 'f1', 'auto'))]
+    a, b = average_thresholds(each), average_thresholds(each[::-1])
+    for name in ('values', 'low', 'high', 'support'): assert getattr(a, name) == pytest.approx(np.mean([getattr(th, name) for th in each], 0)) == getattr(b, name)
+    assert ((a.low <= a.values) & (a.values <= a.high)).all() and (a.undecided(scores[0]) == b.undecided(scores[0])).all()
 
 def test_prevalence_shift_does_what_resampling_would():
     probs, targets = simulate_scores(30000, seed=9)
