@@ -36,6 +36,12 @@ def _data_options(p, images='train'):
     g.add_argument('--images', default=images, help='folder of images, in DATA or anywhere')
     return g
 
+# %% ../nbs/90_cli.ipynb #b8de4ca8
+def _places(a):
+    "The table of labels and the folder of images that a command names"
+    from hpa_fastai.tables import find_beside
+    return find_beside(a.csv, a.data), find_beside(a.images, a.data)
+
 # %% ../nbs/90_cli.ipynb #04ac6db2
 def _label_options(g):
     "Classes and groups of a data set"
@@ -97,8 +103,7 @@ def _verify(a):
     from hpa_fastai.decode import ImageReader
     from hpa_fastai.verify import verify_images
     _check_free(a.out, a.force)
-    csv = a.csv and (a.csv if a.csv.exists() else Path(a.folder)/a.csv)
-    found = verify_images(a.folder, csv, a.labels, a.deep, ImageReader(channels=a.channels), progress=a.progress)
+    found = verify_images(a.folder, a.csv, a.labels, a.deep, ImageReader(channels=a.channels), progress=a.progress)
     print(found)
     if a.out: found.problems.to_csv(a.out, index=False, errors='backslashreplace')
     return found.exit_code
@@ -346,7 +351,7 @@ def _options(a, device):
 # %% ../nbs/90_cli.ipynb #57daf81e
 def _train_folds(a, device):
     from hpa_fastai.experiments import train_folds
-    res = train_folds(a.data/a.csv, a.data/a.images, a.out, a.folds, labels=a.labels, group=_group(a.group), seed=a.seed, force=a.force, progress=a.progress,
+    res = train_folds(*_places(a), a.out, a.folds, labels=a.labels, group=_group(a.group), seed=a.seed, force=a.force, progress=a.progress,
                       calibration='auto' if a.calibrate else None, **_options(a, device))
     print(f'\nEach image by a model, and by thresholds, that have not seen it:\n{res.evaluation}\n')
     print(f'{len(res.models)} models and predictions.csv in {a.out}. Predict a folder with all of them: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
@@ -354,11 +359,13 @@ def _train_folds(a, device):
 # %% ../nbs/90_cli.ipynb #8aff9d62
 def _rehearse_training(a):
     "Look for the images of every label, and say what would be done"
-    from hpa_fastai.images import attach_images
+    from hpa_fastai.images import attach_images, find_images
     from hpa_fastai.labels import get_labels, read_labels
     from hpa_fastai.training import FEW
     labels = get_labels(a.labels)
-    n = len(attach_images(read_labels(a.data/a.csv, labels), a.data/a.images))
+    csv, images = _places(a)
+    table = find_images(images)
+    n = len(attach_images(read_labels(csv, labels, ids=table.Id), table))
     print(f'{n} labelled images, {len(labels)} classes; {a.arch or "resnet18 with published weights, or smallresnet with those of simulated cells,"} to be trained for '
           f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"} and saved to {a.out}; nothing was done')
     if a.fine_tune=='auto' and a.arch in (None, 'smallresnet'): print(f'(With the weights of simulated cells and fewer than {FEW} training images the head alone, in seconds.)')
@@ -418,7 +425,7 @@ def _add_compare(sub):
 def _compare(a):
     from hpa_fastai.experiments import compare
     device = _join(a)
-    table = compare(a.data/a.csv, a.data/a.images, a.out, a.experiments, a.archs, folds=a.folds, labels=a.labels, group=_group(a.group), seed=a.seed, force=a.force,
+    table = compare(*_places(a), a.out, a.experiments, a.archs, folds=a.folds, labels=a.labels, group=_group(a.group), seed=a.seed, force=a.force,
                     progress=a.progress, **{k: v for k,v in _options(a, device).items() if k!='arch'})
     failed = table[table['error']!='']
     print(f'\n{table.drop(columns="error").to_string(float_format="{:.3f}".format, na_rep="–")}\n')
@@ -465,14 +472,16 @@ def _add_evaluate(sub):
 # %% ../nbs/90_cli.ipynb #0cf7ced4
 def _evaluate(a):
     "Predict a labelled folder and compare"
-    from hpa_fastai.images import attach_images
+    from hpa_fastai.images import attach_images, find_images
     from hpa_fastai.inference import check_writable, evaluate_predictions
     from hpa_fastai.labels import read_labels
     if a.out: check_writable(a.out, ('.csv',))
     _check_free(a.out, a.force)
     predictor = _predictor(a)
-    truth = read_labels(a.data/a.csv, predictor.labels)
-    preds = predictor(attach_images(truth, a.data/a.images), a.progress)
+    csv, images = _places(a)
+    table = find_images(images)
+    truth = read_labels(csv, predictor.labels, ids=table.Id)
+    preds = predictor(attach_images(truth, table), a.progress)
     ev = evaluate_predictions(preds, truth, predictor.labels)
     print(ev)
     if a.out: ev.table.to_csv(a.out)

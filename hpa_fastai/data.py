@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 from fastai.data.all import *
 from fastai.torch_core import TensorMultiCategory
+from .tables import *
 from .labels import *
 from .images import *
 from .show import *
@@ -265,8 +266,9 @@ def from_csv(cls:HPADataLoaders,
     "From a csv and a folder of images"
     path = Path(path)
     if not path.is_dir(): raise HPAError(f'{path}: no such folder; give the folder that holds the csv and the images')
-    labels = get_labels(labels)
-    return cls.from_df(read_labels(path/csv, labels), path/images, labels=labels, **kwargs)
+    labels, images = get_labels(labels), find_beside(images, path)
+    df = read_labels(find_beside(csv, path, LabelError), labels, ids=lambda: find_images(images).Id)
+    return cls.from_df(df, images, labels=labels, **kwargs)
 
 # %% ../nbs/30_data.ipynb #c5f22154
 @patch

@@ -16,6 +16,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from fastcore.foundation import L
+from .tables import *
 from .labels import *
 from .splits import *
 from .images import *
@@ -299,9 +300,10 @@ def _write_table(df, path):
     df.assign(**text).rename(columns=escape_cell).to_csv(path, index=False, float_format='%.6f', lineterminator='\n')
 
 # %% ../nbs/76_experiments.ipynb #59ffed6f
-def _labelled(df, labels):
+def _labelled(df, labels, images):
     "A table of labels, given as one or as a csv"
-    return df.assign(Id=df.Id.astype(str)) if isinstance(df, pd.DataFrame) else read_labels(df, labels)
+    if isinstance(df, pd.DataFrame): return df.assign(Id=df.Id.map(same_form))
+    return read_labels(df, labels, ids=lambda: (images if isinstance(images, pd.DataFrame) else find_images(images)).Id)
 
 # %% ../nbs/76_experiments.ipynb #f21174c9
 def _which(folds, n_folds):
@@ -334,7 +336,7 @@ def train_folds(
 ) -> Folds:
     "Train a model a fold, and judge them on what they never saw; goes on where an earlier run stopped"
     labels, out, options = get_labels(labels), Path(out), _revive(options)
-    df = _labelled(df, labels)
+    df = _labelled(df, labels, images)
     split_options(options)
     folds = _which(folds, n_folds)
     in_turn(lambda: _begin(out, _settings(df, images, n_folds, labels, group, seed, options), force and is_first()))
@@ -352,8 +354,9 @@ def train_folds(
 def _rows_of_options(file):
     "Experiments of a csv, as a list of dicts"
     import yaml
-    rows = pd.read_csv(file, dtype=str, keep_default_na=False).to_dict('records')
-    return [{k: v if k=='name' else yaml.safe_load(v) for k,v in r.items() if v.strip()} for r in rows]
+    value = lambda v: yaml.safe_load(re.sub(r'^(-?\d+),(\d+)$', r'\1.\2', v.strip()))
+    rows = read_table(file, ExperimentError).to_dict('records')
+    return [{k: v.strip() if k=='name' else value(v) for k,v in r.items() if v.strip()} for r in rows]
 
 # %% ../nbs/76_experiments.ipynb #f4dcd94c
 def _by_name(experiments, where):
@@ -387,7 +390,10 @@ def read_experiments(
     file = Path(file)
     if not file.is_file(): raise ExperimentError(f'{file}: no such file of experiments')
     import yaml
-    try: found = _rows_of_options(file) if file.suffix=='.csv' else yaml.safe_load(file.read_text(encoding='utf-8'))
+    try:
+        plain = file.suffix.lower() in ('.yaml', '.yml', '.json')
+        found = yaml.safe_load(file.read_text(encoding='utf-8')) if plain else _rows_of_options(file)
+    except ExperimentError: raise
     except (ValueError, yaml.YAMLError) as e: raise ExperimentError(f'{file}: {" ".join(str(e).split())[:200]}') from None
     return check_experiments(found, file)
 
@@ -503,7 +509,7 @@ def compare(
 ) -> pd.DataFrame:  # a row an experiment: macro F1 and its interval, mean AP, difference to the first, minutes, millions of parameters, images a second in training, error
     "Train variants under the same split and budget, and put them side by side; goes on where an earlier run stopped"
     labels, out, experiments = get_labels(labels), Path(out), _all_experiments(experiments, archs)
-    df = _labelled(df, labels)
+    df = _labelled(df, labels, images)
     split_options(options)
     rows, first = {}, None
     for i,(name,own) in enumerate(experiments.items()):

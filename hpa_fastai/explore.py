@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from .tables import *
 from .labels import *
 from .fields import *
 from .decode import *
@@ -367,8 +368,8 @@ def explore(
     per_class:int=4, # pictures of a class
 ) -> Path: # the page
     "Write everything there is to see about a data set into one self-contained HTML page."
-    path = Path(csv) if Path(csv).is_file() else Path(folder)/csv
-    df, images = read_labels(path, labels), find_images(folder)
+    path, images = find_beside(csv, folder, LabelError), find_images(folder)
+    df = read_labels(path, labels, ids=images.Id)
     table = _labelled(df, images, path.name, folder)
     fp, group = fingerprints(table), antibody_of if group is None else group
     with page_ink(): page = build_page(f'{path.parent.resolve().name}/{path.name}', _sections(df, table, fp, labels, group, valid_pct, seed, per_class),

@@ -181,15 +181,15 @@ def to_numbers(
 
 # %% ../nbs/00_tables.ipynb #4b2cf8dd
 def find_beside(
-    name, # of a file or folder, as it was typed; an absolute path is taken as it is
-    folder, # of the data set
+    name, # of a file or folder, as it was typed; an absolute path and a URL are taken as they are
+    folder, # of the data set; anything else than a folder has nothing in it
     error:type=HPAError, # the kind of error that tells that it is nowhere
-) -> Path:
+) -> Path|str:
     "A file or folder, looked for in the folder of the data set, then in the working folder."
-    name, folder = Path(name), Path(folder)
-    inside = folder/name
-    if inside.exists(): return inside
-    if name.exists(): return name
-    nowhere = f'{inside} does not exist'
-    if not name.is_absolute(): nowhere += f', nor does {Path.cwd()/name}'
-    raise error(f'{nowhere}; give the name of one that does')
+    if '://' in str(name): return name
+    name = Path(name).expanduser()
+    places = [Path(folder)/name] if isinstance(folder, (str, os.PathLike)) and '://' not in str(folder) else []
+    places = list(dict.fromkeys([*places, name.absolute()]))
+    found = next((p for p in places if p.exists()), None)
+    if found is None: raise error(f'{" and ".join(map(str, places))}: no such file or folder; name one that exists')
+    return found

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from tqdm.auto import tqdm
+from .tables import *
 from .labels import *
 from .fields import *
 from .decode import *
@@ -112,32 +113,46 @@ def likeness(
     return float(np.corrcoef(a, b)[0,1]) if a.std() and b.std() else 1.
 
 # %% ../nbs/08_verify.ipynb #0834607a
+_samples = {'predicted', 'predictionstring', 'imagewidth', 'imageheight'}  # columns of sample submissions
+
+def _only_ids(table, name):
+    "The Ids of a table that has no column of labels, and what that means"
+    id_col = next((c for want in ('Id','ID','Image','id') for c in table if c.casefold()==want.casefold()), None)
+    columns = ', '.join(table)
+    if id_col is None: return [], [('error', 'csv without ids', '', f'{name} has no column Id (columns are {columns})')]
+    ids = table[id_col].map(same_form)
+    if all(c.casefold() in _samples for c in table if c not in (id_col, '')): return ids, []
+    found = f'{name} has no column of labels that is known (columns are {columns}); name the label set: labels=… (--labels)'
+    return ids, [('error', 'csv without labels', '', found)]
+
+def _of_label(fault, n):
+    "A fault of a table of labels as a problem: level, kind, Id, detail"
+    problem, id_, detail = fault
+    return 'error', 'csv Id twice' if problem=='contradiction' else problem, id_, f'{n[id_]} rows: {detail}' if problem=='contradiction' else detail
+
 def check_labels(
     csv, # path of a csv with a row a field of view
     labels, # anything `get_labels` takes; None finds out from the column names
     ids, # of the fields of view in the folder
 ) -> tuple[list, str]: # problems (level, kind, Id, detail), and one line about the csv
     "What is wrong with a csv, and between it and a folder"
-    try: table = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding='utf-8-sig')
-    except Exception as e: return [('error', 'unreadable csv', '', f'{csv}: {type(e).__name__} {" ".join(str(e).split())}')], 'not read'
-    sets = [get_labels(labels)] if labels is not None else [s for s in (HPA28, HPA19, ZTG10) if {s.id_col, s.label_col}<=set(table.columns)][:1]
-    id_col = next((c for c in ([s.id_col for s in sets]+['Id','ID','Image','id']) if c in table), None)
-    if id_col is None: return [('error', 'csv without ids', '', f'{os.path.basename(csv)} has no column Id (columns are {", ".join(table)})')], f'{len(table)} rows'
-    known, present = set(table[id_col]), set(ids)
-    faults = [('error', 'no image', i, 'the csv has this Id, the folder has no image of it') for i in table[id_col] if i not in present]
-    faults += [('note', 'no label', i, 'the csv has no row for this image') for i in ids if i not in known]
-    faults += [('error', 'csv Id twice', i, f'{n} rows') for i,n in table[id_col].value_counts().items() if n>1]
-    if sets and sets[0].label_col in table: faults += _check_cells(table, id_col, sets[0])
-    return faults, f'{len(table)} rows, labels read as {sets[0].name}' if sets else f'{len(table)} rows, no labels'
-
-# %% ../nbs/08_verify.ipynb #08e9e8cf
-def _check_cells(table, id_col, ls):
-    "The rows whose labels do not parse"
-    faults, bad = [], {}
-    for cell in table[ls.label_col].unique():
-        try: bad[cell] = None if ls.parse(cell) else 'no label'
-        except LabelError as e: bad[cell] = str(e)
-    return [('error', 'bad label', i, f'row {n+2}: {bad[cell]}') for n,(i,cell) in enumerate(zip(table[id_col], table[ls.label_col])) if bad[cell]]
+    ls = None if labels is None else get_labels(labels)
+    try:
+        table = read_table(csv, LabelError)
+        ls = ls or guess_labels(table)
+        df, wrong = label_faults(csv, ls, ids=ids) if ls else (None, [])
+    except LabelError as e: return [('error', 'unreadable csv', '', str(e))], 'not read'
+    if ls is None: known, faults = _only_ids(table, table_name(csv))
+    else:
+        known, n = df.Id, df.Id.value_counts()
+        faults = [_of_label(f, n) for f in wrong]
+        clash = {i for _,kind,i,_ in faults if kind=='csv Id twice'}
+        faults += [('warning', 'csv Id twice', i, f'{k} rows with the same labels, which are merged') for i,k in n[n>1].items() if i and i not in clash]
+    if len(known):
+        have, listed = set(map(same_form, ids)), set(known)
+        faults += [('error', 'no image', i, 'the csv has this Id, the folder has no image of it') for i in dict.fromkeys(known) if i and i not in have]
+        faults += [('note', 'no label', i, 'the csv has no row for this image') for i in ids if same_form(i) not in listed]
+    return faults, f'{len(table)} rows, labels read as {ls.name}' if ls else f'{len(table)} rows, no labels'
 
 # %% ../nbs/08_verify.ipynb #2d40f80a
 @dataclass
@@ -185,7 +200,7 @@ def _example(group, n=3):
 # %% ../nbs/08_verify.ipynb #d9e3d457
 def verify_images(
     folder, # anything `find_images` takes
-    csv=None, # csv with a row a field of view
+    csv=None, # csv with a row a field of view, in the folder or anywhere; or such a table
     labels=None, # label set of the csv, as `get_labels` takes it; None finds out from the column names
     deep:bool=False, # decode every pixel
     reader:ImageReader=ImageReader(), # the settings with which the images will be read
@@ -193,6 +208,7 @@ def verify_images(
     progress:bool|None=None, # progress bar; None: when there is a terminal
 ) -> Verification:
     "Check a folder of images, and its csv, before they are used"
+    if csv is not None and not isinstance(csv, pd.DataFrame): csv = find_beside(csv, folder, LabelError)
     table, left = survey_images(folder)
     with reading_pool(n_workers or default_workers()) as pool:
         todo = pool.map(partial(check_field, reader=reader, deep=deep), table[['Id','layout',*CHANNELS]].to_dict('records'))

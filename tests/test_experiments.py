@@ -171,9 +171,10 @@ def test_experiments_that_make_no_sense_are_said(experiments, words):
 
 
 @pytest.mark.parametrize('name, text', [('e.yaml', 'a: {}\nb: {size: 48, sizes: [32, 48]}\n'), ('e.json', '[{"name": "a"}, {"name": "b", "size": 48, "sizes": [32, 48]}]'),
-                                        ('e.csv', 'name,size,sizes\na,,\nb,48,"[32, 48]"\n')])
+                                        ('e.csv', 'name,size,sizes\na,,\nb,48,"[32, 48]"\n'), ('e.CSV', 'sep=;\nname;size; sizes\na;;\nb;48;[32, 48]\n'),
+                                        ('e.csv', 'name\tsize\tsizes\na\t\t\nb\t48\t[32, 48]\n'.encode('utf-16'))])
 def test_experiments_come_from_files(tmp_path, name, text):
-    (tmp_path/name).write_text(text)
+    (tmp_path/name).write_bytes(text if isinstance(text, bytes) else text.encode())
     assert read_experiments(tmp_path/name) == dict(a={}, b=dict(size=48, sizes=[32, 48]))
 
 
@@ -182,6 +183,15 @@ def test_files_of_experiments_that_cannot_be_read(tmp_path):
     for name in ('e.yaml', 'none.yaml'):
         with pytest.raises(ExperimentError, match=name) as e: read_experiments(tmp_path/name)
         assert '\n' not in str(e.value)
+    for name, raw, words in (('e.xlsx', b'PK\x03\x04', 'a zip archive'), ('e.csv', 'name,lr\n'.encode('utf-16')[:-1], 'breaks off'),
+                             ('d.csv', b'name,lr,lr\na,1,2\n', "two columns called 'lr'")):
+        (tmp_path/name).write_bytes(raw)
+        with pytest.raises(ExperimentError, match=words): read_experiments(tmp_path/name)
+
+
+def test_a_decimal_comma_is_a_decimal_point(tmp_path):
+    (tmp_path/'e.csv').write_text('name;lr\na;0,01\n')
+    assert read_experiments(tmp_path/'e.csv') == dict(a=dict(lr=.01))
 
 
 @pytest.fixture(scope='module')

@@ -1,9 +1,12 @@
 "Tables that people made: whatever program wrote them, they are read or refused with one line."
+import contextlib
 import io
 import zipfile
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from hpa_fastai.labels import HPAError, read_labels, same_form
 from hpa_fastai.tables import find_beside, read_table, to_numbers
@@ -107,3 +110,36 @@ def test_the_folder_of_the_data_comes_before_the_working_folder(tmp_path, monkey
     assert find_beside(tmp_path/'train.csv', 'atlas') == tmp_path/'train.csv'
     with pytest.raises(HPAError) as e: find_beside('none.csv', tmp_path/'atlas')
     assert str(tmp_path/'atlas'/'none.csv') in str(e.value) and str(tmp_path/'none.csv') in str(e.value)
+
+
+def _explore(folder, csv):
+    from hpa_fastai.explore import explore
+    explore(folder, csv)
+
+
+def _report(folder, csv):
+    from hpa_fastai.report import report
+    report(folder, csv=csv)
+
+
+def _from_csv(folder, csv):
+    from hpa_fastai.data import HPADataLoaders
+    HPADataLoaders.from_csv(folder, csv, cache=False)
+
+
+def _train(folder, csv):
+    from hpa_fastai.cli import main
+    with contextlib.redirect_stderr(io.StringIO()) as said: code = main(['train', str(folder), '--csv', str(csv), '--dry-run', '--out', 'm'])
+    if code == 2: raise HPAError(said.getvalue())
+
+
+@pytest.mark.parametrize('door', [_explore, _report, _from_csv, _train])
+def test_every_door_looks_in_the_same_places(tmp_path, monkeypatch, door):
+    (tmp_path/'atlas'/'train').mkdir(parents=True)
+    save(tmp_path, TEXT)
+    save(tmp_path/'atlas', TEXT.replace('5', '99'))
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save('atlas/train/a.png')
+    with pytest.raises(HPAError, match='99'): door('atlas', 'train.csv')  # of the folder, not of the working folder
+    save(tmp_path, TEXT.replace('5', '99'), 'other.csv')
+    with pytest.raises(HPAError, match='99'): door('atlas', 'other.csv')

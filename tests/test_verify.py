@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest, tifffile
 from PIL import Image
 from hpa_fastai.decode import ImageReader
 from hpa_fastai.fields import CHANNELS, find_images
-from hpa_fastai.labels import HPA19, HPA28, ZTG10
+from hpa_fastai.labels import HPA19, HPA28, ZTG10, HPAError, LabelError, read_labels
 from hpa_fastai.simulate import simulate_atlas
 from hpa_fastai.verify import verify_images
 
@@ -193,3 +193,59 @@ def test_real_er_of_another_field_is_suspicious(real_data, tmp_path):
         for c in CHANNELS: os.symlink((t[(i+1)%len(t)] if c=='yellow' else r)[c], tmp_path/f'{r["Id"]}_{c}{os.path.splitext(r[c])[1]}')
     v = verify_images(tmp_path, deep=True)
     assert (v.problems.problem=='suspicious ER').sum()==len(t)
+
+IDS = ['a1', 'a2', 'a3', 'a4']
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    "A folder with four small fields of view"
+    folder = tmp_path_factory.mktemp('tiny')/'train'
+    folder.mkdir()
+    for i in IDS:
+        for c in CHANNELS: Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16), dtype=np.uint8)).save(folder/f'{i}_{c}.png')
+    return folder
+
+GOOD = 'Id,Target\na1,0\na2,1 3\na3,2\na4,0\n'
+TABLES = {
+    'plain': GOOD, 'a blank in the header': GOOD.replace(',', ', '), 'UTF-16': GOOD.encode('utf-16'), 'UTF-16 without a mark': GOOD.encode('utf-16-le'),
+    'semicolons': GOOD.replace(',', ';'), 'tabs': GOOD.replace(',', '\t'), 'sep': 'sep=;\n'+GOOD.replace(',', ';'), 'latin-1': ('Größe,'+GOOD).encode('latin-1'),
+    'latin-1 with all columns': 'Id,Target,Größe\na1,0,ü\na2,1,\na3,2,\na4,0,\n'.encode('latin-1'), 'lower case': GOOD.lower(), 'names': GOOD.replace('2\n', 'Nucleoli\n'),
+    'label 99': GOOD.replace('a1,0', 'a1,99'), 'label 99 under a header with a blank': GOOD.replace('a1,0', 'a1,99').replace(',', ', '),
+    'two columns': 'Id,Target,Target\na1,0,1\na2,1,1\na3,2,2\na4,0,0\n', 'two columns by case': 'Id,Target,target\na1,0,1\na2,1,1\na3,2,2\na4,0,0\n',
+    'mangled': GOOD.replace('a1', '3-Jan'), 'no label': GOOD.replace('a1,0', 'a1,'), 'no Id': GOOD.replace('a1', ''), 'twice alike': GOOD+'a1,0\n',
+    'twice otherwise': GOOD+'a1,5\n', 'a long row': GOOD.replace('1 3', '1,3'), 'a short row': GOOD.replace('a1,0', 'a1'), 'no rows': 'Id,Target\n', 'empty': '',
+    'an open quote': GOOD.replace('a4,0', 'a4,"0'), 'zeros': GOOD.encode()+b'\0\0', 'cut UTF-16': GOOD.encode('utf-16')[:-1], 'a page': '<html>'+GOOD,
+    'another column of labels': GOOD.replace('Target', 'Location'), 'no column of Ids': GOOD.replace('Id', 'File'), 'no header': GOOD.partition('\n')[2],
+    'a decimal label': GOOD.replace('a1,0', 'a1,0.0'), 'half a label': GOOD.replace('a1,0', 'a1,0.5'), 'a minus': GOOD.replace('a1,0', 'a1,-1'),
+    'Predicted': GOOD.replace('Target', 'Predicted'), 'a bad Predicted': GOOD.replace('Target', 'Predicted').replace('a1,0', 'a1,77'),
+    'letters': GOOD.replace('a1,0', 'a1,Nucleus'), 'carriage returns': GOOD.replace('\n', '\r'), 'blank rows': GOOD.replace('\n', '\n,\n'),
+}
+
+@pytest.mark.filterwarnings('ignore:.*repeated rows')
+@pytest.mark.parametrize('labels', [None, 'hpa28'])
+@pytest.mark.parametrize('kind', TABLES)
+def test_verify_and_training_are_of_one_mind(tiny, tmp_path, kind, labels):
+    csv, content = tmp_path/'train.csv', TABLES[kind]
+    csv.write_bytes(content if isinstance(content, bytes) else content.encode())
+    try: read_labels(csv, ids=IDS)
+    except LabelError as e: why = str(e)
+    else: why = None
+    v = check(tiny.parent, csv=csv, labels=labels)
+    assert bool(len(v.problems[v.problems.level=='error']))==(why is not None), (why, v.problems)
+
+def test_all_faulty_rows_are_listed(tiny, tmp_path):
+    (tmp_path/'l.csv').write_text('Id, Target\na1, 99\na2,\n3-Jan, 1\na4, x\na4, 2\n,1\n')
+    v = check(tiny.parent, csv=tmp_path/'l.csv')
+    errors = v.problems[v.problems.level=='error']
+    assert errors.problem.value_counts().to_dict()=={'bad label':3, 'bad Id':2, 'no image':1}
+
+def test_the_csv_of_the_folder_comes_first(tiny, tmp_path, monkeypatch):
+    (tmp_path/'data').mkdir()
+    shutil.copytree(tiny, tmp_path/'data'/'train')
+    (tmp_path/'data'/'train.csv').write_text(GOOD)
+    (tmp_path/'train.csv').write_text(GOOD.replace('a1,0', 'a1,99'))
+    (tmp_path/'other.csv').write_text(GOOD)
+    monkeypatch.chdir(tmp_path)
+    for csv in ('train.csv', 'other.csv', tmp_path/'data'/'train.csv'): assert 'bad label' not in str(verify_images('data', csv, progress=False))
+    assert 'bad label' in str(verify_images('data', tmp_path/'train.csv', progress=False))
+    with pytest.raises(HPAError, match='data/none.csv and .*none.csv: no such file'): verify_images('data', 'none.csv')
