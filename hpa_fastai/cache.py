@@ -6,7 +6,8 @@
 __all__ = ['CACHE_VERSION', 'cache_key', 'ImageCache', 'default_cache_folder', 'remove_old_caches', 'build_cache']
 
 # %% ../nbs/27_cache.ipynb #e845a00a
-import hashlib, json, multiprocessing, os, shutil, tempfile, time, warnings
+import errno, hashlib, json, multiprocessing, os, platform, secrets, shutil, time, warnings
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import repeat
 from pathlib import Path
@@ -79,6 +80,16 @@ def batch(self:ImageCache,
     "Gather a batch in one go"
     return TensorRGBY(torch.from_numpy(np.asarray(self.images[rows])))
 
+# %% ../nbs/27_cache.ipynb #7de065ea
+def _open(file, ids, size):
+    "The cache in a file if it is whole and of these fields of view, otherwise None"
+    try:
+        cache = ImageCache(file)
+        images = cache.images
+        whole = images.shape==(len(ids), 4, size, size) and images.dtype==np.uint8
+        return cache if whole and sorted(cache.row)==sorted(ids) and isinstance(cache.errors, dict) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError): return None
+
 # %% ../nbs/27_cache.ipynb #1b53dc22
 def default_cache_folder() -> Path:
     "Where caches go unless told otherwise: `hpa_fastai` in the user's cache folder"
@@ -90,21 +101,67 @@ def remove_old_caches(
     days: float = 30,  # since one was last used
 ) -> None:
     "Delete the caches that have not been used for a while"
-    for info in folder.glob('*.json'):
-        if time.time()-info.stat().st_mtime>days*86400:
-            for f in (info.with_suffix('.npy'), info): f.unlink(missing_ok=True)
+    for file in {o.with_suffix('.npy') for end in ('json', 'npy') for o in folder.glob(f'*.{end}')}:
+        info = file.with_suffix('.json')
+        if time.time()-max(_stat(info).st_mtime, 0 if info.exists() else _stat(file).st_mtime)>days*86400:
+            for f in (file, info): f.unlink(missing_ok=True)
 
 # %% ../nbs/27_cache.ipynb #aad7ce53
+def _no_cache(folder, e):
+    "What to say where no cache can be written"
+    return HPAError(f'{folder}: no image cache can be kept there ({e.strerror or e}); '
+                    'give another folder with cache=… (--cache), or read the files each time with cache=False (--no-cache)')
+
 def _room(folder, need):
     "Make the folder of a cache; whether it has room for as many bytes"
     try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise HPAError(f'{folder}: no image cache can be kept there ({e.strerror}); '
-                       'give another folder with cache=… (--cache), or read the files each time with cache=False (--no-cache)') from None
+    except OSError as e: raise _no_cache(folder, e) from None
     free = shutil.disk_usage(folder).free
     if need <= .95*free: return True
     warnings.warn(f'{folder}: an image cache needs {need/1e9:.1f} GB and {free/1e9:.1f} GB are free; reading from the files instead')
     return False
+
+# %% ../nbs/27_cache.ipynb #5417dc79
+_FORSAKEN = 86400  # seconds without a sign of life after which the builder on another machine counts as dead
+
+def _hold(folder):
+    "Keep a lock in a folder that is being written to; the open file, or None where there are no locks"
+    try: import fcntl
+    except ImportError: return None
+    file = open(folder/'lock.new', 'w')
+    try: fcntl.flock(file, fcntl.LOCK_EX|fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    os.rename(folder/'lock.new', folder/'lock')
+    return file
+
+def _is_free(lock):
+    "Whether nobody holds the lock of a folder; False where that can't be known"
+    try:
+        import fcntl
+        with open(lock) as file: fcntl.flock(file, fcntl.LOCK_EX|fcntl.LOCK_NB)
+    except (ImportError, OSError): return False
+    return True
+
+# %% ../nbs/27_cache.ipynb #bf303b5f
+def _remove_forsaken(folder):
+    "Delete what builds that were killed have left"
+    for left in folder.glob('building-*'):
+        here = left.name.startswith(f'building-{platform.node()}-')
+        signs = [_stat(o).st_mtime for o in (left, *left.glob('*'))]
+        if here and _is_free(left/'lock') or time.time()-max(signs)>_FORSAKEN: shutil.rmtree(left, ignore_errors=True)
+
+@contextmanager
+def _workshop(folder):
+    "A folder to build a cache in, which is gone in the end"
+    place = folder/f'building-{platform.node()}-{secrets.token_hex(4)}'
+    place.mkdir()
+    lock = _hold(place)
+    try: yield place
+    finally:
+        if lock: lock.close()
+        shutil.rmtree(place, ignore_errors=True)
 
 # %% ../nbs/27_cache.ipynb #841aee6a
 def _in_processes(tmp, table, reader, n):
@@ -133,12 +190,26 @@ def _may_have_processes():
     except (ImportError, OSError): return False
     return not multiprocessing.current_process().daemon
 
+# %% ../nbs/27_cache.ipynb #26ac1393
+def _reserve(file):
+    "Take the place of all bytes of a file on the disk"
+    size = os.path.getsize(file)
+    with open(file, 'r+b') as f:
+        if hasattr(os, 'posix_fallocate'):
+            try: return os.posix_fallocate(f.fileno(), 0, size)
+            except OSError as e:
+                if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP): raise
+        if os.name=='nt': return  # the file has its place since it has its size
+        f.seek(start := f.seek(128))
+        for i in range(start, size, 2**24): f.write(bytes(min(2**24, size-i)))
+
 # %% ../nbs/27_cache.ipynb #bdf1c0c8
 _A_FEW = 200  # fields of view
 
 def _write(tmp, table, reader, progress, n_workers):
     "Fill the array `tmp`; the reasons of the fields of view that can't be read"
     out = np.lib.format.open_memmap(tmp, 'w+', np.uint8, (len(table), 4, reader.size, reader.size))
+    _reserve(tmp)
     n, errors = n_workers or default_workers(), {}
     threads = n==1 or len(table)<_A_FEW or not _may_have_processes() or any(is_url(str(p)) for c in CHANNELS for p in table[c])
     done = _in_threads(out, table, reader, n) if threads else _in_processes(tmp, table, reader, n)
@@ -146,15 +217,16 @@ def _write(tmp, table, reader, progress, n_workers):
         for k,bad in done:
             errors.update(bad)
             bar.update(k)
+            os.utime(tmp.parent)
     out.flush()
     return dict(ids=table.Id.tolist(), errors=errors)
 
 # %% ../nbs/27_cache.ipynb #3a81fe04
 def _build(file, table, reader, progress, n_workers):
     "Write a cache beside its place, and put it there when it is complete"
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix='building-') as tmp:
-        part = Path(tmp)/file.name
-        info = _write(part, table, reader, progress, n_workers)
+    with _workshop(file.parent) as place:
+        part = place/file.name
+        info = _write(part, table.sort_values('Id', kind='stable', ignore_index=True), reader, progress, n_workers)
         part.with_suffix('.json').write_text(json.dumps(info))
         os.replace(part.with_suffix('.json'), file.with_suffix('.json'))
         os.replace(part, file)
@@ -172,8 +244,17 @@ def build_cache(
     if folder is None: remove_old_caches(default_cache_folder())
     folder = Path(folder or default_cache_folder())
     file = folder/f'{cache_key(table, reader)}.npy'
-    if not file.exists():
+    _remove_forsaken(folder)
+    cache = _open(file, table.Id.tolist(), reader.size)
+    if cache is None:
+        if file.exists(): warnings.warn(f'{file}: this image cache is damaged; it is built again')
         if not _room(folder, len(table)*4*reader.size**2): return None
-        _build(file, table, reader, progress, n_workers)
-    os.utime(file.with_suffix('.json'))
-    return ImageCache(file)
+        try: _build(file, table, reader, progress, n_workers)
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise _no_cache(folder, e) from None
+            warnings.warn(f'{folder}: the disk is full, and no image cache could be built; reading from the files instead')
+            return None
+        cache = ImageCache(file)
+    try: os.utime(file.with_suffix('.json'))
+    except OSError: pass  # a shared cache that others keep
+    return cache

@@ -134,12 +134,66 @@ def test_killed_build_leaves_no_cache(table, tmp_path):
     p.wait()
     assert not list(cache.glob('*.npy'))
     assert len(build_cache(table, ImageReader(size=16), cache, progress=False)) == len(table)
+    assert not list(cache.glob('building-*'))  # what the killed one left is gone
 
 
 def test_two_processes_at_once_agree(table, tmp_path):
     folder, cache = Path(table.red[0]).parent, tmp_path/'cache'
     both = [subprocess.Popen([sys.executable, '-c', BUILD, folder, cache, '.1'], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    while not list(cache.glob('building-*/*.npy')): time.sleep(.02)
+    assert len(build_cache(table[:1], ImageReader(size=16), cache, progress=False)) == 1  # and leaves the others' work alone
     files = {p.communicate()[0] for p in both}
     assert len(files) == 1 and [p.returncode for p in both] == [0, 0]
     cache = build_cache(table, ImageReader(size=16), cache, progress=False)
     assert np.array_equal(cache.images[1], read_image(table.iloc[1], 16))
+
+
+def spoil(file, how):
+    "Damage a cache as cleaners, full disks and people do"
+    info = file.with_suffix('.json')
+    if how == 'json gone': info.unlink()
+    if how == 'json cut': info.write_text(info.read_text()[:20])
+    if how == 'json of something else': info.write_text('[1, 2]')
+    if how == 'json without ids': info.write_text('{"errors": {}}')
+    if how == 'json of fewer': info.write_text(info.read_text().replace('"ids": ["', '"ids": ["x'))
+    if how == 'array gone': file.unlink()
+    if how == 'array empty': file.write_bytes(b'')
+    if how == 'array cut': os.truncate(file, file.stat().st_size - 1)
+    if how == 'array of another shape': np.save(file, np.zeros((8, 4, 8, 8), np.uint8))
+    if how == 'array of something else': file.write_text('<html>')
+
+
+DAMAGE = ['json gone', 'json cut', 'json of something else', 'json without ids', 'json of fewer',
+          'array gone', 'array empty', 'array cut', 'array of another shape', 'array of something else']
+
+
+@pytest.mark.filterwarnings('ignore:.*this image cache is damaged')
+@pytest.mark.parametrize('how', DAMAGE)
+def test_a_damaged_cache_is_built_again(table, tmp_path, how):
+    file = build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False).file
+    spoil(file, how)
+    again = build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False)
+    assert np.array_equal(again.batch(again.rows([table.Id[5]]))[0], read_image(table.iloc[5], 16)) and not again.errors
+    assert sorted(o.suffix for o in (tmp_path/'cache').iterdir()) == ['.json', '.npy']
+
+
+def test_a_damaged_cache_is_said(table, tmp_path):
+    spoil(build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False).file, 'array cut')
+    with pytest.warns(UserWarning, match='damaged; it is built again'): build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False)
+
+
+def test_tables_of_another_order_make_the_same_files(table, tmp_path):
+    "So that the small file of one fits the array of another, whichever is replaced first"
+    files = [build_cache(t, ImageReader(size=16), tmp_path/f'{n}', progress=False).file for n, t in enumerate((table, table[::-1]))]
+    for end in ('.npy', '.json'): assert files[0].with_suffix(end).read_bytes() == files[1].with_suffix(end).read_bytes()
+
+
+@pytest.mark.parametrize('error, words', [(28, 'the disk is full'), (122, 'the disk is full'), (13, 'no image cache can be kept there')])
+def test_a_disk_that_fills_up_and_one_that_is_not_ours(table, tmp_path, monkeypatch, error, words):
+    def refuse(*_): raise OSError(error, os.strerror(error))
+    monkeypatch.setattr(os, 'posix_fallocate', refuse)
+    if error == 13:
+        with pytest.raises(HPAError, match=words): build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False)
+    else:
+        with pytest.warns(UserWarning, match=words): assert build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False) is None
+    assert not list((tmp_path/'cache').iterdir())
