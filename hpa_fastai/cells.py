@@ -8,7 +8,8 @@ __all__ = ['NUCLEUS_UM', 'BORDERS', 'MASK_EXTS', 'CellError', 'nucleus_diameter'
            'predict_cells', 'cells_submission']
 
 # %% ../nbs/82_cells.ipynb #81c79ec1
-import base64, zlib
+import base64, os, warnings, zlib
+from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from scipy import ndimage as ndi
 from PIL import Image
 from tqdm.auto import tqdm
 from .labels import *
-from .decode import FULL_PIXEL, geometry, resize_plane
+from .fields import *
+from .decode import FULL_PIXEL, geometry, open_file, resize_plane
 from .images import *
 from .results import *
 from .inference import *
@@ -264,54 +266,120 @@ def compare_masks(
 
 # %% ../nbs/82_cells.ipynb #230d6528
 MASK_EXTS = ('.png', '.tif', '.tiff', '.npy')
-_mask_names = ('', '_cellmask', '_cell_mask', '_mask', '_masks', '_cp_masks', *(f'_{c}_cp_masks' for c in CHANNELS))
+_no_word = .5  # rank of a file that is called like a field of view, behind those that are called masks
+
+def _mask_files(folder):
+    "(rank, folder within, what it is called like, path) of every file that may be a mask, the likeliest first"
+    found = []
+    for here,folders,names in os.walk(folder):
+        folders[:] = [f for f in folders if not is_hidden(f)]
+        for name in names:
+            if is_hidden(name) or Path(name).suffix.lower() not in MASK_EXTS or no_file(os.path.join(here, name)): continue
+            id_, rank = split_mask(name) or (split_name(name)[0], _no_word)
+            if rank>=0: found.append((rank, os.path.relpath(here, folder).replace(os.sep, '/'), id_form(id_), Path(here, name)))
+    return sorted(found, key=lambda f: (f[0], f[3].name, len(f[1]), f[1]))
+
+def _called(id_, row):
+    "What a mask of a field of view may be called like: its Id, or one of its files"
+    files = () if row is None else dict.fromkeys(row[c] for c in CHANNELS if isinstance(row[c], str))
+    return [id_.rpartition('/')[2], *(id_form(split_name(os.path.basename(f))[0]) for f in files)]
 
 def find_masks(
-    folder: str|Path,  # where the files are
+    folder: str|Path,  # where the files are, nested to any depth
     ids,  # of the fields of view
+    images: pd.DataFrame|None = None,  # rows of `find_images` for the same Ids: their files are no masks, and masks may be called like them
 ) -> dict:  # Id: path
     "The mask file of each field of view; those that have none are left out"
-    folder = Path(folder)
+    folder, ids = Path(folder), [id_form(i) for i in ids]
     if not folder.is_dir(): raise CellError(f'{folder}: no such folder of masks')
-    there = {p.name: p for p in folder.iterdir() if p.suffix.lower() in MASK_EXTS}
-    found = {i: next((there[i+n+e] for n in _mask_names for e in MASK_EXTS if i+n+e in there), None) for i in map(str, ids)}
-    found = {i: p for i,p in found.items() if p}
-    if not found: raise CellError(f'{folder}: no masks; a file is looked for that is called {next(map(str, ids), "<Id>")}.png (or .tif, .npy; or ending in _cellmask.png, _cp_masks.png)')
+    rows = [None]*len(ids) if images is None else images[list(CHANNELS)].to_dict('records')
+    used = {os.path.abspath(r[c]) for r in rows if r for c in CHANNELS if isinstance(r[c], str)}
+    there = {}
+    for _,within,id_,path in _mask_files(folder):
+        if os.path.abspath(path) not in used: there.setdefault(id_, []).append((within, path))
+    called = [_called(i, r) for i,r in zip(ids, rows)]
+    shared = Counter(name for names in called for name in set(names))
+    found = {}
+    for id_,names in zip(ids, called):
+        deep = id_.rpartition('/')[0]
+        fits = [path for name in names for within,path in there.get(name, ()) if shared[name]==1 or (deep and f'{within}/'.startswith(f'{deep}/'))]
+        if fits: found[id_] = fits[0]
+    if not found:
+        example = (ids or ['<Id>'])[0]
+        raise CellError(f'{folder}: no masks; a file is looked for that is called {example}.png (or .tif, .npy; or ending in _cellmask.png, _cp_masks.png, _labels.tif, …)')
     return found
 
 # %% ../nbs/82_cells.ipynb #df212274
 def _open_mask(path):
     "The numbers in a mask file"
     try:
-        if path.suffix.lower()=='.npy': return np.load(path, allow_pickle=False)
-        if path.suffix.lower() in ('.tif', '.tiff'):
-            import tifffile
-            return tifffile.imread(path)
-        return np.asarray(Image.open(path))
+        with open_file(str(path)) as f:
+            if path.suffix.lower()=='.npy': return np.load(f, allow_pickle=False)
+            if path.suffix.lower() in ('.tif', '.tiff'):
+                import tifffile
+                return tifffile.imread(f)
+            return np.asarray(Image.open(f))
     except FileNotFoundError: raise CellError(f'{path}: no such file') from None
     except Exception as e:
         hint = 'save the masks alone, as PNG or TIFF (cellpose --save_png)' if 'pickle' in str(e).lower() else 'save it again'
         raise CellError(f'{path}: not a mask that can be read ({" ".join(str(e).split())[:100]}); {hint}') from None
 
 # %% ../nbs/82_cells.ipynb #ff38d925
+def _one_plane(a):
+    "A mask without axes of length one, and without colours and transparency where these say nothing"
+    a = a.squeeze()
+    if a.ndim!=3 or a.shape[-1] not in (2, 3, 4): return a
+    planes = [a[..., k] for k in range(a.shape[-1] - (a.shape[-1] in (2, 4)))]
+    lit = [p for p in planes if p.any()]
+    return a if any((p!=lit[0]).any() for p in lit[1:]) else (lit or planes)[0]
+
 def _check_mask(a, name):
     "Refuse an array that does not number cells"
+    if a.ndim==3 and a.shape[-1] in (3, 4): raise CellError(f'{name} is a picture in colours; a mask has one number a pixel: save it as grey, 0 between cells, then 1, 2, …')
     if a.ndim!=2: raise CellError(f'{name} has the shape {a.shape}; a mask is H×W, one number a pixel')
-    if a.dtype.kind not in 'uif' or (a.dtype.kind=='f' and not (a==np.round(a)).all()): raise CellError(f'{name} holds {a.dtype} values; a mask has 0 between cells and a whole number for each cell')
+    whole = a.dtype.kind in 'bui' or (a.dtype.kind=='f' and np.isfinite(a).all() and (a==np.round(a)).all())
+    if not whole: raise CellError(f'{name} holds {a.dtype} values; a mask has 0 between cells and a whole number for each cell')
     if a.min(initial=0)<0: raise CellError(f'{name} has negative numbers; a mask has 0 between cells, then 1, 2, …')
     if a.max(initial=0)>=2**24: raise CellError(f'{name} has numbers up to {a.max():.0f}; number the cells 1, 2, …')
 
 # %% ../nbs/82_cells.ipynb #91592235
+def _two_valued(a):
+    "The number of the foreground, where there is one beside 0"
+    top = a.max(initial=0)
+    return top.item() if top and ((a==0)|(a==top)).all() and not (a==top).all() else None
+
+def _number_areas(a):
+    "A mask in which each cell has its number"
+    inside = _two_valued(a)
+    if inside is None: return a
+    areas, n = ndi.label(a, np.ones((3, 3)))
+    if n<2: return a
+    warnings.warn(f'a mask holds no numbers but 0 and {inside:g}: each area that is connected is taken for a cell', stacklevel=3)
+    return areas
+
+def _check_ground(a, name):
+    "Refuse a mask in which 0 is not what lies between the cells"
+    edges = (a[0], a[-1], a[:, 0], a[:, -1])
+    if (a==a.flat[0]).all() or any((e==0).any() for e in edges): return
+    around = set.intersection(*(set(e.tolist()) for e in edges))
+    numbers = np.flatnonzero(np.bincount(a.ravel())).tolist()
+    if around or (len(numbers)==2 and numbers[0]):
+        which = f'0 does not lie between the cells but inside, and {min(around)} around them' if around and not numbers[0] else 'nothing in it is 0'
+        raise CellError(f'{name}: {which} (its numbers are {", ".join(map(str, numbers[:5]))}{", …" if len(numbers)>5 else ""}); give a mask with 0 between the cells')
+
 def read_mask(
     source,  # array H×W of numbers, or a file (.png, .tif, .npy)
     height: int|None = None,  # of the picture it belongs to; None: its own
     width: int|None = None,  # likewise
 ) -> np.ndarray:  # int32 H×W: 0 between cells, then 1, 2, …
-    "A label mask, checked, at the size of its picture"
+    "A label mask, checked, at the size of its picture; where it holds two values only, each connected area is a cell"
     name = 'the mask' if hasattr(source, '__array__') else str(source)
-    a = np.asarray(source) if hasattr(source, '__array__') else _open_mask(Path(source))
+    a = _one_plane(np.asarray(source) if hasattr(source, '__array__') else _open_mask(Path(source)))
+    if a.dtype.kind=='f' and _two_valued(a) is not None: a = a>0
     _check_mask(a, name)
     a = a.astype(np.int32)
+    _check_ground(a, name)
+    a = _number_areas(a).astype(np.int32)
     if height is None or a.shape==(height, width): return a
     if abs(a.shape[0]*width-a.shape[1]*height)>max(a.shape)*max(height, width)/100: raise CellError(f'{name} has {a.shape[1]}x{a.shape[0]} pixels, its picture {width}x{height}; give the mask of this picture')
     return _enlarge(a, height, width) if height>a.shape[0] else np.array(Image.fromarray(a).resize((width, height), Image.NEAREST))
@@ -427,16 +495,18 @@ def combine_probs(
 # %% ../nbs/82_cells.ipynb #bfa57548
 def _mask_sources(masks, table):
     "Where the mask of each field of view is: {Id: array or path}, or None to outline the cells"
-    if masks is None or isinstance(masks, dict): return masks
-    if isinstance(masks, (str, Path)): return find_masks(masks, table.Id)
+    if masks is None: return None
+    if isinstance(masks, dict): return {id_form(i): m for i,m in masks.items()}
+    if isinstance(masks, (str, Path)): return find_masks(masks, table.Id, table)
     masks = [masks] if hasattr(masks, 'ndim') and masks.ndim==2 else list(masks)
     if len(masks)!=len(table): raise CellError(f'{len(masks)} masks for {len(table)} fields of view; give one each, in the same order')
-    return dict(zip(table.Id, masks))
+    return dict(zip(map(id_form, table.Id), masks))
 
 # %% ../nbs/82_cells.ipynb #704e0af0
 def _outlines(id_, img, masks, border, diameter, pixel_size):
     "The mask of a field of view: given, or found"
     if masks is None: return segment_cells(img, diameter, pixel_size, border)
+    id_ = id_form(id_)
     if id_ not in masks: raise CellError(f'no mask for {id_}')
     m = read_mask(masks[id_], *img.shape[1:])
     if border=='drop': m = np.where(np.isin(m, touches_border(m)), 0, m)
