@@ -13,9 +13,8 @@ from itertools import repeat
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from fastcore.xdg import xdg_cache_home
+from .surroundings import cache_home, tqdm_bar
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
-from tqdm.auto import tqdm
 from .labels import HPAError
 from .fields import is_url
 from .decode import default_workers, read_into
@@ -57,7 +56,7 @@ class ImageCache:
     def __init__(self,
         file: Path,  # the array, n×4×S×S uint8, beside it a json of the ids and of what could not be read
     ):
-        info = json.loads(file.with_suffix('.json').read_text())
+        info = json.loads(file.with_suffix('.json').read_text(encoding='utf-8'))
         self.file, self.errors, self.images = file, info['errors'], np.load(file, mmap_mode='r')
         self.row = {i: n for n,i in enumerate(info['ids'])}
 
@@ -93,7 +92,7 @@ def _open(file, ids, size):
 # %% ../nbs/27_cache.ipynb #1b53dc22
 def default_cache_folder() -> Path:
     "Where caches go unless told otherwise: `hpa_fastai` in the user's cache folder"
-    return xdg_cache_home()/'hpa_fastai'
+    return cache_home()/'hpa_fastai'
 
 # %% ../nbs/27_cache.ipynb #cd623a7f
 def remove_old_caches(
@@ -213,7 +212,7 @@ def _write(tmp, table, reader, progress, n_workers):
     n, errors = n_workers or default_workers(), {}
     threads = n==1 or len(table)<_A_FEW or not _may_have_processes() or any(is_url(str(p)) for c in CHANNELS for p in table[c])
     done = _in_threads(out, table, reader, n) if threads else _in_processes(tmp, table, reader, n)
-    with tqdm(total=len(table), desc=f'caching {len(table)} images ({out.nbytes/1e6:.0f} MB)', unit='FOV', disable=not progress) as bar:
+    with tqdm_bar(total=len(table), desc=f'caching {len(table)} images ({out.nbytes/1e6:.0f} MB)', unit='FOV', disable=not progress) as bar:
         for k,bad in done:
             errors.update(bad)
             bar.update(k)
@@ -227,7 +226,7 @@ def _build(file, table, reader, progress, n_workers):
     with _workshop(file.parent) as place:
         part = place/file.name
         info = _write(part, table.sort_values('Id', kind='stable', ignore_index=True), reader, progress, n_workers)
-        part.with_suffix('.json').write_text(json.dumps(info))
+        part.with_suffix('.json').write_text(json.dumps(info), encoding='utf-8')
         os.replace(part.with_suffix('.json'), file.with_suffix('.json'))
         os.replace(part, file)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from .surroundings import tqdm_bar
 from fastai.callback.all import *
 from fastai.data.all import *
 from fastai.learner import *
@@ -56,7 +56,7 @@ class TrainingBar(Callback):
     order = Recorder.order+1
     def before_fit(self):
         self.run = _is_fit(self) and is_first()
-        if self.run: self.bar = tqdm(total=100, desc=f'training at {self.dls.preprocess().size} px', mininterval=1,
+        if self.run: self.bar = tqdm_bar(total=100, desc=f'training at {self.dls.preprocess().size} px', mininterval=1,
                                      bar_format='{desc}: {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining}{postfix}')
     def after_batch(self):
         if self.training: self.bar.update(100*self.pct_train-self.bar.n)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from scipy import ndimage as ndi
 from PIL import Image
-from tqdm.auto import tqdm
+from .surroundings import tqdm_bar
 from .labels import *
 from .fields import *
 from .decode import FULL_PIXEL, geometry, open_file, resize_plane
@@ -562,7 +562,7 @@ def _try_fov(predictor, id_, got, full, prior, *outlining):
 # %% ../nbs/82_cells.ipynb #e87e274c
 def _each_fov(predictor, table, todo, full, progress, *how):
     "The rows of one field of view after the other"
-    bar = tqdm(total=len(table), initial=len(table)-len(todo), unit='FOV', desc=f'predicting cells on {predictor.where}', disable=not progress)
+    bar = tqdm_bar(total=len(table), initial=len(table)-len(todo), unit='FOV', desc=f'predicting cells on {predictor.where}', disable=not progress)
     with bar, closing(predictor.read(table, todo, more=(full,))) as stream:
         for i,got in filter(None, stream):
             yield _try_fov(predictor, table.Id[i], got, full, *how)

@@ -10,6 +10,7 @@ import argparse, io, os, shutil, sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from . import quick_imports
+from .surroundings import settle_in
 
 # %% ../nbs/90_cli.ipynb #dadefcc7
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -221,12 +222,12 @@ def _checksum(file):
 
 def _note_saved(a, folder):
     "Note beside the checkpoint which model came of it"
-    if folder.is_dir(): (folder/'saved.txt').write_text(_checksum(a.out/'config.json'))
+    if folder.is_dir(): (folder/'saved.txt').write_text(_checksum(a.out/'config.json'), encoding='utf-8')
 
 def _may_replace(a):
     "Whether a model that is there may be replaced: by --force, or because it is of the training that goes on"
     note, config = _training_folder(a)/'saved.txt', a.out/'config.json'
-    own = a.resume and note.is_file() and config.is_file() and note.read_text()==_checksum(config)
+    own = a.resume and note.is_file() and config.is_file() and note.read_text(encoding='utf-8')==_checksum(config)
     return a.force or own
 
 # %% ../nbs/90_cli.ipynb #9d466f4d
@@ -254,7 +255,7 @@ def _join(a):
     from hpa_fastai.processes import is_first, start_processes
     device = start_processes(find_device(a.device))
     if is_first(): return device
-    sys.stdout, a.progress = open(os.devnull, 'w'), False
+    sys.stdout, a.progress = open(os.devnull, 'w', encoding='utf-8'), False
     warnings.simplefilter('ignore')
     return device
 
@@ -733,9 +734,10 @@ def main(
 ) -> int:  # exit code: 0 done, 1 done but some inputs failed, 2 not done
     "The `hpa_fastai` command"
     import warnings
+    settle_in()
     for kind in (FutureWarning, DeprecationWarning): warnings.filterwarnings('ignore', category=kind)
     warnings.formatwarning = _one_line
-    out, err = (_Unheard(o) if o else open(os.devnull, 'w') for o in (sys.stdout, sys.stderr))
+    out, err = map(_Unheard, (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err):
         try: return _run(_parser().parse_args(argv))
         finally: out.flush()

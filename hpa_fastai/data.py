@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from tqdm.auto import tqdm
+from .surroundings import tqdm_bar
 from fastai.data.all import *
 from fastai.torch_core import TensorMultiCategory
 from .tables import *
@@ -171,7 +171,7 @@ def _readable(df, reader, cache, progress):
     "The rows that can be read, and the cache of their pixels, if there is to be one"
     store = in_turn(lambda: build_cache(df, reader, None if cache is True else cache, progress=progress)) if cache else None
     if store is not None: return _leave_out(df, store.errors), store
-    bar = tqdm(read_images(df, reader), total=len(df), desc='looking at every image once', unit='FOV', disable=not progress)
+    bar = tqdm_bar(read_images(df, reader), total=len(df), desc='looking at every image once', unit='FOV', disable=not progress)
     return _leave_out(df, {df.Id.iat[i]: str(img) for i,img in bar if isinstance(img, Exception)}), None
 
 # %% ../nbs/30_data.ipynb #99e979fe

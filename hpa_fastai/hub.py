@@ -8,7 +8,7 @@ __all__ = ['FILES', 'is_hub_name', 'pull_model', 'find_model', 'push_model']
 # %% ../nbs/71_hub.ipynb #cfa60852
 import re
 from pathlib import Path
-from fastcore.xdg import xdg_cache_home
+from .surroundings import cache_home
 from .bundle import *
 
 # %% ../nbs/71_hub.ipynb #aa295910
@@ -23,7 +23,7 @@ def is_hub_name(
 # %% ../nbs/71_hub.ipynb #788147cc
 def _place(name):
     "Where a model of the Hub is kept on this machine"
-    return xdg_cache_home()/'hpa_fastai'/'models'/name.replace('/', '--')
+    return cache_home()/'hpa_fastai'/'models'/name.replace('/', '--')
 
 # %% ../nbs/71_hub.ipynb #d70d67be
 def _hub_error(name, e):

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from tqdm.auto import tqdm
+from .surroundings import tqdm_bar
 from .labels import *
 from .fields import *
 from .decode import *
@@ -333,7 +333,7 @@ def __call__(self:Predictor,
 ) -> pd.DataFrame:  # Id, Predicted, Names, a probability a class, flags, error
     "Say where the protein is"
     table, rows = locate(source), []
-    with tqdm(total=len(table), unit='FOV', desc=f'predicting on {self.where}', disable=not progress) as bar:
+    with tqdm_bar(total=len(table), unit='FOV', desc=f'predicting on {self.where}', disable=not progress) as bar:
         for part,_ in self.stream(table):
             rows += part
             bar.update(len(part))
@@ -374,7 +374,7 @@ def n_features(self:Predictor) -> int:
 def _fill(self:Predictor, journal, table, progress):
     "Predict what a journal lacks, and finish it"
     todo = journal.left(table.Id)
-    bar = tqdm(total=len(table), initial=len(journal), unit='FOV', desc=f'predicting on {self.where}', disable=not progress)
+    bar = tqdm_bar(total=len(table), initial=len(journal), unit='FOV', desc=f'predicting on {self.where}', disable=not progress)
     with bar, closing(self.stream(table, todo)) as parts:
         for rows, embs in parts:
             if journal.embeddings and embs is None: embs = np.full((len(rows), self.n_features), np.nan)

@@ -15,7 +15,11 @@ import matplotlib.pyplot as plt
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
+from .surroundings import check_backend
 from .labels import HPAError
+
+# %% ../nbs/24_pages.ipynb #2644706b
+check_backend()
 
 # %% ../nbs/24_pages.ipynb #9095cdf7
 _ink = '#010203'  # stands for the colour of the page's text

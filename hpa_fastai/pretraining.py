@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from fastai.torch_core import set_seed
 from safetensors.torch import save_file
-from tqdm.auto import tqdm
+from .surroundings import tqdm_bar
 from .labels import *
 from .images import *
 from .simulate import *
@@ -32,7 +32,7 @@ class _Cells:
         self.rows, self.targets = self.cache.rows(df.Id), torch.from_numpy(HPA28.encode(df.Target)).float()
         if not (atlas/'masks').is_dir(): raise HPAError(f'{atlas} has no masks of its cells; simulate it with masks=True (--masks), or give a new folder')
         self.masks = np.empty((len(df), size, size), np.uint8)
-        for mask,i in zip(self.masks, tqdm(df.Id, desc='masks', disable=not progress)): mask[:] = Image.open(atlas/'masks'/f'{i}.png').resize((size, size), Image.NEAREST)
+        for mask,i in zip(self.masks, tqdm_bar(df.Id, desc='masks', disable=not progress)): mask[:] = Image.open(atlas/'masks'/f'{i}.png').resize((size, size), Image.NEAREST)
     def batch(self, idxs):
         "Pictures (uint8), which cell has each pixel (0: none), targets"
         return self.cache.batch(self.rows[idxs]).as_subclass(torch.Tensor), torch.from_numpy(self.masks[idxs]), self.targets[idxs]
@@ -54,7 +54,7 @@ def pretrain(
     cells = _Cells(Path(atlas), n, 2*max(sizes), seed, progress)
     model = create_model('smallresnet', len(HPA28), pretrained=False, dropout=.3).to(memory_format=torch.channels_last)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05, betas=(.9, .99))
-    start, losses, bar = time.monotonic(), [], tqdm(total=100, desc='pretraining', unit='%', disable=not progress)
+    start, losses, bar = time.monotonic(), [], tqdm_bar(total=100, desc='pretraining', unit='%', disable=not progress)
     while (done := (time.monotonic()-start)/seconds)<1:
         for g in opt.param_groups: g['lr'] = lr*(done/.2 if done<.2 else .5*(1+math.cos(math.pi*(done-.2)/.8)))+1e-6
         losses.append((done, _step(model, opt, cells, sizes[done>=.25], bs)))

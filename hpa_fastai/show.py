@@ -11,10 +11,14 @@ import numpy as np, pandas as pd, matplotlib.pyplot as plt
 from fastai.imports import dispatch
 from fastai.data.core import show_batch, show_results
 from fastai.torch_core import TensorMultiCategory
+from .surroundings import check_backend
 from .labels import *
 from .fields import *
 from .decode import *
 from .images import *
+
+# %% ../nbs/12_show.ipynb #08188b2a
+check_backend()
 
 # %% ../nbs/12_show.ipynb #24e7b0b7
 _stains = ('Microtubules', 'Protein', 'Nucleus', 'ER')

@@ -824,7 +824,7 @@ def _prepare(path, about, masks):
         for name in ('train', 'masks'): shutil.rmtree(path/name, ignore_errors=True)
         (path/'train.csv').unlink(missing_ok=True)
         for name in ('train', 'masks')[:1 + masks]: (path/name).mkdir(parents=True)
-        (path/'simulated.json').write_text(json.dumps(about, indent=2))
+        (path/'simulated.json').write_text(json.dumps(about, indent=2), encoding='utf-8')
     except OSError as e: raise SimulateError(f'cannot write in {path}: {e.strerror}; choose another folder') from e
 
 # %% ../nbs/15_simulate.ipynb #d5f01f18
@@ -853,7 +853,7 @@ def simulate_atlas(
     "Write a Kaggle-style folder of simulated fields of view"
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
-    from tqdm.auto import tqdm
+    from hpa_fastai.surroundings import tqdm_bar
     path, labels = Path(path), get_labels(labels)
     _check_atlas(path, n, size, balance, force)
     _drawings(range(len(labels)), labels)
@@ -862,7 +862,7 @@ def simulate_atlas(
     jobs = (delayed(_write_fov)(path, fov, masks, *_drawings(targets, labels), size, [seed, 0, i], [seed, 5, a])
             for i, (fov, a, targets) in enumerate(zip(df.Id, df.a, df.targets)))
     workers = Parallel(n_jobs=1 if n < 16 else n_workers or -1, return_as='generator_unordered')
-    for _ in tqdm(workers(jobs), total=n, desc='simulating', unit='FOV', disable=not progress): pass
+    for _ in tqdm_bar(workers(jobs), total=n, desc='simulating', unit='FOV', disable=not progress): pass
     get_reusable_executor().shutdown()
     df = df[['Id', 'Target', 'antibody']]
     df.rename(columns={'Id': labels.id_col, 'Target': labels.label_col}).to_csv(path/'train.csv', index=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from tqdm.auto import tqdm
+from .surroundings import tqdm_bar
 from .tables import *
 from .labels import *
 from .fields import *
@@ -212,7 +212,7 @@ def verify_images(
     table, left = survey_images(folder)
     with reading_pool(n_workers or default_workers()) as pool:
         todo = pool.map(partial(check_field, reader=reader, deep=deep), table[['Id','layout',*CHANNELS]].to_dict('records'))
-        fields = list(tqdm(todo, total=len(table), unit=' fields', disable=None if progress is None else not progress))
+        fields = list(tqdm_bar(todo, total=len(table), unit=' fields', disable=None if progress is None else not progress))
     faults = [dict(level=l, problem=k, Id=f['Id'], file=path, detail=d) for f in fields for l,k,path,d in f['problems']]
     faults += _left_out(left) + _check_set(fields, reader)
     about = ''

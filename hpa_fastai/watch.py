@@ -10,7 +10,7 @@ import os, threading, time, warnings
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from tqdm.auto import tqdm
+from .surroundings import tqdm_bar
 from .labels import *
 from .fields import *
 from .decode import *
@@ -176,7 +176,7 @@ def watch(
     stop, ripening = stop or threading.Event(), Ripening(folder, _needed(predictor), settle)
     about = dict(watched=os.path.abspath(folder), **predictor.about())
     told = dict(unit='FOV', desc=f'watching on {predictor.where}', disable=not progress)
-    with Journal(out, predictor.labels, about, force, growing=True) as journal, tqdm(initial=len(journal), **told) as bar:
+    with Journal(out, predictor.labels, about, force, growing=True) as journal, tqdm_bar(initial=len(journal), **told) as bar:
         try:
             for n in _looks(predictor, ripening, journal, _wake_ups(folder, poll, stop, min(1., settle)), timeout): bar.update(n)
         except KeyboardInterrupt: stop.set()
