@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'IMAGE_EXTS', 'LeftOut', 'ImageError', 'split_name', 'spell_out', 'id_form', 'split_mask', 'is_hidden',
-           'tell_left_out', 'no_file', 'is_url', 'open_filesystem', 'list_files', 'survey_images', 'find_images',
-           'attach_images']
+           'tell_left_out', 'no_file', 'is_url', 'open_filesystem', 'list_files', 'files_of_ome', 'survey_images',
+           'find_images', 'attach_images']
 
 # %% ../nbs/05_fields.ipynb #2b0418c4
 import os, re, stat, warnings
 from collections import Counter, namedtuple
+from xml.etree import ElementTree
 import pandas as pd
 from .tables import *
 from .labels import *
@@ -325,6 +326,40 @@ def list_files(
     else: found, root, sep = list(_list_local(source)), os.path.normpath(source), os.sep
     return [o for o in found if not isinstance(o, LeftOut)], [o for o in found if isinstance(o, LeftOut)], root, sep
 
+# %% ../nbs/05_fields.ipynb #faa65427
+def files_of_ome(
+    xml:str, # OME metadata
+    name:str='', # of a file that they stand in
+) -> list: # of file names
+    "The files over which OME metadata spread the picture that a file belongs to"
+    images = []
+    for image in ElementTree.fromstring(xml).iter():
+        if not image.tag.endswith('}Image'): continue
+        names = [e.get('FileName') for e in image.iter() if e.tag.endswith('}UUID')]
+        images.append(sorted({n for n in names if n}))
+    return next((names for names in images if name in names), images[0] if len(images)==1 else [])
+
+def _set_of(path):
+    "The names of the files that are one field of view with an OME-TIFF, or none when it stands for itself"
+    import tifffile
+    try:
+        with tifffile.TiffFile(path, _multifile=False) as tif: return files_of_ome(tif.ome_metadata, os.path.basename(path)) if tif.is_ome else []
+    except Exception: return [] # what is wrong with it is told when it is read
+
+def _join_sets(rows, sep):
+    "The same rows, where OME-TIFF files that are one field of view are one row with the first of them"
+    joined, done = {}, set()
+    for (folder,id_),row in rows.items():
+        name = row.get(None) or ''
+        if (folder,name) in done: continue
+        names = _set_of(folder+sep+name) if name.lower().endswith(('.ome.tif','.ome.tiff')) and not is_url(folder) else []
+        if len(names)>1 and name in names:
+            done |= {(folder,n) for n in names}
+            shared = re.sub(r'[^a-z0-9]*(c|ch|channel|w|z)?[^a-z0-9]*\Z', '', os.path.commonprefix(names), flags=re.IGNORECASE)
+            id_ = shared if shared and (folder,shared) not in rows else id_
+        joined[folder,id_] = row
+    return joined
+
 # %% ../nbs/05_fields.ipynb #10f4f273
 def survey_images(
     source, # anything `find_images` takes
@@ -336,7 +371,7 @@ def survey_images(
     rows,passed = _collect(files)
     left += [LeftOut('passed over', f'{folder}{sep}{name}', f'there is {other}') for folder,name,other in passed]
     left += [LeftOut('mask', f'{folder}{sep}{name}', '') for folder,name,*_ in masks]
-    return _to_table(_name(rows, root, sep)), left
+    return _to_table(_name(_join_sets(rows, sep), root, sep)), left
 
 # %% ../nbs/05_fields.ipynb #61fb0746
 def find_images(

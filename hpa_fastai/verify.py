@@ -16,6 +16,7 @@ from .surroundings import tqdm_bar
 from .tables import *
 from .labels import *
 from .fields import *
+from .formats import *
 from .decode import *
 
 # %% ../nbs/08_verify.ipynb #90c45751
@@ -35,9 +36,13 @@ def file_size_and_end(
 def check_file(
     path:str, # of the file
     z:str|None=None, # as in `ImageReader`
+    deep:bool=False, # look at the codes of a JPG, too
+    alone:bool=False, # as in `open_planes`
 ) -> tuple[Planes, tuple]: # what the header says, and (size, end) of the file
     "The header of one file; `ImageError` when it cannot be read"
-    p = open_planes(path, z=z, header=True)
+    p = open_planes(path, z=z, header=True, alone=alone)
+    if deep and p.format.startswith('JPEG'):
+        with naming(path), open_file(path) as f: check_jpeg_codes(f.read())
     if is_url(path) or os.path.isdir(path): return p, None
     size,end = file_size_and_end(path)
     mark = _ends.get(p.format.split()[0])
@@ -57,7 +62,7 @@ def check_field(
     if absent: res['problems'].append(('error' if reader.missing=='error' else 'note', 'missing channel', '', ', '.join(absent)))
     seen = {}
     for path in dict.fromkeys(row[c] for c in wanted if isinstance(row[c], str)):
-        try: seen[path],res['files'][path] = check_file(path, reader.z)
+        try: seen[path],res['files'][path] = check_file(path, reader.z, deep, alone=[row[c] for c in wanted].count(path)==1)
         except ImageError as e: res['problems'].append(('error', _kind_of(str(e)), path, str(e).removeprefix(f'{path}: ')))
     if seen: _check_agreement(res, seen, row, reader)
     if deep and not any(level=='error' for level,*_ in res['problems']): _check_pixels(res, row, reader)
@@ -92,11 +97,11 @@ def _check_pixels(res, row, reader):
     "What only pixels tell: damage, black and constant planes, and an ER that was taken elsewhere"
     small = {}
     try:
-        for c,plane,_ in replace(reader, size=None, pixel_size=None).planes(row):
+        for c,plane,p in replace(reader, size=None, pixel_size=None).planes(row):
             a = np.asarray(plane)
-            with naming(row[c]): reader.value_range(a)
+            with naming(row[c]): reader.value_range(a, p.bits)
             if a.min()==a.max(): res['problems'].append(('warning', 'all black' if a.max()==0 else 'constant', row[c], f'{c} is {a.max()} everywhere'))
-            if a.dtype==np.uint16: res['top'] = max(res.get('top', 0), int(a.max()))
+            if a.dtype==np.uint16 and p.bits is None: res['top'] = max(res.get('top', 0), int(a.max()))
             small[c] = np.asarray(resize_plane(a.astype(np.float32), (128,128)))
     except Exception as e: return res['problems'].append(('error', _kind_of(str(e)), '', str(e) if isinstance(e, HPAError) else repr(e)))
     absent = [c for c in wanted_channels(reader.channels) if c not in small and isinstance(row[c], str)]
@@ -244,7 +249,7 @@ def _check_set(fields, reader):
     faults = []
     top = max((f.get('top', 0) for f in fields), default=0)
     if top and reader.bits is None and reader.scale=='dtype' and top<2**14:
-        faults.append(dict(level='warning', problem='camera bits', Id='', file='', detail=f'no value of the 16-bit files is above {top}: a camera of {(bits:=12 if top<4096 else 14)} bits? say bits={bits}, or they are read almost black'))
+        faults.append(dict(level='warning', problem='camera bits', Id='', file='', detail=f'no value of the 16-bit files is above {top}: a camera of {(bits:=12 if top<4096 else 14)} bits? say {setting("bits", bits)}, or they are read almost black'))
     return faults + [dict(level='warning', problem='byte-identical', Id=i, file=path, detail=f'the same as {other}') for i,path,other in _copies(fields)]
 
 # %% ../nbs/08_verify.ipynb #50f1d7a5

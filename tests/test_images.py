@@ -1,8 +1,8 @@
 "Finding and reading fields of view: every layout, every setting, every kind of bad file."
-import io, json, os, pickle, socket, struct, unicodedata, warnings, zlib
+import io, json, os, pickle, socket, struct, sys, unicodedata, warnings, zlib
 from dataclasses import asdict
 import numpy as np, pandas as pd, pytest, tifffile, torch
-from PIL import Image
+from PIL import Image, ImageFile
 from hpa_fastai.decode import MAX_PIXELS
 from hpa_fastai.images import *
 
@@ -568,6 +568,244 @@ def test_what_the_decoder_of_grey_png_refuses_goes_to_pillow(tmp_path, monkeypat
     monkeypatch.setattr(kornia_rs.io, 'decode_image_png_u8', refuse)
     x = picture()
     assert same(read(write(tmp_path, x)), x)
+
+# ---- what counts as whole, and how deep it is: by every decoder, whatever other libraries are set to
+
+@pytest.fixture(params=['few threads', 'many threads', 'lenient Pillow', 'narrow Pillow'])
+def any_decoder(request, monkeypatch):
+    "Each way of decoding, and settings of Pillow that other code in a notebook may have changed"
+    from hpa_fastai import decode
+    monkeypatch.setattr(decode._thread, 'one_of_many', request.param=='many threads', raising=False)
+    if request.param=='lenient Pillow': monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
+    if request.param=='narrow Pillow': monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+
+def as_png(rows, width, height, depth, colour):
+    "A PNG of rows of bytes, of any depth and type of colour"
+    head = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)
+    parts = [(b'IHDR', head), (b'IDAT', zlib.compress(b''.join(b'\0'+bytes(r) for r in rows))), (b'IEND', b'')]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(struct.pack('>I', len(d))+t+d+struct.pack('>I', zlib.crc32(t+d)) for t,d in parts)
+
+def in_memory(a, format, **kwargs):
+    f = io.BytesIO()
+    Image.fromarray(a).save(f, format, **kwargs)
+    return f.getvalue()
+
+def one_file(folder, data, name='A1_green.png'):
+    "The green plane of a field of view of one file, as numbers"
+    (folder/name).write_bytes(data)
+    return lambda **kwargs: np.asarray(read(folder, channels='g', **kwargs))[1].astype(int)
+
+LOSSES = {'cut': lambda b,n: b[:-n], 'zeros': lambda b,n: b[:-n]+bytes(n), 'zeros inside': lambda b,n: b[:len(b)//2]+bytes(n)+b[len(b)//2+n:]}
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('loss', LOSSES)
+@pytest.mark.parametrize('kind', ['grey', '16-bit', 'RGB'])
+def test_damaged_png_is_refused(tmp_path, any_decoder, kind, loss):
+    a = smooth()[0] if kind=='grey' else smooth()[0].astype(np.uint16)*257 if kind=='16-bit' else np.dstack([*smooth()[:3]])
+    whole = in_memory(a, 'PNG')
+    assert same(one_file(tmp_path, whole)(), smooth()[0])
+    assert same(one_file(tmp_path, whole+b'left by a camera')(), smooth()[0])
+    for n in (1, 4, 8, 13, 20, len(whole)//20, len(whole)//4):
+        if loss=='zeros inside' and n<4: continue
+        one_file(tmp_path, LOSSES[loss](whole, n))
+        fails('damaged or cut off', tmp_path, channels='g')
+
+def test_texts_in_a_png_do_not_matter(tmp_path, any_decoder):
+    from PIL import PngImagePlugin
+    info = PngImagePlugin.PngInfo()
+    info.add_text('Description', 'x'*3_000_000, zip=True)
+    assert same(one_file(tmp_path, in_memory(smooth()[0], 'PNG', pnginfo=info))(), smooth()[0])
+
+@pytest.mark.parametrize('loss', ['cut', 'zeros'])
+@pytest.mark.parametrize('progressive', [False, True])
+def test_cut_jpg_is_refused(tmp_path, any_decoder, loss, progressive):
+    whole = in_memory(smooth()[0], 'JPEG', quality=95, progressive=progressive)
+    right = one_file(tmp_path, whole, 'A1_green.jpg')()
+    assert np.abs(right-smooth()[0]).mean()<2 and same(one_file(tmp_path, whole+b'left by a camera', 'A1_green.jpg')(), right)
+    for n in (1, 20, len(whole)//20, len(whole)//2):
+        one_file(tmp_path, LOSSES[loss](whole, n), 'A1_green.jpg')
+        fails('damaged or cut off', tmp_path, channels='g')
+
+def strips(a, codec=1, pack=lambda b: b, written=8, bits=8, keep=lambda b: b):
+    "A TIFF of eight strips, of which the last may not have been written; the list of strips stands before them"
+    rows, start = len(a)//8, 198
+    parts = [pack(a[k*rows:(k+1)*rows].tobytes()) for k in range(written)]
+    sizes = [len(p) for p in parts] + [0]*(8-written)
+    places = [start+sum(sizes[:k]) if n else 0 for k,n in enumerate(sizes)]
+    tags = [(256,3,1,a.shape[1]), (257,3,1,len(a)), (258,3,1,bits), (259,3,1,codec), (262,3,1,1), (273,4,8,134), (277,3,1,1), (278,3,1,rows), (279,4,8,166), (284,3,1,1)]
+    return b'II*\0'+struct.pack('<IH', 8, 10)+b''.join(struct.pack('<HHII', *t) for t in tags)+bytes(4)+struct.pack('<16I', *places, *sizes)+keep(b''.join(parts))
+
+@pytest.mark.parametrize('codec,pack', [(1, bytes), (8, zlib.compress)])
+def test_strips_of_a_tiff_that_were_never_written(tmp_path, codec, pack):
+    assert same(one_file(tmp_path, strips(smooth()[0], codec, pack))(), smooth()[0])
+    for written in (7, 4, 1):
+        one_file(tmp_path, strips(smooth()[0], codec, pack, written))
+        fails(f'{8-written} of 8 strips or tiles were never written', tmp_path, channels='g')
+
+@pytest.mark.parametrize('compression', ['tiff_lzw', 'tiff_adobe_deflate', 'packbits', 'lzma', 'zstd', 'jpeg'])
+@pytest.mark.parametrize('loss', LOSSES)
+def test_damaged_compressed_tiff_is_refused(tmp_path, compression, loss, capfd):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8) # one code a pixel in LZW
+    whole = in_memory(noise, 'TIFF', compression=compression)
+    with tifffile.TiffFile(io.BytesIO(whole)) as tif: start, n = tif.pages[0].dataoffsets[0], tif.pages[0].databytecounts[0]
+    one_file(tmp_path, whole)()
+    for share in (20, 3):
+        if loss=='zeros inside' and compression!='tiff_adobe_deflate': continue # without sums nothing tells
+        data = LOSSES[loss](whole[start:start+n], n//share)
+        one_file(tmp_path, whole[:start]+data if loss=='cut' and start+n==len(whole) else whole[:start]+data.ljust(n, b'\0')+whole[start+n:])
+        fails('damaged or cut off', tmp_path, channels='g')
+
+def test_chunks_of_a_zarr_that_were_never_written(tmp_path):
+    zarr = pytest.importorskip('zarr')
+    from hpa_fastai.verify import verify_images
+    root = zarr.open_group(str(tmp_path/'w1.ome.zarr'), mode='w')
+    a = root.create_array('0', shape=(4,32,32), chunks=(1,16,16), dtype='>u2')
+    a[:3] = RNG.integers(1, 60000, (3,32,32))
+    root.attrs['ome'] = dict(multiscales=[dict(axes=[dict(name=n) for n in 'cyx'], datasets=[dict(path='0')])])
+    fails('4 of 16 chunks were never written', tmp_path)
+    assert verify_images(tmp_path, progress=False).problems.problem.tolist() == ['truncated or damaged']
+    a[3] = 7
+    assert same(read(tmp_path), np.rint(a[:]/257))
+
+@pytest.mark.parametrize('threads', ['few', 'many'])
+@pytest.mark.parametrize('depth,colour', [(2,0), (4,0), (8,0), (16,0), (8,2), (16,2), (8,4), (16,4), (8,6), (16,6)])
+def test_png_of_any_depth(tmp_path, depth, colour, threads, monkeypatch):
+    from hpa_fastai import decode
+    from hpa_fastai.verify import verify_images
+    monkeypatch.setattr(decode._thread, 'one_of_many', threads=='many', raising=False)
+    top, n = 2**depth-1, {0:1, 2:3, 4:2, 6:4}[colour]
+    a = RNG.integers(0, top+1, (24, 37, n))
+    a[0, :, :3], a[0, 0, :3] = 0, top
+    if depth>=8: rows = a.astype('>u2' if depth==16 else 'u1').reshape(24, -1)
+    else: rows = np.packbits((a[..., 0, None]>>np.arange(depth-1, -1, -1)&1).astype(np.uint8).reshape(24, -1), axis=1)
+    wanted = (a[..., 0] if n in (1,2) else a[..., :3].max(2))*255/top
+    got = one_file(tmp_path, as_png([r.tobytes() for r in rows], 37, 24, depth, colour))
+    assert np.abs(got()-wanted).max() <= .5
+    assert verify_images(tmp_path, reader=ImageReader(channels='g'), progress=False).table.format[0].startswith(f'PNG {depth}-bit')
+    if depth==16: fails('does not fit into bits=12', tmp_path, channels='g', bits=12)
+
+@pytest.mark.parametrize('bits,codec', [(4,1), (12,1), (12,8)])
+def test_tiff_of_packed_values(tmp_path, bits, codec):
+    from hpa_fastai.verify import verify_images
+    a = RNG.integers(0, 2**bits, (64, 64))
+    packed = np.packbits((a[..., None]>>np.arange(bits-1, -1, -1)&1).astype(np.uint8).reshape(64, -1), axis=1)
+    data = strips(packed, codec, zlib.compress if codec==8 else bytes, bits=bits)
+    got = one_file(tmp_path, data.replace(struct.pack('<HHII', 256,3,1,packed.shape[1]), struct.pack('<HHII', 256,3,1,64)))
+    assert np.abs(got()-a*255/(2**bits-1)).max() <= .5
+    assert verify_images(tmp_path, reader=ImageReader(channels='g'), deep=True, progress=False).table.format[0] == f'TIFF {bits}-bit grey'
+
+def test_tiff_of_values_that_need_a_package(tmp_path):
+    if 'imagecodecs' in sys.modules: pytest.skip('the package is there')
+    one_file(tmp_path, strips(RNG.integers(0, 256, (64, 80), dtype=np.uint8), bits=10).replace(struct.pack('<HHII', 256,3,1,80), struct.pack('<HHII', 256,3,1,64)))
+    fails('values of 10 bits needs one package more: pip install imagecodecs', tmp_path, channels='g')
+
+def test_bits_that_ome_states(tmp_path):
+    a = RNG.integers(0, 4096, (64, 64), dtype=np.uint16)
+    tifffile.imwrite(tmp_path/'A1_green.ome.tif', a, metadata=dict(axes='YX', SignificantBits=12))
+    assert np.abs(np.asarray(read(tmp_path, channels='g'))[1]-a*(255/4095)).max() <= .5
+    assert np.abs(np.asarray(read(tmp_path, channels='g', bits=16))[1]-a*(255/65535)).max() <= .5
+
+@pytest.mark.parametrize('dtype', ['>u2', '<u2', '>i4', 'i2', 'u4', 'i8'])
+def test_bits_of_any_type_of_integers(tmp_path, dtype):
+    x = picture(32)
+    a = x.astype(dtype)*16
+    assert np.abs(np.asarray(read_image(a, bits=12)).astype(int)-x).max() <= 1
+    if dtype[1:]=='u2': assert np.asarray(read_image(a)).max() <= 16
+    else:
+        with pytest.raises(ImageError, match=f"{np.dtype(dtype).newbyteorder('=')} values have no known range.*bits=12"): read_image(a)
+    if dtype[-2]=='i':
+        with pytest.raises(ImageError, match='below zero'): read_image(-a, bits=12)
+
+@pytest.mark.parametrize('dtype', ['f2', '>f4', 'f8'])
+def test_floats_of_any_width(dtype):
+    x = picture(32)
+    assert np.abs(np.asarray(read_image((x/255).astype(dtype))).astype(int)-x).max() <= 1
+    assert np.asarray(read_image((x/255).astype(dtype), scale='percentile')).max() == 255
+
+@pytest.mark.parametrize('a', [np.zeros((4,9,9), bool), np.zeros((4,9,9), complex), np.full((4,9,9), 'x')])
+@pytest.mark.parametrize('scale', ['dtype', 'percentile'])
+def test_what_is_no_intensity(a, scale):
+    with pytest.raises(ImageError, match='not intensities'): read_image(a, scale=scale)
+
+@pytest.mark.parametrize('codec', [34712, 34887, 50001, 50002])
+def test_codecs_that_need_a_package(tmp_path, codec, capfd):
+    if 'imagecodecs' in sys.modules: pytest.skip('the package is there')
+    one_file(tmp_path, strips(smooth(64)[0], codec, zlib.compress))
+    fails('compression .* needs one package more: pip install imagecodecs', tmp_path, channels='g')
+
+@pytest.mark.parametrize('compression', ['lzma', 'zstd'])
+def test_codecs_that_pillow_has(tmp_path, compression):
+    assert same(one_file(tmp_path, in_memory(smooth()[0], 'TIFF', compression=compression))(), smooth()[0])
+
+# ---- OME-TIFF of several files
+
+def plane_files(folder, x, names, axes='C'):
+    "Each plane of a field of view in a file of its own, whose metadata name them all"
+    files = ''.join(f'<TiffData IFD="0" First{axes}="{k}" PlaneCount="1"><UUID FileName="{n}">urn:uuid:{k}</UUID></TiffData>' for k,n in enumerate(names))
+    channels = ''.join(f'<Channel ID="Channel:0:{k}" SamplesPerPixel="1"/>' for k in range(len(names) if axes=='C' else 1))
+    sizes = ' '.join(f'Size{c}="{len(names) if c==axes else 1}"' for c in 'CZT')
+    xml = ('<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" '
+           f'Type="uint8" SizeX="{x.shape[2]}" SizeY="{x.shape[1]}" {sizes}>{channels}{files}</Pixels></Image></OME>')
+    for n,p in zip(names, x): tifffile.imwrite(folder/n, p, description=xml, metadata=None, compression='zlib')
+
+@pytest.mark.parametrize('name', ['pos1_C{}.ome.tif', 'pos1.ch{}.OME.TIFF', 'pos1-{}.ome.tif'])
+def test_files_of_one_ome_are_one_field(tmp_path, name):
+    x = picture(32)
+    plane_files(tmp_path, x, [name.format(k) for k in range(4)])
+    tifffile.imwrite(tmp_path/'other.ome.tif', x, metadata=dict(axes='CYX'))
+    table = find_images(tmp_path)
+    assert table.Id.tolist()==['other', 'pos1'] and all(same(read_image(r), x) for r in table.itertuples())
+    (tmp_path/name.format(2)).unlink()
+    with pytest.raises(ImageError, match=f'pos1: .*one of 4 files that are one field of view by their OME metadata; not beside it: {name.format(2)}'):
+        read_image(find_images(tmp_path).iloc[1])
+
+def test_file_of_one_channel_is_read_by_itself(tmp_path):
+    from hpa_fastai.verify import verify_images
+    x, names = picture(32), [f'x_{c}.ome.tif' for c in CHANNELS]
+    plane_files(tmp_path, x, names)
+    assert same(read(tmp_path), x) and verify_images(tmp_path, deep=True, progress=False).exit_code==0
+    (tmp_path/names[3]).unlink()
+    assert same(read(tmp_path, channels='rgb')[:3], x[:3])
+    fails('no yellow channel', tmp_path)
+
+# ---- planes of ImageJ
+
+@pytest.mark.parametrize('axes', ['ZYX', 'TYX'])
+def test_slices_that_are_channels(tmp_path, axes):
+    x = picture(32)
+    tifffile.imwrite(tmp_path/'a.tif', x, imagej=True, metadata=dict(axes=axes))
+    message = fails("if they are channels say z='channels' .train and verify: --z channels", tmp_path)
+    assert same(read(tmp_path, z='channels'), x)
+    assert same(read(tmp_path, z='channels', channels={'g': 1, 'b': 2})[1:3], x[1:3])
+
+def test_slices_beside_channels_are_no_channels(tmp_path):
+    tifffile.imwrite(tmp_path/'a.ome.tif', RNG.integers(0, 256, (3,4,32,32), dtype=np.uint8), metadata=dict(axes='ZCYX'))
+    assert 'channels' not in fails('a Z stack of 3 planes', tmp_path, z='channels').split('to take the maximum')[1]
+
+# ---- pixels in memory
+
+def test_pillow_images():
+    x = picture(32)
+    grey = Image.fromarray(x[1])
+    for im in (grey, Image.fromarray(x[1].astype(np.uint16)*257), grey.convert('LA'), Image.fromarray(x[1]/np.float32(255))):
+        assert same(read_image(im, channels='g')[1], x[1]), im.mode
+    assert same(read_image(Image.fromarray(np.moveaxis(x, 0, -1))), x)
+    assert same(read_image(Image.fromarray(np.moveaxis(x[:3], 0, -1)), channels='rgb')[:3], x[:3])
+    assert np.abs(np.asarray(read_image(grey.convert('I'), channels='g', bits=8))[1].astype(int)-x[1]).max()==0
+    for mode in ('1', 'P', 'CMYK', 'YCbCr', 'HSV'):
+        with pytest.raises(ImageError, match='not intensities'): read_image((grey if mode in '1P' else grey.convert('RGB')).convert(mode))
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_tensors_with_a_gradient(dtype):
+    x = picture(32)
+    got = read_image((torch.from_numpy(x)/255).to(dtype).requires_grad_())
+    assert np.abs(np.asarray(got).astype(int)-x).max() <= 1
+
+@pytest.mark.parametrize('what,words', [(None, 'cannot read a NoneType'), ([], 'cannot read a list'), ({}, 'a row that names no files'), (dict(Id='a'), 'it has Id'),
+                                        (pd.DataFrame(dict(a=[1])), 'cannot read a DataFrame'), (np.zeros(9), 'shape'), (np.zeros((0,0)), 'too small'), (np.zeros((4,9,9), 'M8[s]'), 'not intensities')])
+def test_what_is_no_picture(what, words):
+    with pytest.raises(ImageError, match=words) as e: read_image(what)
+    assert '\n' not in str(e.value)
 
 # ---- fastai
 
