@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../nbs/69_assessment.ipynb #3ff20732
+import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from fastai.learner import Learner
@@ -24,7 +25,7 @@ def _groups_of(dls, items):
 def _validation(learn, dl):
     "Probabilities (calibrated, where the learner is), targets, and the Ids and groups of labelled images"
     learn.dls.set_size(learn.size)
-    with learn.no_bar(), learn.no_logging(): probs, targets = learn.get_preds(dl=dl)
+    with learn.no_bar(), learn.no_logging(): probs, targets = learn.get_preds(dl=dl, act=torch.sigmoid)
     cal, items = getattr(learn, 'calibration', None), (dl or learn.dls.valid).dataset.items
     probs = cal(probs.numpy()) if cal else probs.numpy()
     return probs, targets.numpy(), dict(groups=_groups_of(learn.dls, items), ids=items['Id'].to_numpy())

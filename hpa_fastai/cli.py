@@ -302,7 +302,7 @@ def _kept(folder):
 def _save(a, learn, folder):
     "Save the model, and note that it is of this training"
     from hpa_fastai.processes import is_first
-    with _kept(folder): learn.save_bundle(a.out, force=_may_replace(a))
+    with _kept(folder): learn.save_bundle(a.out, force=_may_replace(a), note=False)
     if is_first(): _note_saved(a, folder)
 
 def _fit(a, learn, folder):
@@ -334,7 +334,7 @@ def _train_one(a, device):
     _fit(a, learn, folder)
     print(f'\nOn the {len(learn.dls.valid_ds)} validation images, which the thresholds were fitted on '
           f'(expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
-    with _kept(folder): saved = learn.save_bundle(a.out, force=True)
+    with _kept(folder): saved = learn.save_bundle(a.out, force=True, note=False)
     print(f'Saved to {saved}. Predict a folder with: '
           f'hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
     if 'stopped' in learn.history:

@@ -85,7 +85,7 @@ def _save(learn, out, force):
     "Thresholds, scores, and the model in its folder"
     learn.fit_thresholds()
     learn.evaluate()
-    learn.save_bundle(out/'hpa_model', force=force)
+    learn.save_bundle(out/'hpa_model', force=force, note=False)
     shutil.rmtree(out/'cache')
 
 # %% ../nbs/87_demo.ipynb #f6f90b1b

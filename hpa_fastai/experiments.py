@@ -233,7 +233,7 @@ def _predict_fold(learn, out, fold):
     "Save the model, and what it says about its validation images"
     if 'stopped' in learn.history: raise KeyboardInterrupt('stopped; the same call or command goes on')
     learn.fit_thresholds()
-    learn.save_bundle(out/f'fold{fold}', force=True)
+    learn.save_bundle(out/f'fold{fold}', force=True, note=False)  # all folds are decided together
     if is_first(): Predictor(out/f'fold{fold}', learn.dls.device.type).to_file(learn.dls.valid_ds.items, out/f'fold{fold}.csv', force=True, progress=False)
     meet()
     if is_first(): shutil.rmtree(out/f'fold{fold}-training', ignore_errors=True)

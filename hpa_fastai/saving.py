@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../nbs/73_saving.ipynb #a07e4bf1
+import warnings
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
@@ -58,11 +59,19 @@ def _sample(dls):
     if not len(valid.dataset): raise BundleError('this learner has no images (it was loaded from a file), and a bundle needs some to test itself with; save the bundle where the model was trained')
     return next(iter(valid.create_batches(iter(range(min(n, len(valid.dataset)))))))[0].as_subclass(torch.Tensor)
 
+# %% ../nbs/73_saving.ipynb #e5bbbf8d
+def _missing(learn):
+    "What a learner has no decisions of its own for, in a line; '' where there is nothing to say"
+    said = dict(thresholds='no thresholds were fitted, so one half decides for every class (learn.fit_thresholds())',
+                calibration='the probabilities are not calibrated (learn.calibrate(), before the thresholds)')
+    return '; '.join(line for name,line in said.items() if getattr(learn, name, None) is None)
+
 # %% ../nbs/73_saving.ipynb #ca828c68
 @patch
 def save_bundle(self:Learner,
     path: str|Path,  # the folder to make
     force: bool = False,  # replace a bundle that is there
+    note: bool = True,  # warn if thresholds or calibration were never fitted to these weights
 ) -> Path:
     "Save the model with its labels, settings, thresholds and figures, loadable without pickle"
     if not is_first(): return Path(path)  # of several processes with the same model, one writes it
@@ -70,4 +79,6 @@ def save_bundle(self:Learner,
     train, held_out = (_pictures(dl, bundle) for dl in (self.dls.train, self.dls.valid))
     bundle.flagger = Flagger.fit(train[:2], held_out[:2])
     bundle.config['reference'] = _reference(bundle, *held_out, getattr(self.dls, 'group', None))
-    return write_bundle(bundle, path, sample, force)
+    saved, missing = write_bundle(bundle, path, sample, force), _missing(self)
+    if note and missing: warnings.warn(f'{path}: saved, but {missing}')
+    return saved

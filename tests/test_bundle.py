@@ -287,5 +287,8 @@ def test_a_class_that_stands_alone_is_known_from_the_labels(trained, tmp_path, m
 def test_a_model_without_thresholds_can_be_saved(trained, tmp_path):
     learn, _ = trained
     th, learn.thresholds = learn.thresholds, None
-    try: assert (load_bundle(learn.save_bundle(tmp_path/'m')).thresholds.values == .5).all()
+    try:
+        with pytest.warns(UserWarning, match='no thresholds were fitted.* not calibrated'): learn.save_bundle(tmp_path/'m')
     finally: learn.thresholds = th
+    assert (load_bundle(tmp_path/'m').thresholds.values == .5).all()
+    with pytest.warns(UserWarning, match='saved, but the probabilities are not calibrated'): learn.save_bundle(tmp_path/'n')

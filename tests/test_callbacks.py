@@ -51,6 +51,65 @@ def wait_for_epoch(folder, n, process):
     raise AssertionError('it never got there')
 
 
+@pytest.fixture
+def decided(small_atlas, tmp_path_factory):
+    "A learner that is calibrated and has thresholds, though it was hardly trained"
+    cache = tmp_path_factory.getbasetemp()/'decided-cache'
+    dls = HPADataLoaders.from_csv(small_atlas, size=32, bs=16, cache=cache, progress=False)
+    learn = hpa_learner(dls, 'lenet5', pretrained=False, path=tmp_path_factory.mktemp('learn'))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+        learn.calibrate('platt'), learn.fit_thresholds(), learn.evaluate()
+    learn.no_bar().__enter__(), learn.no_logging().__enter__()
+    return learn
+
+
+def test_a_search_for_a_rate_keeps_what_was_fitted(decided):
+    "The weights are put back, and with them what belongs to them"
+    fitted, before = (decided.thresholds, decided.calibration, decided.evaluation), decided.get_preds()[0]
+    decided.lr_find(num_it=8, show_plot=False)
+    decided.find_lr()
+    assert (decided.thresholds, decided.calibration, decided.evaluation) == fitted and None not in fitted
+    assert torch.equal(decided.get_preds()[0], before)
+
+
+@pytest.mark.parametrize('change', ['fit_one_cycle', 'fit_head', 'load', 'interrupted search'])
+def test_other_weights_have_no_thresholds(decided, change):
+    class Interrupt(Callback):
+        def after_step(self): raise KeyboardInterrupt
+    if change == 'fit_one_cycle': decided.fit_one_cycle(1, 1e-3)
+    if change == 'fit_head': decided.fit_head()
+    if change == 'load':
+        decided.save('weights')
+        decided.load('weights')
+    if change == 'interrupted search':
+        decided.add_cb(Interrupt())
+        with pytest.raises(KeyboardInterrupt): decided.lr_find(num_it=8, show_plot=False)
+    assert (decided.thresholds, decided.calibration, decided.evaluation) == (None, None, None)
+
+
+@pytest.mark.parametrize('spoiled', ['loss', 'weights'])
+def test_what_is_no_number_is_seen_before_weights_are_kept(decided, tmp_path, spoiled):
+    "Where losses are looked at now and then only, as on a GPU"
+    from hpa_fastai.callbacks import AverageWeights, KeepBest, LogEpochs, StopOnNaN
+    class Spoil(Callback):
+        order = -10
+        def after_loss(self):
+            if spoiled == 'loss' and self.training and self.epoch == 1 and self.iter == 2: self.learn.loss_grad = self.learn.loss_grad*float('nan')
+        def after_batch(self):
+            if spoiled == 'weights' and self.training and self.epoch == 1 and self.iter == self.n_iter - 1:
+                with torch.no_grad(): next(self.learn.model.parameters()).fill_(float('nan'))
+    file, n = tmp_path/'checkpoint.pt', len(decided.dls.train)
+    assert n > 3
+    cbs = [StopOnNaN(every=1000), Spoil(), AverageWeights(), KeepBest(), LogEpochs(), SaveEpochs(file)]
+    with pytest.raises(TrainingError, match='of epoch 2.*last good epoch') as e: decided.fit(3, 1e-3, cbs=cbs)
+    assert all(torch.isfinite(t).all() for t in decided.model.state_dict().values())
+    state = read_checkpoint(file)
+    assert state['epoch'] == 1 and all(torch.isfinite(t).all() for t in state['weights'])
+    assert all(torch.isfinite(t).all() for t in state['parts']['best_weights'])
+    if spoiled == 'weights': assert 'the last step left weights' in str(e.value)
+
+
 @pytest.mark.parametrize('network', [('lenet5', False), ('smallresnet', True)])
 def test_a_killed_training_ends_as_one_that_was_not(small_atlas, tmp_path, network):
     assert start(small_atlas, tmp_path/'whole', 0, tmp_path/'whole.pt', *network).wait() == 0
