@@ -8,6 +8,7 @@ __all__ = ['FORMAT', 'BundleError', 'Bundle', 'check_target', 'check_room', 'mod
 
 # %% ../nbs/70_bundle.ipynb #e917e845
 import hashlib, json, os, platform, secrets, shutil, zipfile
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np, torch
@@ -347,6 +348,13 @@ def _file(path, name):
     if path.resolve() not in file.resolve().parents: raise BundleError(f'{file}: a link that leaves the bundle; put the file itself there')
     return file
 
+# %% ../nbs/70_bundle.ipynb #652ba1a7
+@contextmanager
+def _opening(path):
+    "Say of a file that cannot be opened why"
+    try: yield
+    except OSError as e: raise BundleError(unopened(e.filename or path, e)) from None
+
 # %% ../nbs/70_bundle.ipynb #99b2a86a
 def _find(path):
     "The folder of a bundle, or a word on what to do"
@@ -375,7 +383,7 @@ def _read_config(path):
     "config.json, checked"
     file = _file(path, 'config.json')
     try: config = read_json(file)
-    except CheckError as e: raise BundleError(f'{e}; save the model again') from None
+    except CheckError as e: raise BundleError(f'{e}; copy the bundle again, or save the model again' if 'JSON' in str(e) else str(e)) from None
     if not isinstance(config, dict): raise BundleError(f'{file}: not the configuration of a model bundle')
     _check_version(config, path)
     for later in ('validation', 'reference'): config.setdefault(later, None)
@@ -440,10 +448,11 @@ def load_bundle(
 ) -> Bundle:
     "Load a bundle; runs no code from it"
     if trust_pickle and Path(path).is_file(): return _unpickle(path).to(device)
-    path = _find(path)
-    c = _read_config(path)
+    with _opening(path):
+        path = _find(path)
+        c = _read_config(path)
     labels, reader, prep = (_build(cls, c[k], path, k) for cls,k in ((LabelSet, 'labels'), (ImageReader, 'reader'), (Preprocess, 'preprocess')))
-    model, figures = _load_model(c['model'], path, c['sha256'])
+    with _opening(path): model, figures = _load_model(c['model'], path, c['sha256'])
     cal = c['calibration'] and Calibration.from_dict(c['calibration'])
     return Bundle(model, labels, reader, prep, Thresholds.from_dict(c['thresholds']), cal, c, flagger=_read_flagger(model, figures, c['flags'], path)).to(device)
 
@@ -462,10 +471,12 @@ def _read_sample(path, n, most=2**28):
     "The stored pictures and the probabilities that belong to them"
     file = _file(path, 'sample.npz')
     try:
-        with zipfile.ZipFile(file) as z:
+        with _opening(file), zipfile.ZipFile(file) as z:
             if sum(i.file_size for i in z.infolist())>most: raise ValueError('it claims to be larger than any sample')
         with np.load(file, allow_pickle=False) as f: images, probs = f['images'], f['probs']
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as e: raise BundleError(f'{file}: not a sample of pictures and probabilities ({" ".join(str(e).split())[:100]}); save the model again') from None
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as e:
+        if isinstance(e, HPAError): raise
+        raise BundleError(f'{file}: not a sample of pictures and probabilities ({" ".join(str(e).split())[:100]}); copy the bundle again, or save the model again') from None
     if images.dtype!=np.uint8 or images.ndim!=4 or images.shape[1]!=4 or probs.shape!=(len(images), n): raise BundleError(f'{file}: {images.dtype} pictures of {images.shape} and probabilities of {probs.shape} don\'t belong together')
     return images, probs
 

@@ -22,6 +22,7 @@ from .fields import *
 from .decode import FULL_PIXEL, geometry, open_file, resize_plane
 from .images import *
 from .results import *
+from .results import _text_of
 from .inference import *
 
 # %% ../nbs/82_cells.ipynb #9b6aa27c
@@ -592,7 +593,7 @@ def predict_cells(
     table, full = locate(images), replace(p.readers[0], size=None, pixel_size=None)
     found = _mask_sources(masks, table)
     fovs = lambda todo: _each_fov(p, table, todo, full, progress, prior, found, border, diameter, pixel_size)
-    if not out: return pd.concat(fovs(range(len(table))), ignore_index=True)
+    if not out: return with_labels(pd.concat(fovs(range(len(table))), ignore_index=True), p.labels)
     about = dict(source=about_source(images), **p.about(), masks=masks if masks is None else about_source(masks), prior=float(prior), border=border,
                  diameter=diameter and float(diameter), pixel_size=pixel_size and float(pixel_size))
     with CellJournal(out, [*_about, 'Predicted', 'Names', *p.labels.classes, 'mask', 'error'], about, force) as journal:
@@ -600,7 +601,7 @@ def predict_cells(
             with closing(fovs(journal.left(table.Id))) as parts:
                 for rows in parts: journal.add(rows)
             journal.finish(table.Id.tolist())
-    return read_cells(out)
+    return with_labels(read_cells(out), p.labels)
 
 # %% ../nbs/82_cells.ipynb #6b89886b
 def _check_cells(cells, labels):
@@ -611,19 +612,22 @@ def _check_cells(cells, labels):
 
 # %% ../nbs/82_cells.ipynb #b45e0317
 def cells_submission(
-    cells: pd.DataFrame,  # of `predict_cells`
-    labels: LabelSet|str = HPA19,  # the classes of `cells`; those of another set are translated
+    cells: pd.DataFrame|str|Path,  # of `predict_cells`, `read_cells` or `pd.read_csv`; or its file
+    labels: LabelSet|str|None = None,  # the classes of `cells`, None: those of the table; another set than hpa19 is translated
     out: str|Path|None = None,  # csv to write
     least: float = .01,  # smaller confidences are left out
     force: bool = False,  # overwrite `out`
 ) -> pd.DataFrame:  # ID, ImageWidth, ImageHeight, PredictionString
     "Predictions of cells in the format of the 2021 competition"
-    labels = get_labels(labels)
+    if isinstance(cells, (str, Path)): cells = read_cells(cells)
+    labels = labels_of(cells, labels)
     if out and check_writable(out, ('.csv',)).exists() and not force: raise CellError(f'{out} exists; give another name, or overwrite it with force=True (--force)')
     _check_cells(cells, labels)
+    cells = cells.assign(Id=cells.Id.map(_text_of), mask=cells['mask'].map(_text_of))
     probs = np.nan_to_num(labels.convert(cells[list(labels.classes)].to_numpy(float), HPA19))
     text = [' '.join(f'{k} {p[k]:.4f} {m}' for k in np.flatnonzero(p>=least)) for p,m in zip(probs, cells['mask'])]
     res = cells[['Id', 'width', 'height']].assign(text=text).groupby('Id', sort=False).agg({'width': 'first', 'height': 'first', 'text': lambda t: ' '.join(filter(None, t))})
     res = res.reset_index().set_axis(['ID', 'ImageWidth', 'ImageHeight', 'PredictionString'], axis=1)
+    res = res.astype({'ImageWidth': 'Int64', 'ImageHeight': 'Int64'})
     if out: res.to_csv(out, index=False, lineterminator='\n')
     return res

@@ -365,8 +365,7 @@ def _rehearse_training(a):
     from hpa_fastai.training import FEW
     labels = get_labels(a.labels)
     csv, images = _places(a)
-    table = find_images(images)
-    n = len(attach_images(read_labels(csv, labels, ids=table.Id), table))
+    n = len(attach_images(read_labels(csv, labels, ids=lambda: find_images(images).Id), images))
     print(f'{n} labelled images, {len(labels)} classes; {a.arch or "resnet18 with published weights, or smallresnet with those of simulated cells,"} to be trained for '
           f'{f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"} and saved to {a.out}; nothing was done')
     if a.fine_tune=='auto' and a.arch in (None, 'smallresnet'): print(f'(With the weights of simulated cells and fewer than {FEW} training images the head alone, in seconds.)')
@@ -480,9 +479,8 @@ def _evaluate(a):
     _check_free(a.out, a.force)
     predictor = _predictor(a)
     csv, images = _places(a)
-    table = find_images(images)
-    truth = read_labels(csv, predictor.labels, ids=table.Id)
-    preds = predictor(attach_images(truth, table), a.progress)
+    truth = read_labels(csv, predictor.labels, ids=lambda: find_images(images).Id)
+    preds = predictor(attach_images(truth, images), a.progress)
     ev = evaluate_predictions(preds, truth, predictor.labels)
     print(ev)
     if a.out: ev.table.to_csv(a.out)

@@ -7,6 +7,7 @@ __all__ = ['FailureError', 'judged', 'top_losses', 'find_failures', 'show_failur
 
 # %% ../nbs/81_failures.ipynb #0e9c79cf
 import textwrap
+from pathlib import Path
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from .labels import *
@@ -14,6 +15,7 @@ from .images import *
 from .metrics import *
 from .evaluation import *
 from .evaluation import _decide
+from .results import *
 
 # %% ../nbs/81_failures.ipynb #328bd1f3
 class FailureError(HPAError):
@@ -21,16 +23,15 @@ class FailureError(HPAError):
 
 # %% ../nbs/81_failures.ipynb #ac4f8829
 def judged(
-    predictions: pd.DataFrame,  # of `predict`
-    truth: pd.DataFrame,  # Id and Target, of `read_labels`
-    labels: LabelSet|str = HPA28,  # the classes of both
+    predictions: pd.DataFrame|str|Path,  # of `predict`, `read_predictions` or `pd.read_csv`; or its file
+    truth: pd.DataFrame|str|Path,  # anything `read_labels` takes
+    labels: LabelSet|str|None = None,  # the classes of both; None: those of the predictions
 ) -> dict:  # probs, preds, targets: n×C; ids: n; labels
     "Predictions beside the truth, as arrays for the functions below"
-    labels = get_labels(labels)
-    absent = [c for c in ('Id', 'Predicted', *labels.classes) if c not in predictions]
-    if absent: raise FailureError(f'the predictions have no column {absent[0]!r}; give the table of predict, and its label set as labels=…')
-    readable = predictions['error'].fillna('')=='' if 'error' in predictions else slice(None)
-    both = predictions[readable].merge(truth[['Id', 'Target']], on='Id')
+    try: predictions, labels = as_predictions(predictions, labels)
+    except ResultError as e: raise FailureError(str(e)) from None
+    truth = read_labels(truth, labels, allow_empty=True, ids=predictions.Id)
+    both = predictions[predictions['error']==''].merge(truth[['Id', 'Target']], on='Id')
     return dict(probs=both[list(labels.classes)].to_numpy(float), preds=labels.encode(both.Predicted)>0, targets=labels.encode(both.Target)>0, ids=both.Id.to_numpy(), labels=labels)
 
 # %% ../nbs/81_failures.ipynb #79e6ae6c

@@ -385,12 +385,6 @@ def find_images(
     if lines: table.attrs['left_out'] = lines
     return table
 
-# %% ../nbs/05_fields.ipynb #229d7a04
-def _read_csv(path):
-    "A csv as text"
-    try: return pd.read_csv(path, dtype=str, encoding='utf-8-sig')
-    except Exception as e: raise ImageError(f'{path}: ' + ('no such file' if isinstance(e, FileNotFoundError) else f'cannot be read as a csv ({" ".join(str(e).split())})')) from None
-
 # %% ../nbs/05_fields.ipynb #3de763c5
 def _full_path(path, base):
     "A path of a table, None where there is none"
@@ -407,8 +401,8 @@ def _layout(paths):
 # %% ../nbs/05_fields.ipynb #4d26cbae
 def _path_table(source):
     "A csv (or DataFrame) of paths with its columns named as usual; what to call it in errors; and where relative paths start"
-    if isinstance(source, pd.DataFrame): df,where,base = source.copy(), 'table', ''
-    else: df,where,base = _read_csv(source), os.path.basename(source), str(source).replace(os.sep, '/').rpartition('/')[0]
+    base = '' if isinstance(source, pd.DataFrame) else str(source).replace(os.sep, '/').rpartition('/')[0]
+    df, where = read_table(source, ImageError), table_name(source)
     df = df.rename(columns={c: k for c in df for k in ('Id','path',*CHANNELS) if str(c).lower()==k.lower()})
     if 'Id' not in df: raise ImageError(f'{where} has no column Id (columns are {", ".join(map(str, df))})')
     if not set(df) & {'path',*CHANNELS}:
@@ -419,14 +413,16 @@ def _path_table(source):
 def _from_paths(source):
     "The table of a csv (or DataFrame) with an Id, and one path or a path for each channel; relative paths start at the csv"
     df, where, base = _path_table(source)
+    blank = df.Id.map(lambda v: pd.isna(v) or not str(v).strip()).astype(bool)
+    if blank.any(): raise ImageError(f'{where} row {df.index[blank][0]}: the Id is empty; give every field of view its own')
     df['Id'] = df.Id.map(id_form)
     if (twice := df.Id.duplicated()).any():
-        raise ImageError(f'{where} row {twice.argmax()+(0 if isinstance(source, pd.DataFrame) else 2)}: Id {df.Id[twice].iloc[0]} stands there a second time; give every field of view its own')
+        raise ImageError(f'{where} row {df.index[twice][0]}: Id {df.Id[twice].iloc[0]} stands there a second time; give every field of view its own')
     for c in CHANNELS:
         paths = df[c] if c in df else df.get('path', [None]*len(df))
         df[c] = pd.Series([_full_path(p, base) for p in paths], index=df.index, dtype=object)
     df['layout'] = df.get('layout', pd.Series([_layout(r) for r in zip(*(df[c] for c in CHANNELS))], index=df.index, dtype=object))
-    return df[_columns + [c for c in df if c not in _columns and c!='path' and not str(c).startswith('Unnamed:')]].sort_values('Id', ignore_index=True)
+    return df[_columns + [c for c in df if c not in _columns and c not in ('path', '') and not str(c).startswith('Unnamed:')]].sort_values('Id', ignore_index=True)
 
 # %% ../nbs/05_fields.ipynb #32c71a1f
 def _some(ids, n=3):
@@ -456,11 +452,13 @@ def attach_images(
     ids, table = df.Id.map(id_form), table.assign(Id=table.Id.map(id_form))
     if table.Id.duplicated().any(): raise ImageError(f'{where}: {_some(table.Id[table.Id.duplicated()])} occurs more than once; give every field of view its own Id')
     absent = ids[~ids.isin(table.Id)]
+    odd = next(filter(looks_rewritten, absent), None)
+    rewritten = f'; Id {odd!r} looks rewritten by a spreadsheet, export the csv again with the Id column as text' if odd else ''
     if len(absent)==len(df):
         there = _some(table.Id) or '; '.join(['nothing: there are none', *table.attrs.get('left_out', ())])
-        raise ImageError(f'none of the {len(df)} Ids has an image in {where}: the first Id is {_some(ids, 1)}, the images are called {there}{_alike(absent, table.Id)}')
+        raise ImageError(f'none of the {len(df)} Ids has an image in {where}: the first Id is {_some(ids, 1)}, the images are called {there}{_alike(absent, table.Id)}{rewritten}')
     if len(absent):
-        raise ImageError(f'{len(absent)} of {len(df)} Ids have no image in {where}: {_some(absent)}{_alike(absent, table.Id)}; leave these rows out or add the files')
+        raise ImageError(f'{len(absent)} of {len(df)} Ids have no image in {where}: {_some(absent)}{_alike(absent, table.Id)}{rewritten}; leave these rows out or add the files')
     extra = table.Id[~table.Id.isin(ids)]
     if len(extra): warnings.warn(f'{where}: {len(extra)} of {len(table)} fields of view have no row in the table of labels and are left out: {_some(extra)}', stacklevel=2)
     found = table.set_index('Id')[_columns[1:]].loc[ids]

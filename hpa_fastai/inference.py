@@ -337,7 +337,7 @@ def __call__(self:Predictor,
         for part,_ in self.stream(table):
             rows += part
             bar.update(len(part))
-    return pd.DataFrame(rows, columns=result_columns(self.labels))
+    return with_labels(pd.DataFrame(rows, columns=result_columns(self.labels)), self.labels)
 
 # %% ../nbs/75_inference.ipynb #9228cf49
 def _digest(bundle):
@@ -417,7 +417,8 @@ def predict(
     if embeddings and not out: raise HPAError(f'{embeddings}: embeddings are written beside a table of predictions; name it with out=… (--out)')
     if out and not Path(f'{out}.part.json').is_file(): check_out(out, force)
     predictor = Predictor(model, device, bs, tta, at_least_one, precision, n_workers)
-    return read_predictions(predictor.to_file(folder, out, force, embeddings, progress).out) if out else predictor(folder, progress)
+    if not out: return predictor(folder, progress)
+    return with_labels(read_predictions(predictor.to_file(folder, out, force, embeddings, progress).out), predictor.labels)
 
 # %% ../nbs/75_inference.ipynb #2c4b4a38
 class _Decided:
@@ -428,7 +429,7 @@ class _Decided:
 # %% ../nbs/75_inference.ipynb #04670404
 def _judged(predictions, truth):
     "Predictions beside the truth, by Id; says how many images have none"
-    ok = predictions[predictions['error'].fillna('')==''].merge(truth[['Id', 'Target']], on='Id')
+    ok = predictions[predictions['error']==''].merge(truth[['Id', 'Target']], on='Id')
     if not len(ok): raise HPAError(f'none of the {len(predictions)} predictions has an Id that the truth knows; the first are {", ".join(predictions.Id[:3])} and {", ".join(truth.Id[:3])}')
     absent = truth.Id[~truth.Id.isin(ok.Id)]
     few = f'{", ".join(absent[:3])}{", …" if len(absent)>3 else ""}'
@@ -437,13 +438,13 @@ def _judged(predictions, truth):
 
 # %% ../nbs/75_inference.ipynb #0da0df34
 def evaluate_predictions(
-    predictions: pd.DataFrame,  # of `predict`
-    truth: pd.DataFrame,  # Id and Target, of `read_labels`
-    labels: LabelSet|str = HPA28,  # the classes of both
+    predictions: pd.DataFrame|str|Path,  # of `predict`, `read_predictions` or `pd.read_csv`; or its file
+    truth: pd.DataFrame|str|Path,  # anything `read_labels` takes
+    labels: LabelSet|str|None = None,  # the classes of both; None: those of the predictions
     **kwargs
 ) -> Evaluation:
     "Compare a table of predictions with the truth"
-    labels = get_labels(labels)
-    ok = _judged(predictions, truth)
+    predictions, labels = as_predictions(predictions, labels)
+    ok = _judged(predictions, read_labels(truth, labels, allow_empty=True, ids=predictions.Id))
     decided = _Decided(labels.encode(ok.Predicted)>0)
     return evaluate(ok[list(labels.classes)].to_numpy(float), labels.encode(ok.Target), decided, labels=labels, ids=ok.Id.to_numpy(), **kwargs)

@@ -19,6 +19,7 @@ from .labels import *
 from .images import *
 from .bundle import *
 from .saving import *
+from .results import *
 from .inference import *
 
 # %% ../nbs/80_interpret.ipynb #b288fa46
@@ -290,6 +291,7 @@ def prediction_maps(
 ) -> Iterator[tuple]:  # Id, name of the class, its probability, S×S map from 0 to 1; one that can't be read is left out
     "Where each predicted location was found"
     explainer, table = Explainer(model, tta, bs, method), locate(images)
+    predictions = as_predictions(predictions, explainer.labels, probs=False)[0]
     absent = set(predictions.Id)-set(table.Id)
     if absent: raise InterpretError(f'{len(absent)} of {len(predictions)} predictions have no pictures, {min(absent)} among them; give the folder that was predicted')
     given = dict(zip(predictions.Id, map(explainer.labels.parse, predictions.Predicted)))

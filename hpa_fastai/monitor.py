@@ -189,7 +189,7 @@ def compare_run(
     "Predictions and measured pictures beside the training of the model"
     ref = Reference(**bundle.config['reference'])
     rows = [_trait_row(ref, k, v, effective_size(_groups(ids), ref.icc[k])) for k,v in traits.items()]
-    rows += _of_table(ref, ok, bundle.labels, seen=bool(traits)) if len(ok) else []
+    rows += _of_table(ref, as_predictions(ok, bundle.labels, probs=False)[0], bundle.labels, seen=bool(traits)) if len(ok) else []
     table, said = _conclude(rows, alpha, bundle.preprocess.mean is None or bundle.preprocess.source)
     return Monitoring(table, [s for _,s in said], [k for k,_ in said], len(ok), len(ids), {k: np.quantile(v, np.linspace(0, 1, N_QUANTILES)).tolist() for k,v in traits.items()})
 
@@ -206,8 +206,8 @@ def monitor(
     "Say in what a run differs from what its model was trained on"
     bundle = reference if isinstance(reference, Bundle) else load_bundle(find_model(reference))
     if bundle.config.get('reference') is None: raise BundleError(f'{reference if not isinstance(reference, Bundle) else "this model"}: no figures of its training are stored with it; save it again with save_bundle where it was trained')
-    run = run if isinstance(run, pd.DataFrame) else read_predictions(run)
-    ok = run[run['error'].fillna('')=='']
+    run = as_predictions(run, probs=False)[0]
+    ok = run[run['error']=='']
     ids, traits, embs = ([], {}, None) if images is None or not len(ok) else run_traits(_sample(ok, images, most, seed), bundle, keep=keep)
     found = compare_run(ok, ids, traits, bundle, alpha)
     found.ids, found.embeddings = ids, embs

@@ -43,11 +43,6 @@ def _gallery(groups, pixels, lines, maps=None):
     found = {h: [shown(h, i) for i in ids if i in pixels] for h,ids in groups.items()}
     return gallery_block({h: p for h,p in found.items() if p}, 'show where the network looked' if maps else '')
 
-# %% ../nbs/85_report.ipynb #e684249b
-def _classes(run):
-    "The columns of probabilities"
-    return [c for c in run if c not in ('Id', 'Predicted', 'Names', 'flags', 'error')]
-
 # %% ../nbs/85_report.ipynb #f7f9944a
 def _named(run, classes):
     "Rows × classes: the names given"
@@ -67,9 +62,8 @@ class _Run:
     small: dict = field(default_factory=dict)  # Id -> small picture, for the map
 
     def __post_init__(self):
-        self.run = self.run.assign(Id=self.run.Id.astype(str))
-        self.ok = self.run[self.run['error'].fillna('')==''].reset_index(drop=True)
-        self.classes = _classes(self.run)
+        self.run, labels = as_predictions(self.run)
+        self.ok, self.classes = self.run[self.run['error']==''].reset_index(drop=True), list(labels.classes)
         self.given = _named(self.ok, self.classes)
         if self.bundle and list(self.bundle.labels.classes)!=self.classes: raise HPAError('the predictions were not made by a model with the classes of this one; name the model that made them')
 

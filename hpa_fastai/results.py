@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'escape_cell', 'unescape_cell', 'ResultError', 'result_columns', 'check_ids', 'check_writable', 'check_out',
-           'Journal', 'read_predictions', 'CellJournal', 'read_cells', 'EmbeddingFile', 'write_submission']
+           'Journal', 'with_labels', 'labels_of', 'as_predictions', 'read_predictions', 'CellJournal', 'read_cells',
+           'EmbeddingFile', 'write_submission']
 
 # %% ../nbs/74_results.ipynb #fa102465
 import csv, io, json, os, re, warnings
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from .tables import *
 from .labels import *
 from .fields import spell_out
 
@@ -324,11 +327,10 @@ def _texts(columns, names=('Id', 'Predicted', 'Names', 'flags', 'error')):
     return [c for c in columns if c in names]
 
 # %% ../nbs/74_results.ipynb #f05c9aa1
-def _read_csv(path, **kwargs):
-    "A csv of predictions, whole or in chunks"
+def _read_journal(path, **kwargs):
+    "A csv of predictions as the journal wrote it, whole or in chunks"
     with open(path, newline='', encoding='utf-8') as f: columns = next(csv.reader(f), [])
     texts = _texts(columns)
-    if len(texts)<5: raise ResultError(f'{path}: not a table of predictions (it has no column {", ".join({"Id", "Predicted", "Names", "flags", "error"}-set(texts))})')
     numbers = [c for c in columns if c not in texts]
     return pd.read_csv(path, dtype={**dict.fromkeys(texts, str), **dict.fromkeys(numbers, float)}, keep_default_na=False,
                        na_values={c: [''] for c in numbers}, **kwargs)
@@ -338,14 +340,100 @@ def _restore(df, texts):
     "Take the apostrophes off again"
     return df.assign(**{c: df[c].map(unescape_cell) for c in texts}).rename(columns=unescape_cell)
 
+# %% ../nbs/74_results.ipynb #f8ecc190
+def _text_of(value):
+    "A cell as text, also where a program made a number of it, or nothing"
+    if isinstance(value, str): return value
+    if pd.isna(value): return ''
+    return str(int(value)) if isinstance(value, (float, np.floating)) and float(value).is_integer() else str(value)
+
+def _number_column(path, name, col):
+    "A column of numbers, or of yes and no, that was read as text"
+    words = {'true': True, 'false': False, 'wahr': True, 'falsch': False, 'vrai': True, 'faux': False}
+    said = col.str.strip().str.lower()
+    if len(col) and said.isin(words).all(): return said.map(words).astype(bool)
+    try: return to_numbers(col)
+    except (ValueError, TypeError):
+        bad = next(v for v in col if v.strip() and not re.fullmatch(r'[+-]?[\d.,]+(e[+-]?\d+)?', v.strip(), re.I))
+        raise ResultError(f'{path}: column {name!r} holds {bad!r}, which is no number') from None
+
+def _read_saved(path, needed, texts, what):
+    "A table of results from a csv, whatever program has saved it again"
+    text = read_text(path, ResultError)
+    delimiter, skipped = find_delimiter(text)
+    try:
+        cells = pd.read_csv(io.StringIO(text), sep=delimiter, skiprows=skipped, header=None, dtype=str, keep_default_na=False).fillna('')
+    except ValueError as e: raise ResultError(f'{path}: not {what} ({" ".join(str(e).split())})') from None
+    columns = [unescape_cell(same_form(c)) for c in cells.iloc[0]]
+    absent, twice = sorted(set(needed)-set(columns)), [c for i,c in enumerate(columns) if c and c in columns[:i]]
+    if absent: raise ResultError(f'{path}: not {what} (it has no column {", ".join(absent)})')
+    if twice: raise ResultError(f'{path}: two columns are called {twice[0]!r}; rename one')
+    cells = cells[1:].set_axis(columns, axis=1).loc[:, [bool(c) for c in columns]]
+    cells = cells[cells.ne('').any(axis=1)].reset_index(drop=True)
+    return cells.assign(**{c: cells[c].map(unescape_cell) if c in texts else _number_column(path, c, cells[c]) for c in cells})
+
+# %% ../nbs/74_results.ipynb #e31ecebb
+def with_labels(
+    table:pd.DataFrame,  # of predictions or cells
+    labels:LabelSet,  # its classes
+) -> pd.DataFrame:  # the same table
+    "Note the label set of a table in its `attrs`, as plain values"
+    table.attrs['labels'] = json.loads(json.dumps(asdict(labels)))
+    return table
+
+def labels_of(
+    table:pd.DataFrame,  # of predictions or cells
+    labels=None,  # anything `get_labels` takes: the set, where it is known
+) -> LabelSet:
+    "The label set of a table of predictions or cells"
+    if labels is not None: return get_labels(labels)
+    if 'labels' in table.attrs: return LabelSet(**table.attrs['labels'])
+    columns = [unescape_cell(str(c)) for c in table]
+    after = columns[columns.index('Names')+1:] if 'Names' in columns else []
+    end = min([after.index(c) for c in ('flags', 'mask', 'error') if c in after], default=0)
+    classes = tuple(after[:end])
+    public = [ls for ls in (HPA28, HPA19, ZTG10) if not classes or ls.classes==classes]
+    return public[0] if public else LabelSet('custom', classes)
+
+# %% ../nbs/74_results.ipynb #db9359f6
+def as_predictions(
+    table:pd.DataFrame|str|Path,  # of `predict`, `read_predictions` or `pd.read_csv`; or its file
+    labels=None,  # anything `get_labels` takes; None: the label set of the table
+    probs:bool=True,  # the probabilities are needed
+) -> tuple[pd.DataFrame, LabelSet]:  # the table as `predict` gives it, and its label set
+    "A table of predictions, whoever has read it, and its label set"
+    if isinstance(table, (str, Path)): table = read_predictions(table)
+    if not isinstance(table, pd.DataFrame): raise ResultError(f'a table of predictions is expected, got {type(table).__name__}; give what predict returned, or its file')
+    ls = labels_of(table, labels)
+    ours = 'labels' in table.attrs
+    if not ours: table = table.rename(columns=lambda c: unescape_cell(same_form(c)))
+    absent = [c for c in ('Id', 'Predicted', *(ls.classes if probs else ())) if c not in table]
+    if absent:
+        hint = f'; the classes are not those of {ls.name}: give their label set (labels=…)' if absent[0] in ls.classes else ''
+        raise ResultError(f'the predictions have no column {absent[0]!r}; give the table of predict{hint}')
+    plain = lambda c: table[c].map(_text_of) if ours else table[c].map(lambda v: unescape_cell(_text_of(v)))
+    texts = {c: plain(c) if c in table else '' for c in ('Id', 'Predicted', 'Names', 'flags', 'error')}
+    return with_labels(table.assign(**texts), ls), ls
+
 # %% ../nbs/74_results.ipynb #84af43aa
+def _read_parquet(path, needed, what):
+    "A table of results from a parquet file"
+    _arrow()
+    try: df = pd.read_parquet(path)
+    except (OSError, ValueError) as e: raise ResultError(f'{path}: not {what} ({" ".join(str(e).split())[:200]})') from None
+    absent = sorted(set(needed)-set(df.columns))
+    if absent: raise ResultError(f'{path}: not {what} (it has no column {", ".join(absent)})')
+    return df
+
 def read_predictions(
-    path: str|Path,  # a .csv or .parquet that `predict` wrote
-) -> pd.DataFrame:  # Id, Predicted, Names, a probability a class, flags, error
+    path: str|Path,  # a .csv or .parquet that `predict` wrote, or that a spreadsheet saved again
+) -> pd.DataFrame:  # Id, Predicted, Names, a probability a class, flags, error; its label set in `attrs`
     "The table of predictions in a file"
-    path = Path(path)
+    path, texts = Path(path), ('Id', 'Predicted', 'Names', 'flags', 'error')
     if not path.is_file(): raise ResultError(f'{path}: no such file; write one with `hpa_fastai predict FOLDER --out {path.name}`')
-    return pd.read_parquet(path) if path.suffix=='.parquet' else _restore(df := _read_csv(path), _texts(df))
+    if path.suffix.lower()=='.parquet': df = _read_parquet(path, texts, 'a table of predictions')
+    else: df = _read_saved(path, texts, texts, 'a table of predictions')
+    return with_labels(df, labels_of(df))
 
 # %% ../nbs/74_results.ipynb #bf8f2a89
 def _to_parquet(part, out, labels, chunk=10_000):
@@ -353,7 +441,7 @@ def _to_parquet(part, out, labels, chunk=10_000):
     pa = _arrow()
     import pyarrow.parquet as pq
     schema = pa.schema([(c, pa.string() if c in _texts([c]) else pa.float32()) for c in result_columns(labels)])
-    with pq.ParquetWriter(out, schema) as w, _read_csv(part, chunksize=chunk) as parts:
+    with pq.ParquetWriter(out, schema) as w, _read_journal(part, chunksize=chunk) as parts:
         for df in parts: w.write_table(pa.Table.from_pandas(_restore(df, _texts(df)), schema, preserve_index=False))
 
 # %% ../nbs/74_results.ipynb #f56e558e
@@ -416,16 +504,14 @@ def _finished(self:CellJournal):
 
 # %% ../nbs/74_results.ipynb #c513d4d3
 def read_cells(
-    path: str|Path,  # a .csv or .parquet that `predict_cells` wrote
-) -> pd.DataFrame:  # Id, cell, x, y, area, border, width, height, Predicted, Names, a probability a class, mask, error
+    path: str|Path,  # a .csv or .parquet that `predict_cells` wrote, or that a spreadsheet saved again
+) -> pd.DataFrame:  # Id, cell, x, y, area, border, width, height, Predicted, Names, a probability a class, mask, error; label set in `attrs`
     "The table of cells in a file"
-    path = Path(path)
+    path, needed = Path(path), ('Id', 'cell', 'mask', 'error')
     if not path.is_file(): raise ResultError(f'{path}: no such file; write one with `hpa_fastai cells FOLDER --out {path.name}`')
-    if path.suffix=='.parquet': return pd.read_parquet(path)
-    with open(path, newline='', encoding='utf-8') as f: columns = next(csv.reader(f), [])
-    if not {'Id', 'cell', 'mask', 'error'}<={*columns}: raise ResultError(f'{path}: not a table of cells (it has no column {", ".join(sorted({"Id", "cell", "mask", "error"}-{*columns}))})')
-    texts = _texts(columns, _cell_texts)
-    return _restore(pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values={c: [''] for c in columns if c not in texts}), texts)
+    if path.suffix.lower()=='.parquet': df = _read_parquet(path, needed, 'a table of cells')
+    else: df = _read_saved(path, needed, _cell_texts, 'a table of cells')
+    return with_labels(df, labels_of(df))
 
 # %% ../nbs/74_results.ipynb #61967dce
 @patch
@@ -535,9 +621,9 @@ def finish(self:EmbeddingFile,
 # %% ../nbs/74_results.ipynb #69aad62d
 def _read_sample(sample, labels):
     "A sample submission, and the names of its two columns"
-    try: table = pd.read_csv(sample, dtype=str, keep_default_na=False, encoding='utf-8-sig')
-    except (OSError, ValueError) as e: raise ResultError(f'{sample}: not a sample submission that can be read ({str(e).splitlines()[0]})') from None
-    same = {str(c).lower(): c for c in table}
+    try: table = read_table(sample)
+    except HPAError as e: raise ResultError(f'{sample}: not a sample submission that can be read ({e})') from None
+    same = {c.lower(): c for c in table}
     id_col, pred_col = same.get(labels.id_col.lower()), same.get(labels.pred_col.lower()) or same.get(labels.label_col.lower())
     if id_col is None or pred_col is None:
         raise ResultError(f'{sample} has the columns {", ".join(map(str, table))}, but a submission of {labels.name} has {labels.id_col} and {labels.pred_col}; give the sample of that competition')
@@ -554,16 +640,16 @@ def _match(predictions, ids, sample):
 
 # %% ../nbs/74_results.ipynb #9f280448
 def write_submission(
-    predictions: pd.DataFrame,  # of `predict` or `read_predictions`
+    predictions: pd.DataFrame|str|Path,  # of `predict`, `read_predictions` or `pd.read_csv`; or its file
     sample: str|Path,  # the sample submission: its Ids, their order and its columns are taken
     out: str|Path,  # csv to write
-    labels: LabelSet|str = HPA28,  # the classes of the predictions
+    labels: LabelSet|str|None = None,  # the classes of the predictions; None: those of the table
     force: bool = False,  # overwrite `out`
 ) -> pd.DataFrame:
     "Write predictions as a competition wants them"
-    out, labels = check_writable(out, ('.csv',)), get_labels(labels)
+    out, (predictions, labels) = check_writable(out, ('.csv',)), as_predictions(predictions, labels, probs=False)
     if out.exists() and not force: raise ResultError(f'{out} exists; give another name, or overwrite it with force=True (--force)')
     table, id_col, pred_col = _read_sample(sample, labels)
-    res = pd.DataFrame({id_col: table[id_col], pred_col: _match(predictions, table[id_col], sample)})
+    res = pd.DataFrame({id_col: table[id_col], pred_col: _match(predictions, table[id_col].map(same_form), sample)})
     _write_whole(out, res.to_csv(index=False, lineterminator='\n'))
     return res

@@ -73,17 +73,29 @@ def _decode(raw, where, error):
     except UnicodeDecodeError:
         raise error(f'{where} is neither in UTF-8 nor in UTF-16 nor in the Windows encoding; save it as CSV UTF-8') from None
 
+# %% ../nbs/00_tables.ipynb #59da9af4
+def _bytes(path, error):
+    "The content of a file, local or at a URL."
+    if '://' in str(path):
+        try: import fsspec
+        except ImportError: raise error(f'{path} is at a URL; to read it: pip install "hpa_fastai[cloud]"') from None
+        opened = lambda: fsspec.open(str(path), 'rb')
+    else:
+        if os.path.isdir(path): raise error(f'{path} is a folder; give the csv file that holds the table')
+        if os.path.exists(path) and not os.path.isfile(path): raise error(f'{path} is no regular file; give the csv file that holds the table')
+        opened = lambda: open(path, 'rb')
+    try:
+        with opened() as f: return f.read()
+    except FileNotFoundError: raise error(f'{path} does not exist: no such file; give the csv file that holds the table') from None
+    except (OSError, ValueError, ImportError) as e: raise error(f'{path} cannot be read: {getattr(e, "strerror", None) or e}') from None
+
 # %% ../nbs/00_tables.ipynb #f1bc368f
 def read_text(
     path, # of a file that should hold a table
     error:type=HPAError, # the kind of error that tells what is wrong with it
 ) -> str: # without a byte order mark
     "The text of a file in any usual encoding; what is no text is refused with a word about what it is."
-    path = Path(path)
-    try: raw = path.read_bytes()
-    except FileNotFoundError: raise error(f'{path} does not exist; give the csv file that holds the table') from None
-    except IsADirectoryError: raise error(f'{path} is a folder; give the csv file that holds the table') from None
-    except OSError as e: raise error(f'{path} cannot be read: {e.strerror}') from None
+    raw, path = _bytes(path, error), Path(path)
     found = next((v for start,v in _no_text.items() if raw.startswith(start)), None)
     if raw.startswith(b'PK\x03\x04'): found = _kind_of_zip(raw)
     text = '' if found else _decode(raw, path.name, error)

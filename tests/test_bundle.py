@@ -205,6 +205,10 @@ class Evil:
     (lambda p: (p/'config.json').write_text('[1]'), 'not the configuration'),
     (lambda p: os.truncate(p/'model.safetensors', 1000), 'checksum'),
     (lambda p: (p/'model.safetensors').unlink(), 'missing'),
+    (lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(0, 'error')), "class 0 is called 'error', as a column"),
+    (lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(1, 'Golgi|cis')), 'stands between two names'),
+    (lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(1, '0')), 'a number in a table means a position'),
+    (lambda p: change(p, lambda c: c['labels'].update(sep='')), 'sep'),
     (lambda p: (p/'config.json').unlink(), 'config.json is missing'),
     (shutil.rmtree, 'train one with'),
 ])
@@ -212,6 +216,14 @@ def test_damage_is_one_line(copy, spoil, words):
     spoil(copy)
     with pytest.raises(BundleError, match=words) as e: load_bundle(copy)
     assert '\n' not in str(e.value)
+
+
+def test_a_file_that_cannot_be_opened_says_why(copy, monkeypatch):
+    def refuse(self, *args, **kwargs): raise PermissionError(13, 'Permission denied', str(self))
+    with monkeypatch.context() as m:
+        m.setattr('pathlib.Path.read_text', refuse)
+        with pytest.raises(BundleError, match='config.json: no permission to read it; ask its owner') as e: load_bundle(copy)
+    assert 'again' not in str(e.value)
 
 
 def test_loading_runs_no_pickle(copy, tmp_path, monkeypatch):

@@ -86,10 +86,30 @@ def test_csv_of_paths(tmp_path):
     (tmp_path/'twice.csv').write_text('Id,path\na,x.png\na,y.png\n')
     with pytest.raises(ImageError, match='twice.csv row 3: Id a'): find_images(tmp_path/'twice.csv')
 
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-le', 'cp1252'])
+@pytest.mark.parametrize('delimiter', [',', ';', '\t'])
+def test_a_csv_of_paths_is_read_as_every_table(tmp_path, encoding, delimiter):
+    text = 'ID, Größe,Red,Green,\n007,x,r.png, ü.png,\n,,,,\nNA,,r2.png,g2.png,\n'
+    (tmp_path/'paths.csv').write_bytes(text.replace(',', delimiter).encode(encoding))
+    t = find_images(tmp_path/'paths.csv')
+    assert t.Id.tolist()==['007', 'NA'] and t.green.tolist()==[f'{tmp_path}/ü.png', f'{tmp_path}/g2.png'] and list(t.columns)==['Id', 'layout', *CHANNELS, 'Größe']
+
+def test_a_csv_of_paths_that_is_none_is_one_line(tmp_path):
+    for raw,words in ((b'PK\x03\x04', 'a zip archive'), ('Id,path\n'.encode('utf-16')[:-1], 'breaks off'), (b'Id,path\n,a.png\n', 'row 2: the Id is empty'),
+                      (b'Id,path,path\na,b,c\n', "two columns called 'path'"), (b'Id,path\na,b,c\n', 'row 2: 3 values for 2 columns')):
+        (tmp_path/'p.csv').write_bytes(raw)
+        with pytest.raises(ImageError, match=words) as e: find_images(tmp_path/'p.csv')
+        assert '\n' not in str(e.value)
+
+def test_an_id_that_a_spreadsheet_rewrote_is_said_beside_the_images(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(tmp_path/'a.png')
+    with pytest.raises(ImageError, match="Id '1-12-01' looks rewritten by a spreadsheet"):
+        attach_images(pd.DataFrame(dict(Id=['a', '1-12-01'], Target=['0', '1'])), tmp_path)
+
 def test_csv_without_files(tmp_path):
     (tmp_path/'e.csv').write_text('Id,red,green\nx,,\n')
     with pytest.raises(ImageError, match='x: no channel has a file'): read_image(find_images(tmp_path/'e.csv').iloc[0])
-    with pytest.raises(ImageError, match='none.csv: no such file'): find_images(tmp_path/'none.csv')
+    with pytest.raises(ImageError, match='none.csv does not exist: no such file'): find_images(tmp_path/'none.csv')
 
 def test_list_of_files(tmp_path):
     write(tmp_path/'p', picture(16))

@@ -1,13 +1,17 @@
 "Tables of results: whole or resumable, harmless in a spreadsheet, the same when read back."
+import csv
 import json
 import os
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from hpa_fastai.labels import HPA19, HPA28, ZTG10, LabelSet
-from hpa_fastai.results import Journal, ResultError, check_ids, read_predictions, write_submission
+from hpa_fastai.failures import judged
+from hpa_fastai.labels import HPA19, HPA28, ZTG10, LabelSet, get_labels
+from hpa_fastai.results import (Journal, ResultError, as_predictions, check_ids, labels_of, read_cells, read_predictions, with_labels,
+                                write_submission)
 
 ODD = ['=HYPERLINK("http://x")', '+1', '-1', '@SUM(1)', '\t=1', "'=1", "'plain", '../../etc/passwd', 'a\nb', 'a\r\nb', 'a,b', '"a"', 'x'*300, '🔬', ' a ', 'nan', 'NA', '', '007']
 
@@ -110,7 +114,7 @@ def test_submissions_follow_the_sample(tmp_path, labels, head, sep):
     with pytest.raises(ResultError, match='exists'): write_submission(df, tmp_path/'sample.csv', tmp_path/'s.csv', labels)
 
 
-@pytest.mark.parametrize('text, words', [('Id;Predicted\n1;0\n', 'columns'), ('Id,Predicted\nzzz,0\n', 'none of its 1 Ids'), ('', 'not a sample')])
+@pytest.mark.parametrize('text, words', [('Image,Class\n1,0\n', 'columns'), ('Id,Predicted\nzzz,0\n', 'none of its 1 Ids'), ('', 'not a sample')])
 def test_a_wrong_sample_is_one_line(tmp_path, text, words):
     df = pd.DataFrame([('1', '0', '', *[.1]*28, '', '')], columns=['Id', 'Predicted', 'Names', *HPA28.classes, 'flags', 'error'])
     (tmp_path/'sample.csv').write_text(text)
@@ -150,3 +154,83 @@ def test_a_kill_while_names_are_given_loses_nothing(tmp_path, monkeypatch, name,
     with Journal(tmp_path/name, ZTG10, {}, embeddings=tmp_path/'e.npy') as j: j.finish(['a', 'b'])
     assert read_predictions(tmp_path/name).Id.tolist() == ['a', 'b'] and np.load(tmp_path/'e.npy').tolist() == [[3, 4], [1, 2]]
     assert sorted(os.listdir(tmp_path)) == ['e.ids.json', 'e.npy', name]
+
+
+def numbered(labels, tmp_path, missing=True):
+    "A table as predict writes it, with Ids that are numbers and single labels, and its file"
+    classes = list(get_labels(labels).classes)
+    rows = [(str(i), str(k), classes[k], *np.eye(len(classes))[k]*.9+.05, '', '') for i, k in ((7, 0), (8, 2), (9, 1))]
+    if missing: rows.append(('10', '', '', *[np.nan]*len(classes), '', 'damaged'))
+    write(tmp_path/'p.csv', rows, get_labels(labels))
+    return tmp_path/'p.csv'
+
+
+def resaved(path, encoding='cp1252', delimiter=';', comma=True):
+    "What a spreadsheet makes of a table"
+    cells = list(csv.reader(path.read_text(encoding='utf-8').splitlines()))
+    lines = [delimiter.join(re.sub(r'^(-?\d+)\.(\d+)$', r'\1,\2', c) if comma else c for c in row)+delimiter for row in cells]
+    path.write_bytes('\r\n'.join([*lines, delimiter*(len(cells[0])), '']).encode(encoding))
+
+
+@pytest.mark.parametrize('kind', [{}, dict(encoding='utf-16', delimiter='\t'), dict(encoding='utf-8-sig', delimiter=',', comma=False), dict(encoding='utf-16-le')])
+@pytest.mark.parametrize('labels', ['hpa28', 'ztg10', 'hpa19'])
+def test_a_table_that_a_spreadsheet_saved_again_means_the_same(tmp_path, labels, kind):
+    path = numbered(labels, tmp_path)
+    before = read_predictions(path)
+    resaved(path, **kind)
+    after = read_predictions(path)
+    pd.testing.assert_frame_equal(after, before)
+    assert labels_of(after) == get_labels(labels) == labels_of(before)
+
+
+@pytest.mark.parametrize('raw, words', [(b'PK\x03\x04', 'a zip archive'), ('Id,Predicted\n'.encode('utf-16')[:-1], 'breaks off'), (b'Id,Predicted\n1,\0\n', 'a zero byte'),
+                                        (b'Id,Predicted,Names,Actin,flags,error\n1,0,Actin,half,,\n', "column 'Actin' holds 'half', which is no number"),
+                                        (b'Id,Predicted,Names,Actin,Actin,flags,error\n', "two columns are called 'Actin'"), (b'', 'empty'),
+                                        (b'Id,Predicted,Names,Actin,flags,error\n1,0,Actin,.5,,,7\n', 'not a table of predictions'), (b'PAR1xx', 'parquet')])
+def test_a_table_that_cannot_be_read_is_one_line(tmp_path, raw, words):
+    for name in ('p.csv', 'p.parquet'):
+        (tmp_path/name).write_bytes(raw)
+        with pytest.raises(ResultError, match=words if name == 'p.csv' else 'not a table of predictions') as e: read_predictions(tmp_path/name)
+        assert '\n' not in str(e.value)
+
+
+def test_masks_may_be_very_long_in_a_table_of_cells(tmp_path):
+    row = ['007', 1, 2, 3, 400, 'False', 64, 64, '0', 'Mitochondria', *[.5]*10, 'm'*200_000, '']
+    head = ['Id', 'cell', 'x', 'y', 'area', 'border', 'width', 'height', 'Predicted', 'Names', *ZTG10.classes, 'mask', 'error']
+    pd.DataFrame([row], columns=head).to_csv(tmp_path/'c.csv', index=False)
+    before = read_cells(tmp_path/'c.csv')
+    resaved(tmp_path/'c.csv', 'utf-16')
+    after = read_cells(tmp_path/'c.csv')
+    pd.testing.assert_frame_equal(after, before)
+    assert after.border.tolist() == [False] and after.Id.tolist() == ['007'] and len(after['mask'][0]) == 200_000 and labels_of(after).name == 'ztg10'
+
+
+@pytest.mark.parametrize('read', [read_predictions, pd.read_csv, str])
+@pytest.mark.parametrize('labels', ['hpa28', 'ztg10', 'hpa19'])
+def test_a_table_is_taken_whoever_read_it(tmp_path, labels, read):
+    from hpa_fastai.inference import evaluate_predictions
+    ls = get_labels(labels)
+    table = read(numbered(labels, tmp_path))
+    truth = pd.DataFrame({ls.id_col: [7, 8, 9], ls.label_col: [0, 2, 1]})
+    ev = evaluate_predictions(table, truth)
+    assert ev.n_images == 3 and ev.macro_f1 == 1 and list(ev.table.index) == list(ls.classes)
+    assert judged(table, truth)['labels'] == ls and judged(table, truth)['preds'].sum() == 3
+    (tmp_path/'sample.csv').write_text(f'{ls.id_col},{ls.pred_col}\n8,0\n7,0\n10,0\n')
+    with pytest.warns(UserWarning, match='1 of 3'): res = write_submission(table, tmp_path/'sample.csv', tmp_path/'s.csv')
+    assert res.values.tolist() == [['8', '2'], ['7', '0'], ['10', '']]
+
+
+def test_the_label_set_travels_with_a_table(tmp_path):
+    own = LabelSet('own', ('Cilia', 'None'), sep=';', negative=1)
+    table = with_labels(pd.DataFrame([('a', '0', 'Cilia', .9, .1, '', '')], columns=['Id', 'Predicted', 'Names', *own.classes, 'flags', 'error']), own)
+    table.to_parquet(tmp_path/'p.parquet')
+    table.to_csv(tmp_path/'p.csv', index=False)
+    assert labels_of(table[:1]) == own == labels_of(read_predictions(tmp_path/'p.parquet'))
+    assert labels_of(read_predictions(tmp_path/'p.csv')).classes == own.classes
+    assert labels_of(table.assign(fold=1)) == own and labels_of(table, HPA28) == HPA28
+
+
+def test_classes_of_another_set_are_said(tmp_path):
+    df = pd.read_csv(numbered('ztg10', tmp_path))
+    with pytest.raises(ResultError, match="no column 'Nuclear membrane'.*not those of hpa28.*labels=") as e: as_predictions(df, 'hpa28')
+    with pytest.raises(ResultError, match='is expected, got list'): as_predictions([1])
