@@ -37,6 +37,33 @@ def test_version_without_torch(tmp_path):
 def test_wrong_usage_is_code_2(args): assert run(*args).returncode == 2
 
 
+NUMBERS = dict(  # of each command: options that take numbers
+    train=('size', 'sizes', 'minutes', 'epochs', 'bs', 'lr', 'seed', 'valid-pct', 'fold', 'folds'),
+    compare=('size', 'sizes', 'minutes', 'epochs', 'bs', 'lr', 'seed', 'folds'),
+    predict=('bs', 'n-workers', 'timeout', 'settle'), evaluate=('bs', 'n-workers'), cells=('bs', 'n-workers', 'prior', 'pixel-size'),
+    simulate=('n', 'size', 'seed'), demo=('minutes',))
+
+
+@pytest.mark.parametrize('number', ['-2', 'nan', 'inf', '99999999999999999999', '1e400', 'many', '', '0x10', '9'*5000])
+def test_numbers_that_make_no_sense_are_told_in_one_line(number, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command, options in NUMBERS.items():
+        place = [] if command == 'demo' else ['nowhere']
+        for option in options:
+            assert main([command, *place, f'--{option}', number]) == 2
+            err = capsys.readouterr().err
+            assert f'--{option}: ' in err and ' is not a' in err and err.count('\n') == 1 and len(err) < 300
+    assert not os.listdir(tmp_path)
+
+
+def test_every_number_of_the_command_has_limits():
+    from hpa_fastai.cli import _parser
+    commands = _parser()._subparsers._group_actions[0].choices
+    found = {name: {a.option_strings[0][2:] for a in p._actions if type(a.default) in (int, float)} for name, p in commands.items()}
+    assert all(options <= set(NUMBERS.get(name, ())) for name, options in found.items()), found
+    assert not [a.dest for p in commands.values() for a in p._actions if a.type in (int, float)]
+
+
 def test_train_evaluate_predict(small_atlas, tmp_path):
     done = run('train', small_atlas, '--group', 'antibody', '--arch', 'lenet5', '--pretrained', 'no', '--sizes', 32, '--epochs', 1,
                '--cache', tmp_path/'cache', '--out', tmp_path/'model', cwd=tmp_path)
@@ -89,7 +116,7 @@ def test_predict_says_what_it_does_and_writes_what_is_asked(small_atlas, trained
     (['train', 'ATLAS', '--arch', 'resnet_18', '--pretrained', 'no', '--size', '32'], 'resnet18'),
     (['train', 'ATLAS', '--out', 'MODEL'], 'force'),
     (['train', 'ATLAS', '--loss', 'focale'], 'focal'),
-    (['train', 'ATLAS', '--bs', '0'], '--bs 0'),
+    (['train', 'ATLAS', '--bs', '0'], '--bs: 0'),
     (['train', 'ATLAS', '--out', '/proc/nowhere/model'], '/proc/nowhere/model'),
     (['train', 'ATLAS', '--arch', 'lenet5', '--pretrained', 'no', '--cache', '/proc/nowhere'], '--no-cache'),
     (['evaluate', 'ATLAS', '--model', 'MODEL', '--csv', 'none.csv'], 'none.csv'),
