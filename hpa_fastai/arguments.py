@@ -16,7 +16,7 @@ _Range = namedtuple('_Range', 'lo hi whole optional', defaults=(False, False))
 RANGES = dict(
     n = _Range(1, 10_000_000, whole=True),
     size = _Range(8, 4096, whole=True),
-    sizes = _Range(8, 4096, whole=True),
+    sizes = _Range(8, 4096, whole=True, optional=True),
     bs = _Range(1, 65_536, whole=True),
     n_workers = _Range(1, 1024, whole=True, optional=True),
     num_workers = _Range(0, 1024, whole=True, optional=True),

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from . import version_of
+from .arguments import checked
 from .labels import *
 from .checks import *
 from .fields import *
@@ -487,6 +488,7 @@ def test_bundle(
     tol: float = 1e-3,  # largest difference of a probability that passes
 ) -> float:  # the largest difference
     "Compute the stored sample again and compare"
+    tol = checked(tol=tol)
     bundle = load_bundle(path, device)
     images, expected = _read_sample(Path(path), len(bundle.labels))
     diff = float(np.abs(bundle.probs(torch.from_numpy(images))-expected).max())

@@ -13,6 +13,7 @@ from itertools import repeat
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
+from .arguments import checked
 from .surroundings import cache_home, tqdm_bar
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 from .labels import HPAError
@@ -209,7 +210,7 @@ def _write(tmp, table, reader, progress, n_workers):
     "Fill the array `tmp`; the reasons of the fields of view that can't be read"
     out = np.lib.format.open_memmap(tmp, 'w+', np.uint8, (len(table), 4, reader.size, reader.size))
     _reserve(tmp)
-    n, errors = n_workers or default_workers(), {}
+    n, errors = checked(n_workers=n_workers) or default_workers(), {}
     threads = n==1 or len(table)<_A_FEW or not _may_have_processes() or any(is_url(str(p)) for c in CHANNELS for p in table[c])
     done = _in_threads(out, table, reader, n) if threads else _in_processes(tmp, table, reader, n)
     with tqdm_bar(total=len(table), desc=f'caching {len(table)} images ({out.nbytes/1e6:.0f} MB)', unit='FOV', disable=not progress) as bar:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from scipy import ndimage as ndi
 from PIL import Image
+from .arguments import checked
 from .surroundings import tqdm_bar
 from .labels import *
 from .fields import *
@@ -82,8 +83,7 @@ def nucleus_diameter(
 # %% ../nbs/82_cells.ipynb #6f058648
 def _diameter(img, diameter, pixel_size):
     "Width of a nucleus in pixels: as given, from the pixel size, or measured; None where there are none"
-    for name,v in (('diameter', diameter), ('pixel_size', pixel_size)):
-        if v is not None and not v>0: raise CellError(f'{name}={v}: give {"the width of a nucleus in pixels" if name=="diameter" else f"µm a pixel, e.g. {FULL_PIXEL}"}')
+    diameter, pixel_size = checked(diameter=diameter, pixel_size=pixel_size, error=CellError)
     d = diameter or (pixel_size and NUCLEUS_UM/pixel_size) or nucleus_diameter(img[2])
     if d and not max(img.shape)/100<=d<=8*max(img.shape):
         raise CellError(f'nuclei of {d:.3g} pixels in a picture of {img.shape[2]}x{img.shape[1]}; is {"diameter in pixels" if diameter else "pixel_size in µm a pixel"}?')
@@ -487,7 +487,7 @@ def combine_probs(
     negative: int|None = None,  # the class that means none of the others
 ) -> np.ndarray:  # n×C
     "Probabilities of cells, given those of their field of view"
-    if not 0<=prior<=1: raise CellError(f'prior={prior}: give a weight from 0 (the cell alone) to 1 (the field of view alone)')
+    prior = checked(prior=prior, error=CellError)
     f, c = np.broadcast_arrays(np.asarray(fov, float), np.asarray(cells, float))
     p = f**prior*c**(1-prior)
     if negative is not None: p[..., negative] = 1-((1-f)**prior*(1-c)**(1-prior))[..., negative]
@@ -586,8 +586,8 @@ def predict_cells(
     progress: bool = True,  # show a bar
 ) -> pd.DataFrame:  # Id, cell, x, y, area, border, width, height, Predicted, Names, a probability a class, mask, error
     "Say where the protein is in every cell: a row a cell"
+    prior, diameter, pixel_size = checked(prior=prior, diameter=diameter, pixel_size=pixel_size, error=CellError)
     if out and not Path(f'{out}.part.json').is_file(): check_out(out, force)
-    combine_probs([0], [[0]], prior)
     if border not in BORDERS: raise CellError(f'border={border!r}: choose one of {", ".join(BORDERS)}')
     p = model if isinstance(model, Predictor) else Predictor(model, device, bs, n_workers=n_workers)
     table, full = locate(images), replace(p.readers[0], size=None, pixel_size=None)

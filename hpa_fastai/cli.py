@@ -10,6 +10,7 @@ import argparse, io, os, shutil, sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from . import quick_imports
+from .arguments import read_number
 from .surroundings import settle_in
 
 # %% ../nbs/90_cli.ipynb #dadefcc7
@@ -20,8 +21,20 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 # %% ../nbs/90_cli.ipynb #5e293c11
 class _Parser(argparse.ArgumentParser):
-    "A parser, and its subcommands, with such help"
+    "A parser, and its subcommands, with such help, that tells what is wrong in one line"
     def __init__(self, *args, **kwargs): super().__init__(*args, **{'formatter_class': _Help, **kwargs})
+
+    def error(self, message):
+        from hpa_fastai.tables import HPAError
+        raise HPAError(f'{message} ({self.prog} --help says what there is)')
+
+# %% ../nbs/90_cli.ipynb #ab6c6609
+def _number(name):
+    "The type of an option: a number within the limits that the argument `name` has"
+    def read(text):
+        try: return read_number(name, text)
+        except ValueError as e: raise argparse.ArgumentTypeError(str(e).removeprefix(f'{name}: ')) from None
+    return read
 
 # %% ../nbs/90_cli.ipynb #a78712cc
 def _quiet(p):
@@ -66,10 +79,10 @@ def _add_simulate(sub):
     "The options of simulate"
     p = sub.add_parser('simulate', help='write a folder of simulated cells in the atlas\'s own format', description='Simulated fields of view with known labels, in the layout of the 2018 competition.')
     p.add_argument('out', metavar='OUT', type=Path, help='folder to make')
-    p.add_argument('--n', type=int, default=600, help='fields of view')
-    p.add_argument('--size', type=int, default=256, help='side of the pictures in pixels')
+    p.add_argument('--n', type=_number('n'), default=600, help='fields of view')
+    p.add_argument('--size', type=_number('size'), default=256, help='side of the pictures in pixels')
     p.add_argument('--labels', default='hpa28', help='hpa28, hpa19, ztg10, or a csv of class names')
-    p.add_argument('--seed', type=int, default=0, help='another number gives other cells')
+    p.add_argument('--seed', type=_number('seed'), default=0, help='another number gives other cells')
     p.add_argument('--balance', choices=('atlas', 'even'), default='atlas', help='classes as rare as in the atlas, or all alike')
     p.add_argument('--masks', action='store_true', help='write the true outlines of the cells too')
     p.add_argument('--force', action='store_true', help='replace an atlas that is there')
@@ -133,10 +146,10 @@ def _train_data(p):
     "Options of train: the data and its split"
     g = _data_options(p)
     _label_options(g)
-    g.add_argument('--valid-pct', type=float, default=.2, help='share of the images for validation')
-    g.add_argument('--fold', type=int, help='take this of five folds for validation instead')
-    g.add_argument('--folds', type=int, help='train a model a fold, so many, and judge them on all images; each takes --minutes')
-    g.add_argument('--seed', type=int, default=42, help='of the split and of the training')
+    g.add_argument('--valid-pct', type=_number('valid_pct'), default=.2, help='share of the images for validation')
+    g.add_argument('--fold', type=_number('fold'), help='take this of five folds for validation instead')
+    g.add_argument('--folds', type=_number('n_folds'), help='train a model a fold, so many, and judge them on all images; each takes --minutes')
+    g.add_argument('--seed', type=_number('seed'), default=42, help='of the split and of the training')
 
 # %% ../nbs/90_cli.ipynb #9692b565
 def _train_model(p):
@@ -154,8 +167,8 @@ def _pretrained(text):
 # %% ../nbs/90_cli.ipynb #b774a57a
 def _size_options(g):
     "Sizes of the stages of a training, and whether there are any"
-    g.add_argument('--size', type=int, default=384, help='largest training size in pixels')
-    g.add_argument('--sizes', type=int, nargs='+', help='sizes of the stages; by default half, three quarters and the whole of --size, and for the weights of simulated cells the whole alone')
+    g.add_argument('--size', type=_number('size'), default=384, help='largest training size in pixels')
+    g.add_argument('--sizes', type=_number('sizes'), nargs='+', help='sizes of the stages; by default half, three quarters and the whole of --size, and for the weights of simulated cells the whole alone')
     g.add_argument('--fine-tune', choices=('auto', 'yes', 'no'), default='auto', help='train the whole network, or give a pretrained one its head alone; auto: the head alone where the weights know cells and training images are fewer than 1000')
 
 # %% ../nbs/90_cli.ipynb #885abdaa
@@ -178,16 +191,16 @@ def _cache(a):
 # %% ../nbs/90_cli.ipynb #cec82576
 def _rate(text):
     "A learning rate, or the wish to find one"
-    return text if text=='find' else float(text)
+    return text if text=='find' else _number('lr')(text)
 
 # %% ../nbs/90_cli.ipynb #a554748e
 def _train_budget(p):
     "Options of train: how long and how"
     g = p.add_argument_group('training')
     _size_options(g)
-    g.add_argument('--minutes', type=float, help='plan the training to take this long')
-    g.add_argument('--epochs', type=int, default=4, help='passes over the images in each stage, without --minutes')
-    g.add_argument('--bs', type=int, default=32, help='images in a batch')
+    g.add_argument('--minutes', type=_number('minutes'), help='plan the training to take this long')
+    g.add_argument('--epochs', type=_number('epochs'), default=4, help='passes over the images in each stage, without --minutes')
+    g.add_argument('--bs', type=_number('bs'), default=32, help='images in a batch')
     g.add_argument('--lr', type=_rate, default=3e-3, metavar='LR|find', help='the highest learning rate, of which a pretrained network gets a tenth; find looks for one')
     g.add_argument('--resume', action='store_true', help='go on with a training of the same settings that was stopped')
     _cache_options(g)
@@ -243,9 +256,6 @@ def _check_train(a):
         check_target(a.out, _may_replace(a))
     get_loss(a.loss)
     if a.arch: source_library(a.arch)
-    for name,v in (('bs', a.bs), ('epochs', a.epochs), ('size', min(a.sizes or [a.size]))):
-        if v<1: raise HPAError(f'--{name} {v}: give a number of at least 1')
-    if a.minutes is not None and not a.minutes>0: raise HPAError(f'--minutes {a.minutes:g}: give a time')
 
 # %% ../nbs/90_cli.ipynb #8ae5869c
 def _join(a):
@@ -391,17 +401,17 @@ def _what_to_compare(p):
     g = p.add_argument_group('experiments')
     g.add_argument('--archs', type=lambda o: [a for a in o.split(',') if a], metavar='A,B,…', help='networks to compare, separated by commas')
     g.add_argument('--experiments', type=Path, metavar='FILE', help='yaml or json of options by name, or a csv with a row an experiment')
-    g.add_argument('--folds', type=int, default=1, help='folds to train, of five: more make the scores surer and take as many times as long')
+    g.add_argument('--folds', type=_number('folds'), default=1, help='folds to train, of five: more make the scores surer and take as many times as long')
 
 # %% ../nbs/90_cli.ipynb #0cc23a2a
 def _compare_budget(p):
     "Options of compare: what holds for all experiments"
     g = p.add_argument_group('training, of all experiments')
-    g.add_argument('--minutes', type=float, help='time for each fold of each experiment')
-    g.add_argument('--epochs', type=int, default=4, help='passes over the images in each stage, without --minutes')
+    g.add_argument('--minutes', type=_number('minutes'), help='time for each fold of each experiment')
+    g.add_argument('--epochs', type=_number('epochs'), default=4, help='passes over the images in each stage, without --minutes')
     _size_options(g)
-    g.add_argument('--bs', type=int, default=32, help='images in a batch')
-    g.add_argument('--lr', type=float, default=3e-3, help='the highest learning rate')
+    g.add_argument('--bs', type=_number('bs'), default=32, help='images in a batch')
+    g.add_argument('--lr', type=_number('lr'), default=3e-3, help='the highest learning rate')
     g.add_argument('--loss', default='focal', help='the loss; a wrong name lists them')
     g.add_argument('--pretrained', default='auto', metavar='auto|yes|no|FILE', help='published weights where they can be had, at all costs, or never; or a weights file')
     _cache_options(g)
@@ -412,7 +422,7 @@ def _add_compare(sub):
     p = sub.add_parser('compare', help='train several networks or recipes under the same split and budget', description='Experiments side by side: macro F1 with its interval, mean AP, time, parameters, speed. A run that was stopped goes on when it is started again.')
     g = _data_options(p)
     _label_options(g)
-    g.add_argument('--seed', type=int, default=42, help='of the split and of the training')
+    g.add_argument('--seed', type=_number('seed'), default=42, help='of the split and of the training')
     _what_to_compare(p)
     _compare_budget(p)
     g = p.add_argument_group('result')
@@ -438,12 +448,12 @@ def _predict_options(p):
     "Options of commands that predict"
     g = p.add_argument_group('prediction')
     g.add_argument('--model', action='append', help='folder of the model; hpa_model unless given; several times for an ensemble')
-    g.add_argument('--bs', type=int, default=32, help='images in a batch')
+    g.add_argument('--bs', type=_number('bs'), default=32, help='images in a batch')
     g.add_argument('--tta', action='store_true', help='average over the eight symmetries')
     g.add_argument('--at-least-one', action='store_true', help='name the most probable class where none passes its threshold')
     g.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
     g.add_argument('--precision', default='auto', help='half, full, or auto: half on a GPU')
-    g.add_argument('--n-workers', type=int, help='threads that read images; one a core unless given')
+    g.add_argument('--n-workers', type=_number('n_workers'), help='threads that read images; one a core unless given')
     _quiet(g)
 
 # %% ../nbs/90_cli.ipynb #68782080
@@ -492,8 +502,8 @@ def _watch_options(p):
     "Options of predict: watching a folder"
     g = p.add_argument_group('watching')
     g.add_argument('--watch', action='store_true', help='keep running, and predict each field of view once all its files are written')
-    g.add_argument('--timeout', type=float, help='end the watch after so many seconds without anything new, and report what never completed')
-    g.add_argument('--settle', type=float, default=2., help='seconds without a change after which a file counts as written')
+    g.add_argument('--timeout', type=_number('timeout'), help='end the watch after so many seconds without anything new, and report what never completed')
+    g.add_argument('--settle', type=_number('settle'), default=2., help='seconds without a change after which a file counts as written')
     g.add_argument('--poll', action='store_true', help='look every second instead of waiting for notifications: for network drives')
 
 # %% ../nbs/90_cli.ipynb #3d01e890
@@ -585,9 +595,9 @@ def _add_cells(sub):
     p.add_argument('--out', type=Path, default=Path('cells.csv'), help='table to write, .csv or .parquet')
     p.add_argument('--masks', type=Path, help='folder of label masks, of Cellpose, HPA-Cell-Segmentation or others: <Id>.png, <Id>_cellmask.png, …')
     p.add_argument('--submission', type=Path, help='csv to write as the competition of 2021 wants it')
-    p.add_argument('--prior', type=float, default=.5, help='weight of the field of view: 0 trusts the cell alone, 1 the field alone')
+    p.add_argument('--prior', type=_number('prior'), default=.5, help='weight of the field of view: 0 trusts the cell alone, 1 the field alone')
     p.add_argument('--border', choices=('all', 'nucleus', 'drop'), default='all', help='cells at the edge: all, those with their nucleus in the picture, or none')
-    p.add_argument('--pixel-size', type=float, help='µm a pixel of the files; the scale is measured in each picture unless given')
+    p.add_argument('--pixel-size', type=_number('pixel_size'), help='µm a pixel of the files; the scale is measured in each picture unless given')
     p.add_argument('--force', action='store_true', help='overwrite results, or begin them again')
     _predict_options(p)
     p.set_defaults(run=_cells)
@@ -647,7 +657,7 @@ def _add_demo(sub):
     "The options of demo"
     p = sub.add_parser('demo', help='the whole way on simulated cells, in a few minutes', description='Simulate, train, predict, score: everything on simulated cells.')
     p.add_argument('--out', type=Path, default=Path('demo'), help='folder for model, predictions and picture')
-    p.add_argument('--minutes', type=float, default=5., help='of training')
+    p.add_argument('--minutes', type=_number('minutes'), default=5., help='of training')
     p.add_argument('--force', action='store_true', help='replace what an earlier demo left')
     _quiet(p)
     p.set_defaults(run=_demo)
@@ -715,15 +725,18 @@ class _Unheard:
     def flush(self): self._try(self._stream.flush)
 
 # %% ../nbs/90_cli.ipynb #820d4625
-def _run(args):
+def _run(argv):
     "What the command asks for; the exit code"
     import traceback
-    from hpa_fastai.labels import HPAError
-    try: return args.run(args) or 0
-    except HPAError as e: print(f'hpa_fastai: {e}', file=sys.stderr)
-    except OSError as e: print(f'hpa_fastai: {e.filename or ""}: {e.strerror or e}', file=sys.stderr)
+    try:
+        args = _parser().parse_args(argv)
+        return args.run(args) or 0
+    except Exception as e:
+        from hpa_fastai.tables import HPAError
+        if isinstance(e, HPAError): print(f'hpa_fastai: {e}', file=sys.stderr)
+        elif isinstance(e, OSError): print(f'hpa_fastai: {e.filename or ""}: {e.strerror or e}', file=sys.stderr)
+        else: traceback.print_exc()
     except KeyboardInterrupt as e: print(f'hpa_fastai: {e if e.args else "stopped"}', file=sys.stderr)
-    except Exception: traceback.print_exc()
     return 2
 
 # %% ../nbs/90_cli.ipynb #3b58f755
@@ -737,5 +750,5 @@ def main(
     warnings.formatwarning = _one_line
     out, err = map(_Unheard, (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err):
-        try: return _run(_parser().parse_args(argv))
+        try: return _run(argv)
         finally: out.flush()

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
+from .arguments import checked
 from .surroundings import tqdm_bar
 from fastai.data.all import *
 from fastai.torch_core import TensorMultiCategory
@@ -138,6 +139,7 @@ def HPADataBlock(
     sources: Sources|None = None,  # normalise by the figures of each picture's source; mean and std stand in where they are not known
 ) -> DataBlock:
     "A fastai `DataBlock` from rows of a table (`attach_images`) to four-channel pictures and labels"
+    size = checked(size=size)
     labels, reader = get_labels(labels), reader or ImageReader(size=size)
     block = DataBlock(blocks=(RGBYBlock(reader=reader), MultiCategoryBlock(vocab=list(labels.classes))), dl_type=HPADataLoader,
                       get_y=TargetNames(labels), splitter=splitter or MultilabelStratifiedSplitter(labels=labels),
@@ -241,6 +243,8 @@ def from_df(cls:HPADataLoaders,
     progress: bool = True,  # show a bar while caching
 ) -> DataLoaders:
     "From a table of labels and a folder of images"
+    size, bs, valid_pct, seed = checked(size=size, bs=bs, valid_pct=valid_pct, seed=seed)
+    fold, n_folds, oversample, num_workers = checked(fold=fold, n_folds=n_folds, oversample=oversample, num_workers=num_workers)
     labels, reader = get_labels(labels), reader or ImageReader(size=size)
     df, group = _with_group(attach_images(df, images).reset_index(drop=True), group)
     df, store = _readable(df, reader, cache, progress)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from fastai.torch_core import set_seed
+from .arguments import checked
 from .labels import *
 from .images import *
 from .simulate import *
@@ -124,6 +125,8 @@ def run_demo(
     progress: bool = True,  # show bars
 ) -> Evaluation:  # on the unseen fields of view
     "Simulate an atlas, train on it, and predict a second one that training never saw"
+    n_train, n_test = (checked(n=n) for n in (n_train, n_test))
+    size, minutes = checked(size=size, minutes=minutes)
     out, times = Path(out), {}
     _check_free(out, force)
     print('The cells of this demo are simulated: its score shows that everything works, not how well real proteins are located.')

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from .arguments import checked
 from .labels import *
 from .fields import *
 from .decode import *
@@ -92,7 +93,7 @@ def fingerprints(
 ) -> Fingerprints:
     "Fingerprints of all fields of a table; a field that cannot be read is noted and has none."
     reader, rows = ImageReader(size=_side, channels=channels, missing='zero'), table.to_dict('records')
-    with reading_pool(n_workers or default_workers()) as pool:
+    with reading_pool(checked(n_workers=n_workers) or default_workers()) as pool:
         found = list(pool.map(lambda r: _fingerprint_row(reader, r), rows))
     return _gathered([str(i) for i in table.Id], found)
 

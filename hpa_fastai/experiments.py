@@ -16,6 +16,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from fastcore.foundation import L
+from .arguments import RANGES, checked
 from .tables import *
 from .labels import *
 from .splits import *
@@ -59,6 +60,7 @@ def split_options(
     options: dict,  # name: value
 ) -> dict:  # of three: data, model, fit
     "Which function takes which option"
+    checked(**{k: v for k,v in options.items() if k in RANGES and not (k=='lr' and v=='find')}, error=ExperimentError)
     parts, takers = dict(data={}, model={}, fit={}), _takers()
     for name,v in options.items():
         home = next((o for o,names in takers if name in names), None)
@@ -335,6 +337,7 @@ def train_folds(
     **options  # of `HPADataLoaders.from_df`, `hpa_learner` and `fit_progressive`, such as minutes=10 (for each fold)
 ) -> Folds:
     "Train a model a fold, and judge them on what they never saw; goes on where an earlier run stopped"
+    n_folds, seed = checked(n_folds=n_folds, seed=seed, error=ExperimentError)
     labels, out, options = get_labels(labels), Path(out), _revive(options)
     df = _labelled(df, labels, images)
     split_options(options)
@@ -508,6 +511,8 @@ def compare(
     **options  # of all experiments, such as minutes=10 (for each)
 ) -> pd.DataFrame:  # a row an experiment: macro F1 and its interval, mean AP, difference to the first, minutes, millions of parameters, images a second in training, error
     "Train variants under the same split and budget, and put them side by side; goes on where an earlier run stopped"
+    n_folds, folds, seed = checked(n_folds=n_folds, folds=folds, seed=seed, error=ExperimentError)
+    if folds>n_folds: raise ExperimentError(f'folds: {folds} can\'t be trained of {n_folds}')
     labels, out, experiments = get_labels(labels), Path(out), _all_experiments(experiments, archs)
     df = _labelled(df, labels, images)
     split_options(options)

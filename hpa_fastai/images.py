@@ -12,6 +12,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.torch_core import TensorImage, show_image
 from fastai.data.all import DisplayedTransform, IntToFloatTensor, TransformBlock
+from .arguments import checked
 from .fields import *
 from .decode import *
 from .verify import *
@@ -69,7 +70,7 @@ def read_images(
     n_workers:int|None=None, # threads; None: one a core, 16 at most
 ): # yields (position of the row, TensorRGBY or the ImageError), in order
     "Read many fields of view in threads"
-    n = n_workers or default_workers()
+    n = checked(n_workers=n_workers) or default_workers()
     rows, waiting = enumerate(table.to_dict('records')), deque()
     with reading_pool(n) as pool:
         for i,row in rows:

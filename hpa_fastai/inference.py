@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
+from .arguments import checked
 from .surroundings import tqdm_bar
 from .labels import *
 from .fields import *
@@ -205,7 +206,7 @@ class Predictor:
         precision: str = 'auto',  # 'half', 'full', or 'auto': half on a GPU
         n_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
     ):
-        if bs<1: raise HPAError(f'bs={bs}: a batch holds at least one image')
+        bs, n_workers = checked(bs=bs, n_workers=n_workers)
         self.bundles = _load_models(model, find_device(device))
         self.folded, first = [b.folded() for b in self.bundles], self.bundles[0]
         self.labels, self.device, self.half = first.labels, first.device, _is_half(precision, first.device)

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from torch import nn
 from fastcore.basics import chunked, patch
 from fastai.learner import Learner
+from .arguments import checked
 from .labels import *
 from .images import *
 from .bundle import *
@@ -164,7 +165,7 @@ class Explainer:
         device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …; a loaded model stays where it is
     ):
         if method not in METHODS: raise InterpretError(f'method {method!r} is not one of {", ".join(METHODS)}')
-        if bs<1: raise InterpretError(f'bs={bs}: a batch holds at least one map')
+        bs = checked(bs=bs, error=InterpretError)
         self.predictor, self.tta, self.bs, self.method = _predictor(model, device, bs), tta, bs, method
         self.labels, self.bundles = self.predictor.labels, self.predictor.bundles
         self.size = max(b.preprocess.size for b in self.bundles)

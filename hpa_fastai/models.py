@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from . import quick_imports
+from .arguments import checked
 from .labels import HPAError
 
 # %% ../nbs/50_models.ipynb #919f0603
@@ -284,6 +285,7 @@ def create_model(
     classes: list = (),  # their names; those that the weights know start from what is known of them
 ) -> nn.Sequential:  # body and head; B×4×size×size to B×n_out logits
     "A network for four-channel pictures and many labels"
+    size, dropout = checked(size=size, dropout=dropout)
     lib = source_library(arch)
     if stem not in ('copy', 'mean', 'zero'): raise ModelError(f'stem {stem!r} is not one of copy, mean, zero')
     if lib=='hpa_fastai': body, shape = _own_body(arch, size)

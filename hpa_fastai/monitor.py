@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
 from scipy.stats import binomtest, fisher_exact
+from .arguments import checked
 from .labels import *
 from .fields import CHANNELS
 from .images import *
@@ -204,6 +205,7 @@ def monitor(
     keep = None,  # of `run_traits`
 ) -> Monitoring:
     "Say in what a run differs from what its model was trained on"
+    most, alpha, seed = checked(most=most, alpha=alpha, seed=seed)
     bundle = reference if isinstance(reference, Bundle) else load_bundle(find_model(reference))
     if bundle.config.get('reference') is None: raise BundleError(f'{reference if not isinstance(reference, Bundle) else "this model"}: no figures of its training are stored with it; save it again with save_bundle where it was trained')
     run = as_predictions(run, probs=False)[0]

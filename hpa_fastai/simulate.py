@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
 from fastcore.basics import patch
+from .arguments import checked
 from .labels import *
 from .fields import CHANNELS
 
@@ -738,6 +739,8 @@ def simulate_fov(
     labels:LabelSet|str=HPA28,      # names the classes
 )->tuple[np.ndarray, np.ndarray]:   # uint8 4×size×size (red, green, blue, yellow); int32 size×size, 0 between cells, then 1, 2, …
     "A field of view with a protein in the locations `targets`, and the mask of its cells"
+    size = checked(size=size, error=SimulateError)
+    if np.ndim(seed)==0: seed = checked(seed=seed, error=SimulateError)
     _check_size(size)
     if n_cells is not None and n_cells < 1: raise SimulateError(f'n_cells={n_cells}: a field needs at least one cell')
     draws, divide = _drawings(targets, get_labels(labels))
@@ -809,7 +812,6 @@ def _plan(n, labels, seed, balance):
 # %% ../nbs/15_simulate.ipynb #8a04da1c
 def _check_atlas(path, n, size, balance, force):
     "Refuse what cannot be drawn or must not be overwritten"
-    if n < 1: raise SimulateError(f'n={n}: an atlas needs at least one field of view')
     _check_size(size)
     if balance not in ('atlas', 'even'): raise SimulateError(f"balance={balance!r}: choose 'atlas' (the imbalance of the competition) or 'even'")
     taken = [f for f in ('train.csv', 'train', 'masks') if (path/f).exists()]
@@ -854,6 +856,7 @@ def simulate_atlas(
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
     from hpa_fastai.surroundings import tqdm_bar
+    n, size, seed, n_workers = checked(n=n, size=size, seed=seed, n_workers=n_workers, error=SimulateError)
     path, labels = Path(path), get_labels(labels)
     _check_atlas(path, n, size, balance, force)
     _drawings(range(len(labels)), labels)

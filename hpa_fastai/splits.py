@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from .arguments import checked
 from .labels import *
 from .labels import _find_columns, _is_blank
 from .duplicates import *
@@ -295,7 +296,7 @@ def stratified_folds(
     seed:int=0, # the same seed gives the same folds, on any machine and in any order of the rows
 ) -> np.ndarray: # the fold of each row, 0..n-1
     "Folds of equal size with each class spread evenly and no group divided."
-    if n<2: raise SplitError(f'{n} folds: ask for 2 or more')
+    n, seed = checked(n_folds=n, seed=seed, error=SplitError)
     return _deal(df, [1]*n, group, labels, seed)
 
 # %% ../nbs/20_splits.ipynb #78ddcdda
@@ -307,7 +308,7 @@ def stratified_parts(
     seed:int=0, # the same seed gives the same parts, on any machine and in any order of the rows
 ) -> np.ndarray: # name of the part of each row
     "Parts of any size with each class spread in proportion and no group divided."
-    parts = parts or dict(train=.7, valid=.15, threshold=.15)
+    parts, seed = parts or dict(train=.7, valid=.15, threshold=.15), checked(seed=seed, error=SplitError)
     if min(parts.values())<=0: raise SplitError(f'the parts {parts} must all be above 0')
     thousandths = [max(1, round(1000*p/sum(parts.values()))) for p in parts.values()]
     return np.array(list(parts))[_deal(df, np.array(thousandths)//np.gcd.reduce(thousandths), group, labels, seed)]
@@ -322,8 +323,8 @@ class MultilabelStratifiedSplitter:
     seed: int = 42 # the same seed gives the same split, on any machine and in any order of the rows
 
     def __call__(self, df):
-        if not 0<self.valid_pct<1: raise SplitError(f'valid_pct is {self.valid_pct}: give the share to validate on, between 0 and 1')
-        part = stratified_parts(df, dict(train=1-self.valid_pct, valid=self.valid_pct), self.group, self.labels, self.seed)
+        share = checked(valid_pct=self.valid_pct, error=SplitError)
+        part = stratified_parts(df, dict(train=1-share, valid=share), self.group, self.labels, self.seed)
         return [np.flatnonzero(part==p).tolist() for p in ('train', 'valid')]
 
 # %% ../nbs/20_splits.ipynb #552c3232

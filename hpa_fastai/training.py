@@ -21,6 +21,7 @@ from fastai.data.all import *
 from fastai.learner import *
 from fastai.optimizer import *
 from fastai.vision.learner import default_split
+from .arguments import checked
 from .labels import *
 from .splits import *
 from .data import *
@@ -614,6 +615,8 @@ def fit_progressive(self:Learner,
 ) -> Learner:
     "Train in stages of growing size, through one cycle of the learning rate; a pretrained network gets the best head for its features first"
     sizes = default_sizes(self.model.config['size'], self.knows_cells) if sizes is None else tuple(L(sizes))
+    sizes, epochs, minutes = checked(sizes=sizes, epochs=epochs if np.isscalar(epochs) else tuple(epochs), minutes=minutes)
+    if lr!='find': lr = checked(lr=lr)
     _check_sizes(self, sizes)
     if fine_tune and self.dls.train.bs<2: raise HPAError('a batch of one image has no differences for batch normalisation to learn from; make the loaders with bs=2 or more, of two training images at least for each process')
     epochs = tuple(L(epochs)*len(sizes)) if np.isscalar(epochs) else tuple(epochs)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from .arguments import checked
 from .surroundings import tqdm_bar
 from .tables import *
 from .labels import *
@@ -215,7 +216,7 @@ def verify_images(
     "Check a folder of images, and its csv, before they are used"
     if csv is not None and not isinstance(csv, pd.DataFrame): csv = find_beside(csv, folder, LabelError)
     table, left = survey_images(folder)
-    with reading_pool(n_workers or default_workers()) as pool:
+    with reading_pool(checked(n_workers=n_workers) or default_workers()) as pool:
         todo = pool.map(partial(check_field, reader=reader, deep=deep), table[['Id','layout',*CHANNELS]].to_dict('records'))
         fields = list(tqdm_bar(todo, total=len(table), unit=' fields', disable=None if progress is None else not progress))
     faults = [dict(level=l, problem=k, Id=f['Id'], file=path, detail=d) for f in fields for l,k,path,d in f['problems']]

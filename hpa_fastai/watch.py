@@ -10,6 +10,7 @@ import os, threading, time, warnings
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from .arguments import checked
 from .surroundings import tqdm_bar
 from .labels import *
 from .fields import *
@@ -173,6 +174,7 @@ def watch(
 ) -> Journal:  # .failed: what could not be read; .waiting: what never completed
     "Predict fields of view as they are written, until Ctrl-C or `timeout`"
     if not Path(folder).is_dir(): raise HPAError(f'{folder}: no such folder to watch; make it, or name the folder that the microscope writes to')
+    timeout, settle = checked(timeout=timeout, settle=settle)
     stop, ripening = stop or threading.Event(), Ripening(folder, _needed(predictor), settle)
     about = dict(watched=os.path.abspath(folder), **predictor.about())
     told = dict(unit='FOV', desc=f'watching on {predictor.where}', disable=not progress)

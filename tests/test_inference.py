@@ -358,7 +358,7 @@ def test_existing_results_are_kept(plate, trained, tmp_path):
     assert out.read_text().startswith('Id,Predicted')
 
 
-@pytest.mark.parametrize('kwargs, words', [(dict(model='nowhere'), 'train one with'), (dict(out='p.txt'), 'csv'), (dict(bs=0), 'at least one'), (dict(precision='double'), 'auto, half, full'), (dict(embeddings='e.npy'), 'out'), (dict(out='no/such/p.csv'), 'no folder'),
+@pytest.mark.parametrize('kwargs, words', [(dict(model='nowhere'), 'train one with'), (dict(out='p.txt'), 'csv'), (dict(bs=0), 'bs: 0 is not'), (dict(precision='double'), 'auto, half, full'), (dict(embeddings='e.npy'), 'out'), (dict(out='no/such/p.csv'), 'no folder'),
                                            (dict(device='abacus'), 'abacus'), (dict(folder='nowhere'), 'nowhere'), (dict(model=[]), 'no model')])
 def test_faults_are_one_line(plate, trained, kwargs, words):
     with pytest.raises(HPAError, match=words) as e: predict(**{**dict(folder=plate, model=trained[1], progress=False), **kwargs})

@@ -140,7 +140,7 @@ def test_unreadable_none_one_blank(bundle, small_atlas, tmp_path):
 def test_what_is_refused(bundle, table, monkeypatch):
     with pytest.raises(HPAError, match='did you mean'): activation_maps(bundle, table, 'Nucleolus')
     with pytest.raises(InterpretError, match='layercam, gradcam'): activation_maps(bundle, table, method='magic')
-    with pytest.raises(InterpretError, match='at least one map'): activation_maps(bundle, table, bs=0)
+    with pytest.raises(InterpretError, match='bs: 0'): activation_maps(bundle, table, bs=0)
     with pytest.raises(InterpretError, match='no pictures to show'): show_maps(table, np.zeros((0, 48, 48)))
     with pytest.raises(InterpretError, match='6 maps but 2 pictures'): show_maps(table[:2], np.zeros((6, 48, 48)))
     monkeypatch.setitem(sys.modules, 'captum.attr', None)

@@ -246,7 +246,7 @@ def test_your_own_class_is_drawn_in_other_processes_too(tmp_path):
 # ---- what goes wrong
 
 @pytest.mark.parametrize('args, says', [
-    (dict(n=0), 'n=0'), (dict(size=16), 'size=16'), (dict(balance='fair'), "choose 'atlas'"),
+    (dict(n=0), 'n: 0'), (dict(size=16), 'size=16'), (dict(balance='fair'), "choose 'atlas'"),
     (dict(labels=LabelSet('mine', ('Nucleoplasm', 'Fish'))), "no drawing for the class 'Fish'")])
 def test_bad_arguments_write_nothing(tmp_path, args, says):
     with pytest.raises(HPAError, match=says) as e: quick(tmp_path/'a', **args)
