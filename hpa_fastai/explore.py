@@ -7,6 +7,7 @@ __all__ = ['class_counts', 'plot_class_counts', 'plot_labels_per_image', 'cooccu
            'plot_channel_stats', 'plot_gallery', 'plot_duplicates', 'plot_split', 'explore']
 
 # %% ../nbs/25_explore.ipynb #3c254b47
+import os
 from pathlib import Path
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
@@ -119,11 +120,13 @@ def _power_bar(bar, limit):
 
 # %% ../nbs/25_explore.ipynb #94baf26f
 def _source(table, source):
-    "The source of each row."
-    if isinstance(source, str): return table[source].astype(str).to_numpy()
-    if source is not None: return np.asarray(source).astype(str)
-    files = table[list(CHANNELS)].bfill(axis=1).iloc[:,0].map(lambda p: Path(str(p)))
-    return np.array([f'{p.parent.name} ({p.suffix.lstrip(".").lower()})' for p in files])
+    "The source of each row, folders without what all of them begin with."
+    if source is not None and not isinstance(source, str): return np.asarray(source).astype(str)
+    names = sources_of(table, source)
+    if source is not None or 'source' in table: return names
+    parts = {name: name.replace(os.sep, '/').split('/') for name in dict.fromkeys(names)}
+    shared = min([len(os.path.commonprefix(list(parts.values()))), *(len(p)-1 for p in parts.values())])
+    return np.array(['/'.join(parts[name][shared:]) for name in names], object)
 
 # %% ../nbs/25_explore.ipynb #90069cfd
 def _sample(table, source, most, seed):
@@ -142,7 +145,7 @@ def _channel_moments(reader, row):
 # %% ../nbs/25_explore.ipynb #1ed33bdb
 def channel_stats(
     table:pd.DataFrame, # of `find_images` or `attach_images`
-    source=None, # column that tells the sources apart, or one value a row; by default the folder of the files and their kind
+    source=None, # column that tells the sources apart, or one value a row; by default the column source, or the folder of the files
     most:int=1000, # fields that are read, drawn at random from each source in equal numbers
     size:int=256, # px to which they are reduced
     seed:int=0, # of the draw

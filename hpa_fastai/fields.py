@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CHANNELS', 'IMAGE_EXTS', 'LeftOut', 'ImageError', 'split_name', 'spell_out', 'id_form', 'split_mask', 'is_hidden',
            'tell_left_out', 'no_file', 'is_url', 'open_filesystem', 'list_files', 'files_of_ome', 'survey_images',
-           'find_images', 'attach_images']
+           'find_images', 'attach_images', 'sources_of']
 
 # %% ../nbs/05_fields.ipynb #2b0418c4
 import os, re, stat, warnings
 from collections import Counter, namedtuple
 from xml.etree import ElementTree
-import pandas as pd
+import numpy as np, pandas as pd
 from .tables import *
 from .labels import *
 
@@ -134,7 +134,7 @@ def tell_left_out(
     n, kinds = _tell(left, 'no file')
     if n: lines.append(f'{n} entries are called like images but are no files, and are left out: {kinds}')
     masks = [o.file for o in left if o.group=='mask']
-    if masks: lines.append(f'{len(masks)} masks and other files of programs that find cells are left out, the first is {os.path.basename(masks[0])}; to take such a file for a picture, name it in a csv of paths')
+    if masks: lines.append(f'{len(masks)} masks and other files of programs that find cells are no fields of view, the first is {os.path.basename(masks[0])}; to take such a file for a picture, name it in a csv of paths')
     return [spell_out(line) for line in lines]
 
 # %% ../nbs/05_fields.ipynb #9502c913
@@ -463,3 +463,19 @@ def attach_images(
     if len(extra): warnings.warn(f'{where}: {len(extra)} of {len(table)} fields of view have no row in the table of labels and are left out: {_some(extra)}', stacklevel=2)
     found = table.set_index('Id')[_columns[1:]].loc[ids]
     return df.assign(Id=ids, **{c: pd.Series(found[c].to_numpy(object), index=df.index, dtype=object) for c in found}) # as text, pandas would refuse names that are not UTF-8
+
+# %% ../nbs/05_fields.ipynb #86a11188
+def _folder_of(row):
+    "The folder of a picture's files; pictures in memory are one source"
+    file = next((row[c] for c in CHANNELS if isinstance(row[c], (str, os.PathLike)) and str(row[c])), None)
+    return 'memory' if file is None else spell_out(os.path.dirname(os.fspath(file)) or '.')
+
+def sources_of(
+    table:pd.DataFrame, # of `find_images`, n rows
+    column:str|None=None, # that names the sources; None: `source`, or without it the folders of the files
+) -> np.ndarray: # n names
+    "Where each picture comes from"
+    if column is None and 'source' in table: column = 'source'
+    if column is None: return np.array([_folder_of(r) for r in table[list(CHANNELS)].to_dict('records')], object)
+    if column not in table: raise HPAError(f'source: the table has no column {column!r}; it has {", ".join(map(str, table.columns))}')
+    return table[column].astype(str).map(same_form).to_numpy(object)

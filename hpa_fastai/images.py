@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['composite', 'TensorRGBY', 'read_image', 'read_images', 'ReadFOV', 'RGBYBlock', 'CHANNELS', 'ImageError',
-           'find_images', 'attach_images', 'ImageReader', 'verify_images']
+           'find_images', 'attach_images', 'sources_of', 'ImageReader', 'verify_images']
 
 # %% ../nbs/10_images.ipynb #765e79d4
 from collections import deque
@@ -18,7 +18,7 @@ from .decode import *
 from .verify import *
 
 # %% ../nbs/10_images.ipynb #1be12937
-_all_ = ['CHANNELS', 'ImageError', 'find_images', 'attach_images', 'ImageReader', 'verify_images'] # one import for all that a user does with images
+_all_ = ['CHANNELS', 'ImageError', 'find_images', 'attach_images', 'sources_of', 'ImageReader', 'verify_images'] # one import for all that a user does with images
 
 # %% ../nbs/10_images.ipynb #9fd0f530
 _hues = np.array([[1,0,0], [0,1,0], [0,0,1], [.4,.4,0]], np.float32) # dim yellow: the ER lies over the whole cell and would hide red and green

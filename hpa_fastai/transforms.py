@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ResizeRGBY', 'NormalizeRGBY', 'random_affine', 'AugmentRGBY', 'STD_FLOOR', 'resize', 'normalize', 'Preprocess',
-           'sources_of', 'Sources']
+           'Sources']
 
 # %% ../nbs/28_transforms.ipynb #8dcd0958
 import math
@@ -15,7 +15,7 @@ from .images import TensorRGBY
 from .preprocess import *
 
 # %% ../nbs/28_transforms.ipynb #6be50496
-_all_ = ['STD_FLOOR', 'resize', 'normalize', 'Preprocess', 'sources_of', 'Sources'] # one import for all that happens to a batch
+_all_ = ['STD_FLOOR', 'resize', 'normalize', 'Preprocess', 'Sources'] # one import for all that happens to a batch
 
 # %% ../nbs/28_transforms.ipynb #4288e038
 class ResizeRGBY(DisplayedTransform):

@@ -65,6 +65,23 @@ def test_channel_stats(atlas, df):
     assert np.allclose([one['mean'], one['spread']], [pixels.mean(), pixels.std()], atol=1e-6)
     assert len(plot_channel_stats(stats).axes)==8
 
+def test_sources_are_those_of_training(tmp_path, atlas, df):
+    table = attach_images(df, atlas/'train')[:6].reset_index(drop=True)
+    for lab,rows in (('a', [0, 1]), ('b', [2, 3, 4, 5])): # two plates of one name, and two kinds of files in a folder
+        (tmp_path/lab/'plate').mkdir(parents=True)
+        for r in rows:
+            for c in CHANNELS:
+                to = (tmp_path/lab/'plate'/f'{r}_{c}.png').with_suffix('.tif' if r==5 else '.png')
+                Image.open(table.at[r, c]).save(to)
+                table.at[r, c] = str(to)
+    stats = channel_stats(table, most=100, size=32)
+    by_id = dict(zip(stats.Id, stats.source))
+    assert [by_id[i] for i in table.Id] == ['a/plate']*2 + ['b/plate']*4
+    training = sources_of(table)
+    assert len({(by_id[i], s) for i,s in zip(table.Id, training)}) == len(set(training)) == 2
+    named = table.assign(source=['x', 'y']*3)
+    assert list(sources_of(named)) == ['x', 'y']*3 and set(channel_stats(named, most=100, size=32).source) == {'x', 'y'}
+
 def test_gallery_shows_each_class_that_occurs(atlas, df):
     fig = plot_gallery(attach_images(df, atlas/'train'), per_class=2, size=32)
     titles = {a.get_title(loc='left').rsplit(' (', 1)[0] for a in fig.axes}-{''}
