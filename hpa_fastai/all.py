@@ -13,6 +13,7 @@ from .tables import *
 from .labels import *
 from .fields import *
 from .images import *
+from .lookup import *
 from .verify import verify_images, Verification
 from .show import *
 from .simulate import *

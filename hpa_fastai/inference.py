@@ -20,6 +20,7 @@ from .surroundings import tqdm_bar
 from .labels import *
 from .fields import *
 from .decode import *
+from .lookup import *
 from .thresholds import *
 from .evaluation import *
 from .preprocess import *
@@ -138,13 +139,15 @@ def _flags(bundles, thresholds, places, probs, embs, locations):
 # %% ../nbs/75_inference.ipynb #dcdfec24
 def _members(model):
     "The models of a folder of folds, or the one model"
+    if hasattr(model, 'dls'): return [Bundle.from_learner(model)]
     if isinstance(model, Bundle) or (Path(model)/'config.json').is_file(): return [model]
     return sorted(f.parent for f in Path(model).glob('fold*/config.json')) or [model]
 
 # %% ../nbs/75_inference.ipynb #e28883a6
 def _load_models(model, device):
     "One or several bundles that know the same classes"
-    paths = [o for m in ([model] if isinstance(model, (str, Path, Bundle)) else model) for o in _members(m)]
+    one = isinstance(model, (str, Path, Bundle)) or hasattr(model, 'dls')
+    paths = [o for m in ([model] if one else model) for o in _members(m)]
     bundles = [p if isinstance(p, Bundle) else load_bundle(find_model(p), device) for p in paths]
     if not bundles: raise HPAError('no model given: model takes the folder of a bundle, or a list of them')
     odd = next((p for p,b in zip(paths, bundles) if b.labels!=bundles[0].labels), None)
@@ -166,28 +169,12 @@ def _is_half(precision, device):
     if precision not in ('auto', 'half', 'full'): raise HPAError(f'precision {precision!r} is not one of auto, half, full')
     return precision=='half' or (precision=='auto' and device.type=='cuda')
 
-# %% ../nbs/75_inference.ipynb #d29b03fd
-def _is_pixels(o):
-    "Whether it is an array of some kind"
-    return hasattr(o, '__array__') and not isinstance(o, (pd.DataFrame, pd.Series))
-
-# %% ../nbs/75_inference.ipynb #28c4ad3a
-def _in_memory(arrays):
-    "A table of pixels"
-    arrays = [np.asarray(a) for a in arrays]
-    col = np.empty(len(arrays), object)
-    for i,a in enumerate(arrays): col[i] = a
-    return pd.DataFrame(dict(Id=[f'array-{i}' for i in range(len(arrays))], layout='array', **{c: col for c in CHANNELS}))
-
 # %% ../nbs/75_inference.ipynb #59580b94
 def locate(
-    source,  # folder, list of files, csv or table of paths, array 4×H×W, or several of them
+    source,  # folder, file, list of files, csv or table of paths, row of one, array 4×H×W, or several of them
 ) -> pd.DataFrame:  # Id, layout, red, green, blue, yellow
     "The table of what is to be predicted"
-    if _is_pixels(source): source = [source] if source.ndim<4 else list(source)
-    if isinstance(source, (list, tuple)) and len(source) and all(map(_is_pixels, source)): table = _in_memory(source)
-    elif isinstance(source, pd.DataFrame) and {'Id', 'layout', *CHANNELS}<=set(source): table = source
-    else: table = find_images(source)
+    table = image_table(source)
     if not len(table):
         where = 'the table' if isinstance(source, pd.DataFrame) else source
         found = ''.join(f'; {line}' for line in table.attrs.get('left_out', ()))
@@ -198,7 +185,7 @@ def locate(
 class Predictor:
     "Models that stay loaded, for a loop or a service"
     def __init__(self,
-        model = 'hpa_model',  # folder of a bundle or user/name on the Hub, or a list of them for an ensemble
+        model = 'hpa_model',  # folder of a bundle, user/name on the Hub, `Bundle` or learner, or a list of them for an ensemble
         device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
         bs: int = 32,  # images in a batch
         tta: bool = False,  # average over the eight symmetries: eight times the work, a little better
@@ -401,8 +388,8 @@ def to_file(self:Predictor,
 
 # %% ../nbs/75_inference.ipynb #c56fc928
 def predict(
-    folder,  # folder of images, nested to any depth; list of files, csv or table of paths; pixels in memory
-    model = 'hpa_model',  # folder of a bundle or user/name on the Hub, or a list of them for an ensemble
+    folder,  # folder of images, nested to any depth; file, list of files, csv or table of paths, row of one; pixels in memory
+    model = 'hpa_model',  # folder of a bundle, user/name on the Hub, `Bundle` or learner, or a list of them for an ensemble
     out: str|Path|None = None,  # .csv or .parquet to write as it goes
     bs: int = 32,  # images in a batch
     tta: bool = False,  # average over the eight symmetries: eight times the work, a little better

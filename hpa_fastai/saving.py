@@ -76,6 +76,9 @@ def save_bundle(self:Learner,
     "Save the model with its labels, settings, thresholds and figures, loadable without pickle"
     if not is_first(): return Path(path)  # of several processes with the same model, one writes it
     sample, bundle = _sample(self.dls), self.to_bundle()
+    if n_processes()==1 and not self.dls.is_described():
+        raise BundleError(f'{path}: item_tfms or batch_tfms of your own change validation pictures, and a bundle can\'t describe them; '
+                          'make them for training alone (split_idx=0), or save with learn.export')
     train, held_out = (_pictures(dl, bundle) for dl in (self.dls.train, self.dls.valid))
     bundle.flagger = Flagger.fit(train[:2], held_out[:2])
     bundle.config['reference'] = _reference(bundle, *held_out, getattr(self.dls, 'group', None))

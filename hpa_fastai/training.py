@@ -23,6 +23,7 @@ from fastai.optimizer import *
 from fastai.vision.learner import default_split
 from .arguments import checked
 from .labels import *
+from .lookup import image_table
 from .splits import *
 from .data import *
 from .processes import *
@@ -68,6 +69,19 @@ class HPALearner(Learner):
         if own and with_decoded and found[at] is not None: found[at+2] = self.decide(found[at])
         return tuple(found)
 
+    def predict(self,
+        item,  # one field of view, as anything that `hpa_fastai.predict` takes, or its Id among the images of the loaders
+        rm_type_tfms = None,  # fastai's: how many of the first transforms to leave out
+        with_input: bool = False,  # the picture comes first
+    ) -> tuple:  # names of the classes, and for each class whether it is given, and its probability
+        "What a picture shows, by the thresholds"
+        table = self.dls.fields(item) if isinstance(self.dls, HPADataLoaders) else image_table(item)
+        if len(table)!=1:
+            raise HPAError(f'learn.predict takes one field of view and got {len(table)}; take hpa_fastai.predict(…, model=learn), '
+                           'or learn.get_preds(dl=learn.dls.test_dl(…), with_decoded=True)')
+        self.dls.set_size(self.size)
+        with self.no_bar(): return super().predict(table.iloc[0], rm_type_tfms, with_input)
+
     @delegates(Learner.load)
     def load(self,
         file,  # of `learn.save`
@@ -96,6 +110,9 @@ def hpa_learner(
 ) -> HPALearner:
     "A `Learner` for four-channel pictures and many labels"
     size = dls.preprocess().size
+    if not dls.is_described():
+        warnings.warn('item_tfms or batch_tfms of your own change validation pictures too: save_bundle will refuse what it can\'t describe; '
+                      'make them for training alone (split_idx=0), or save with learn.export')
     loss, half = get_loss(loss_func) if isinstance(loss_func, str) else loss_func, amp_dtype(dls.device)
     model = create_model(arch, len(dls.vocab), pretrained, size, stem, dropout, dls.vocab).to(dls.device, memory_format=torch.channels_last)
     amp = [TrainingPrecision()] if half else []

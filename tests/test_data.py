@@ -1,4 +1,5 @@
 "DataLoaders: leak-free splits, oversampling in training alone, and the same pixels with and without a cache."
+import inspect
 import shutil
 from pathlib import Path
 
@@ -6,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.vision.all import DisplayedTransform, aug_transforms
 
+from hpa_fastai.all import NormalizeRGBY, TensorRGBY, hpa_learner
 from hpa_fastai.data import HPADataBlock, HPADataLoaders, dataset_stats, rarity_weights
 from hpa_fastai.images import ImageError, attach_images, find_images
 from hpa_fastai.labels import HPA28, HPAError, LabelError, read_labels
@@ -35,6 +38,61 @@ def test_groups_are_never_divided(small_atlas, cache):
 def test_folds_cover_everything_once(small_atlas, cache):
     valid = [set(loaders(small_atlas, cache, fold=k, n_folds=3).valid_ds.items.Id) for k in range(3)]
     assert sum(map(len, valid)) == 90 == len(set.union(*valid))
+
+
+@pytest.mark.parametrize('own', ['valid_col', 'splitter'])
+def test_a_split_of_ones_own(small_atlas, cache, own):
+    df = read_labels(small_atlas/'train.csv')
+    df['held_out'] = ['True' if i % 4 == 0 else 'false' for i in range(90)]
+    split = dict(valid_col='held_out') if own == 'valid_col' else dict(splitter=lambda o: (list(range(30)), np.arange(60, 90)))
+    dls = HPADataLoaders.from_df(df, small_atlas/'train', size=32, bs=16, cache=cache, progress=False, **split)
+    want = (df.Id[df.held_out == 'false'], df.Id[::4]) if own == 'valid_col' else (df.Id[:30], df.Id[60:])
+    assert [ds.items.Id.tolist() for ds in (dls.train_ds, dls.valid_ds)] == [o.tolist() for o in want]
+    assert len(dls.train.weights) == len(dls.train_ds)
+
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(valid_col='nothing'), "no column 'nothing'"), (dict(valid_col='Id'), 'neither True nor False'), (dict(valid_col='all'), 'both need some'),
+    (dict(fold=0, valid_col='all'), 'give one of them'), (dict(splitter=lambda o: [[0], [1], [2]]), 'gives 3 parts')])
+def test_splits_that_are_none(small_atlas, cache, kwargs, words):
+    df = read_labels(small_atlas/'train.csv').assign(all=True)
+    with pytest.raises(HPAError, match=words): HPADataLoaders.from_df(df, small_atlas/'train', size=32, cache=cache, progress=False, **kwargs)
+
+
+class Darker(DisplayedTransform):
+    "Half as bright, or less"
+    order = 11
+    def __init__(self, factor=.5): self.factor = factor
+    def encodes(self, x: TensorRGBY): return (x*self.factor).to(x.dtype)
+
+
+@pytest.mark.parametrize('cached', [True, False])
+@pytest.mark.parametrize('kind', ['item_tfms', 'batch_tfms'])
+def test_transforms_of_ones_own(small_atlas, cache, tmp_path, kind, cached):
+    "Seen in every batch; and no bundle is saved that would not know of them"
+    make = lambda **own: loaders(small_atlas, cache if cached else False, normalize='dataset', augment=False, num_workers=0, **own)
+    plain, dark = make(), make(**{kind: Darker()})
+    norm = lambda x: x.as_subclass(torch.Tensor)*torch.tensor(plain.preprocess().std)[:, None, None] + torch.tensor(plain.preprocess().mean)[:, None, None]
+    x, y = (norm(d.valid.one_batch()[0]) for d in (plain, dark))
+    assert (y - x/2).abs().max() < .01 and x.max() > .2
+    assert plain.is_described() and not dark.is_described()
+    with pytest.warns(UserWarning, match='change validation pictures'): learn = hpa_learner(dark, 'lenet5', pretrained=False)
+    with pytest.raises(HPAError, match="a bundle can't describe them"): learn.save_bundle(tmp_path/'m')
+    assert not (tmp_path/'m').exists()
+
+
+def test_transforms_of_the_same_kind_take_the_place_of_ours(small_atlas, cache, tmp_path):
+    own = [NormalizeRGBY((.1,)*4, (.2,)*4), *aug_transforms(size=None)]
+    dls = loaders(small_atlas, cache, batch_tfms=own)
+    assert dls.preprocess().mean == (.1,)*4 and sum(isinstance(t, NormalizeRGBY) for t in dls.valid.after_batch.fs) == 1
+    assert dls.is_described() and dls.one_batch()[0].shape == (16, 4, 32, 32)
+
+
+def test_what_the_learner_is_made_with_stands_in_its_signature(small_atlas, cache):
+    shown = {k: p.default for k, p in inspect.signature(hpa_learner).parameters.items()}
+    learn = hpa_learner(loaders(small_atlas, cache), 'lenet5', pretrained=False)
+    assert (learn.wd, learn.splitter, learn.opt_func) == tuple(shown[k] for k in ('wd', 'splitter', 'opt_func'))
+    assert {'splitter', 'valid_col', 'item_tfms', 'batch_tfms'} <= {*inspect.signature(HPADataLoaders.from_csv).parameters}
 
 
 def test_same_seed_same_split(small_atlas, cache):

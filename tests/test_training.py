@@ -1,14 +1,18 @@
 "Training: it learns, plans its time, exports as fastai does."
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.interpret import Interpretation
 from fastai.torch_core import set_seed
 
-from hpa_fastai.all import HPADataBlock, HPADataLoaders, HPAError, attach_images, find_images, hpa_learner, read_labels
+from hpa_fastai.all import CHANNELS, HPA28, HPADataBlock, HPADataLoaders, HPAError, attach_images, find_images, hpa_learner, plain_thresholds, predict, read_labels
 from hpa_fastai.training import Stage, TrainingBar, default_sizes, plan_stages
 
 
@@ -174,17 +178,79 @@ import numpy as np
 from fastai.learner import load_learner
 from hpa_fastai.images import find_images
 learn = load_learner(sys.argv[1])
-with learn.no_bar(): probs, _ = learn.get_preds(dl=learn.dls.test_dl(find_images(sys.argv[2]).head(12), num_workers=0))
-np.save(sys.argv[3], probs.numpy())
+files = find_images(sys.argv[2]).head(12)
+with learn.no_bar(): probs, _, named = learn.get_preds(dl=learn.dls.test_dl(files, num_workers=0), with_decoded=True)
+one = learn.predict(files.green[3])
+assert (one[1] == named[3]).all() and (one[2]-probs[3]).abs().max() < 1e-5 and (learn.calibration is None) == (sys.argv[4]=='raw')
+np.savez(sys.argv[3], probs=probs.numpy(), named=named.numpy())
 """
 
 
-def test_exported_learner_predicts_the_same_in_a_new_process(trained, small_atlas, tmp_path):
+@pytest.fixture
+def decided(trained, monkeypatch):
+    "The trained learner, calibrated and with thresholds that name a few classes of each picture; as it was afterwards"
     learn, _ = trained
-    learn.export((tmp_path/'export.pkl').absolute())
-    subprocess.run([sys.executable, '-c', LOAD, tmp_path/'export.pkl', small_atlas/'train', tmp_path/'probs.npy'], check=True, cwd=tmp_path)
-    with learn.no_bar(): here, _ = learn.get_preds(dl=learn.dls.test_dl(find_images(small_atlas/'train').head(12), num_workers=0))
-    assert np.abs(np.load(tmp_path/'probs.npy') - here.numpy()).max() < 1e-5
+    for name in ('thresholds', 'calibration', 'evaluation'): monkeypatch.setattr(learn, name, getattr(learn, name))
+    calibration = learn.calibrate('platt')
+    with learn.no_bar(): raw = learn.get_preds(act=torch.sigmoid)[0].numpy()
+    learn.thresholds = plain_thresholds(np.quantile(calibration(raw), .8, axis=0))
+    return learn
+
+
+def test_exported_learner_predicts_the_same_in_a_new_process(decided, small_atlas, tmp_path):
+    "The same answer as the package gives with the model in memory, by calibration and thresholds"
+    decided.export((tmp_path/'export.pkl').absolute())
+    subprocess.run([sys.executable, '-c', LOAD, tmp_path/'export.pkl', small_atlas/'train', tmp_path/'said.npz', 'calibrated'], check=True, cwd=tmp_path)
+    there, here = np.load(tmp_path/'said.npz'), predict(find_images(small_atlas/'train').head(12), model=decided, progress=False)
+    assert np.abs(there['probs'] - here[list(HPA28.classes)].to_numpy(float)).max() < 1e-4
+    assert HPA28.decode(there['named']) == here.Predicted.tolist() and there['named'].any()
+
+
+def test_a_learner_decides_as_its_bundle_does(decided, monkeypatch):
+    items = decided.dls.valid_ds.items.reset_index(drop=True)
+    want = predict(items, model=decided, progress=False)
+    with decided.no_bar(): probs, targets, named = decided.get_preds(with_decoded=True)
+    assert np.abs(probs.numpy() - want[list(HPA28.classes)].to_numpy(float)).max() < 1e-4
+    assert HPA28.decode(named.numpy()) == want.Predicted.tolist()
+    with decided.no_bar(): found = Interpretation.from_learner(decided)[[1, 3]]
+    assert HPA28.decode(found[3].numpy()) == want.Predicted[[1, 3]].tolist()
+    shown = []
+    monkeypatch.setattr(type(decided.dls.valid), 'show_results', lambda self, b, out, **kwargs: shown.append(out))
+    with decided.no_bar(): decided.show_results(shuffle=False)
+    assert HPA28.decode(shown[0].numpy()) == want.Predicted[:len(shown[0])].tolist()
+    labels = replace(HPA28, negative=HPA28.parse(want.Predicted[want.Predicted.str.contains(' ')].iloc[0])[0])
+    for dl in decided.dls.loaders: monkeypatch.setattr(dl, 'labels', labels)
+    with decided.no_bar(): alone = decided.get_preds(with_decoded=True)[2]
+    assert HPA28.decode(alone.numpy()) == predict(items, model=decided, progress=False).Predicted.tolist()
+    assert not torch.equal(alone, named) and not (alone[:, labels.negative] & (alone.sum(1) > 1)).any()
+
+
+def test_one_picture_in_whatever_form(decided, small_atlas):
+    items = decided.dls.valid_ds.items
+    row, pixels = items.iloc[2], decided.dls.reader.array(items.iloc[2])
+    want = predict(items.iloc[[2]], model=decided, progress=False).iloc[0]
+    paths = {c: row[c] for c in ('red', 'green', 'blue', 'yellow')}
+    for item in (row.Id, row, row.to_dict(), paths, row.green, Path(row.red), items.iloc[[2]], pixels, torch.from_numpy(pixels).float().requires_grad_()/255):
+        names, given, probs = decided.predict(item)
+        assert '|'.join(names) == want.Names and HPA28.decode(given[None].numpy()) == [want.Predicted]
+        assert np.abs(probs.numpy() - want[list(HPA28.classes)].to_numpy(float)).max() < 1e-4
+    with pytest.raises(HPAError, match='takes one field of view and got 90'): decided.predict(small_atlas/'train')
+    with pytest.raises(HPAError, match='no such f'): decided.predict('nothing')
+
+
+def test_many_pictures_in_whatever_form(decided, small_atlas, tmp_path):
+    table = find_images(small_atlas/'train').head(6)
+    folder = tmp_path/'some'
+    folder.mkdir()
+    for p in table[list(CHANNELS)].to_numpy().ravel(): shutil.copy(p, folder)
+    table[['Id', *CHANNELS]].to_csv(tmp_path/'some.csv', index=False)
+    files = [p for row in table[list(CHANNELS)].to_numpy() for p in row]
+    pixels = [decided.dls.reader.array(r) for r in table.to_dict('records')]
+    def said(items):
+        with decided.no_bar(): return decided.get_preds(dl=decided.dls.test_dl(items, num_workers=0))[0].numpy()
+    want = said(table)
+    for items in (folder, str(folder), tmp_path/'some.csv', files, table.Id.tolist(), pixels, np.stack(pixels)): assert np.abs(said(items) - want).max() < 1e-5
+    for items in (files[::-1], table[['Id', *CHANNELS]].iloc[::-1], table.Id.tolist()[::-1], pixels[::-1]): assert np.abs(said(items)[::-1] - want).max() < 1e-5
 
 
 def test_export_holds_no_images(trained, tmp_path):
