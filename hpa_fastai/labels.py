@@ -113,10 +113,12 @@ def _is_blank(value):
     return not value.strip() if isinstance(value, str) else value is None or value is pd.NA or value!=value
 
 # %% ../nbs/02_labels.ipynb #ad7ae635
+_nothing = ('nan', 'na', 'n/a', 'none', 'null')
+
 def _is_missing(cell):
     "Whether a cell holds no label at all: it is blank, or a text that stands for nothing."
     if isinstance(cell, (list, tuple, set, np.ndarray)): return False
-    return _is_blank(cell) or (isinstance(cell, str) and cell.strip().casefold() in ('nan', 'na', 'n/a', 'none', 'null'))
+    return _is_blank(cell) or (isinstance(cell, str) and cell.strip().casefold() in _nothing)
 
 # %% ../nbs/02_labels.ipynb #90fbad47
 @patch
@@ -135,7 +137,8 @@ def _number(self:LabelSet, token):
 @patch
 def _tokens(self:LabelSet, cell):
     "The single labels of a cell of any accepted kind."
-    if isinstance(cell, str) and same_form(cell).casefold() in self.numbers: return [cell]
+    if isinstance(cell, str): cell = same_form(cell)
+    if isinstance(cell, str) and cell.casefold() in self.numbers: return [cell]
     if _is_missing(cell): return []
     if not isinstance(cell, str): return list(cell) if isinstance(cell, Iterable) else [cell]
     sep = self.sep if self.sep.strip() else ('|' if '|' in cell else ';' if ';' in cell else None if re.match(r'[\s\d+-]', cell) else '|')
@@ -373,7 +376,12 @@ def _target_faults(col, ids, ls, allow_empty):
     codes, parsed, wrong = ls._codes(cells)
     faults = {n: f'{wrong[c]}; Id {ids[n]}, cell {str(cells[n])!r}' for n,c in enumerate(codes) if c in wrong}
     empty = [n for n,c in enumerate(codes) if not parsed[c] and c not in wrong]
-    if not allow_empty:
+    lost = [n for n in empty if not isinstance(cells[n], (str, list, tuple, set, np.ndarray))]
+    taken = next((c for c in ls.classes if c.casefold() in _nothing), None)
+    if taken and lost:
+        way = f'pandas makes nothing of the class {taken!r}: read the csv with read_labels, or with pd.read_csv(…, keep_default_na=False)'
+        faults |= {n: f'no label for Id {ids[n]}; {way}' for n in lost}
+    elif not allow_empty:
         way = f'give a class 0..{len(ls)-1}, or leave the row out (read_labels keeps it with allow_empty=True)'
         faults |= {n: f'no label for Id {ids[n]} ({len(empty)} such rows); {way}' for n in empty}
     text = [ls.format(p) for p in parsed]

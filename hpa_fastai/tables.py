@@ -19,7 +19,7 @@ def same_form(
     text:str, # an Id, the name of a file, of a column or of a class
 ) -> str: # composed (Unicode NFC), without blanks around it
     "The one form in which names are compared, so that names that look the same are the same."
-    return unicodedata.normalize('NFC', str(text)).strip()
+    return unicodedata.normalize('NFC', str(text)).strip().strip('\ufeff\u200b\u2060').strip()
 
 # %% ../nbs/00_tables.ipynb #7f9a2804
 _no_text = {
@@ -65,11 +65,11 @@ def _decode(raw, where, error):
     "The text of a file in any usual encoding."
     broken = f'{where} breaks off within a letter: it is a part of a table; copy or export it again'
     encoding = _encoding(raw)
-    try: return raw.decode(encoding or 'utf-8').lstrip('\ufeff')
+    try: return raw.decode(encoding or 'utf-8').lstrip('\ufeff').rstrip('\x1a')
     except UnicodeDecodeError as e:
         cut = e.reason=='unexpected end of data' and not raw[:e.start].isascii()
         if encoding or cut: raise error(broken) from None
-    try: return raw.decode('cp1252')
+    try: return raw.rstrip(b'\x1a').decode('cp1252')
     except UnicodeDecodeError:
         raise error(f'{where} is neither in UTF-8 nor in UTF-16 nor in the Windows encoding; save it as CSV UTF-8') from None
 

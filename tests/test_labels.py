@@ -211,3 +211,9 @@ def test_all_faults_are_listed(tmp_path):
     df, faults = label_faults(write(tmp_path, 'Id,Target\na,99\n,1\nc,\nd,3\n'))
     assert [f[0] for f in faults]==['bad Id', 'bad label', 'bad label'] and len(df)==4
     assert [f[2].partition(':')[0] for f in faults]==['row 3', 'row 2', 'row 4']
+
+def test_a_class_that_pandas_makes_nothing_of_is_said(tmp_path):
+    ls, path = get_labels(['Cilia', 'NA']), write(tmp_path, 'Id,Target\na,NA\nb,Cilia\n')
+    for allow in (True, False):
+        assert read_labels(path, ls, allow).Target.tolist()==['1', '0']==read_labels(pd.read_csv(path, keep_default_na=False), ls, allow).Target.tolist()
+        with pytest.raises(LabelError, match="row 0: no label for Id a; pandas makes nothing of the class 'NA'"): read_labels(pd.read_csv(path), ls, allow)

@@ -27,7 +27,7 @@ def archive(*names):
     return raw.getvalue()
 
 
-@pytest.mark.parametrize('typed', ['Zu\u0308rich', ' Zürich', 'Zürich\n'])
+@pytest.mark.parametrize('typed', ['Zu\u0308rich', ' Zürich', 'Zürich\n', '\ufeffZürich', 'Zürich\u200b '])
 def test_names_that_look_the_same_are_the_same(typed):
     assert same_form(typed) == 'Zürich'
 
@@ -41,6 +41,7 @@ READ = {
     'semicolons': TEXT.replace(',', ';').encode(), 'tabs': TEXT.replace(',', '\t').encode(), 'bars': TEXT.replace(',', '|').encode(),
     'the line of Excel': b'sep=;\r\n' + TEXT.replace(',', ';').encode(), 'that line and tabs': b'sep=\t\r\n' + TEXT.replace(',', '\t').encode(),
     'blank rows of a spreadsheet': b'Id;Target;\n;;\na;16 0;\n;;\nb;5;\n;;\n', 'no break of blanks': 'Id\xa0,Target\na,16 0\nb\xa0,5\n'.encode(),
+    'the end of a DOS file': TEXT.encode()+b'\x1a', 'marks that were copied': 'Id,Target\na,\ufeff16 0\n\u200bb,5\n'.encode(),
     'a header with commas in quotes': b'"Id";"Target";"a, b, c"\n"a";"16 0";\n"b";"5";\n',
 }
 
