@@ -302,7 +302,7 @@ def _reader_check():
     "The description of an `ImageReader`"
     return record(size=_maybe(number(8, 8192, True)), channels=either(text(4, '[rgby]{1,4}'), mapping(either(number(0, 1000, True), _name), one_of(*CHANNELS))),
         missing=one_of('error', 'zero'), scale=one_of('dtype', 'percentile'), percentiles=listing(number(0, 100), 2, 2), bits=_maybe(number(8, 16, True)),
-        pixel_size=_maybe(number(1e-4, 1e4)), z=one_of(None, 'max'))
+        pixel_size=_maybe(number(1e-4, 1e4)), z=one_of(None, 'max', 'channels'))
 
 # %% ../nbs/70_bundle.ipynb #57fea85a
 def _calibration_check(n, per_class):

@@ -68,6 +68,30 @@ def _group(name):
     from hpa_fastai.splits import antibody_of
     return antibody_of if name=='antibody_of' else name
 
+# %% ../nbs/90_cli.ipynb #351113f2
+def _reading_options(p):
+    "Settings of reading: those of `ImageReader`, under their own names"
+    g = p.add_argument_group('reading, when the pictures are not four 8- or 16-bit files a field of view (a model remembers it)')
+    g.add_argument('--channels', default='rgby', metavar='rgby|C=PLANE,…',
+                   help='the channels that the data set has, in the order of planes without names; or the number (from 0) or name of the plane of each: red=2,green=Cy5')
+    g.add_argument('--missing', choices=('error', 'zero'), default='error', help='a channel that is not there: an error, or read as black')
+    g.add_argument('--scale', choices=('dtype', 'percentile'), default='dtype', help='keep the scale of the file\'s type, or stretch each plane')
+    g.add_argument('--percentiles', type=float, nargs=2, default=(1., 99.9), metavar=('LOW', 'HIGH'), help='of --scale percentile: what becomes black and white')
+    g.add_argument('--bits', type=int, help='bits of the camera when it wrote fewer than the file states, e.g. 12')
+    g.add_argument('--pixel-size', type=float, help='µm a pixel, when the files are not whole HPA fields; HPA has 0.08 at full size')
+    g.add_argument('--z', choices=('max', 'channels'), help='take the maximum of a Z stack, or its planes for channels')
+
+def _channels(text):
+    "Letters of channels, or the plane of each out of `red=2,green=Cy5`"
+    if '=' not in text: return text
+    pairs = [part.partition('=') for part in text.split(',')]
+    return {c.strip(): int(v) if v.strip().isdecimal() else v.strip() for c,_,v in pairs}
+
+def _reader(a, size=None):
+    "The reader that a command asks for"
+    from hpa_fastai.decode import ImageReader
+    return ImageReader(size, _channels(a.channels), a.missing, a.scale, a.percentiles, a.bits, a.pixel_size, a.z)
+
 # %% ../nbs/90_cli.ipynb #bb8b98a4
 def _check_free(path, force):
     "Refuse to overwrite what is there"
@@ -104,20 +128,19 @@ def _add_verify(sub):
     p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth')
     p.add_argument('--csv', type=Path, help='table of labels, in FOLDER or anywhere')
     p.add_argument('--labels', help='hpa28, hpa19, ztg10, or a csv of class names; found out from the csv unless given')
-    p.add_argument('--channels', default='rgby', help='the channels that the data set has: r, g, b, y')
     p.add_argument('--deep', action='store_true', help='decode every pixel, not only headers')
     p.add_argument('--out', type=Path, help='csv for the list of problems')
     p.add_argument('--force', action='store_true', help='overwrite it')
     _quiet(p)
+    _reading_options(p)
     p.set_defaults(run=_verify)
 
 # %% ../nbs/90_cli.ipynb #11ec6f9c
 def _verify(a):
     "Check a folder of images"
-    from hpa_fastai.decode import ImageReader
     from hpa_fastai.verify import verify_images
     _check_free(a.out, a.force)
-    found = verify_images(a.folder, a.csv, a.labels, a.deep, ImageReader(channels=a.channels), progress=a.progress)
+    found = verify_images(a.folder, a.csv, a.labels, a.deep, _reader(a), progress=a.progress)
     print(found)
     if a.out: found.problems.to_csv(a.out, index=False, errors='backslashreplace')
     return found.exit_code
@@ -255,6 +278,7 @@ def _check_train(a):
         _check_stopped(a)
         check_target(a.out, _may_replace(a))
     get_loss(a.loss)
+    _reader(a)
     if a.arch: source_library(a.arch)
 
 # %% ../nbs/90_cli.ipynb #8ae5869c
@@ -273,8 +297,10 @@ def _join(a):
 def _loaders(a, device):
     "The images, as the command asks for them"
     from hpa_fastai.data import HPADataLoaders
-    return HPADataLoaders.from_csv(a.data, a.csv, a.images, a.labels, size=_sizes(a)[0], bs=a.bs, valid_pct=a.valid_pct, fold=a.fold,
-        group=_group(a.group), seed=a.seed, cache=_cache(a), device=device, progress=a.progress)
+    size = _sizes(a)[0]
+    return HPADataLoaders.from_csv(a.data, a.csv, a.images, a.labels, size=size, bs=a.bs, valid_pct=a.valid_pct, fold=a.fold,
+                                   group=_group(a.group), seed=a.seed, reader=_reader(a, size), cache=_cache(a), device=device,
+                                   progress=a.progress)
 
 # %% ../nbs/90_cli.ipynb #475b5955
 def _learner(a, dls, cbs):
@@ -363,7 +389,7 @@ def _options(a, device):
 def _train_folds(a, device):
     from hpa_fastai.experiments import train_folds
     res = train_folds(*_places(a), a.out, a.folds, labels=a.labels, group=_group(a.group), seed=a.seed, force=a.force, progress=a.progress,
-                      calibration='auto' if a.calibrate else None, **_options(a, device))
+                      calibration='auto' if a.calibrate else None, reader=_reader(a, _sizes(a)[0]), **_options(a, device))
     print(f'\nEach image by a model, and by thresholds, that have not seen it:\n{res.evaluation}\n')
     print(f'{len(res.models)} models and predictions.csv in {a.out}. Predict a folder with all of them: hpa_fastai predict FOLDER --model {a.out} --out predictions.csv')
 
@@ -392,7 +418,7 @@ def _train(a):
 def _add_train(sub):
     "The options of train"
     p = sub.add_parser('train', help='train a model on a folder of images and a csv', description='Train on growing pictures, fit thresholds, and save the model.')
-    for group in (_train_data, _train_model, _train_budget, _train_result): group(p)
+    for group in (_train_data, _reading_options, _train_model, _train_budget, _train_result): group(p)
     p.set_defaults(run=_train)
 
 # %% ../nbs/90_cli.ipynb #ec5b91ef

@@ -49,14 +49,14 @@ class TensorRGBY(TensorImage):
 # %% ../nbs/10_images.ipynb #5baf81d5
 @patch
 def __call__(self:ImageReader,
-    row, # row of the table of `find_images`; or a path, or an array in memory
+    row, # row of the table of `find_images`; or a path; or an array, tensor or Pillow image
 ) -> TensorRGBY: # uint8, 4xHxW
     "Pixels of one field of view; an `ImageError` names the field, the file and the cause"
     return TensorRGBY(torch.from_numpy(self.array(row)))
 
 # %% ../nbs/10_images.ipynb #33d68cd1
 def read_image(
-    row, # row of the table of `find_images`; or a path, or an array in memory
+    row, # row of the table of `find_images`; or a path; or an array, tensor or Pillow image
     size:int|None=None, # side of the result in pixels; None keeps that of the file
     **settings # of `ImageReader`: channels, missing, scale, percentiles, bits, pixel_size, z
 ) -> TensorRGBY: # uint8, 4xHxW

@@ -50,19 +50,35 @@ def _with_siblings(path):
     return [os.path.join(folder, n) for n in there if split_name(n)[0]==same and split_name(n)[1]]
 
 # %% ../nbs/11_lookup.ipynb #374a32a0
+def _as_list(source):
+    "Series and arrays of names, or of pictures, as a list; anything else as it is"
+    if isinstance(source, pd.Series) and not {*CHANNELS, 'path'} & set(source.index): return source.tolist()
+    return source.tolist() if isinstance(source, np.ndarray) and source.dtype.kind in 'OUT' else source
+
+def _check_list(source):
+    "Refuse a list of which some are pictures and some are not"
+    names = [type(o).__name__ for o in source if pixels_of(o) is None]
+    if names and len(names)<len(source):
+        raise ImageError(f'a list of pictures in which {len(names)} of {len(source)} are none, the first a {names[0]}; '
+                         'give a list of pictures, or one of files')
+
 def image_table(
     source,  # folder, file, list of files, csv or table of paths, row of one, pixels (4×H×W) or several of them
 ) -> pd.DataFrame:  # a row a field of view: Id, layout, red, green, blue, yellow, and what else the table had
     "The table of the fields of view in whatever holds them"
+    source = _as_list(source)
     pixels, record = pixels_of(source), _as_record(source)
     if pixels is not None: source = list(pixels) if getattr(pixels, 'ndim', 3)>3 else [pixels]
     if record is not None: source = [source]
     if isinstance(source, (list, tuple)) and len(source):
         if all(pixels_of(o) is not None for o in source): return _in_memory(source)
+        _check_list(source)
         records = list(map(_as_record, source))
         if None not in records: source = _from_records(records)
     if isinstance(source, pd.DataFrame) and {'Id', 'layout', *CHANNELS}<=set(source): return source.reset_index(drop=True)
     if isinstance(source, (str, os.PathLike)) and _is_image_file(source):
         if not (is_url(source) or os.path.exists(source)): raise ImageError(f'{source}: no such file')
         return find_images(_with_siblings(source))
+    if not isinstance(source, (str, os.PathLike, list, tuple, pd.DataFrame)):
+        raise ImageError(f'a {type(source).__name__} holds no pictures: give a folder, files, a table of paths, arrays, tensors or Pillow images')
     return find_images(source)

@@ -219,3 +219,14 @@ def test_a_reader_who_leaves_changes_nothing(small_atlas, command):
     done = subprocess.run([str(COMMAND), *command.replace('ATLAS', str(small_atlas)).split()], stdout=writer, stderr=writer)
     os.close(writer)
     assert done.returncode == 0
+
+
+def test_training_reads_as_it_is_told(small_atlas, tmp_path):
+    from hpa_fastai.cli import _check_train, _loaders, _parser
+    from hpa_fastai.decode import ImageReader
+    from hpa_fastai.labels import HPAError
+    ask = lambda *options: _parser().parse_args(['train', str(small_atlas), '--size', '32', '--no-cache', '--no-progress', '--out', str(tmp_path/'m'), *options])
+    dls = _loaders(ask('--channels', 'rgb', '--missing', 'zero', '--z', 'channels', '--scale', 'percentile', '--percentiles', '2', '98'), 'cpu')
+    assert dls.reader == ImageReader(32, channels='rgb', missing='zero', scale='percentile', percentiles=(2, 98), z='channels')
+    for wrong, words in ((['--channels', 'pink'], "channels='pink'"), (['--bits', '99'], 'bits=99'), (['--pixel-size', '-1'], 'pixel_size=-1')):
+        with pytest.raises(HPAError, match=words): _check_train(ask(*wrong))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +270,48 @@ def test_fields_of_different_sizes_share_a_batch(trained, plate):
     arrays = [np.random.default_rng(i).integers(0, 255, (4, *s), np.uint8) for i, s in enumerate([(64, 64), (96, 80), (64, 64), (100, 100)])]
     together, alone = Predictor(bundle)(arrays), [Predictor(bundle)(a) for a in arrays]
     assert np.abs(probs(together) - np.concatenate([probs(a) for a in alone])).max() < 1e-5
+
+
+def test_a_mapping_of_channels_goes_from_the_model_to_the_answer(plate, trained, tmp_path):
+    import torch
+    import tifffile
+    from hpa_fastai.bundle import write_bundle
+    from hpa_fastai.cache import cache_key
+    from hpa_fastai.cells import predict_cells
+    table, bundle = find_images(plate), load_bundle(trained[1])
+    (tmp_path/'stacks').mkdir()
+    for r in table.to_dict('records'): tifffile.imwrite(tmp_path/'stacks'/f'{r["Id"]}.tif', read_image(r).numpy()[[1, 3, 0, 2]], photometric='minisblack')
+    reader = replace(bundle.reader, channels={'g': 0, 'yellow': 1, 'r': 2, 'blue': 3})
+    mapped = replace(bundle, reader=reader, config={**bundle.config, 'reader': asdict(reader)})
+    write_bundle(mapped, tmp_path/'mapped', torch.stack([read_image(r, 48) for r in table.head(2).to_dict('records')]))
+    saved = load_bundle(tmp_path/'mapped')
+    assert saved.reader == reader and hash(saved.reader) == hash(reader) and cache_key(table, saved.reader) == cache_key(table, reader)
+    want, got = predict(plate, model=trained[1], progress=False), predict(tmp_path/'stacks', model=tmp_path/'mapped', progress=False)
+    assert (got['error'] == '').all() and got.Id.tolist() == want.Id.tolist() and np.abs(probs(got) - probs(want)).max() < 1e-5
+    both = predict(tmp_path/'stacks', model=[saved, tmp_path/'mapped'], progress=False)
+    assert np.abs(probs(both) - probs(want)).max() < 1e-5
+    cells = predict_cells(Predictor(saved), find_images(tmp_path/'stacks').head(1), None, None, progress=False)
+    assert set(cells['error']) <= {'', 'no cells'}
+
+
+def test_pictures_of_every_kind_in_memory(plate, trained):
+    import torch
+    from PIL import Image
+    table, predictor = find_images(plate).head(2), Predictor(trained[1])
+    want, pixels = probs(predictor(table)), [read_image(r) for r in table.to_dict('records')]
+    pillow = [Image.fromarray(np.moveaxis(x.numpy(), 0, -1)) for x in pixels]
+    leaf = (torch.stack([torch.as_tensor(np.asarray(x)) for x in pixels])/255).requires_grad_()
+    for source in (pillow, leaf, list(leaf), [pillow[0], leaf[1]], np.array(pillow + [None], object)[:2], table.to_dict('records')[0], table.iloc[0]):
+        got = probs(predictor(source))
+        assert np.abs(got - want[:len(got)]).max() < 5e-3  # floats are rounded once less
+    assert len(predictor(pillow[0])) == 1
+
+
+@pytest.mark.parametrize('source, words', [(None, 'a NoneType holds no pictures'), (7, 'a int holds no pictures'), ([None, np.zeros((4, 9, 9))], '1 of 2 are none, the first a NoneType'),
+                                           ([np.zeros((4, 9, 9)), 'a_red.png'], '1 of 2 are none, the first a str')])
+def test_what_cannot_be_predicted_is_one_line(trained, source, words):
+    with pytest.raises(HPAError, match=words) as e: predict(source, model=trained[1], progress=False)
+    assert '\n' not in str(e.value)
 
 
 def test_half_precision_is_close(plate, trained):

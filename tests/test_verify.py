@@ -3,7 +3,7 @@ import os, shutil, time
 import numpy as np, pandas as pd, pytest, tifffile
 from PIL import Image
 from hpa_fastai.decode import ImageReader
-from hpa_fastai.fields import CHANNELS, find_images
+from hpa_fastai.fields import CHANNELS, ImageError, find_images
 from hpa_fastai.labels import HPA19, HPA28, ZTG10, HPAError, LabelError, read_labels
 from hpa_fastai.simulate import simulate_atlas
 from hpa_fastai.verify import verify_images
@@ -249,3 +249,42 @@ def test_the_csv_of_the_folder_comes_first(tiny, tmp_path, monkeypatch):
     for csv in ('train.csv', 'other.csv', tmp_path/'data'/'train.csv'): assert 'bad label' not in str(verify_images('data', csv, progress=False))
     assert 'bad label' in str(verify_images('data', tmp_path/'train.csv', progress=False))
     with pytest.raises(HPAError, match='data/none.csv and .*none.csv: no such file'): verify_images('data', 'none.csv')
+
+def test_damaged_jpg_is_found_by_its_codes(tmp_path):
+    rng = np.random.default_rng(0)
+    for c in CHANNELS: Image.fromarray(rng.integers(0, 256, (64,64), dtype=np.uint8)).save(tmp_path/f'a_{c}.jpg')
+    assert verify_images(tmp_path, deep=True, progress=False).exit_code==0
+    whole = (tmp_path/'a_green.jpg').read_bytes()
+    (tmp_path/'a_green.jpg').write_bytes(whole[:-900]+whole[-600:])
+    v = verify_images(tmp_path, deep=True, progress=False)
+    assert found(v)=={('error','truncated or damaged')} and 'a_green.jpg' in str(v)
+
+HINTS = {'three channels': lambda x, write: [write(f'a_{c}.png', p) for c,p in zip(CHANNELS[:3], x)],
+         'a gap': lambda x, write: [write(f'{i}_{c}.png', p//(i+1)) for i in range(2) for c,p in zip(CHANNELS, x) if (i,c)!=(1,'yellow')],
+         'Z stack': lambda x, write: write('a.ome.tif', np.stack([x, x]), metadata=dict(axes='ZCYX')),
+         'slices': lambda x, write: write('a.tif', x, imagej=True, metadata=dict(axes='ZYX')),
+         'unknown names': lambda x, write: write('a.ome.tif', x, metadata=dict(axes='CYX', Channel=dict(Name=['Cy3','FITC','DAPI','Cy5']))),
+         'no names': lambda x, write: write('a.tif', x[:2], photometric='minisblack'),
+         'integers': lambda x, write: [write(f'a_{c}.tif', p.astype(np.int32)) for c,p in zip(CHANNELS, x)],
+         'floats': lambda x, write: [write(f'a_{c}.tif', p.astype(np.float32)) for c,p in zip(CHANNELS, x)],
+         'camera': lambda x, write: [write(f'a_{c}.png', p.astype(np.uint16)*16) for c,p in zip(CHANNELS, x)]}
+
+@pytest.mark.parametrize('kind', HINTS)
+def test_hints_can_be_followed_on_the_command_line(tmp_path, capsys, kind):
+    import re
+    from hpa_fastai.cli import main
+    def write(name, a, **kwargs): Image.fromarray(a).save(tmp_path/name) if name.endswith('png') else tifffile.imwrite(tmp_path/name, a, **kwargs)
+    HINTS[kind](np.random.default_rng(0).integers(0, 256, (4,32,32), dtype=np.uint8), write)
+    table, said = find_images(tmp_path), verify_images(tmp_path, deep=True, progress=False).problems.detail.tolist()
+    for row in table.to_dict('records'):
+        try: ImageReader().array(row)
+        except ImageError as e: said.append(str(e))
+    hints = dict.fromkeys(re.findall(r'train and verify: (--\S+) ([^)]+)\)', ' '.join(said)))
+    clean = []
+    for option, value in hints:
+        if kind=='unknown names': value += ',green=FITC,blue=DAPI,yellow=Cy5'   # the example names the first
+        main(['verify', str(tmp_path), '--deep', '--no-progress', option, value])
+        printed = capsys.readouterr()
+        assert not printed.err
+        clean.append('error ' not in printed.out and 'camera bits' not in printed.out)
+    assert any(clean) and (all(clean) or kind=='slices'), hints   # slices may be either, and a maximum of channels is no field of view
