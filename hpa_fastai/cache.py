@@ -17,28 +17,12 @@ from .arguments import checked
 from .surroundings import cache_home, tqdm_bar
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 from .labels import HPAError
-from .fields import is_url
+from .fields import file_stamp, file_stat, is_url
 from .decode import default_workers, read_into
 from .images import *
 
 # %% ../nbs/27_cache.ipynb #b5f7832f
 CACHE_VERSION = 1  # raised when the same files and settings come to give other pixels
-
-# %% ../nbs/27_cache.ipynb #6dbb41b4
-def _stat(path):
-    "Size and times of a file; zeros where there is none"
-    try: return os.stat(path)
-    except OSError: return os.stat_result((0,)*10)
-
-# %% ../nbs/27_cache.ipynb #9a6945f6
-def _stamp(path):
-    "What tells one version of a file, or of the files in a folder, from another"
-    if '://' in path:
-        import fsspec
-        fs, name = fsspec.core.url_to_fs(path)
-        return path, fs.ukey(name)
-    inside = sorted(Path(path).rglob('*')) if os.path.isdir(path) else [path]
-    return os.path.abspath(path), [(st.st_size, st.st_mtime_ns) for st in map(_stat, inside)]
 
 # %% ../nbs/27_cache.ipynb #7119c01e
 def cache_key(
@@ -47,7 +31,7 @@ def cache_key(
 ) -> str:  # 32 hexadecimal digits
     "The name of the cache of these files, read with these settings; the order of the rows does not matter"
     files = table[list(CHANNELS)].to_numpy().tolist()
-    stamps = {p: _stamp(p) for row in files for p in row if isinstance(p, str)}
+    stamps = {p: file_stamp(p) for row in files for p in row if isinstance(p, str)}
     rows = sorted((str(i), [stamps.get(p) for p in row]) for i,row in zip(table.Id, files))
     return hashlib.sha256(json.dumps([CACHE_VERSION, asdict(reader), rows]).encode()).hexdigest()[:32]
 
@@ -103,7 +87,7 @@ def remove_old_caches(
     "Delete the caches that have not been used for a while"
     for file in {o.with_suffix('.npy') for end in ('json', 'npy') for o in folder.glob(f'*.{end}')}:
         info = file.with_suffix('.json')
-        if time.time()-max(_stat(info).st_mtime, 0 if info.exists() else _stat(file).st_mtime)>days*86400:
+        if time.time()-max(file_stat(info).st_mtime, 0 if info.exists() else file_stat(file).st_mtime)>days*86400:
             for f in (file, info): f.unlink(missing_ok=True)
 
 # %% ../nbs/27_cache.ipynb #aad7ce53
@@ -149,7 +133,7 @@ def _remove_forsaken(folder):
     "Delete what builds that were killed have left"
     for left in folder.glob('building-*'):
         here = left.name.startswith(f'building-{platform.node()}-')
-        signs = [_stat(o).st_mtime for o in (left, *left.glob('*'))]
+        signs = [file_stat(o).st_mtime for o in (left, *left.glob('*'))]
         if here and _is_free(left/'lock') or time.time()-max(signs)>_FORSAKEN: shutil.rmtree(left, ignore_errors=True)
 
 @contextmanager

@@ -18,6 +18,7 @@ from scipy import ndimage as ndi
 from PIL import Image
 from .arguments import checked
 from .surroundings import tqdm_bar
+from .tables import write_whole
 from .labels import *
 from .fields import *
 from .decode import FULL_PIXEL, geometry, open_file, resize_plane
@@ -503,6 +504,12 @@ def _mask_sources(masks, table):
     if len(masks)!=len(table): raise CellError(f'{len(masks)} masks for {len(table)} fields of view; give one each, in the same order')
     return dict(zip(map(id_form, table.Id), masks))
 
+# %% ../nbs/82_cells.ipynb #284e8360
+def _mask_stamps(masks, ids):
+    "What the mask file of each field of view looks like; '' where there is none"
+    stamp = lambda mask: fov_stamp(dict.fromkeys(CHANNELS, str(mask))) if isinstance(mask, (str, Path)) else ''
+    return {i: stamp((masks or {}).get(i)) for i in ids}
+
 # %% ../nbs/82_cells.ipynb #704e0af0
 def _outlines(id_, img, masks, border, diameter, pixel_size):
     "The mask of a field of view: given, or found"
@@ -561,10 +568,10 @@ def _try_fov(predictor, id_, got, full, prior, *outlining):
     except CellError as e: return _no_cells(id_, got[full].shape[1:], str(e), predictor.labels)
 
 # %% ../nbs/82_cells.ipynb #e87e274c
-def _each_fov(predictor, table, todo, full, progress, *how):
+def _each_fov(predictor, table, todo, stamps, full, progress, *how):
     "The rows of one field of view after the other"
     bar = tqdm_bar(total=len(table), initial=len(table)-len(todo), unit='FOV', desc=f'predicting cells on {predictor.where}', disable=not progress)
-    with bar, closing(predictor.read(table, todo, more=(full,))) as stream:
+    with bar, closing(predictor.read(table, todo, more=(full,), stamps=stamps)) as stream:
         for i,got in filter(None, stream):
             yield _try_fov(predictor, table.Id[i], got, full, *how)
             bar.update()
@@ -592,14 +599,19 @@ def predict_cells(
     p = model if isinstance(model, Predictor) else Predictor(model, device, bs, n_workers=n_workers)
     table, full = locate(images), replace(p.readers[0], size=None, pixel_size=None)
     found = _mask_sources(masks, table)
-    fovs = lambda todo: _each_fov(p, table, todo, full, progress, prior, found, border, diameter, pixel_size)
+    fovs = lambda todo, stamps=None: _each_fov(p, table, todo, stamps, full, progress, prior, found, border, diameter, pixel_size)
     if not out: return with_labels(pd.concat(fovs(range(len(table))), ignore_index=True), p.labels)
     about = dict(source=about_source(images), **p.about(), masks=masks if masks is None else about_source(masks), prior=float(prior), border=border,
                  diameter=diameter and float(diameter), pixel_size=pixel_size and float(pixel_size))
     with CellJournal(out, [*_about, 'Predicted', 'Names', *p.labels.classes, 'mask', 'error'], about, force) as journal:
         if not journal.complete:
-            with closing(fovs(journal.left(table.Id))) as parts:
-                for rows in parts: journal.add(rows)
+            outlines, stamps = _mask_stamps(found, table.Id), {}
+            now = {i: s+outlines[i] for i,s in stamps_now(table, journal.done).items()}
+            with closing(fovs(journal.left(table.Id, now), stamps)) as parts:
+                for rows in parts:
+                    id_ = rows.Id.iloc[0]
+                    journal.note({id_: stamps.pop(id_)+outlines[id_]})
+                    journal.add(rows)
             journal.finish(table.Id.tolist())
     return with_labels(read_cells(out), p.labels)
 
@@ -629,5 +641,5 @@ def cells_submission(
     res = cells[['Id', 'width', 'height']].assign(text=text).groupby('Id', sort=False).agg({'width': 'first', 'height': 'first', 'text': lambda t: ' '.join(filter(None, t))})
     res = res.reset_index().set_axis(['ID', 'ImageWidth', 'ImageHeight', 'PredictionString'], axis=1)
     res = res.astype({'ImageWidth': 'Int64', 'ImageHeight': 'Int64'})
-    if out: res.to_csv(out, index=False, lineterminator='\n')
+    if out: write_whole(out, res.to_csv(index=False, lineterminator='\n'))
     return res

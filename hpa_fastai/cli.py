@@ -138,11 +138,12 @@ def _add_verify(sub):
 # %% ../nbs/90_cli.ipynb #11ec6f9c
 def _verify(a):
     "Check a folder of images"
+    from hpa_fastai.tables import write_whole
     from hpa_fastai.verify import verify_images
     _check_free(a.out, a.force)
     found = verify_images(a.folder, a.csv, a.labels, a.deep, _reader(a), progress=a.progress)
     print(found)
-    if a.out: found.problems.to_csv(a.out, index=False, errors='backslashreplace')
+    if a.out: write_whole(a.out, found.problems.to_csv(index=False))
     return found.exit_code
 
 # %% ../nbs/90_cli.ipynb #e9da7f4d
@@ -511,6 +512,7 @@ def _evaluate(a):
     from hpa_fastai.images import attach_images, find_images
     from hpa_fastai.inference import check_writable, evaluate_predictions
     from hpa_fastai.labels import read_labels
+    from hpa_fastai.tables import write_whole
     if a.out: check_writable(a.out, ('.csv',))
     _check_free(a.out, a.force)
     predictor = _predictor(a)
@@ -519,7 +521,7 @@ def _evaluate(a):
     preds = predictor(attach_images(truth, images), a.progress)
     ev = evaluate_predictions(preds, truth, predictor.labels)
     print(ev)
-    if a.out: ev.table.to_csv(a.out)
+    if a.out: write_whole(a.out, ev.table.to_csv())
     failed = preds[preds['error']!='']
     return _report_failures(list(zip(failed.Id, failed['error'])), len(failed), len(preds))
 

@@ -35,7 +35,7 @@ from .bundle import *
 from .bundle import _table_records
 from .saving import *
 from .results import *
-from .results import _differences, _write_whole
+from .results import _differences
 from .inference import *
 from .inference import _Decided
 
@@ -212,7 +212,7 @@ def _begin(out, settings, force):
         if differs: raise ExperimentError(f'{out} holds folds that were trained otherwise: {differs}; give another folder, or begin again with force=True (--force)')
     elif out.exists() and (not out.is_dir() or any(out.iterdir())): raise ExperimentError(f'{out} exists and holds no folds; give another name')
     out.mkdir(parents=True, exist_ok=True)
-    _write_whole(record, json.dumps(settings, indent=1))
+    write_whole(record, json.dumps(settings, indent=1))
 
 # %% ../nbs/76_experiments.ipynb #4425237c
 def _finished(out, fold):
@@ -299,7 +299,7 @@ def _equip(path, d, evaluation):
 def _write_table(df, path):
     "A table of predictions, as `predict` writes it"
     text = {c: df[c].map(escape_cell) for c in ('Id', 'Predicted', 'Names', 'flags', 'error')}
-    df.assign(**text).rename(columns=escape_cell).to_csv(path, index=False, float_format='%.6f', lineterminator='\n')
+    write_whole(path, df.assign(**text).rename(columns=escape_cell).to_csv(index=False, float_format='%.6f', lineterminator='\n'))
 
 # %% ../nbs/76_experiments.ipynb #59ffed6f
 def _labelled(df, labels, images):
@@ -319,7 +319,7 @@ def _write_folds(out, res, d):
     "Leave the models with all they need, and the tables beside them"
     for m in res.models: _equip(m, d, res.evaluation)
     _write_table(res.predictions, out/'predictions.csv')
-    res.evaluation.table.to_csv(out/'classes.csv')
+    write_whole(out/'classes.csv', res.evaluation.table.to_csv())
 
 # %% ../nbs/76_experiments.ipynb #9295ad81
 def train_folds(
@@ -478,7 +478,7 @@ def _folder(name):
 def _show(table, out):
     "Write the table and its picture"
     import matplotlib.pyplot as plt
-    table.to_csv(out/'experiments.csv')
+    write_whole(out/'experiments.csv', table.to_csv())
     fig = plot_experiments(table)
     fig.savefig(out/'experiments.png', dpi=120)
     plt.close(fig)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'IMAGE_EXTS', 'LeftOut', 'ImageError', 'split_name', 'spell_out', 'id_form', 'split_mask', 'is_hidden',
-           'tell_left_out', 'no_file', 'is_url', 'open_filesystem', 'list_files', 'files_of_ome', 'survey_images',
-           'find_images', 'attach_images', 'sources_of']
+           'tell_left_out', 'no_file', 'is_url', 'file_stat', 'file_stamp', 'fov_stamp', 'open_filesystem',
+           'list_files', 'files_of_ome', 'survey_images', 'find_images', 'attach_images', 'sources_of']
 
 # %% ../nbs/05_fields.ipynb #2b0418c4
-import os, re, stat, warnings
+import hashlib, json, os, re, stat, warnings
 from collections import Counter, namedtuple
+from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np, pandas as pd
 from .tables import *
@@ -193,6 +194,35 @@ def is_url(
 ) -> bool:
     "Whether a path names object storage or another place that fsspec reads"
     return '://' in str(path)
+
+# %% ../nbs/05_fields.ipynb #f5192b2b
+def file_stat(
+    path, # of a file that may be there
+) -> os.stat_result: # zeros where there is none
+    "Size and times of a file"
+    try: return os.stat(path)
+    except OSError: return os.stat_result((0,)*10)
+
+def file_stamp(
+    path, # of a file, of a folder that is one picture, or of an object
+) -> tuple: # its full path, and what changes with what is in it
+    "What tells one version of a file, or of the files in a folder, from another"
+    if is_url(path):
+        import fsspec
+        fs, name = fsspec.core.url_to_fs(path)
+        return path, fs.ukey(name)
+    inside = sorted(Path(path).rglob('*')) if os.path.isdir(path) else [path]
+    return os.path.abspath(path), [(st.st_size, st.st_mtime_ns) for st in map(file_stat, inside)]
+
+def fov_stamp(
+    row, # of the table of `find_images`
+) -> str: # 16 hexadecimal digits
+    "What tells the files of a field of view from those that may come in their place"
+    stamps = []
+    for path in dict.fromkeys(row[c] for c in CHANNELS if isinstance(row[c], str)):
+        try: stamps.append(file_stamp(path))
+        except OSError: stamps.append((path, None))
+    return hashlib.blake2b(json.dumps(stamps).encode(), digest_size=8).hexdigest()
 
 # %% ../nbs/05_fields.ipynb #19cf25e1
 def open_filesystem(

@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 from .surroundings import check_backend
-from .labels import HPAError
+from .tables import HPAError, write_whole
 
 # %% ../nbs/24_pages.ipynb #2644706b
 check_backend()
@@ -291,7 +291,4 @@ def write_page(
     page: str,  # of `build_page`
 ) -> Path:
     "Write the page, whole or not at all"
-    out = Path(out)
-    tmp = out.with_name(f'.{out.name}.tmp')
-    tmp.write_text(page, encoding='utf-8', errors='backslashreplace')
-    return tmp.replace(out)
+    return write_whole(out, page)

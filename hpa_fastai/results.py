@@ -10,6 +10,7 @@ __all__ = ['FORMATS', 'escape_cell', 'unescape_cell', 'ResultError', 'result_col
 # %% ../nbs/74_results.ipynb #fa102465
 import csv, io, json, os, re, warnings
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -102,16 +103,9 @@ class Journal:
         self.out, self.labels, self.about = Path(out), labels, json.loads(json.dumps(about))
         self.part, self.record = (self.out.with_name(f'{self.out.name}.{o}') for o in ('part', 'part.json'))
         if growing: self.part, self.record = check_writable(self.out, ('.csv',)), self.out.with_name(f'{self.out.name}.run.json')
-        self.embeddings = embeddings and EmbeddingFile(embeddings)
-        self.done, self.failed, self.n_failed, self.named, self.complete = [], [], 0, Counter(), False
+        self.stamps = self.record.with_suffix('.stamps')
+        self.embeddings, self.complete = embeddings and EmbeddingFile(embeddings), False
         self._begin(force)
-
-# %% ../nbs/74_results.ipynb #01aa495e
-def _write_whole(path, text):
-    "A small file, whole or not at all"
-    tmp = path.with_name(path.name+'.tmp')
-    tmp.write_text(text, encoding='utf-8')
-    os.replace(tmp, path)
 
 # %% ../nbs/74_results.ipynb #b595c7c3
 def _changes(old, new):
@@ -125,6 +119,17 @@ def _differences(record, about):
     try: old = json.loads(record.read_text(encoding='utf-8'))
     except ValueError: return 'its record is damaged'
     return _changes(old, about) if isinstance(old, dict) else 'its record is damaged'
+
+# %% ../nbs/74_results.ipynb #9bdfdda8
+def _read_stamps(path):
+    "What the files of each field of view looked like: {Id: text}"
+    seen = {}
+    if not path.is_file(): return seen
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+        try: id_, stamp = json.loads(line)
+        except (ValueError, TypeError): continue
+        seen[id_] = stamp
+    return seen
 
 # %% ../nbs/74_results.ipynb #b965050d
 def _lock(file, path):
@@ -152,8 +157,9 @@ def _begin(self:Journal, force):
     differs = _differences(self.record, self.about)
     if differs: self._make_room(differs, force)
     elif not self.part.exists() and self.out.exists(): return self._finished()
-    if not self.record.is_file(): _write_whole(self.record, json.dumps(self.about, indent=1))
+    if not self.record.is_file(): write_whole(self.record, json.dumps(self.about, indent=1))
     self.file = _open_own(self.part)
+    self.seen = _read_stamps(self.stamps)
     self._recover()
 
 # %% ../nbs/74_results.ipynb #445bb15f
@@ -164,14 +170,14 @@ def _make_room(self:Journal, differs, force):
         raise ResultError(f'{self.part} is an unfinished table of another run ({differs}); finish that one with its own arguments, or begin again with force=True (--force)')
     check_out(self.out, force)
     if self.part.exists(): _open_own(self.part).close()
-    for f in (self.part, self.record): f.unlink(missing_ok=True)
+    for f in (self.part, self.record, self.stamps): f.unlink(missing_ok=True)
 
 # %% ../nbs/74_results.ipynb #cc88a2cb
 @patch
 def _finished(self:Journal):
     "The run was complete but for a word that it is"
-    self.record.unlink()
-    self.complete = True
+    for f in (self.record, self.stamps): f.unlink(missing_ok=True)
+    self.done, self.failed, self.n_failed, self.named, self.complete = [], [], 0, Counter(), True
     _, *rows = _cells(self.out) if self.out.suffix=='.csv' else [None]
     for r in rows: self._count(r)
 
@@ -213,7 +219,7 @@ def _count(self:Journal, cells):
 @patch
 def _recover(self:Journal):
     "Take in the rows that are there, and cut off what was not written to the end"
-    size = 0
+    self.done, self.failed, self.n_failed, self.named, size = [], [], 0, Counter(), 0
     for n,r in enumerate(_records(self.file)):
         size += len(r)
         if n: self._count(next(csv.reader(io.StringIO(r.decode(), newline=''))))
@@ -229,22 +235,44 @@ def _to_cell(v, digits):
     return '' if v!=v else format(v, digits)
 
 # %% ../nbs/74_results.ipynb #ee02a991
+@contextmanager
+def _going_on(path, kept=''):
+    "A file that can't be written as an error in one line, and what to do"
+    try: yield
+    except OSError as e:
+        raise ResultError(f"{path}: can't be written ({e.strerror or e}); {kept}make room, and the same call or command goes on") from e
+
 def _write_all(file, data):
     "Write bytes to a raw file, which may take fewer at a time"
     data = memoryview(data)
-    while data: data = data[file.write(data):]
+    with _going_on(getattr(file, 'name', 'the table')):
+        while data: data = data[file.write(data):]
 
 # %% ../nbs/74_results.ipynb #1b36e203
 @patch
-def _write(self:Journal, rows):
-    "Append rows to the file, in one piece"
+def _as_csv(self:Journal, rows):
+    "Rows as the file holds them"
     digits = '.6f' if self.out.suffix=='.csv' else '.9g'
     text = io.StringIO(newline='')
     w = csv.writer(text, lineterminator='\n')
     for r in rows: w.writerow([_to_cell(v, digits) for v in r])
-    _write_all(self.file, text.getvalue().encode())
+    return text.getvalue().encode()
+
+@patch
+def _write(self:Journal, rows):
+    "Append rows to the file, in one piece"
+    _write_all(self.file, self._as_csv(rows))
 
 # %% ../nbs/74_results.ipynb #a2a9ece8
+@patch
+def note(self:Journal,
+    stamps: dict,  # {Id: text}
+):
+    "Write down what files looked like before they were read; their rows are added after that"
+    text = ''.join(json.dumps(o)+'\n' for o in stamps.items())
+    with open(self.stamps, 'ab', buffering=0) as f: _write_all(f, text.encode())
+    self.seen.update(stamps)
+
 @patch
 def add(self:Journal,
     rows: list,  # of `result_columns`: texts and numbers
@@ -272,16 +300,53 @@ def __exit__(self:Journal, *_): self.close()
 @patch
 def __len__(self:Journal): return len(self.done)
 
+# %% ../nbs/74_results.ipynb #442fc4ef
+_first = re.compile(r'"((?:[^"]|"")*)"|([^,]*)')
+
+def _first_cell(record):
+    "The first cell of a record; masks may be longer than the csv module reads"
+    quoted, bare = _first.match(record).groups()
+    return bare if quoted is None else quoted.replace('""', '"')
+
 # %% ../nbs/74_results.ipynb #38284009
+@patch
+def _drop(self:Journal, ids, instead=b''):
+    "Take rows out of the file, and put others at its end, in one step; with embeddings all rows from the first of these on"
+    header, *records = _records(self.file)
+    places = [n for n,r in enumerate(records) if unescape_cell(_first_cell(r.decode())) in ids]
+    if self.embeddings and places: records = records[:places[0]]
+    kept = [r for r in records if unescape_cell(_first_cell(r.decode())) not in ids]
+    self.close()
+    write_whole(self.part, b''.join([header, *kept, instead]))
+    self.file = _open_own(self.part)
+    self._recover()
+
 @patch
 def left(self:Journal,
     ids,  # of all fields of view, in order
+    stamps: dict|None = None,  # what their files look like now: {Id: text}; None: as they did
 ) -> list[int]:
-    "Numbers of the fields of view that are not in the journal yet"
+    "Numbers of the fields of view that are not in the journal yet, or whose files were others"
     done, ids = set(self.done), list(ids)
     gone = done-set(ids)
     if gone: raise ResultError(f'{self.part} has {len(gone)} fields of view that are not there any more ({", ".join(sorted(gone)[:3])}); delete that file to begin again')
+    changed = [] if stamps is None else [i for i in self.done if stamps[i]!=self.seen.get(i)]
+    if changed:
+        few = f'{", ".join(changed[:3])}{", …" if len(changed)>3 else ""}'
+        warnings.warn(f'{len(changed)} of {len(done)} fields of view have other files than when they were predicted, and are predicted again: {few}')
+        self._drop(set(changed))
+        done = set(self.done)
     return [i for i,o in enumerate(ids) if o not in done]
+
+# %% ../nbs/74_results.ipynb #85bc9d59
+@patch
+def replace(self:Journal,
+    rows: list,  # as of `add`
+):
+    "Write rows, in the place of those that the same fields of view have"
+    old = {r[0] for r in rows} & set(self.done)
+    if old: self._drop(old, self._as_csv(rows))
+    else: self.add(rows)
 
 # %% ../nbs/74_results.ipynb #b3a0de05
 @patch
@@ -300,6 +365,17 @@ def _convert(self:Journal, rows):
     _to_parquet(rows, out, self.labels)
     return out
 
+# %% ../nbs/74_results.ipynb #59193dab
+@patch
+@contextmanager
+def _ending(self:Journal):
+    "Write what comes of the rows; or leave them, and nothing else"
+    try:
+        with _going_on(self.out, f'the rows are kept in {self.part}; '): yield
+    except ResultError:
+        for end in ('sorted', 'tmp'): self.out.with_name(f'{self.out.name}.{end}').unlink(missing_ok=True)
+        raise
+
 # %% ../nbs/74_results.ipynb #5477b520
 @patch
 def finish(self:Journal,
@@ -309,13 +385,15 @@ def finish(self:Journal,
     if self.complete: return self.out
     at = {i: n for n,i in enumerate(self.done)}
     rank = [at[i] for i in (self.done if order is None else order)]
-    rows = self.part if rank==list(range(len(self.done))) else self._sorted(rank)
-    self.done = [self.done[n] for n in rank]
-    whole = rows if self.out.suffix=='.csv' else self._convert(rows)
-    if self.embeddings: self.embeddings.finish(self.done, rank)
-    self.close()
-    os.replace(whole, self.out)
-    for o in (rows, self.part, self.embeddings and self.embeddings.part):
+    order = [self.done[n] for n in rank]
+    with self._ending():
+        rows = self.part if rank==list(range(len(self.done))) else self._sorted(rank)
+        whole = rows if self.out.suffix=='.csv' else self._convert(rows)
+        if self.embeddings: self.embeddings.finish(order, rank)
+        self.close()
+        os.replace(whole, self.out)
+    self.done = order
+    for o in (rows, self.part, self.embeddings and self.embeddings.part, self.stamps):
         if o: o.unlink(missing_ok=True)
     self.record.unlink()
     self.complete = True
@@ -458,7 +536,7 @@ class CellJournal(Journal):
 
     def _recover(self):
         "Take in all fields of view but the last one"
-        starts, size = {}, 0
+        starts, size, self.embeddings = {}, 0, None
         for n,r in enumerate(_records(self.file)):
             if n: starts.setdefault(_first_cell(r.decode()), size)
             size += len(r)
@@ -466,14 +544,6 @@ class CellJournal(Journal):
         self.file.truncate(list(starts.values())[-1] if starts else 0)
         self.file.seek(0, os.SEEK_END)
         if not starts: self._append(pd.DataFrame(columns=self.columns), header=True)
-
-# %% ../nbs/74_results.ipynb #442fc4ef
-_first = re.compile(r'"((?:[^"]|"")*)"|([^,]*)')
-
-def _first_cell(record):
-    "The first cell of a record; masks may be longer than the csv module reads"
-    quoted, bare = _first.match(record).groups()
-    return bare if quoted is None else quoted.replace('""', '"')
 
 # %% ../nbs/74_results.ipynb #26bad801
 _cell_texts = ('Id', 'Predicted', 'Names', 'mask', 'error')
@@ -499,8 +569,8 @@ def add(self:CellJournal,
 @patch
 def _finished(self:CellJournal):
     "The run was complete but for a word that it is"
-    self.record.unlink()
-    self.complete = True
+    for f in (self.record, self.stamps): f.unlink(missing_ok=True)
+    self.done, self.complete = [], True
 
 # %% ../nbs/74_results.ipynb #c513d4d3
 def read_cells(
@@ -530,12 +600,12 @@ def finish(self:CellJournal,
     "Give the complete table its name"
     if self.complete: return self.out
     order = self.done if order is None else order
-    whole = self.part if self.done==order and self.out.suffix=='.csv' else self._rewritten(order)
+    with self._ending():
+        whole = self.part if self.done==order and self.out.suffix=='.csv' else self._rewritten(order)
+        self.close()
+        os.replace(whole, self.out)
     self.done = list(order)
-    self.close()
-    os.replace(whole, self.out)
-    self.part.unlink(missing_ok=True)
-    self.record.unlink()
+    for f in (self.part, self.record, self.stamps): f.unlink(missing_ok=True)
     self.complete = True
     return self.out
 
@@ -592,9 +662,10 @@ def rows(self:EmbeddingFile,
 # %% ../nbs/74_results.ipynb #7d9f795a
 def _embeddings_npy(out, ids, x, rank, chunk=10_000):
     "One row a field of view"
-    whole = np.lib.format.open_memmap(out, 'w+', np.float32, x.shape)
-    for i in range(0, len(rank), chunk): whole[i:i+chunk] = x[rank[i:i+chunk]]
-    whole.flush()
+    about = np.lib.format.header_data_from_array_1_0(np.empty((0, x.shape[1]), np.float32))
+    with open(out, 'wb') as f:
+        np.lib.format.write_array_header_1_0(f, dict(about, shape=(len(rank), x.shape[1])))
+        for i in range(0, len(rank), chunk): f.write(x[rank[i:i+chunk]].tobytes())
 
 # %% ../nbs/74_results.ipynb #0f9f1cab
 def _embeddings_parquet(out, ids, x, rank, chunk=10_000):
@@ -614,9 +685,12 @@ def finish(self:EmbeddingFile,
 ):
     "Write the complete file"
     tmp = self.out.with_name('tmp-'+self.out.name)
-    (_embeddings_npy if self.out.suffix=='.npy' else _embeddings_parquet)(tmp, ids, self.rows(len(ids)), rank)
-    if self.out.suffix=='.npy': _write_whole(self.out.with_suffix('.ids.json'), json.dumps(list(ids)))
-    os.replace(tmp, self.out)
+    write = _embeddings_npy if self.out.suffix=='.npy' else _embeddings_parquet
+    try:
+        with _going_on(self.out, f'the rows are kept in {self.part}; '): write(tmp, ids, self.rows(len(ids)), rank)
+        if self.out.suffix=='.npy': write_whole(self.out.with_suffix('.ids.json'), json.dumps(list(ids)))
+        os.replace(tmp, self.out)
+    finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/74_results.ipynb #69aad62d
 def _read_sample(sample, labels):
@@ -651,5 +725,5 @@ def write_submission(
     if out.exists() and not force: raise ResultError(f'{out} exists; give another name, or overwrite it with force=True (--force)')
     table, id_col, pred_col = _read_sample(sample, labels)
     res = pd.DataFrame({id_col: table[id_col], pred_col: _match(predictions, table[id_col].map(same_form), sample)})
-    _write_whole(out, res.to_csv(index=False, lineterminator='\n'))
+    write_whole(out, res.to_csv(index=False, lineterminator='\n'))
     return res

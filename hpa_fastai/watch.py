@@ -31,6 +31,10 @@ def _keys(table):
     "The files of each field of view"
     return list(table[list(CHANNELS)].itertuples(index=False, name=None))
 
+def _stamps(key):
+    "What changes when one of these files does"
+    return tuple(p and _stamp(p) for p in key)
+
 # %% ../nbs/77_watch.ipynb #27c6bdfb
 class Ripening:
     "Remembers which fields of view have changed, and which are complete and at rest"
@@ -38,14 +42,26 @@ class Ripening:
         folder: str|Path,  # nested to any depth
         channels: list,  # names of the channels that a field of view must have
         settle: float = 2.,  # seconds without a change after which a file counts as written
-    ): self.folder, self.channels, self.settle, self.seen, self.gone, self.tried, self.news = Path(folder), channels, settle, {}, set(), {}, 0
+    ):
+        self.folder, self.channels, self.settle = Path(folder), channels, settle
+        self.seen, self.gone, self.tried, self.news = {}, {}, {}, 0
 
     def __repr__(self): return f'Ripening({len(self.seen)} fields of view)'
 
 # %% ../nbs/77_watch.ipynb #908c4703
+_A_LOOK = 500  # fields of view that are done with and looked at again each time
+
+@patch
+def _take_back(self:Ripening):
+    "Look at some of the fields of view that are done with, and take back those that were acquired again"
+    for k in list(self.gone)[:_A_LOOK]:
+        stamps = self.gone.pop(k)
+        if _stamps(k)==stamps: self.gone[k] = stamps  # at the end of the queue
+
 @patch
 def _find(self:Ripening):
     "The fields of view in the folder that are not done with"
+    self._take_back()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         table = find_images(self.folder)
@@ -56,7 +72,7 @@ def _find(self:Ripening):
 def look(self:Ripening) -> pd.DataFrame:  # as of `find_images`, and 'rest': seconds without a change, 'complete': whether all files are there
     "The fields of view that are not done with"
     table, now = self._find(), time.monotonic()
-    stamps = {k: tuple(p and _stamp(p) for p in k) for k in _keys(table)}
+    stamps = {k: _stamps(k) for k in _keys(table)}
     for k,s in stamps.items():
         if self.seen.get(k, (None,))[0]!=s: self.seen[k], self.news = (s, now), self.news+1
     whole = lambda k: all(s is not None for c,s in zip(CHANNELS, stamps[k]) if c in self.channels)
@@ -75,8 +91,8 @@ def ready(self:Ripening,
 def tick_off(self:Ripening,
     table: pd.DataFrame,  # those that are done
 ):
-    "Don't look at these again"
-    self.gone.update(_keys(table))
+    "Don't look at these again, unless they change"
+    self.gone.update((k, _stamps(k)) for k in _keys(table))
 
 # %% ../nbs/77_watch.ipynb #2acb8fe3
 @patch
@@ -90,21 +106,29 @@ def to_try(self:Ripening,
     return table.assign(last=last)[last|pd.Series(new, index=table.index, dtype=bool)].reset_index(drop=True)
 
 # %% ../nbs/77_watch.ipynb #d3d05ca8
+def _is_answered(journal, table):
+    "Whether the table of results has a row of each field of view as its files are now"
+    done = set(journal.done)
+    return np.array([r['Id'] in done and journal.seen.get(r['Id'])==fov_stamp(r) for r in table.to_dict('records')], bool)
+
 @patch
 def step(self:Predictor,
     ripening: Ripening,  # what has been seen so far
     journal: Journal,  # where rows go
 ) -> int:  # rows written
     "Look once, and predict what is ready"
-    seen, done, n = ripening.look(), set(journal.done), 0
-    old = seen.Id.isin(done)
-    ripening.tick_off(seen[old])
-    table = ripening.to_try(ripening.ready(seen[~old]))
+    seen, stamps, n = ripening.look(), {}, 0
+    answered = _is_answered(journal, seen)
+    ripening.tick_off(seen[answered])
+    table = ripening.to_try(ripening.ready(seen[~answered]))
     if not len(table): return 0
     table['Id'], wait = check_ids(table.Id), {i for i,last in zip(check_ids(table.Id), table['last']) if not last}
-    for rows,_ in self.stream(table):
+    for rows,_ in self.stream(table, stamps=stamps):
         rows = [r for r in rows if not (r[-1] and r[0] in wait)]
-        journal.add(rows)
+        again = [r[0] for r in rows if r[0] in journal.seen and r[0] in set(journal.done)]
+        if again: warnings.warn(f'acquired again, and predicted again: {", ".join(again[:3])}{", …" if len(again)>3 else ""}')
+        journal.note({r[0]: stamps[r[0]] for r in rows})
+        journal.replace(rows)
         n += len(rows)
     return n
 
@@ -154,11 +178,13 @@ def _looks(predictor, ripening, journal, wake_ups, timeout):
 def _close(journal, ripening, final):
     "Say what never completed; after a timeout, in the table too"
     try: left = ripening.look()
-    except ImageError: left = pd.DataFrame(dict(Id=[]))
-    left = left[~left.Id.isin(set(journal.done))]
-    journal.waiting = list(_incomplete(left, ripening.channels))
+    except ImageError: left = pd.DataFrame(columns=['Id', *CHANNELS])
+    left = left[~_is_answered(journal, left)]
+    left['Id'] = check_ids(left.Id)
+    journal.waiting, done = list(_incomplete(left, ripening.channels)), set(journal.done)
     nothing = [float('nan')]*len(journal.labels)
-    if final: journal.add([(i, '', '', *nothing, '', why) for i,why in journal.waiting])
+    rows = [(i, '', '', *nothing, '', why) for i,why in journal.waiting if i not in journal.seen or i not in done]
+    if final: journal.replace(rows)
 
 # %% ../nbs/77_watch.ipynb #f8740fc2
 def watch(

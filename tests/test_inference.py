@@ -19,6 +19,7 @@ from hpa_fastai.decode import ImageReader
 from hpa_fastai.images import find_images, read_image
 from hpa_fastai.inference import Predictor, evaluate_predictions, predict
 from hpa_fastai.labels import HPA28, HPAError, read_labels
+from hpa_fastai.results import Journal
 from hpa_fastai.thresholds import plain_thresholds
 
 NAMES = list(HPA28.classes)
@@ -196,6 +197,75 @@ def unfinished(plate, trained, out, **kwargs):
     with open(f'{out}.part', 'ab') as f: f.write(b'half,a,line')
 
 
+def acquired_again(row, like):
+    "Other pictures under the same names"
+    for c in ('red', 'green', 'blue', 'yellow'): shutil.copy(like[c], row[c])
+
+
+@pytest.mark.filterwarnings('ignore:.*have other files')
+@pytest.mark.parametrize('embeddings', [None, 'e.npy'])
+def test_pictures_that_were_replaced_meanwhile_are_predicted_again(plate, trained, tmp_path, embeddings):
+    "A table goes on with the pictures that are there now, and reads no others again"
+    kwargs = dict(model=trained[1], out=tmp_path/'p.csv', bs=4, progress=False, embeddings=embeddings and tmp_path/embeddings)
+    rows = find_images(plate).to_dict('records')
+    predictor = Predictor(trained[1], bs=4)
+    with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Journal, 'finish', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        predictor.to_file(plate, tmp_path/'p.csv', embeddings=kwargs['embeddings'], progress=False)
+    acquired_again(rows[5], rows[0])
+    os.remove(rows[6]['green'])
+    shutil.copy(rows[1]['green'], rows[6]['green'])  # a channel alone
+    reads, real = set(), ImageReader.array
+    with pytest.MonkeyPatch.context() as m, pytest.warns(UserWarning, match='2 of .* have other files than when they were predicted'):
+        m.setattr(ImageReader, 'array', lambda self, row: (reads.add(row['Id']), real(self, row))[1])
+        df = predict(plate, **kwargs)
+    assert {rows[5]['Id'], rows[6]['Id']} <= reads and (embeddings or len(reads) == 2)
+    whole = predict(plate, **{**kwargs, 'out': tmp_path/'whole.csv', 'embeddings': embeddings and tmp_path/'whole.npy'})
+    assert df.equals(whole) and df.Id.is_unique
+    if embeddings: assert np.allclose(np.load(tmp_path/'e.npy'), np.load(tmp_path/'whole.npy'), equal_nan=True)
+    assert not list(tmp_path.glob('*.part*'))
+
+
+@pytest.mark.parametrize('room', [400, 15_000, 20_500])
+def test_a_full_disk_is_one_line_and_the_run_goes_on(plate, trained, tmp_path, room):
+    "At the start, in the middle of the rows, and while embeddings are converted"
+    import resource
+    kwargs = dict(model=trained[1], out=tmp_path/'p.csv', bs=4, progress=False, embeddings=tmp_path/'e.npy')
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, old[1]))
+        with pytest.raises(HPAError, match=f'{tmp_path}/[pe].(csv|npy)[^ ]*: .*same call or command goes on'): predict(plate, **kwargs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    df = predict(plate, **kwargs)
+    assert df.equals(predict(plate, **{**kwargs, 'out': tmp_path/'w.csv', 'embeddings': tmp_path/'w.npy'}))
+    assert sorted(o.name for o in tmp_path.iterdir() if o.is_file()) == ['e.ids.json', 'e.npy', 'p.csv', 'w.csv', 'w.ids.json', 'w.npy']
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A disk of its own, of 64 kB"
+    (tmp_path/'disk').mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(tmp_path/'disk')]
+    if not shutil.which('mount') or subprocess.run(mount, capture_output=True).returncode: pytest.skip('no disk can be mounted here')
+    yield tmp_path/'disk'
+    subprocess.run(['umount', str(tmp_path/'disk')], check=True)
+
+
+def test_embeddings_on_a_full_disk(plate, trained, small_disk):
+    "A file that is written through a map would end the process with a signal"
+    (small_disk/'filler').write_bytes(bytes(20_000))
+    run = [sys.executable, '-c', 'import sys; from hpa_fastai.cli import main; sys.exit(main())', 'predict', str(plate), '--model', str(trained[1]),
+           '--out', str(small_disk/'p.csv'), '--embeddings', str(small_disk/'e.npy'), '--no-progress']
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 2 and f'{small_disk}/e.npy' in done.stderr and 'No space left' in done.stderr, done
+    assert 'the rows are kept in' in done.stderr and len(done.stderr.splitlines()) == 1
+    (small_disk/'filler').unlink()
+    assert subprocess.run(run, capture_output=True, text=True).returncode == 0
+    assert np.load(small_disk/'e.npy').shape[0] == 10
+
+
 def test_other_arguments_or_another_model_stop(plate, trained, tmp_path):
     out = tmp_path/'p.csv'
     unfinished(plate, trained, out)
@@ -220,7 +290,6 @@ def test_images_that_came_in_the_meantime_get_their_place(plate, trained, tmp_pa
 
 
 def test_two_runs_do_not_write_one_table(plate, trained, tmp_path):
-    from hpa_fastai.results import Journal
     predictor = Predictor(trained[1])
     about = dict(source=str(plate), **predictor.about(), embeddings=None)
     with Journal(tmp_path/'p.csv', HPA28, about):

@@ -107,6 +107,39 @@ def test_a_restart_goes_on(plate, predictor, rows, tmp_path, trained):
     with pytest.raises(HPAError, match='no such folder'): watch(tmp_path/'nowhere', predictor, tmp_path/'q.csv')
 
 
+def test_what_came_after_a_timeout_takes_its_row(plate, predictor, rows, tmp_path):
+    "A row that says what is missing is no answer: once it is there, there is one, and one row"
+    copy(rows[0], plate)
+    copy(rows[1], plate, CHANNELS[:3])
+    _, df = run(plate, predictor, tmp_path/'p.csv', timeout=.4)
+    assert 'no yellow' in df.set_index('Id')['error'][rows[1]['Id']]
+    journal, df = run(plate, predictor, tmp_path/'p.csv', timeout=.4)
+    assert len(df) == 2 and [i for i, _ in journal.waiting] == [rows[1]['Id']]  # it is still missing, and said
+    shutil.copy(rows[1]['yellow'], plate)
+    journal, df = run(plate, predictor, tmp_path/'p.csv', timeout=.4)
+    assert sorted(df.Id) == sorted(r['Id'] for r in rows[:2]) and (df['error'] == '').all() and not journal.waiting
+    assert not journal.n_failed and not journal.failed and len(journal) == 2
+
+
+@pytest.mark.parametrize('when', ['while it watches', 'before a restart'])
+def test_what_is_acquired_again_is_predicted_again(plate, predictor, rows, tmp_path, when):
+    copy(rows[0], plate)
+    copy(rows[1], plate)
+    out = tmp_path/'p.csv'
+    def again():
+        while when == 'while it watches' and rows[0]['Id'] not in (out.read_text() if out.exists() else ''): time.sleep(.05)
+        for c in CHANNELS: shutil.copy(rows[2][c], plate/Path(rows[0][c]).name)
+    if when == 'before a restart': run(plate, predictor, out, timeout=.4)
+    with pytest.warns(UserWarning, match=f'acquired again.*{rows[0]["Id"]}'):
+        journal, df = run(plate, predictor, out, again, timeout=2.5)
+    assert sorted(df.Id) == sorted(r['Id'] for r in rows[:2]) and len(journal) == 2
+    now, saved = predictor(plate).set_index('Id').loc[df.Id], df.set_index('Id')
+    assert (now[now.columns[2]]-saved[now.columns[2]]).abs().max() < 1e-5
+    before = out.read_bytes()
+    run(plate, predictor, out, timeout=.4)
+    assert out.read_bytes() == before
+
+
 def test_ctrl_c_ends_cleanly(plate, rows, trained, tmp_path):
     copy(rows[0], plate)
     copy(rows[1], plate, ('red',))
