@@ -429,10 +429,14 @@ def _number_column(path, name, col):
     "A column of numbers, or of yes and no, that was read as text"
     words = {'true': True, 'false': False, 'wahr': True, 'falsch': False, 'vrai': True, 'faux': False}
     said = col.str.strip().str.lower()
-    if len(col) and said.isin(words).all(): return said.map(words).astype(bool)
+    blank = said.eq('')
+    if said.isin(words).any() and (blank | said.isin(words)).all():
+        yes = said.astype(object).map({**words, '': np.nan})
+        return yes if blank.any() else yes.astype(bool)
     try: return to_numbers(col)
     except (ValueError, TypeError):
-        bad = next(v for v in col if v.strip() and not re.fullmatch(r'[+-]?[\d.,]+(e[+-]?\d+)?', v.strip(), re.I))
+        number = re.compile(r'[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?', re.I)
+        bad = next((v for v in col if v.strip() and not number.fullmatch(v.strip())), col.iloc[0])
         raise ResultError(f'{path}: column {name!r} holds {bad!r}, which is no number') from None
 
 def _read_saved(path, needed, texts, what):

@@ -167,6 +167,7 @@ def numbered(labels, tmp_path, missing=True):
 
 def resaved(path, encoding='cp1252', delimiter=';', comma=True):
     "What a spreadsheet makes of a table"
+    csv.field_size_limit(10**9)
     cells = list(csv.reader(path.read_text(encoding='utf-8').splitlines()))
     lines = [delimiter.join(re.sub(r'^(-?\d+)\.(\d+)$', r'\1,\2', c) if comma else c for c in row)+delimiter for row in cells]
     path.write_bytes('\r\n'.join([*lines, delimiter*(len(cells[0])), '']).encode(encoding))
@@ -218,6 +219,22 @@ def test_a_table_is_taken_whoever_read_it(tmp_path, labels, read):
     (tmp_path/'sample.csv').write_text(f'{ls.id_col},{ls.pred_col}\n8,0\n7,0\n10,0\n')
     with pytest.warns(UserWarning, match='1 of 3'): res = write_submission(table, tmp_path/'sample.csv', tmp_path/'s.csv')
     assert res.values.tolist() == [['8', '2'], ['7', '0'], ['10', '']]
+
+
+@pytest.mark.parametrize('read', [read_cells, pd.read_csv, str])
+def test_a_table_of_cells_is_taken_whoever_read_it(tmp_path, read):
+    from hpa_fastai.cells import cells_submission
+    head = ['Id', 'cell', 'x', 'y', 'area', 'border', 'width', 'height', 'Predicted', 'Names', *HPA28.classes, 'mask', 'error']
+    rows = [['7', 1, 2, 3, 400, False, 64, 48, '0', 'Nucleoplasm', .9, *[0.]*27, 'abc', ''], ['8', 0, *[np.nan]*4, 32, 32, '', '', *[np.nan]*28, '', 'no cells']]
+    pd.DataFrame(rows, columns=head).to_csv(tmp_path/'c.csv', index=False)
+    found = cells_submission(read(tmp_path/'c.csv'))  # 28 classes, which the table says by itself
+    assert found.values.tolist() == [['7', 64, 48, '0 0.9000 abc'], ['8', 32, 32, '']]
+
+
+def test_a_page_is_made_of_a_table_that_pandas_read(tmp_path):
+    from hpa_fastai.report import report
+    page = report(pd.read_csv(numbered('ztg10', tmp_path)).assign(fold=1), tmp_path/'r.html').read_text(encoding='utf-8')
+    assert 'Nuclear bodies' in page and 'damaged' in page and '>nan<' not in page
 
 
 def test_the_label_set_travels_with_a_table(tmp_path):
