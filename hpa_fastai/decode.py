@@ -524,12 +524,14 @@ def _by_name(p, wanted):
 def assign_channels(
     p:Planes, # planes of a file that holds several channels
     channels, # 'rgby' or so: the channels in the order of the planes; or {'red': 2, 'green': 'Cy5'}: number or name of each
+    path:str|None=None, # of the file; None: pixels in memory
 ) -> dict: # channel: number of its plane
     "Find the planes of the channels by colour, by an explicit mapping, by name or by order"
     if isinstance(channels, dict): return {c: _plane_number(p, v) for c,v in ChannelMap(channels).items()}
     if p.kind=='colour': return {c:i for i,c in enumerate(CHANNELS[:4 if _has_fourth(p) else 3])}
     wanted = wanted_channels(channels)
     if p.names: return _by_name(p, wanted)
+    if len(p.planes)==1<len(wanted) and path is not None: raise ImageError(why_no_channel(path))
     if len(p.planes)!=len(wanted):
         raise ImageError(f"planes without names: {len(p.planes)}, but channels={channels!r} names {len(wanted)}; "
                          f"say which plane is which, e.g. {setting('channels', {'green': 0})}")
@@ -643,10 +645,10 @@ def _open(self:ImageReader, src, alone=False):
 
 # %% ../nbs/07_decode.ipynb #1309808c
 @patch
-def _separate(self:ImageReader, p, cs, several):
+def _separate(self:ImageReader, p, cs, several, path=None):
     "{channel: plane} of what is in a file"
     if not several: return {cs[0]: _brightest(p)}
-    where = assign_channels(p, self.channels)
+    where = assign_channels(p, self.channels, path)
     return {c: p.planes[where[c]] for c in cs if c in where}
 
 # %% ../nbs/07_decode.ipynb #dbecc822
@@ -661,7 +663,7 @@ def planes(self:ImageReader,
         sizes[os.path.basename(src) if isinstance(src, str) else ''] = p.size
         if len(set(sizes.values()))>1:
             raise ImageError('channels of different sizes: ' + ', '.join(f'{f} {w}x{h}' for f,(w,h) in sizes.items()))
-        with naming(src): found = self._separate(p, cs, several)
+        with naming(src): found = self._separate(p, cs, several, src if isinstance(src, str) else None)
         for c,plane in found.items(): yield c, plane, p
 
 # %% ../nbs/07_decode.ipynb #f7119b49

@@ -89,7 +89,7 @@ def _check_agreement(res, seen, row, reader):
 def _check_channels(res, found, reader):
     "Whether the planes of a file with several channels can be told apart, and all are there"
     path,p = found
-    try: absent = [] if p.kind=='colour' and len(p.planes)==4 else [c for c in wanted_channels(reader.channels) if c not in assign_channels(p, reader.channels)]
+    try: absent = [] if p.kind=='colour' and len(p.planes)==4 else [c for c in wanted_channels(reader.channels) if c not in assign_channels(p, reader.channels, path)]
     except ImageError as e: return res['problems'].append(('error', 'unclear channels', path, str(e)))
     if absent: res['problems'].append(('error' if reader.missing=='error' else 'note', 'missing channel', path, ', '.join(absent)))
 
@@ -184,7 +184,9 @@ def __str__(self:Verification):
     sizes = self.table.width.astype(str)+'x'+self.table.height.astype(str)
     lines += [f'  {name:8}{_counts(v)}' for name,v in (('layout', self.table.layout), ('format', self.table.format), ('size', sizes))] if len(self.table) else []
     if self.labels: lines.append(f'  labels  {self.labels}')
-    for (level,problem),group in self.problems.groupby(['level','problem'], sort=False): lines.append(f'{level:8}{len(group):6} {problem}: {_example(group)}')
+    for (level,problem),group in self.problems.groupby(['level','problem'], sort=False):
+        lines.append(f'{level:8}{len(group):6} {problem}: {_example(group)}')
+        if problem=='unclear channels': lines += [f'{"":15}{detail}' for detail in dict.fromkeys(group.detail[:3])]
     return spell_out('\n'.join([*lines, 'Something needs attention.' if self.exit_code else 'Nothing needs attention.']))
 
 @patch

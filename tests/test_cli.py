@@ -1,5 +1,6 @@
 "The command: exit codes, one-line errors, files where they are asked for."
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,3 +231,23 @@ def test_training_reads_as_it_is_told(small_atlas, tmp_path):
     assert dls.reader == ImageReader(32, channels='rgb', missing='zero', scale='percentile', percentiles=(2, 98), z='channels')
     for wrong, words in ((['--channels', 'pink'], "channels='pink'"), (['--bits', '99'], 'bits=99'), (['--pixel-size', '-1'], 'pixel_size=-1')):
         with pytest.raises(HPAError, match=words): _check_train(ask(*wrong))
+
+
+def test_names_that_are_not_utf8_by_every_door(small_atlas, trained, tmp_path, monkeypatch):
+    "Folders and files of an old Windows share: every command runs, and an Id of the results is an Id of the labels"
+    from hpa_fastai.images import find_images
+    plate = os.path.join(os.fsencode(tmp_path), b'tr', b'd\xe9p\xf4t')
+    os.makedirs(plate)
+    ids = []
+    for k, (_, row) in enumerate(find_images(small_atlas/'train').head(4).iterrows()):
+        for c in ('red', 'green', 'blue', 'yellow'): shutil.copy(row[c], plate+b'/Z\xfcrich%d_' % k+f'{c}.png'.encode())
+        ids.append(rf'Z\udcfcrich{k}')
+    (tmp_path/'train.csv').write_text('Id,Target\n'+''.join(f'{i},{k%2}\n' for k, i in enumerate(ids)))
+    monkeypatch.chdir(tmp_path)
+    model = str(trained[1])
+    for argv in (['verify', os.fsdecode(plate), '--csv', 'train.csv', '--deep', '--out', 'v.csv'], ['predict', 'tr', '--model', model, '--out', 'p.csv'],
+                 ['cells', 'tr', '--model', model, '--out', 'c.csv'],
+                 ['explore', 'tr', '--csv', str(tmp_path/'train.csv'), '--out', 'e.html'],
+                 ['train', '.', '--images', 'tr', '--out', 'm', '--epochs', '1', '--sizes', '32', '--arch', 'lenet5', '--cache', 'cc', '--dry-run']):
+        assert main([*argv, *(() if argv[0] in ('explore', 'verify') else ('--no-progress',))]) in (0, None), argv
+    assert sorted(pd.read_csv('p.csv').Id) == sorted(ids)

@@ -236,6 +236,37 @@ def test_other_spellings_of_the_colours(tmp_path, name, case):
     t = find_images(tmp_path)
     assert list(t.Id) == ['A1', 'b-2.c'] and t.yellow[0].endswith('.tif') and t.green[1] and t.red[1] is None and set(t.layout) == {'channels'}
 
+MICROSCOPES = {'Leica': ['x_ch00', 'x_ch01'], 'Opera Phenix': ['r01c01f01p01-ch1sk1fk1fl1', 'r01c01f01p01-ch2sk1fk1fl1'], 'ImageXpress': ['p_C03_s1_w1', 'p_C03_s1_w2'],
+               'MetaMorph': ['x_w1DAPI', 'x_w2FITC'], 'ImageJ': ['C1-x', 'C2-x'], 'Zeiss': ['x_C1', 'x_C2'], 'stains': ['x_DAPI', 'x_GFP'],
+               'CellVoyager': ['A_T0001F001L01A01Z01C01', 'A_T0001F001L01A01Z01C02'], 'InCell': ['A - 1(fld 1 wv DAPI - DAPI)', 'A - 1(fld 1 wv FITC - FITC)']}
+TOKENS = {'Leica': 'ch00, ch01', 'Opera Phenix': 'ch1, ch2', 'ImageXpress': 'w1, w2', 'MetaMorph': 'w1DAPI, w2FITC', 'ImageJ': 'C1, C2', 'Zeiss': 'C1, C2', 'stains': 'DAPI, GFP',
+          'CellVoyager': 'C01, C02', 'InCell': 'DAPI - DAPI, FITC - FITC'}
+
+@pytest.mark.parametrize('program', MICROSCOPES)
+def test_names_of_microscopes_are_said_and_a_csv_of_paths_reads_them(tmp_path, program):
+    x = picture(32)
+    for n,p in zip(MICROSCOPES[program], x): Image.fromarray(p).save(tmp_path/f'{n}.tif')
+    said = []
+    for row in find_images(tmp_path).itertuples():
+        with pytest.raises(ImageError, match=f'one grey plane.*{program}') as e: read_image(row)
+        said.append(str(e.value))
+    assert all(f'(there are {TOKENS[program]})' in s and 'csv of paths with the columns Id, red, green, blue, yellow' in s and 'channels=' not in s for s in said)
+    blue,green = (f'{n}.tif' for n in MICROSCOPES[program])
+    (tmp_path/'paths.csv').write_text(f'Id,red,green,blue,yellow\nx,,{green},{blue},\n')
+    assert same(read_image(find_images(tmp_path/'paths.csv').iloc[0], channels='gb')[[2, 1]], x[:2])
+
+def test_names_of_microscopes_beside_labels(tmp_path):
+    for n in range(4): (tmp_path/f'A1_w{n+1}.tif').touch()
+    with pytest.raises(ImageError, match=r'ImageXpress.*\(there are w1, w2, w3, w4\).*csv of paths'): attach_images(pd.DataFrame(dict(Id=['A1'])), tmp_path)
+
+def test_a_lone_grey_file_says_what_to_do(tmp_path):
+    Image.fromarray(picture(32)[0]).save(tmp_path/'U-2 OS-red.png')
+    Image.fromarray(picture(32)[0]).save(tmp_path/'A1.png')
+    t = find_images(tmp_path)
+    with pytest.raises(ImageError, match='by colours.*there are red'): read_image(t.iloc[1])
+    with pytest.raises(ImageError, match='one grey plane.*csv of paths'): read_image(t.iloc[0])
+    assert read_image(t.iloc[0], channels='g')[1].any() # a set of one channel says so
+
 def test_a_colour_in_front(tmp_path):
     for c in CHANNELS: (tmp_path/f'{c}_A1.png').touch()
     assert list(find_images(tmp_path).Id) == ['A1'] and only(tmp_path).blue.endswith('blue_A1.png')

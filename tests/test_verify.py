@@ -166,6 +166,11 @@ def test_what_is_left_out_is_listed(atlas):
     v = check(atlas, deep=True)
     assert ('warning','not a file: FIFO') in found(v) and v.exit_code==1 and len(v.table)==8
 
+def test_names_of_microscopes_are_said_on_the_screen(tmp_path):
+    for n in range(4): Image.fromarray(np.random.default_rng(n).integers(0, 255, (32,32), dtype=np.uint8)).save(tmp_path/f'A1_ch0{n}.png')
+    v = verify_images(tmp_path)
+    assert v.exit_code==1 and found(v)=={('error','unclear channels')} and 'in the way of Leica (there are ch00, ch01, ch02, ch03)' in str(v)
+
 def test_transparency_is_not_er(tmp_path):
     a = np.random.default_rng(0).integers(0, 255, (64,64,4), dtype=np.uint8)
     a[...,3] = 255
