@@ -163,7 +163,7 @@ def _explore(a):
     "Write the page of a data set"
     from hpa_fastai.explore import explore
     _check_free(a.out, a.force)
-    print(f'Written to {explore(a.folder, a.csv, a.out, a.labels, _group(a.group))}')
+    print(f'Written to {explore(a.folder, a.csv, a.out, a.labels, _group(a.group), force=a.force)}')
 
 # %% ../nbs/90_cli.ipynb #50e52406
 def _train_data(p):

@@ -369,8 +369,10 @@ def explore(
     valid_pct:float=0.2, # share of the images to validate on
     seed:int=42, # of the split and the draws
     per_class:int=4, # pictures of a class
+    force:bool=False, # overwrite a page that is there
 ) -> Path: # the page
     "Write everything there is to see about a data set into one self-contained HTML page."
+    check_page(out, force)
     path, images = find_beside(csv, folder, LabelError), find_images(folder)
     df = read_labels(path, labels, ids=images.Id)
     table = _labelled(df, images, path.name, folder)

@@ -439,7 +439,7 @@ def report(
 ) -> Path:  # the page
     "Write one page about a data set, a model or a run of predictions"
     kind, out = _kind(what), check_page(out, force)
-    if kind=='data': return explore(what, csv, out, labels, group, per_class=per_class)
+    if kind=='data': return explore(what, csv, out, labels, group, per_class=per_class, force=force)
     table = images if images is None or isinstance(images, pd.DataFrame) else locate(images)
     load = lambda m: m if m is None or isinstance(m, Bundle) else load_bundle(find_model(m))
     with page_ink():

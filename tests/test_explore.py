@@ -120,3 +120,9 @@ def test_wrong_folder(atlas, tmp_path):
 def test_other_label_sets_have_their_own_classes():
     df = pd.DataFrame({'Id': list('abc'), 'Target': ['0 6', '6', '9']})
     assert class_counts(df, 'ztg10')['Cytosol']==2 and len(cooccurrence(df, ZTG10))==10
+
+
+def test_a_page_that_is_there_is_kept(atlas, tmp_path):
+    (tmp_path/'mine.html').write_text('mine')
+    with pytest.raises(ValueError, match='exists; give another name'): explore(atlas, 'train.csv', tmp_path/'mine.html')
+    assert (tmp_path/'mine.html').read_text() == 'mine'
