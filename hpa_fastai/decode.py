@@ -74,11 +74,12 @@ def _unpack_bits(packed, width, depth):
     values = packed[..., None]>>shifts & 2**depth-1
     return values.reshape(len(packed), -1)[:, :width]
 
-def _by_kornia(head, chunks):
-    "Array H×W×planes of a PNG, decoded by kornia-rs"
+def _by_kornia(head, chunks, data=None):
+    "Array H×W×planes of a PNG, decoded by kornia-rs; `data`: the file, where it need not be put together"
     whole = _stand_in(head)
+    if data is None or whole!=head: data = png_file(whole, chunks)
     decode = kornia_rs.io.decode_image_png_u8 if whole.depth==8 else kornia_rs.io.decode_image_png_u16
-    try: a = decode(png_file(whole, chunks), (whole.height, whole.width), {0:'mono', 2:'rgb', 6:'rgba'}[whole.colour])
+    try: a = decode(data, (whole.height, whole.width), {0:'mono', 2:'rgb', 6:'rgba'}[whole.colour])
     except Exception as e: raise damaged(_line(e)) from e
     if head.depth<8: return _unpack_bits(a[..., 0], head.width, head.depth)[..., None]
     if head.colour==4: return (a>>8).astype(np.uint8) if head.depth==8 else (a[..., :1].astype(np.uint16)<<8) + a[..., 1:2]
@@ -88,7 +89,7 @@ def _by_kornia(head, chunks):
 _thread = threading.local() # `one_of_many`: whether this thread reads beside many others
 _pillow_modes = {(8,0):('L','L'), (16,0):('I;16','I;16B'), (8,2):('RGB','RGB'), (8,4):('LA','LA'), (8,6):('RGBA','RGBA')}
 
-def _by_pillow(head, chunks):
+def _by_pillow(head, chunks, _=None):
     "Array H×W×planes of a PNG, decoded by Pillow"
     mode, raw = _pillow_modes[head.depth, head.colour]
     pixels = b''.join(c[8:-4] for c in chunks)
@@ -97,12 +98,12 @@ def _by_pillow(head, chunks):
     return np.asarray(im).reshape(head.height, head.width, -1)
 
 # %% ../nbs/07_decode.ipynb #ac104515
-def _png_pixels(head, chunks):
+def _png_pixels(head, chunks, data):
     "Array H×W×planes of a PNG, by the decoder that is faster here, or else by the other"
     decoders = [_by_kornia] + [_by_pillow]*((head.depth, head.colour) in _pillow_modes)
     if getattr(_thread, 'one_of_many', False): decoders.reverse()
     for decode in decoders:
-        try: return decode(head, chunks)
+        try: return decode(head, chunks, data)
         except ImageError as e: why = e
     raise why
 
@@ -112,7 +113,7 @@ def _read_png(f, header=False):
     head = png_header(data)
     _check_png(head)
     n = _png_bands[head.colour]
-    a = None if header else _png_pixels(head, png_pixel_chunks(data))
+    a = None if header else _png_pixels(head, png_pixel_chunks(data), data)
     planes = [None]*n if header else [a[..., i] for i in range(n)]
     bits = head.depth if head.depth<8 else None
     return Planes(planes, (head.width, head.height), 'grey' if n==1 else 'colour', None, f'PNG {head.depth}-bit', bits)
@@ -554,7 +555,7 @@ class ImageReader:
     z:str|None=None              # 'max' projects Z stacks; 'channels' takes their planes for channels, as ImageJ's slices often are
 
     def __post_init__(self):
-        object.__setattr__(self, 'percentiles', tuple(self.percentiles))
+        object.__setattr__(self, 'percentiles', tuple(np.ravel(self.percentiles).tolist()))
         if isinstance(self.channels, dict): object.__setattr__(self, 'channels', ChannelMap(self.channels))
         _check_settings(self)
 
@@ -566,9 +567,10 @@ def _check_settings(r):
     for name,given,choices in (('missing', r.missing, ('error','zero')), ('scale', r.scale, ('dtype','percentile')), ('z', r.z, (None,'max','channels'))):
         if given not in choices: raise ImageError(f'{name}={given!r}: choose one of {", ".join(map(repr, choices))}')
     if r.size is not None and (not isinstance(r.size, int) or not MIN_SIDE<=r.size**2<=MAX_PIXELS): raise ImageError(f'size={r.size!r}: give the side in pixels, an integer from {MIN_SIDE}')
-    if not 0<=r.percentiles[0]<r.percentiles[1]<=100: raise ImageError(f'percentiles={r.percentiles}: give two numbers that rise, from 0 to 100')
-    if r.bits is not None and not 8<=r.bits<=16: raise ImageError(f'bits={r.bits}: cameras have 8 to 16')
-    if r.pixel_size is not None and not r.pixel_size>0: raise ImageError(f'pixel_size={r.pixel_size}: give the µm a pixel, e.g. {FULL_PIXEL}')
+    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
+    if len(r.percentiles)!=2 or not all(map(number, r.percentiles)) or not 0<=r.percentiles[0]<r.percentiles[1]<=100: raise ImageError(f'percentiles={r.percentiles}: give two numbers that rise, from 0 to 100')
+    if r.bits is not None and not (number(r.bits) and r.bits==int(r.bits) and 8<=r.bits<=16): raise ImageError(f'bits={r.bits!r}: cameras have 8 to 16')
+    if r.pixel_size is not None and not (number(r.pixel_size) and r.pixel_size>0): raise ImageError(f'pixel_size={r.pixel_size!r}: give the µm a pixel, e.g. {FULL_PIXEL}')
 
 # %% ../nbs/07_decode.ipynb #6f96dcc0
 def geometry(

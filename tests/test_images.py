@@ -516,7 +516,8 @@ def test_settings_survive_json():
     assert ImageReader(**json.loads(json.dumps(asdict(r)))) == r
 
 @pytest.mark.parametrize('bad', [dict(channels=''), dict(channels='rgbx'), dict(channels='rr'), dict(channels=dict(pink=1)), dict(missing='no'), dict(scale='max'), dict(size=0),
-                                 dict(size=2.5), dict(percentiles=(9,1)), dict(bits=32), dict(pixel_size=-1), dict(z='mean')])
+                                 dict(size=2.5), dict(percentiles=(9,1)), dict(bits=32), dict(pixel_size=-1), dict(z='mean'), dict(bits=12.5), dict(bits='12'),
+                                 dict(pixel_size=float('inf')), dict(pixel_size='x'), dict(percentiles=3), dict(percentiles=('a', 2)), dict(channels=['red']), dict(channels=dict(g=0, green=1)), dict(channels=dict(g=-1))])
 def test_settings_that_cannot_be(bad):
     with pytest.raises(ImageError, match=next(iter(bad))): ImageReader(**bad)
 
