@@ -60,7 +60,7 @@ def speed(tmp, a):
         dl = learn.dls.test_dl(table, num_workers=0)
         with learn.no_bar(): learn.get_preds(dl=dl)
     ours = lambda: p.to_file(folder, tmp/'speed.csv', force=True, progress=False)
-    halved = Predictor(model, device='cpu', precision='half')
+    halved = Predictor(model, device='cpu', precision='force-half')
     half = lambda: halved.to_file(folder, tmp/'half.csv', force=True, progress=False)
     res = np.array([[seconds(f) for f in (decode, forward, ours, plain, half)] for _ in range(a.repeat)])/a.n
     best = res.min(0)

@@ -479,7 +479,7 @@ def _predict_options(p):
     g.add_argument('--tta', action='store_true', help='average over the eight symmetries')
     g.add_argument('--at-least-one', action='store_true', help='name the most probable class where none passes its threshold')
     g.add_argument('--device', default='auto', help='auto, cpu, cuda, mps')
-    g.add_argument('--precision', default='auto', help='half, full, or auto: half on a GPU')
+    g.add_argument('--precision', default='auto', help='full, half where the device is fast at it, force-half, or auto: half on a GPU')
     g.add_argument('--n-workers', type=_number('n_workers'), help='threads that read images; one a core unless given')
     _quiet(g)
 

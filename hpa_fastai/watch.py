@@ -123,7 +123,7 @@ def step(self:Predictor,
     table = ripening.to_try(ripening.ready(seen[~answered]))
     if not len(table): return 0
     table['Id'], wait = check_ids(table.Id), {i for i,last in zip(check_ids(table.Id), table['last']) if not last}
-    for rows,_ in self.stream(table, stamps=stamps):
+    for rows,_ in self.stream(table, stamps=stamps, part=True):
         rows = [r for r in rows if not (r[-1] and r[0] in wait)]
         again = [r[0] for r in rows if r[0] in journal.seen and r[0] in set(journal.done)]
         if again: warnings.warn(f'acquired again, and predicted again: {", ".join(again[:3])}{", …" if len(again)>3 else ""}')

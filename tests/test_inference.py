@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -383,8 +384,28 @@ def test_what_cannot_be_predicted_is_one_line(trained, source, words):
     assert '\n' not in str(e.value)
 
 
+@pytest.mark.parametrize('machine, feature, fast', [('x86_64', None, False), ('x86_64', '_is_avx512_bf16_supported', True), ('x86_64', '_is_amx_tile_supported', True),
+                                                    ('AMD64', None, False), ('aarch64', '_is_avx512_bf16_supported', False)])
+def test_half_precision_only_where_it_is_fast(trained, monkeypatch, machine, feature, fast):
+    "A processor that has to emulate bfloat16 computes in full precision and says so, once, unless it is forced"
+    import platform
+    import types
+    import torch
+    import hpa_fastai.inference as inference
+    monkeypatch.setattr(platform, 'machine', lambda: machine)
+    monkeypatch.setattr(inference.torch.ops, 'mkldnn', types.SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False))
+    for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'): monkeypatch.setattr(torch.cpu, name, lambda name=name: name == feature)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        predictor = Predictor(trained[1], device='cpu', precision='half')
+    assert len([w for w in said if 'no instructions for bfloat16' in str(w.message)]) == (not fast)
+    assert (predictor.half, 'half' in predictor.where, predictor.about()['precision']) == (fast, fast, 'half' if fast else 'full')
+    forced = Predictor(trained[1], device='cpu', precision='force-half')
+    assert forced.half and forced.about()['precision'] == 'half'
+
+
 def test_half_precision_is_close(plate, trained):
-    full, half = (Predictor(trained[1], device='cpu', precision=p) for p in ('auto', 'half'))
+    full, half = (Predictor(trained[1], device='cpu', precision=p) for p in ('auto', 'force-half'))
     assert 'full' in full.where and 'half' in half.where
     diff = np.abs(probs(full(plate)) - probs(half(plate))).max()
     assert 0 < diff < .02

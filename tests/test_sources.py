@@ -1,5 +1,6 @@
 "Normalising by source: a model sees the same cells whichever microscope is brighter, in training and in prediction."
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -69,6 +70,58 @@ def test_the_model_predicts_what_it_validated(two_microscopes, tmp_path):
     assert 'the figures of their source' in (tmp_path/'model'/'README.md').read_text()
     with pytest.raises(HPAError, match='an ONNX graph does not know'): export_onnx(tmp_path/'model', tmp_path/'m.onnx')
     with torch.no_grad(): assert np.isfinite(load_bundle(tmp_path/'model').probs(torch.zeros(2, 4, 48, 48, dtype=torch.uint8))).all()
+
+
+@pytest.fixture
+def by_source(trained):
+    "A model that normalises by source"
+    b = load_bundle(trained[1])
+    return replace(b, preprocess=replace(b.preprocess, mean=(.1,)*4, std=(.1,)*4, source=True))
+
+
+def pictures(n, brightness, seed=0):
+    return [(brightness*np.random.default_rng(seed + i).random((4, 48, 48))).astype(np.uint8) for i in range(n)]
+
+
+def write(folder, arrays):
+    folder.mkdir(exist_ok=True)
+    for i, a in enumerate(arrays):
+        for c, plane in zip(CHANNELS, a): Image.fromarray(plane).save(folder/f'p{i}_{c}.png')
+    return folder
+
+
+def test_pictures_in_memory_are_normalised_by_those_of_their_call(by_source):
+    served = Predictor(by_source, device='cpu')
+    for arrays in (pictures(40, 30), pictures(40, 250), pictures(3, 120)):
+        want = Predictor(by_source, device='cpu')(arrays)
+        pd.testing.assert_frame_equal(served(arrays), want)
+
+
+def test_figures_are_those_of_the_files_as_they_are(by_source, tmp_path):
+    "A predictor that stays loaded says what a new one says, whatever happens in a folder"
+    served = Predictor(by_source, device='cpu')
+    def same(folder): pd.testing.assert_frame_equal(served(folder), Predictor(by_source, device='cpu')(folder))
+    folder = write(tmp_path/'plate', pictures(40, 30))
+    same(folder)
+    same(write(folder, pictures(40, 250)))           # the same names, other pixels
+    write(folder, pictures(70, 60, seed=7))          # more of them
+    same(folder)
+    for f in folder.glob('p?_*.png'): f.unlink()     # and fewer
+    same(folder)
+
+
+def test_what_was_measured_serves_a_source_that_grows(by_source, tmp_path, monkeypatch):
+    "Watching does not measure again, but for files that were written anew"
+    from hpa_fastai.preprocess import Sources
+    sources, looked = Sources(by_source.reader), []
+    real = Sources._measure
+    monkeypatch.setattr(Sources, '_measure', lambda self, some, read: (looked.append(len(some)), real(self, some, read))[1])
+    table = find_images(write(tmp_path/'plate', pictures(60, 30)))
+    first = sources.figures(table[:40].reset_index(drop=True))
+    for k in range(40, 60, 4): assert (sources.figures(table[k:k+4].reset_index(drop=True)) == first[0]).all()
+    assert looked == [40]
+    write(tmp_path/'plate', pictures(60, 250))
+    assert (sources.figures(table[40:].reset_index(drop=True)) > first[0]).all() and len(looked) == 2
 
 
 def test_a_column_names_the_sources(two_microscopes):
