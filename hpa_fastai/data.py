@@ -25,12 +25,15 @@ from .transforms import *
 from .processes import *
 
 # %% ../nbs/30_data.ipynb #36968ade
-class TargetNames:
+class TargetNames(Transform):
     "The names of the labels of a row"
     def __init__(self,
         labels:LabelSet,  # the classes, and how `Target` writes them
-    ): self.labels = labels
-    def __call__(self, row) -> list: return [self.labels.classes[i] for i in self.labels.parse(row['Target'])]
+    ):
+        super().__init__()
+        self.labels = labels
+
+    def encodes(self, row): return [self.labels.classes[i] for i in self.labels.parse(row['Target'])]
 
 # %% ../nbs/30_data.ipynb #72747959
 class HPADataLoader(TfmdDL):
@@ -80,6 +83,12 @@ def create_batches(self:HPADataLoader,
     "Batches of these items, gathered whole where there is a cache"
     if self.cache is None and self.sources is None: return super(HPADataLoader, self).create_batches(samps)
     return (self._gather(np.array(b)) for b in self.chunkify(samps))
+
+# %% ../nbs/30_data.ipynb #5a795297
+@patch
+def __getstate__(self:HPADataLoader):
+    "All but a loop that was left early"
+    return {name: value for name,value in vars(self).items() if name!='it'}
 
 # %% ../nbs/30_data.ipynb #f1252e0b
 @patch

@@ -84,8 +84,8 @@ class NoWeights(ModelError):
     "Pretrained weights that can't be had here."
 
 def _no_weights(arch, why):
-    return NoWeights(f'the pretrained weights of {arch} can\'t be had: {why}; pass pretrained=False to train from scratch, '
-                     'or pretrained=FILE with a weights file (.safetensors or .pth) on this machine')
+    return NoWeights(f'the pretrained weights of {arch} can\'t be had: {why}; pass pretrained=False (--pretrained no) to train from scratch, '
+                     'or a weights file (.safetensors or .pth) on this machine, pretrained=FILE (--pretrained FILE)')
 
 # %% ../nbs/50_models.ipynb #a5749fa6
 def _timm_file(arch):

@@ -817,7 +817,7 @@ def _check_atlas(path, n, size, balance, force):
     taken = [f for f in ('train.csv', 'train', 'masks') if (path/f).exists()]
     if not taken: return
     if not (path/'simulated.json').exists(): raise SimulateError(f'{path/taken[0]} exists and is not of a simulated atlas: choose another folder')
-    if not force: raise SimulateError(f'{path} already holds an atlas: choose another folder, or force=True to replace it')
+    if not force: raise SimulateError(f'{path} already holds an atlas: choose another folder, or replace it with force=True (--force)')
 
 # %% ../nbs/15_simulate.ipynb #ba6473fd
 def _prepare(path, about, masks):

@@ -416,6 +416,6 @@ def check_split(
     faults += _class_faults(ls, onehot, codes, parts, names)
     faults += _leaks(df, group_codes(df), parts, 'Ids')
     if group is not None: faults += _leaks(df, codes, parts, 'groups')
-    elif (found:=_leaks(df, group_codes(df, antibody_of), parts, 'antibodies')): faults += [f'{found[0]}; pass group=antibody_of']
+    elif (found:=_leaks(df, group_codes(df, antibody_of), parts, 'antibodies')): faults += [f'{found[0]}; pass group=antibody_of (--group antibody_of)']
     if duplicates is not None: faults += _leaks(df, group_codes(df, duplicates), parts, 'sets of near-duplicates')
     return SplitCheck(table, faults)

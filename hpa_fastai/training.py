@@ -255,11 +255,11 @@ def _check_sizes(learn, sizes):
     "Stages that the data or the network can't have"
     read = getattr(learn.dls.reader, 'size', None)
     if read and max(sizes)>read:
-        raise HPAError(f'sizes: {max(sizes)} px is larger than the {read} px that the images are read at; make the loaders with size={max(sizes)}')
+        raise HPAError(f'sizes: {max(sizes)} px is larger than the {read} px that the images are read at; make the loaders with size={max(sizes)} (--size {max(sizes)})')
     for size in sizes:
         try: body_features(learn.model[0], size)
         except torch.OutOfMemoryError: pass  # batches can be halved
-        except (AssertionError, RuntimeError, ValueError): raise HPAError(f'sizes: {learn.model.config["arch"]} does not take pictures of {size} px; pass sizes=({learn.size},)') from None
+        except (AssertionError, RuntimeError, ValueError): raise HPAError(f'sizes: {learn.model.config["arch"]} does not take pictures of {size} px; pass sizes=({learn.size},) (--sizes {learn.size})') from None
 
 # %% ../nbs/60_training.ipynb #955a14ee
 class PartOfCycle(ParamScheduler):
@@ -297,7 +297,7 @@ def fit_cycle(self:Learner,
 # %% ../nbs/60_training.ipynb #78994963
 def _halved(learn, size, bs, least=2):
     "Half of a batch that memory did not last for"
-    if n_processes()>1: raise TrainingError(f'out of memory at {size} px with {bs} images in the batch of one of {n_processes()} processes; pass a smaller bs') from None
+    if n_processes()>1: raise TrainingError(f'out of memory at {size} px with {bs} images in the batch of one of {n_processes()} processes; pass a smaller bs (--bs)') from None
     if bs//2<least: raise TrainingError(f'out of memory at {size} px with only {bs} images in the batch; train at smaller sizes, or with a smaller network') from None
     learn._end_cleanup()
     learn.loss_grad = None
@@ -321,7 +321,7 @@ def _find_checkpoint(folder, resume, settings):
     state = read_checkpoint(file)
     if not resume:
         if state['finished']: return None
-        raise TrainingError(f'{folder} holds a training that was stopped; pass resume=True to go on with it, another folder, or delete it')
+        raise TrainingError(f'{folder} holds a training that was stopped; pass resume=True (--resume) to go on with it, another folder, or delete it')
     for k,v in state['settings'].items():
         if settings.get(k)!=v: raise TrainingError(f'resume: {folder} was trained with {k}={v}, now it is {settings.get(k)}; pass the same, or another folder')
     return state
@@ -602,7 +602,7 @@ def worth_fine_tuning(
 # %% ../nbs/60_training.ipynb #22ac4c0c
 def _head_alone(learn, size, start, folder, settings):
     "The whole training of a network whose body stays as it is"
-    if not learn.start_weights: raise TrainingError('fine_tune=False fits the head of a pretrained network that was not trained yet; pass pretrained=True or a weights file to hpa_learner')
+    if not learn.start_weights: raise TrainingError('fine_tune=False fits the head of a pretrained network that was not trained yet; pass pretrained=True or a weights file to hpa_learner (--pretrained)')
     learn.size = size
     learn.dls.set_size(size)
     learn.fit_head(most=20_000)
@@ -635,7 +635,7 @@ def fit_progressive(self:Learner,
     sizes, epochs, minutes = checked(sizes=sizes, epochs=epochs if np.isscalar(epochs) else tuple(epochs), minutes=minutes)
     if lr!='find': lr = checked(lr=lr)
     _check_sizes(self, sizes)
-    if fine_tune and self.dls.train.bs<2: raise HPAError('a batch of one image has no differences for batch normalisation to learn from; make the loaders with bs=2 or more, of two training images at least for each process')
+    if fine_tune and self.dls.train.bs<2: raise HPAError('a batch of one image has no differences for batch normalisation to learn from; make the loaders with bs=2 (--bs 2) or more, of two training images at least for each process')
     epochs = tuple(L(epochs)*len(sizes)) if np.isscalar(epochs) else tuple(epochs)
     if len(epochs)!=len(sizes) and not minutes: raise HPAError(f'epochs: {len(epochs)} numbers for {len(sizes)} sizes; give one for each size')
     start, folder = time.monotonic(), Path(folder or self.path/'training') if folder or resume else None
@@ -644,7 +644,7 @@ def fit_progressive(self:Learner,
     if folder: folder.mkdir(parents=True, exist_ok=True)
     if state: return _go_on(self, state, folder, start, verbose)
     if not fine_tune: return _head_alone(self, max(sizes), start, folder, settings)
-    if lr=='find' and n_processes()>1: raise TrainingError("lr='find' looks in one process alone; pass a number when several train together")
+    if lr=='find' and n_processes()>1: raise TrainingError("lr='find' looks in one process alone; pass a number (--lr 0.003) when several train together")
     if self.start_weights:
         self.dls.set_size(sizes[0])
         self.fit_head(seconds=minutes and _HEAD*minutes*60)

@@ -159,7 +159,7 @@ def test_a_stopped_training_is_not_overwritten(make_learner, tmp_path):
         def before_epoch(self):
             if self.epoch == 1: raise RuntimeError('stopped')
     with pytest.raises(RuntimeError): make_learner(cbs=Stop()).fit_progressive(sizes=(32,), epochs=2, folder=tmp_path/'run', verbose=False)
-    with pytest.raises(TrainingError, match='pass resume=True to go on with it'): make_learner().fit_progressive(sizes=(32,), epochs=2, folder=tmp_path/'run')
+    with pytest.raises(TrainingError, match=r'pass resume=True \(--resume\) to go on with it'): make_learner().fit_progressive(sizes=(32,), epochs=2, folder=tmp_path/'run')
 
 
 def test_a_clocked_training_goes_on_with_the_time_that_is_left(make_learner, tmp_path):

@@ -62,7 +62,8 @@ def test_every_number_of_the_command_has_limits():
     commands = _parser()._subparsers._group_actions[0].choices
     found = {name: {a.option_strings[0][2:] for a in p._actions if type(a.default) in (int, float)} for name, p in commands.items()}
     assert all(options <= set(NUMBERS.get(name, ())) for name, options in found.items()), found
-    assert not [a.dest for p in commands.values() for a in p._actions if a.type in (int, float)]
+    of_the_reader = {'bits', 'percentiles', 'pixel_size'}  # which `ImageReader` checks
+    assert {a.dest for p in commands.values() for a in p._actions if a.type in (int, float)} <= of_the_reader
 
 
 def test_train_evaluate_predict(small_atlas, tmp_path):
@@ -251,3 +252,14 @@ def test_names_that_are_not_utf8_by_every_door(small_atlas, trained, tmp_path, m
                  ['train', '.', '--images', 'tr', '--out', 'm', '--epochs', '1', '--sizes', '32', '--arch', 'lenet5', '--cache', 'cc', '--dry-run']):
         assert main([*argv, *(() if argv[0] in ('explore', 'verify') else ('--no-progress',))]) in (0, None), argv
     assert sorted(pd.read_csv('p.csv').Id) == sorted(ids)
+
+
+def test_hints_are_true_by_both_doors():
+    import re
+    import hpa_fastai
+    options = {'force=True': '--force', 'resume=True': '--resume', 'cache=…': '--cache', 'group=antibody_of': '--group', 'pretrained=False': '--pretrained', 'model=…': '--model'}
+    for module in Path(hpa_fastai.__file__).parent.glob('*.py'):
+        if module.stem in ('onnx', 'cli'): continue  # there is no command for the one, and the other is the command
+        for line in module.read_text(encoding='utf-8').splitlines():
+            for argument, option in options.items():
+                if argument in line and re.search(r"Error\(|warn\(|^\s+f?['\"]", line): assert option in line, f'{module.name}: {line.strip()}'

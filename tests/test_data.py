@@ -201,3 +201,30 @@ def test_real_mosaics_load_with_their_groups(real_data, tmp_path):
     assert not set(dls.train_ds.items.group) & set(dls.valid_ds.items.group)
     x, _ = dls.valid.one_batch()
     assert torch.isfinite(x).all()
+
+
+SPAWNED = '''
+import multiprocessing, pickle, sys
+from pathlib import Path
+
+if __name__ == '__main__':
+    multiprocessing.set_start_method('spawn')
+    from hpa_fastai.all import *
+    atlas, tmp = Path(sys.argv[1]), Path(sys.argv[2])
+    df = read_labels(atlas/'train.csv').head(10)
+    dls = HPADataLoaders.from_df(df, atlas/'train', size=32, bs=4, valid_pct=.4, cache=False, num_workers=1, progress=False)
+    with dls.train.fake_l.no_multiproc(): next(iter(dls.train))  # a loop that is left early
+    learn = hpa_learner(dls, 'lenet5', pretrained=False)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1)
+    model, table = learn.save_bundle(tmp/'model'), find_images(atlas/'train')[:2]
+    predictor = Predictor(model)
+    for o in (dls, learn.model, learn.loss_func, predictor.bundles[0], HPADataBlock(), TrainingBar(), MeanAP()): pickle.loads(pickle.dumps(o))
+    print(len(predictor(table, progress=False)), predict_cells(predictor, table, progress=False).Id.nunique())
+'''
+
+
+def test_training_and_prediction_where_processes_are_spawned(small_atlas, tmp_path):
+    import subprocess, sys
+    (tmp_path/'script.py').write_text(SPAWNED, encoding='utf-8')
+    done = subprocess.run([sys.executable, '-W', 'ignore', tmp_path/'script.py', small_atlas, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split()[-2:] == ['2', '2'], done.stderr

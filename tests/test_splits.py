@@ -148,7 +148,7 @@ bad = {
     "no column 'Id'": lambda t: stratified_folds(t.drop(columns='Id'), 5),
     "no column 'Target'": lambda t: stratified_folds(t.drop(columns='Target'), 5),
     'no rows': lambda t: stratified_folds(t[:0], 5),
-    'valid_pct is 1.2': lambda t: MultilabelStratifiedSplitter(1.2)(t),
+    'valid_pct: 1.2 is not': lambda t: MultilabelStratifiedSplitter(1.2)(t),
     'label 28': lambda t: stratified_folds(t.assign(Target='28'), 5),
     'row 1 has no label': lambda t: stratified_folds(t.assign(Target=['1', None]+['1']*(len(t)-2)), 5)}
 @pytest.mark.parametrize('message', bad)
