@@ -112,7 +112,7 @@ def _hold(folder):
     "Keep a lock in a folder that is being written to; the open file, or None where there are no locks"
     try: import fcntl
     except ImportError: return None
-    file = open(folder/'lock.new', 'w')
+    file = open(folder/'lock.new', 'wb')
     try: fcntl.flock(file, fcntl.LOCK_EX|fcntl.LOCK_NB)
     except OSError:
         file.close()
@@ -124,7 +124,7 @@ def _is_free(lock):
     "Whether nobody holds the lock of a folder; False where that can't be known"
     try:
         import fcntl
-        with open(lock) as file: fcntl.flock(file, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        with open(lock, 'rb') as file: fcntl.flock(file, fcntl.LOCK_EX|fcntl.LOCK_NB)
     except (ImportError, OSError): return False
     return True
 
