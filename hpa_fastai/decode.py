@@ -326,11 +326,16 @@ def _read_zarr(path, z=None, header=False):
     a = root[scales['datasets'][0]['path']]
     axes = ''.join((x['name'] if isinstance(x, dict) else x)[0] for x in scales.get('axes', 'tczyx')).upper()
     _check_size(*(a.shape[axes.index(c)] for c in 'XY'))
-    if a.nchunks_initialized<a.nchunks:
-        raise ImageError(f'damaged or cut off ({a.nchunks-a.nchunks_initialized} of {a.nchunks} chunks were never written); '
-                         'copy it again, or where they are black on purpose, write it with write_empty_chunks=True')
     names = [c.get('label', '') for c in meta.get('omero', {}).get('channels', [])]
-    return _to_planes(_no_pixels(a.dtype, a.shape) if header else a[:], axes, z, names, form='OME-Zarr')
+    absent = a.nchunks-a.nchunks_initialized
+    form = f'OME-Zarr ({absent} of {a.nchunks} chunks absent)' if absent else 'OME-Zarr'
+    pixels = _no_pixels(a.dtype, a.shape) if header else a[:]
+    p = _to_planes(pixels, axes, z, names, form=form)
+    empty = [i for i,plane in enumerate(p.planes) if absent==a.nchunks or (absent and not header and not plane.any())]
+    if empty:
+        raise ImageError(f'damaged or cut off (no chunk of plane {", ".join(map(str, empty))} is in the store); '
+                         'copy it again, or where it is black on purpose, write it with write_empty_chunks=True')
+    return p
 
 # %% ../nbs/07_decode.ipynb #a772249b
 _tiff_magic, _jpeg_magic = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'), b'\xff\xd8\xff'

@@ -712,12 +712,15 @@ def test_chunks_of_a_zarr_that_were_never_written(tmp_path):
     from hpa_fastai.verify import verify_images
     root = zarr.open_group(str(tmp_path/'w1.ome.zarr'), mode='w')
     a = root.create_array('0', shape=(4,32,32), chunks=(1,16,16), dtype='>u2')
-    a[:3] = RNG.integers(1, 60000, (3,32,32))
     root.attrs['ome'] = dict(multiscales=[dict(axes=[dict(name=n) for n in 'cyx'], datasets=[dict(path='0')])])
-    fails('4 of 16 chunks were never written', tmp_path)
+    fails('no chunk of plane 0, 1, 2, 3 is in the store', tmp_path)
     assert verify_images(tmp_path, progress=False).problems.problem.tolist() == ['truncated or damaged']
-    a[3] = 7
+    a[:3] = RNG.integers(1, 60000, (3,32,32))
+    fails('no chunk of plane 3 is in the store', tmp_path)
+    assert verify_images(tmp_path, deep=True, progress=False).problems.problem.tolist() == ['truncated or damaged']
+    a[3, :16] = 7 # writers leave out chunks that are black: those below are right
     assert same(read(tmp_path), np.rint(a[:]/257))
+    assert '2 of 16 chunks absent' in str(verify_images(tmp_path, progress=False))
 
 @pytest.mark.parametrize('threads', ['few', 'many'])
 @pytest.mark.parametrize('depth,colour', [(2,0), (4,0), (8,0), (16,0), (8,2), (16,2), (8,4), (16,4), (8,6), (16,6)])
