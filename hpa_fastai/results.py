@@ -469,11 +469,12 @@ def labels_of(
 ) -> LabelSet:
     "The label set of a table of predictions or cells"
     if labels is not None: return get_labels(labels)
-    if 'labels' in table.attrs: return LabelSet(**table.attrs['labels'])
     columns = [unescape_cell(str(c)) for c in table]
     after = columns[columns.index('Names')+1:] if 'Names' in columns else []
     end = min([after.index(c) for c in ('flags', 'mask', 'error') if c in after], default=0)
     classes = tuple(after[:end])
+    noted = LabelSet(**table.attrs['labels']) if 'labels' in table.attrs else None
+    if noted and (not classes or set(noted.classes)<=set(columns)): return noted
     public = [ls for ls in (HPA28, HPA19, ZTG10) if not classes or ls.classes==classes]
     return public[0] if public else LabelSet('custom', classes)
 

@@ -244,6 +244,7 @@ def test_the_label_set_travels_with_a_table(tmp_path):
     table.to_csv(tmp_path/'p.csv', index=False)
     assert labels_of(table[:1]) == own == labels_of(read_predictions(tmp_path/'p.parquet'))
     assert labels_of(read_predictions(tmp_path/'p.csv')).classes == own.classes
+    assert labels_of(table.rename(columns={'Cilia': 'Basal body'})).classes == ('Basal body', 'None')  # what was noted is out of date
     assert labels_of(table.assign(fold=1)) == own and labels_of(table, HPA28) == HPA28
 
 
