@@ -9,7 +9,7 @@ __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'Planes', 'FULL_PIXEL', 'FULL_SIDE', 'setti
            'read_into']
 
 # %% ../nbs/07_decode.ipynb #76e72d8a
-import io, logging, os, re, threading
+import io, logging, os, re, threading, zlib
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -93,14 +93,21 @@ def _by_pillow(head, chunks, _=None):
     "Array H×W×planes of a PNG, decoded by Pillow"
     mode, raw = _pillow_modes[head.depth, head.colour]
     pixels = b''.join(c[8:-4] for c in chunks)
-    try: im = Image.frombytes(mode, (head.width, head.height), pixels, 'zip', raw, head.interlaced)
+    try: im = Image.frombytes(mode, (head.width, head.height), pixels, 'zip', raw, 0)
     except (ValueError, OSError) as e: raise damaged(_line(e)) from e
-    return np.asarray(im).reshape(head.height, head.width, -1)
+    a = np.asarray(im).reshape(head.height, head.width, -1)
+    if not a[-1].any(): _check_length(head, pixels) # rows that are not there are black, which Pillow does not mind
+    return a
+
+def _check_length(head, pixels):
+    "Refuse compressed pixels that end before the last row"
+    n = head.height*(1 + head.width*head.depth//8*{0:1, 2:3, 4:2, 6:4}[head.colour])
+    if len(zlib.decompressobj().decompress(pixels, n))<n: raise damaged('it has fewer rows than its header says')
 
 # %% ../nbs/07_decode.ipynb #ac104515
 def _png_pixels(head, chunks, data):
     "Array H×W×planes of a PNG, by the decoder that is faster here, or else by the other"
-    decoders = [_by_kornia] + [_by_pillow]*((head.depth, head.colour) in _pillow_modes)
+    decoders = [_by_kornia] + [_by_pillow]*((head.depth, head.colour) in _pillow_modes and not head.interlaced)
     if getattr(_thread, 'one_of_many', False): decoders.reverse()
     for decode in decoders:
         try: return decode(head, chunks, data)
@@ -137,6 +144,7 @@ def _read_jpeg(f, target, header=False):
     n = _bands[im.mode]
     stated = dict(size=size, kind='grey' if n==1 else 'colour', format='JPEG 8-bit')
     if header: return Planes([None]*n, **stated)
+    if not im.tile: raise damaged('it has no pixels')
     im.draft(None, target(*size))
     f.seek(0)
     data = f.read()
@@ -160,7 +168,11 @@ def _check_complete(series):
     "Whether all the pixels that a TIFF speaks of are in the file"
     if series.dataoffset is not None:
         if series.dataoffset+series.nbytes>series.parent.filehandle.size: raise damaged('its pixels end beyond the file')
-    for page in series.pages: check_tiff_segments(page)
+    for page in series.pages:
+        try: check_tiff_segments(page)
+        except ImageError as e:
+            if page is None or page.parent is series.parent: raise
+            raise ImageError(f'{page.parent.filehandle.name}, which belongs to it, is {e}') from None
 
 # %% ../nbs/07_decode.ipynb #ac2f2ef5
 _libtiff = {'NONE', 'LZW', 'JPEG', 'DEFLATE', 'ADOBE_DEFLATE', 'PACKBITS', 'LZMA', 'ZSTD'} # what Pillow's libtiff always has
@@ -280,9 +292,9 @@ def _check_set(tif, f):
     folder, name = os.path.split(getattr(f, 'name', ''))
     names = files_of_ome(tif.ome_metadata, name)
     if len(names)<2: return
-    missing = names if isinstance(f, io.BytesIO) else [n for n in names if not os.path.isfile(os.path.join(folder, n))]
+    missing = names if isinstance(f, io.BytesIO) else [n for n in names if not file_stat(os.path.join(folder, n)).st_size]
     if missing: raise ImageError(f'one of {len(names)} files that are one field of view by their OME metadata; '
-                                 f'not beside it: {", ".join(missing[:4])}{", …" if len(missing)>4 else ""}')
+                                 f'not beside it, or empty: {", ".join(missing[:4])}{", …" if len(missing)>4 else ""}')
 
 # %% ../nbs/07_decode.ipynb #44069cfa
 def _read_tiff(f, z=None, header=False, alone=False):
@@ -297,6 +309,7 @@ def _read_tiff(f, z=None, header=False, alone=False):
 
 def _planes_of_tiff(tif, f, z, header):
     "Planes of an opened TIFF"
+    if len(tif.pages): check_tiff_pages(tif)
     found = tif.series
     if not found: raise ImageError('a TIFF without a picture: cut off while it was written or copied?')
     if tif.is_ome: found = [s for s in found if any(page is not None and page.parent is tif for page in s.pages)] # not those of other files

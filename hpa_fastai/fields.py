@@ -64,11 +64,12 @@ _schemes = {program: re.compile(pattern, re.IGNORECASE) for program,pattern in {
     'ImageXpress or MetaMorph': r'_(w\d[^_]*?)(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})?(?=_[st]\d|\Z)',
     'Yokogawa CellVoyager': r'z\d+(c\d+)\Z',
     'Leica': r'_(ch\d\d)(?=_|\Z)',
+    'Keyence or another': r'[-_](ch\d)(?=[-_]|\Z)',
     'Micro-Manager': r'_(channel\d+)(?=_|\Z)',
     'InCell': r'wv ([^()]+)\)\Z',
     'ImageJ or Zeiss': r'(?:[-_ ](c=?\d+)(?=[-_ ]|\Z)|\A(c\d+)(?=-))',
     'stains': rf'(?:\A|[\s_.(-])({_stains})(?=[\s_.)-]|\Z)',
-    'colours': rf'(?:\A|[\s_.(-])({_colour}|[rgby]\Z)(?=[\s_.)-]|\Z)'}.items()}
+    'colours': rf'(?:(?:\A|[\s_.(-])({_colour})(?=[\s_.)-]|\Z)|[\s_.(-]([rgby])\Z)'}.items()}
 
 def name_scheme(
     name:str, # file name without its folder
@@ -423,19 +424,30 @@ def _set_of(path):
         with tifffile.TiffFile(path, _multifile=False) as tif: return files_of_ome(tif.ome_metadata, os.path.basename(path)) if tif.is_ome else []
     except Exception: return [] # what is wrong with it is told when it is read
 
+_no_channel = re.compile(r'[\W_]*(c|ch|channel|w|z)?[\W_]*\Z', re.IGNORECASE)
+_MOST_PROBED = 50 # files of a folder
+
+def _may_be_of_set(folder, name, sep, probed):
+    "Whether to open a file to see if it is an OME-TIFF of several files; of those that are not called so, one of each kind of name"
+    if is_url(folder) or not name.lower().endswith(('.tif','.tiff')): return False
+    if name.lower().endswith(('.ome.tif','.ome.tiff')): return True
+    kinds, kind = probed.setdefault(folder, {}), re.sub(r'\d+', '', name)
+    if kind not in kinds: kinds[kind] = len(kinds)<_MOST_PROBED and len(_set_of(folder+sep+name))>1
+    return kinds[kind]
+
 def _join_sets(rows, sep):
     "The same rows, where OME-TIFF files that are one field of view are one row with the first of them"
-    joined, done = {}, set()
-    for (folder,id_),row in rows.items():
+    joined, done, probed, shared = {}, set(), {}, {}
+    for (folder,id_),row in sorted(rows.items(), key=lambda r: r[0]):
         name = row.get(None) or ''
         if (folder,name) in done: continue
-        names = _set_of(folder+sep+name) if name.lower().endswith(('.ome.tif','.ome.tiff')) and not is_url(folder) else []
+        names = _set_of(folder+sep+name) if _may_be_of_set(folder, name, sep, probed) else []
         if len(names)>1 and name in names:
             done |= {(folder,n) for n in names}
-            shared = re.sub(r'[^a-z0-9]*(c|ch|channel|w|z)?[^a-z0-9]*\Z', '', os.path.commonprefix(names), flags=re.IGNORECASE)
-            id_ = shared if shared and (folder,shared) not in rows else id_
+            shared[folder,id_] = folder, id_form(_no_channel.sub('', os.path.commonprefix(names)))
         joined[folder,id_] = row
-    return joined
+    taken = Counter([*rows, *shared.values()])
+    return {shared[k] if k in shared and shared[k][1] and taken[shared[k]]==1 else k: row for k,row in joined.items()}
 
 # %% ../nbs/05_fields.ipynb #10f4f273
 def survey_images(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PNG_MAGIC', 'PngHeader', 'damaged', 'png_chunk', 'png_header', 'png_file', 'png_pixel_chunks', 'check_jpeg_end',
-           'check_jpeg_codes', 'check_tiff_segments', 'check_tiff_ends']
+           'check_jpeg_codes', 'check_tiff_segments', 'check_tiff_pages', 'check_tiff_ends']
 
 # %% ../nbs/06_formats.ipynb #38649c1e
 import math, re, struct, zlib
@@ -104,6 +104,18 @@ def check_tiff_segments(
                          'copy it again, or where they are black on purpose, save it with all of them')
     beyond = sum(o+n>n_bytes for o,n in places)
     if beyond: raise damaged(f'{beyond} of {expected} strips or tiles end beyond the file')
+
+def check_tiff_pages(
+    tif, # `TiffFile` of `tifffile`
+):
+    "Refuse a TIFF whose list of pages leads beyond the file, or that holds fewer planes than ImageJ says that it wrote"
+    place, file, size = tif.pages.next_page_offset, tif.filehandle, tif.tiff.offsetsize
+    if place is not None:
+        file.seek(place)
+        if file.read(size)!=bytes(size): raise damaged('the list of its pages leads beyond its end')
+    if not tif.is_imagej or len(tif.pages)>1 or tif.pages[0].offset>tif.pages[0].dataoffsets[0]: return # ImageJ writes all planes behind the tags
+    said, there = tif.imagej_metadata.get('images', 1), math.prod(tif.series[0].shape)//math.prod(tif.pages[0].shape)
+    if isinstance(said, int) and there<said: raise damaged(f'not all of the {said} planes are there of which ImageJ writes in it')
 
 # %% ../nbs/06_formats.ipynb #a10f9382
 _without_or_with_sums = (1, 8, 32946) # not compressed, and two numbers of deflate, which has a sum

@@ -662,6 +662,15 @@ def test_damaged_png_is_refused(tmp_path, any_decoder, kind, loss):
         one_file(tmp_path, LOSSES[loss](whole, n))
         fails('damaged or cut off', tmp_path, channels='g')
 
+@pytest.mark.parametrize('depth,colour,size', [(8,0,64), (16,0,128), (8,2,192), (8,4,128), (8,6,256)])
+def test_png_of_fewer_rows_than_it_says_is_refused(tmp_path, any_decoder, depth, colour, size):
+    rows = RNG.integers(1, 256, (64, size), dtype=np.uint8)
+    one_file(tmp_path, as_png(rows, 64, 64, depth, colour))()
+    one_file(tmp_path, as_png(np.concatenate([rows[:63], rows[:1]*0]), 64, 64, depth, colour))()
+    for n in (32, 63):
+        one_file(tmp_path, as_png(rows[:n], 64, 64, depth, colour))
+        fails('damaged or cut off', tmp_path, channels='g')
+
 def test_texts_in_a_png_do_not_matter(tmp_path, any_decoder):
     from PIL import PngImagePlugin
     info = PngImagePlugin.PngInfo()
@@ -801,7 +810,7 @@ def plane_files(folder, x, names, axes='C'):
     sizes = ' '.join(f'Size{c}="{len(names) if c==axes else 1}"' for c in 'CZT')
     xml = ('<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" '
            f'Type="uint8" SizeX="{x.shape[2]}" SizeY="{x.shape[1]}" {sizes}>{channels}{files}</Pixels></Image></OME>')
-    for n,p in zip(names, x): tifffile.imwrite(folder/n, p, description=xml, metadata=None, compression='zlib')
+    for n,p in zip(names, x): tifffile.imwrite(folder/n, p, description=xml.encode(), metadata=None, compression='zlib')
 
 @pytest.mark.parametrize('name', ['pos1_C{}.ome.tif', 'pos1.ch{}.OME.TIFF', 'pos1-{}.ome.tif'])
 def test_files_of_one_ome_are_one_field(tmp_path, name):
@@ -811,8 +820,25 @@ def test_files_of_one_ome_are_one_field(tmp_path, name):
     table = find_images(tmp_path)
     assert table.Id.tolist()==['other', 'pos1'] and all(same(read_image(r), x) for r in table.itertuples())
     (tmp_path/name.format(2)).unlink()
-    with pytest.raises(ImageError, match=f'pos1: .*one of 4 files that are one field of view by their OME metadata; not beside it: {name.format(2)}'):
+    with pytest.raises(ImageError, match=f'pos1: .*one of 4 files that are one field of view by their OME metadata; not beside it, or empty: {name.format(2)}'):
         read_image(find_images(tmp_path).iloc[1])
+
+@pytest.mark.parametrize('name', ['img{:03}.ome.tif', 'Zürich é_C{}.tif', 'scan_{:02}.TIFF'])
+def test_no_set_of_ome_files_hides_another(tmp_path, name):
+    x = [picture(32), picture(32)]
+    for k in (0, 1): plane_files(tmp_path, x[k], [name.format(n) for n in range(4*k, 4*k+4)])
+    table = find_images(tmp_path)
+    assert len(table)==2 and all(same(read_image(r), a) for r,a in zip(table.to_dict('records'), x))
+    assert find_images([str(tmp_path/name.format(n)) for n in range(4)]).Id.tolist()==[{'i': 'img', 'Z': 'Zürich é', 's': 'scan'}[name[0]]+{'i': '00', 'Z': '', 's': '_0'}[name[0]]]
+
+def test_a_damaged_file_of_a_set_is_named(tmp_path):
+    names = [f'pos1_C{k}.ome.tif' for k in range(4)]
+    plane_files(tmp_path, RNG.integers(0, 256, (4,32,32), dtype=np.uint8), names)
+    whole = (tmp_path/names[2]).read_bytes()
+    (tmp_path/names[2]).write_bytes(whole[:-20])
+    fails('pos1_C2.ome.tif, which belongs to it, is damaged or cut off', tmp_path)
+    (tmp_path/names[2]).write_bytes(b'')
+    fails('not beside it, or empty: pos1_C2.ome.tif', tmp_path)
 
 def test_file_of_one_channel_is_read_by_itself(tmp_path):
     from hpa_fastai.verify import verify_images
@@ -824,6 +850,32 @@ def test_file_of_one_channel_is_read_by_itself(tmp_path):
     fails('no yellow channel', tmp_path)
 
 # ---- planes of ImageJ
+
+def as_imagej(x, said=None):
+    "A stack as ImageJ writes it: tags of one page, then all planes"
+    about = f'ImageJ=1.53t\nimages={said or len(x)}\nchannels={said or len(x)}\nhyperstack=true\n\0'.encode()
+    n, w = x.shape[1:]
+    tags = [(256,4,1,w), (257,4,1,n), (258,3,1,8), (262,3,1,1), (270,2,len(about),122), (273,4,1,122+len(about)), (277,3,1,1), (278,4,1,n), (279,4,1,n*w)]
+    return b'II*\0'+struct.pack('<IH', 8, 9)+b''.join(struct.pack('<HHII', *t) for t in tags)+bytes(4)+about+x.tobytes()
+
+@pytest.mark.parametrize('program', ['ImageJ', 'tifffile', 'pages'])
+@pytest.mark.parametrize('name', ['x.tif', 'x_green.tif'])
+def test_a_stack_that_lost_planes_is_no_plane(tmp_path, program, name):
+    x = picture(32)
+    if program=='ImageJ': (tmp_path/'x.tif').write_bytes(as_imagej(x))
+    else: tifffile.imwrite(tmp_path/'x.tif', x, **dict(imagej=True, metadata=dict(axes='CYX')) if program=='tifffile' else dict(photometric='minisblack', metadata=None))
+    assert same(read(tmp_path), x)
+    whole = (tmp_path/'x.tif').read_bytes()
+    (tmp_path/'x.tif').unlink()
+    for lost in (1100, 2200):
+        (tmp_path/name).write_bytes(whole[:-lost])
+        fails('damaged or cut off', tmp_path, channels='g')
+
+def test_a_plane_taken_out_of_a_stack_is_whole(tmp_path):
+    x, about = picture(32), b'ImageJ=1.53t\nimages=4\nchannels=4\n\0' # ImageMagick keeps this text, and writes tags last
+    tags = [(256,4,1,32), (257,4,1,32), (258,3,1,8), (259,3,1,1), (262,3,1,1), (270,2,len(about),8+1024), (273,4,1,8), (278,4,1,32), (279,4,1,1024)]
+    data = b'II*\0'+struct.pack('<I', 8+1024+len(about))+x[1].tobytes()+about
+    assert same(one_file(tmp_path, data+struct.pack('<H', 9)+b''.join(struct.pack('<HHII', *t) for t in tags)+bytes(4), 'x_green.tif')(), x[1])
 
 @pytest.mark.parametrize('axes', ['ZYX', 'TYX'])
 def test_slices_that_are_channels(tmp_path, axes):
