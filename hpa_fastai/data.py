@@ -17,7 +17,7 @@ from fastai.torch_core import TensorMultiCategory
 from .tables import *
 from .labels import *
 from .images import *
-from .lookup import image_table
+from .lookup import as_list, image_table
 from .show import *
 from .splits import *
 from .cache import *
@@ -54,6 +54,10 @@ class HPADataLoader(TfmdDL):
         self._look_up(dataset.items)
 
 # %% ../nbs/30_data.ipynb #45204217
+def _reads(cache):
+    "What gives the pixels of rows of a table, from a cache"
+    return lambda rows: cache.batch(np.sort(cache.rows(rows.Id)))
+
 @patch
 def _look_up(self:HPADataLoader, items):
     "Places in the cache, labels and figures of all items"
@@ -61,8 +65,8 @@ def _look_up(self:HPADataLoader, items):
     if cache is not None:
         self._rows = cache.rows(items['Id'])
         self._targets = torch.from_numpy(self.labels.encode(items['Target'])).float()
-    read = cache and (lambda rows: cache.batch(np.sort(cache.rows(rows.Id))))
-    self._figures = torch.from_numpy(self.sources.figures(items, read)) if self.sources else None
+    known = self.sources and len(items)  # a loader that was emptied to be exported has nothing to look up
+    self._figures = torch.from_numpy(self.sources.figures(items, cache and _reads(cache))) if known else None
 
 # %% ../nbs/30_data.ipynb #bebd4ab4
 @patch
@@ -308,6 +312,7 @@ def from_df(cls:HPADataLoaders,
     mean, std = _normalization(normalize, df.iloc[train], reader, store)
     weights = rarity_weights(labels.encode(df.Target.iloc[train]), oversample) if oversample else None
     sources = Sources(reader, source) if isinstance(normalize, str) and normalize=='source' else None
+    if sources: sources.figures(df, store and _reads(store))  # of all pictures, as they are when the folder is predicted
     split = lambda _: (train, valid)
     block = HPADataBlock(labels, size, reader, split, mean, std, augment, sources, item_tfms, batch_tfms)
     return block.dataloaders(df, bs=min(bs, max(len(train)//n_processes(), 1)), device=device and torch.device(device), num_workers=num_workers, cache=store, group=group,
@@ -349,6 +354,7 @@ def fields(self:HPADataLoaders,
     source,  # anything that `predict` takes, or Ids of the loaders' own images
 ) -> pd.DataFrame:  # a row a field of view, with the columns of `find_images`
     "The table of fields of view in whatever holds them"
+    source = as_list(source)
     tables = [dl.dataset.items for dl in self.loaders if isinstance(getattr(dl.dataset, 'items', None), pd.DataFrame)]
     named = [source] if isinstance(source, str) and not os.path.exists(source) else source
     if tables and isinstance(named, (list, tuple)) and len(named) and all(isinstance(o, str) for o in named):

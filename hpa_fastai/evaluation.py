@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 from .metrics import *
 from .calibration import calibration_error, log_losses, reliability, _wilson
-from .thresholds import Thresholds, plain_thresholds
+from .thresholds import Thresholds, as_thresholds
 
 # %% ../nbs/68_evaluation.ipynb #2241f957
 def confusion_table(preds,               # bool, images × classes
@@ -123,9 +123,7 @@ def _decide(probs, thresholds, labels=None):
     n_classes, alone = probs.shape[1], getattr(labels, 'negative', None)
     if isinstance(thresholds, Thresholds): return thresholds.predict(probs, exclusive=alone)
     if hasattr(thresholds, 'predict'): return thresholds.predict(probs)
-    th = np.asarray(thresholds, float)
-    if th.ndim and th.shape != (n_classes,): raise MetricError(f'thresholds has shape {th.shape}: give one number or one for each of the {n_classes} classes')
-    return plain_thresholds(th, n_classes, alone).predict(probs)
+    return as_thresholds(thresholds, n_classes, alone).predict(probs)
 
 # %% ../nbs/68_evaluation.ipynb #186ee4ad
 def _reliability(p, t):

@@ -8,7 +8,7 @@ __all__ = ['HPA28', 'HPA19', 'ZTG10', 'LabelError', 'LabelSet', 'get_labels', 'g
 
 # %% ../nbs/02_labels.ipynb #18abd86e
 import difflib, re, unicodedata, warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -272,7 +272,8 @@ def get_labels(
     **settings, # fields of `LabelSet` to set otherwise, e.g. `sep='|'` or `id_col='image'`
 ) -> LabelSet:
     "The label set that is meant."
-    if isinstance(labels, (list, tuple, np.ndarray, pd.Series, pd.Index)): labels = LabelSet('custom', tuple(labels))
+    in_order = isinstance(labels, Iterable) and not isinstance(labels, (str, Path, LabelSet, Set, Mapping))
+    if in_order: labels = LabelSet('custom', tuple(labels))  # fastai's `dls.vocab` too
     if isinstance(labels, (str, Path)):
         ls = _builtin.get(str(labels).lower().replace('_', '').replace('-', ''))
         labels = ls or _labels_from_csv(Path(labels))

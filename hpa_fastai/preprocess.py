@@ -56,7 +56,7 @@ class Sources:
         reader: ImageReader,  # the settings of reading
         column: str|None = None,  # of the table, that names the sources; None: `source`, or without it the folders of the files
         most: int = 200,  # pictures of a source to look at
-        enough: int = 32,  # pictures; a source measured on fewer is measured again when there are more
+        enough: int = 32,  # pictures; figures of fewer hold for these pictures alone
     ): self.reader, self.column, self.most, self.enough, self.known = reader, column, most, enough, {}
 
 # %% ../nbs/26_preprocess.ipynb #b9f076b9
@@ -78,8 +78,11 @@ def _state(files):
 def _found_before(self:Sources, name, files, part):
     "The figures of a source, if they are known and its pictures are as they were"
     old = self.known.get(name)
-    if old is None or None in files or (not part and old.among!=frozenset(files)): return None
-    states = list(old.states.items())[:16 if part else None]  # to look at a few is enough where a source grows
+    if old is None or None in files: return None
+    here = frozenset(files)
+    stands = part and (len(old.among)>=self.enough or here<=old.among)
+    if not stands and old.among!=here: return None
+    states = list(old.states.items())[:self.enough if part else None]  # to look at a few is enough where a source grows
     return old.figures if all(_state(f)==s for f,s in states) else None
 
 # %% ../nbs/26_preprocess.ipynb #b0699b57
@@ -118,7 +121,8 @@ def figures(self:Sources,
             some = np.random.RandomState(0).permutation(here)[:self.most]
             states = {files[i]: _state(files[i]) for i in some if files[i]}
             found = self._measure(table.iloc[some], read)
-            if len(here)>=self.enough and len(states)==len(some):
+            old = self.known.get(name)
+            if len(states)==len(some) and (old is None or not part or len(here)>=len(old.among)):
                 self.known[name] = Measured(found, states, frozenset(files[i] for i in here))
         res[here] = found
     return res

@@ -496,6 +496,9 @@ def as_predictions(
         raise ResultError(f'the predictions have no column {absent[0]!r}; give the table of predict{hint}')
     plain = lambda c: table[c].map(_text_of) if ours else table[c].map(lambda v: unescape_cell(_text_of(v)))
     texts = {c: plain(c) if c in table else '' for c in ('Id', 'Predicted', 'Names', 'flags', 'error')}
+    lost = texts['Names'].eq('') & texts['Predicted'].ne('') if 'Names' in table else []
+    if any(lost):  # pandas makes nothing of classes called None or NA
+        texts['Names'] = texts['Names'].mask(lost, texts['Predicted'][lost].map(lambda o: '|'.join(ls.classes[i] for i in ls.parse(o))))
     return with_labels(table.assign(**texts), ls), ls
 
 # %% ../nbs/74_results.ipynb #84af43aa

@@ -28,14 +28,23 @@ from .splits import *
 from .data import *
 from .processes import *
 from .losses import *
-from .thresholds import plain_thresholds
+from .thresholds import *
 from .models import *
 from .callbacks import *
 
 # %% ../nbs/60_training.ipynb #14ceaa89
 class HPALearner(Learner):
     "A fastai `Learner` that answers as the model does that it is saved as: calibrated, and by its thresholds"
-    thresholds = calibration = evaluation = None  # what is fitted on the outputs of the weights as they are
+    _thresholds = calibration = evaluation = None  # what is fitted on the outputs of the weights as they are
+
+    @property
+    def thresholds(self) -> Thresholds|None:
+        "What decides which classes a picture gets; one number for all classes, or one a class, may be put here too"
+        return self._thresholds
+
+    @thresholds.setter
+    def thresholds(self, value):
+        self._thresholds = value if value is None else as_thresholds(value, len(self.dls.vocab))
 
     def probabilities(self,
         logits: Tensor,  # n×C
@@ -49,7 +58,7 @@ class HPALearner(Learner):
         probs: Tensor,  # n×C, of `probabilities`
     ) -> Tensor:  # n×C, bool
         "The classes that each picture gets"
-        thresholds, labels = self.thresholds or plain_thresholds(.5, probs.shape[1]), self.dls.labels
+        thresholds, labels = self.thresholds or as_thresholds(.5, probs.shape[1]), self.dls.labels
         return torch.from_numpy(thresholds.predict(probs.cpu().numpy(), exclusive=labels.negative))
 
     @delegates(Learner.get_preds)

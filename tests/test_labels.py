@@ -2,6 +2,8 @@
 import json
 from dataclasses import asdict
 import numpy as np, pandas as pd, pytest
+from fastai.data.transforms import CategoryMap
+from fastcore.foundation import L
 from hpa_fastai.labels import *
 
 tables = {'kaggle2018_train.csv': ('hpa28', 31072), 'kaggle2018_sample_submission.csv': ('hpa28', 11702), 'hpav18.csv': ('hpa28', 74606),
@@ -142,6 +144,9 @@ def test_own_label_set(tmp_path):
     with pytest.raises(LabelError, match="'cilium' is listed twice"): get_labels(write(tmp_path, 'name\nCilium\ncilium\n', 'two.csv'))
     with pytest.raises(LabelError, match="call it 'name'"): get_labels(write(tmp_path, 'a,b\n1,2\n', 'odd.csv'))
     with pytest.raises(LabelError, match='number the 2 classes 0..1'): get_labels(write(tmp_path, 'index,name\n1,x\n2,y\n', 'from1.csv'))
+
+@pytest.mark.parametrize('names', [L('b', 'a'), (c for c in 'ba'), CategoryMap(['b', 'a'], sort=False)])
+def test_names_in_whatever_holds_them_in_order(names): assert get_labels(names).classes==('b', 'a')
 
 @pytest.mark.parametrize('wrong,near', [('hpa82', 'hpa28'), ('hpa_18', 'hpa19'), ('ztg', 'ztg10')])
 def test_near_matches_of_a_label_set(wrong, near):

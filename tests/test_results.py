@@ -221,6 +221,13 @@ def test_a_table_is_taken_whoever_read_it(tmp_path, labels, read):
     assert res.values.tolist() == [['8', '2'], ['7', '0'], ['10', '']]
 
 
+def test_names_that_pandas_makes_nothing_of(tmp_path):
+    own = LabelSet('own', ('None', 'Cilia', 'NA'))
+    write(tmp_path/'p.csv', [('a', '0', 'None', .9, .1, .1, '', ''), ('b', '0 1', 'None|Cilia', .9, .9, .1, '', ''), ('c', '', '', .1, .1, .1, '', '')], own)
+    table, labels = as_predictions(pd.read_csv(tmp_path/'p.csv'))
+    assert table.Names.tolist() == ['None', 'None|Cilia', ''] and labels.classes == own.classes
+
+
 @pytest.mark.parametrize('read', [read_cells, pd.read_csv, str])
 def test_a_table_of_cells_is_taken_whoever_read_it(tmp_path, read):
     from hpa_fastai.cells import cells_submission

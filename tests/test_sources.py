@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.learner import load_learner
 from fastai.torch_core import set_seed
 from PIL import Image
 
-from hpa_fastai.all import CHANNELS, HPADataLoaders, HPAError, export_onnx, find_images, hpa_learner, load_bundle, predict, read_labels, resize
+from hpa_fastai.all import CHANNELS, HPADataLoaders, HPAError, attach_images, export_onnx, find_images
+from hpa_fastai.all import hpa_learner, load_bundle, predict, read_labels, resize
 from hpa_fastai.inference import Predictor
 from hpa_fastai.interpret import activation_maps
 from hpa_fastai.monitor import run_traits
@@ -77,6 +79,22 @@ def by_source(trained):
     "A model that normalises by source"
     b = load_bundle(trained[1])
     return replace(b, preprocess=replace(b.preprocess, mean=(.1,)*4, std=(.1,)*4, source=True))
+
+
+def test_a_picture_alone_is_normalised_as_it_was_among_the_others(two_microscopes, tmp_path):
+    "Of a source with a few pictures each gives the same answer, in training, in a folder and alone, and after the learner was exported"
+    folder = two_microscopes[0]/'dim'
+    df = two_microscopes[1].iloc[90:114].reset_index(drop=True)
+    set_seed(0)
+    learn = hpa_learner(loaders(folder, df, tmp_path/'cache', valid_pct=.3), 'lenet5', pretrained=False)
+    ids, table = learn.dls.valid_ds.items.Id.tolist(), attach_images(df, folder)
+    with learn.no_bar(): want, _ = learn.get_preds()
+    in_folder = predict(table, model=learn, progress=False).set_index('Id').loc[ids, list(learn.dls.labels.classes)]
+    alone = [learn.predict(i)[2] for i in ids], [learn.predict(table[table.Id==i].iloc[0])[2] for i in ids]
+    learn.export((tmp_path/'export.pkl').absolute())
+    loaded = load_learner(tmp_path/'export.pkl')
+    after = [loaded.predict(table[table.Id==i].iloc[0])[2] for i in ids]
+    for probs in (in_folder.to_numpy(float), *map(np.stack, (*alone, after))): assert np.abs(probs - want.numpy()).max() < 1e-5
 
 
 def pictures(n, brightness, seed=0):

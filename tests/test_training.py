@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.data.transforms import get_image_files
 from fastai.interpret import Interpretation
 from fastai.torch_core import set_seed
+from fastcore.foundation import L
 
 from hpa_fastai.all import CHANNELS, HPA28, HPADataBlock, HPADataLoaders, HPAError, attach_images, find_images, hpa_learner, plain_thresholds, predict, read_labels
 from hpa_fastai.training import Stage, TrainingBar, default_sizes, plan_stages
@@ -238,6 +241,18 @@ def test_one_picture_in_whatever_form(decided, small_atlas):
     with pytest.raises(HPAError, match='no such f'): decided.predict('nothing')
 
 
+@pytest.mark.parametrize('value', [.02, np.float32(.02), [.02]*28, torch.full((28,), .02)])
+def test_thresholds_are_set_by_hand(decided, value):
+    before = decided.thresholds
+    try:
+        decided.thresholds = value
+        with decided.no_bar(): probs, _, given = decided.get_preds(with_decoded=True)
+        assert torch.equal(given, probs > .02) and decided.to_bundle().thresholds.values.round(3).tolist() == [.02]*28
+        with pytest.raises(HPAError, match='between 0 and 1'): decided.thresholds = 50
+        with pytest.raises(HPAError, match='one number'): decided.thresholds = 'low'
+    finally: decided.thresholds = before
+
+
 def test_many_pictures_in_whatever_form(decided, small_atlas, tmp_path):
     table = find_images(small_atlas/'train').head(6)
     folder = tmp_path/'some'
@@ -250,6 +265,7 @@ def test_many_pictures_in_whatever_form(decided, small_atlas, tmp_path):
         with decided.no_bar(): return decided.get_preds(dl=decided.dls.test_dl(items, num_workers=0))[0].numpy()
     want = said(table)
     for items in (folder, str(folder), tmp_path/'some.csv', files, table.Id.tolist(), pixels, np.stack(pixels)): assert np.abs(said(items) - want).max() < 1e-5
+    for items in (L(files), iter(files), get_image_files(folder).sorted(), table.Id, pd.Index(table.Id), L(*table.Id)): assert np.abs(said(items) - want).max() < 1e-5
     for items in (files[::-1], table[['Id', *CHANNELS]].iloc[::-1], table.Id.tolist()[::-1], pixels[::-1]): assert np.abs(said(items)[::-1] - want).max() < 1e-5
 
 
