@@ -9,7 +9,7 @@ __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'Planes', 'FULL_PIXEL', 'FULL_SIDE', 'setti
            'read_into']
 
 # %% ../nbs/07_decode.ipynb #76e72d8a
-import io, logging, os, re, threading, zlib
+import io, logging, math, os, re, threading, zlib
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -328,10 +328,17 @@ def _planes_of_tiff(tif, f, z, header):
     return _to_planes(a, axes, z, _tiff_names(tif), colour, 'TIFF', _stated_bits(tif, series))
 
 # %% ../nbs/07_decode.ipynb #b0f271d8
+def _check_chunks(a, files, folder):
+    "Refuse an array of a zarr store of which a compressed chunk is damaged; shards have sums"
+    codecs = [type(c).__name__.lower() for c in a.compressors]
+    own = [f for f in files if f[0].startswith(folder)]
+    if codecs and a.shards is None: check_zarr_chunks(own, math.prod(a.chunks)*a.dtype.itemsize, 'blosc' in codecs[-1])
+
 def _read_zarr(path, z=None, header=False):
     "Planes of an OME-Zarr picture at full resolution"
     try: import zarr
     except ImportError: raise ImageError("reading OME-Zarr needs zarr: pip install 'hpa_fastai[zarr]'") from None
+    files = [] if is_url(path) else list(store_files(path))
     root = zarr.open_group(path, mode='r')
     meta = root.attrs.get('ome') or root.attrs
     if not meta.get('multiscales'): raise ImageError('a zarr store without NGFF multiscales: not an OME-Zarr picture')
@@ -342,6 +349,7 @@ def _read_zarr(path, z=None, header=False):
     names = [c.get('label', '') for c in meta.get('omero', {}).get('channels', [])]
     absent = a.nchunks-a.nchunks_initialized
     form = f'OME-Zarr ({absent} of {a.nchunks} chunks absent)' if absent else 'OME-Zarr'
+    if files and not header: _check_chunks(a, files, os.path.join(path, scales['datasets'][0]['path'], ''))
     pixels = _no_pixels(a.dtype, a.shape) if header else a[:]
     p = _to_planes(pixels, axes, z, names, form=form)
     empty = [i for i,plane in enumerate(p.planes) if absent==a.nchunks or (absent and not header and not plane.any())]
@@ -373,14 +381,23 @@ def _line(e):
 _signs_of_damage = ('truncated|broken|invalid offset|failed to read|decompress|incomplete|cannot decode|data stream|reading image file|'
                     'corrupt|ended before|decoder error|not enough image data|lzma|zstd|src size|bad data|no marker found')
 
+def _why_no_zarr(path, e):
+    "What a user needs to know about an exception while reading a zarr store"
+    if not is_url(path) and not os.path.isdir(path): return 'a file, where OME-Zarr is a folder'
+    if isinstance(e, PermissionError): return 'no permission to read it'
+    if isinstance(e, FileNotFoundError): return 'a folder without the files that make it a zarr store (.zgroup or zarr.json); copy it again'
+    if 'codec' in str(e).lower(): return f'cannot be read ({type(e).__name__}: {_line(e)})'
+    return str(damaged(f'{type(e).__name__}: {_line(e)}'))
+
 def why_unreadable(
     path:str, # of the file
     e:Exception, # what reading it raised
 ) -> str: # without the path
     "What a user needs to know about an exception while reading a file"
     if isinstance(e, HPAError): return str(e)
+    if path.rstrip('/').lower().endswith('.zarr') and (is_url(path) or os.path.exists(path)): return _why_no_zarr(path, e)
     if isinstance(e, FileNotFoundError): return 'a link to a file that is not there' if os.path.islink(path) else 'no such file'
-    if isinstance(e, IsADirectoryError) or os.path.isdir(path): return f'a folder, not a picture ({type(e).__name__}: {_line(e)})' if path.lower().endswith('.zarr') else 'a folder, not a picture'
+    if isinstance(e, IsADirectoryError) or os.path.isdir(path): return 'a folder, not a picture'
     if isinstance(e, PermissionError): return 'no permission to read it'
     if re.search(_signs_of_damage, f'{type(e).__name__} {e}', re.IGNORECASE): return str(damaged(_line(e)))
     return f'cannot be read ({type(e).__name__}: {_line(e)})'

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PNG_MAGIC', 'PngHeader', 'damaged', 'png_chunk', 'png_header', 'png_file', 'png_pixel_chunks', 'check_jpeg_end',
-           'check_jpeg_codes', 'check_tiff_segments', 'check_tiff_pages', 'check_tiff_ends']
+           'check_jpeg_codes', 'check_tiff_segments', 'check_tiff_pages', 'check_tiff_ends', 'store_files',
+           'check_zarr_chunks']
 
 # %% ../nbs/06_formats.ipynb #38649c1e
-import math, re, struct, zlib
+import math, os, re, struct, zlib
 from collections import namedtuple
 import kornia_rs.io
 from .fields import *
@@ -133,3 +134,34 @@ def check_tiff_ends(
     data = contents[file.name]
     lost = sum(n>=8 and not any(data[o+n-8:o+n]) for o,n in zip(page.dataoffsets, page.databytecounts))
     if lost: raise damaged(f'{lost} of {len(page.dataoffsets)} strips or tiles end in zeros')
+
+# %% ../nbs/06_formats.ipynb #5b6e21c9
+def store_files(
+    folder:str, # local
+): # yields the path and the name of each
+    "Every file in the folder of a zarr store, which holds nothing but files and folders"
+    for e in os.scandir(folder):
+        if e.is_dir(): yield from store_files(e.path)
+        elif e.is_file(): yield e.path, e.name
+        elif what := no_file(e.path): raise ImageError(f'a {what} is in it, {e.name}; copy it again')
+
+# %% ../nbs/06_formats.ipynb #c3f8d027
+_ZEROS = 64 # bytes: as many zeros no codec writes at the end of what it made smaller
+
+def check_zarr_chunks(
+    files, # of `store_files`, of one array
+    n_bytes:int, # of a chunk that is not compressed
+    blosc:bool, # whether blosc compressed them
+):
+    "Refuse compressed chunks of a zarr store that are cut off or end in zeros"
+    lost = total = 0
+    for path,name in files:
+        if name.startswith('.z') or name=='zarr.json': continue
+        total += 1
+        with open(path, 'rb', buffering=0) as f:
+            head, size = f.read(16), os.fstat(f.fileno()).st_size
+            f.seek(max(0, size-_ZEROS))
+            end = f.read(_ZEROS)
+        cut = blosc and (len(head)<16 or struct.unpack_from('<I', head, 12)[0]!=size)
+        lost += cut or not size or (_ZEROS<=size<n_bytes and not any(end))
+    if lost: raise damaged(f'{lost} of {total} chunks are cut off or end in zeros')

@@ -731,6 +731,30 @@ def test_chunks_of_a_zarr_that_were_never_written(tmp_path):
     assert same(read(tmp_path), np.rint(a[:]/257))
     assert '2 of 16 chunks absent' in str(verify_images(tmp_path, progress=False))
 
+@pytest.mark.parametrize('format', [2, 3])
+@pytest.mark.parametrize('loss', ['cut', 'zeros', 'empty', 'no settings', 'FIFO'])
+def test_damaged_chunks_of_a_zarr_are_refused(tmp_path, format, loss):
+    zarr = pytest.importorskip('zarr', minversion='3')
+    from hpa_fastai.verify import verify_images
+    x = np.stack([smooth()[0]//2]*4)
+    root = zarr.open_group(str(tmp_path/'w1.zarr'), mode='w', zarr_format=format)
+    root.create_array('0', shape=x.shape, chunks=(1,64,64), dtype='u1')[:] = x
+    root.attrs.update({k: dict(multiscales=m) if k=='ome' else m for k,m in [('multiscales' if format==2 else 'ome', [dict(axes=[dict(name=n) for n in 'cyx'], datasets=[dict(path='0')])])]})
+    assert same(read(tmp_path), x)
+    chunk = sorted(p for p in (tmp_path/'w1.zarr/0').rglob('*') if p.is_file() and not p.name.startswith(('.z', 'zarr')))[1]
+    whole, settings = chunk.read_bytes(), next((tmp_path/'w1.zarr/0').glob('*z*ar*'))
+    if loss=='no settings': settings.unlink()
+    elif loss=='FIFO': chunk.unlink(), os.mkfifo(chunk)
+    else: chunk.write_bytes(b'' if loss=='empty' else LOSSES[loss](whole, len(whole)//3))
+    said = fails('copy it again', tmp_path)
+    assert 'a folder, not' not in said and verify_images(tmp_path, deep=True, progress=False).exit_code==1
+
+def test_what_is_no_zarr_says_so(tmp_path):
+    (tmp_path/'a.zarr').mkdir()
+    fails('a folder without the files that make it a zarr store', tmp_path)
+    (tmp_path/'a.zarr').rmdir(), (tmp_path/'a.zarr').write_bytes(b'x')
+    fails('a file, where OME-Zarr is a folder', tmp_path)
+
 @pytest.mark.parametrize('threads', ['few', 'many'])
 @pytest.mark.parametrize('depth,colour', [(2,0), (4,0), (8,0), (16,0), (8,2), (16,2), (8,4), (16,4), (8,6), (16,6)])
 def test_png_of_any_depth(tmp_path, depth, colour, threads, monkeypatch):
