@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from . import version_of
 from .arguments import checked
+from .tables import path_text
 from .labels import *
 from .checks import *
 from .fields import *
@@ -260,7 +261,7 @@ def write_bundle(
     force: bool = False,  # replace a bundle that is there
 ) -> Path:
     "Save a bundle, whole or not at all"
-    path = Path(path)
+    path = Path(path_text(path, 'model', BundleError))
     check_target(path, force)
     tmp = path.with_name(f'.{path.name}-{secrets.token_hex(4)}')
     try:
@@ -359,7 +360,7 @@ def _opening(path):
 # %% ../nbs/70_bundle.ipynb #99b2a86a
 def _find(path):
     "The folder of a bundle, or a word on what to do"
-    path = Path(path)
+    path = Path(path_text(path, 'model', BundleError))
     if (path/'config.json').is_file(): return path
     if path.is_dir(): raise BundleError(f'{path}: no model in this folder (config.json is missing); give the folder that save_bundle or `hpa_fastai train` made')
     if path.is_file(): raise BundleError(f'{path}: a file, where the folder of a bundle is expected; a pickle of learn.export runs any code that is in it, and is loaded only with load_bundle(…, trust_pickle=True)')
@@ -448,7 +449,8 @@ def load_bundle(
     trust_pickle: bool = False,  # load a file of learn.export, and run the code in it
 ) -> Bundle:
     "Load a bundle; runs no code from it"
-    if trust_pickle and Path(path).is_file(): return _unpickle(path).to(device)
+    path = Path(path_text(path, 'model', BundleError))
+    if trust_pickle and path.is_file(): return _unpickle(path).to(device)
     with _opening(path):
         path = _find(path)
         c = _read_config(path)
@@ -488,9 +490,9 @@ def test_bundle(
     tol: float = 1e-3,  # largest difference of a probability that passes
 ) -> float:  # the largest difference
     "Compute the stored sample again and compare"
-    tol = checked(tol=tol)
+    tol, path = checked(tol=tol), Path(path_text(path, 'model', BundleError))
     bundle = load_bundle(path, device)
-    images, expected = _read_sample(Path(path), len(bundle.labels))
+    images, expected = _read_sample(path, len(bundle.labels))
     diff = float(np.abs(bundle.probs(torch.from_numpy(images))-expected).max())
     if not diff<=tol: raise BundleError(f'{path}: probabilities differ by up to {diff:.2g} from those stored with the model (allowed: {tol:g})')
     return diff

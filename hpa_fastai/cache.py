@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from .arguments import checked
 from .surroundings import cache_home, tqdm_bar
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
+from .tables import path_text
 from .labels import HPAError
 from .fields import file_stamp, file_stat, is_url
 from .decode import default_workers, read_into
@@ -226,7 +227,7 @@ def build_cache(
     "The cache of these fields of view, built unless it is already there"
     if reader.size is None: raise HPAError('a cache needs a size: give the reader one, such as ImageReader(size=128)')
     if folder is None: remove_old_caches(default_cache_folder())
-    folder = Path(folder or default_cache_folder())
+    folder = default_cache_folder() if folder is None else Path(path_text(folder, 'cache'))
     file = folder/f'{cache_key(table, reader)}.npy'
     _remove_forsaken(folder)
     cache = _open(file, table.Id.tolist(), reader.size)

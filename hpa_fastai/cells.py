@@ -12,15 +12,17 @@ import base64, os, warnings, zlib
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
+from collections.abc import Set
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from scipy import ndimage as ndi
 from PIL import Image
 from .arguments import checked
 from .surroundings import tqdm_bar
-from .tables import write_whole
+from .tables import as_list, path_text, write_whole
 from .labels import *
 from .fields import *
+from .lookup import plain_source
 from .decode import FULL_PIXEL, geometry, open_file, resize_plane
 from .images import *
 from .results import *
@@ -292,7 +294,7 @@ def find_masks(
     images: pd.DataFrame|None = None,  # rows of `find_images` for the same Ids: their files are no masks, and masks may be called like them
 ) -> dict:  # Id: path
     "The mask file of each field of view; those that have none are left out"
-    folder, ids = Path(folder), [id_form(i) for i in ids]
+    folder, ids = Path(path_text(folder, 'masks', CellError)), [id_form(i) for i in ids]
     if not folder.is_dir(): raise CellError(f'{folder}: no such folder of masks')
     rows = [None]*len(ids) if images is None else images[list(CHANNELS)].to_dict('records')
     used = {os.path.abspath(r[c]) for r in rows if r for c in CHANNELS if isinstance(r[c], str)}
@@ -499,8 +501,9 @@ def _mask_sources(masks, table):
     "Where the mask of each field of view is: {Id: array or path}, or None to outline the cells"
     if masks is None: return None
     if isinstance(masks, dict): return {id_form(i): m for i,m in masks.items()}
-    if isinstance(masks, (str, Path)): return find_masks(masks, table.Id, table)
-    masks = [masks] if hasattr(masks, 'ndim') and masks.ndim==2 else list(masks)
+    if isinstance(masks, (str, bytes, os.PathLike)): return find_masks(masks, table.Id, table)
+    if not isinstance(masks, Set): masks = as_list([masks] if hasattr(masks, 'ndim') and masks.ndim==2 else masks)
+    if isinstance(masks, Set) or not hasattr(masks, '__len__'): raise CellError(f'masks: a {type(masks).__name__} holds no masks; give a folder, {{Id: array or file}}, or a mask for each image')
     if len(masks)!=len(table): raise CellError(f'{len(masks)} masks for {len(table)} fields of view; give one each, in the same order')
     return dict(zip(map(id_form, table.Id), masks))
 
@@ -594,9 +597,11 @@ def predict_cells(
 ) -> pd.DataFrame:  # Id, cell, x, y, area, border, width, height, Predicted, Names, a probability a class, mask, error
     "Say where the protein is in every cell: a row a cell"
     prior, diameter, pixel_size = checked(prior=prior, diameter=diameter, pixel_size=pixel_size, error=CellError)
+    if out is not None: out = Path(path_text(out, 'out', CellError))
     if out and not Path(f'{out}.part.json').is_file(): check_out(out, force)
     if border not in BORDERS: raise CellError(f'border={border!r}: choose one of {", ".join(BORDERS)}')
     p = model if isinstance(model, Predictor) else Predictor(model, device, bs, n_workers=n_workers)
+    images = plain_source(images)
     table, full = locate(images), replace(p.readers[0], size=None, pixel_size=None)
     found = _mask_sources(masks, table)
     fovs = lambda todo, stamps=None: _each_fov(p, table, todo, stamps, full, progress, prior, found, border, diameter, pixel_size)

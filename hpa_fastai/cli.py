@@ -36,6 +36,12 @@ def _number(name):
         except ValueError as e: raise argparse.ArgumentTypeError(str(e).removeprefix(f'{name}: ')) from None
     return read
 
+# %% ../nbs/90_cli.ipynb #f1bda42a
+def _path(text):
+    "The type of an option: a path"
+    if not text.strip(): raise argparse.ArgumentTypeError('an empty text is no path; give the name of a file or folder')
+    return Path(os.path.expanduser(text))
+
 # %% ../nbs/90_cli.ipynb #a78712cc
 def _quiet(p):
     "The option without bars"
@@ -45,7 +51,7 @@ def _quiet(p):
 def _data_options(p, images='train'):
     "Options of commands that read a data set with labels"
     g = p.add_argument_group('data')
-    g.add_argument('data', metavar='DATA', type=Path, help='folder of the data set')
+    g.add_argument('data', metavar='DATA', type=_path, help='folder of the data set')
     g.add_argument('--csv', default='train.csv', help='table of labels, in DATA or anywhere')
     g.add_argument('--images', default=images, help='folder of images, in DATA or anywhere')
     return g
@@ -102,7 +108,7 @@ def _check_free(path, force):
 def _add_simulate(sub):
     "The options of simulate"
     p = sub.add_parser('simulate', help='write a folder of simulated cells in the atlas\'s own format', description='Simulated fields of view with known labels, in the layout of the 2018 competition.')
-    p.add_argument('out', metavar='OUT', type=Path, help='folder to make')
+    p.add_argument('out', metavar='OUT', type=_path, help='folder to make')
     p.add_argument('--n', type=_number('n'), default=600, help='fields of view')
     p.add_argument('--size', type=_number('size'), default=256, help='side of the pictures in pixels')
     p.add_argument('--labels', default='hpa28', help='hpa28, hpa19, ztg10, or a csv of class names')
@@ -126,10 +132,10 @@ def _add_verify(sub):
     "The options of verify"
     p = sub.add_parser('verify', help='check a folder of images, and its csv, in seconds', description='Missing, broken, odd and duplicate files; ids and labels that don\'t fit.')
     p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth')
-    p.add_argument('--csv', type=Path, help='table of labels, in FOLDER or anywhere')
+    p.add_argument('--csv', type=_path, help='table of labels, in FOLDER or anywhere')
     p.add_argument('--labels', help='hpa28, hpa19, ztg10, or a csv of class names; found out from the csv unless given')
     p.add_argument('--deep', action='store_true', help='decode every pixel, not only headers')
-    p.add_argument('--out', type=Path, help='csv for the list of problems')
+    p.add_argument('--out', type=_path, help='csv for the list of problems')
     p.add_argument('--force', action='store_true', help='overwrite it')
     _quiet(p)
     _reading_options(p)
@@ -150,11 +156,11 @@ def _verify(a):
 def _add_explore(sub):
     "The options of explore"
     p = sub.add_parser('explore', help='one page about a data set: classes, channels, galleries, duplicates, split', description='Everything there is to see about a data set, as one HTML page.')
-    p.add_argument('folder', metavar='FOLDER', type=Path, help='folder of images, nested to any depth')
+    p.add_argument('folder', metavar='FOLDER', type=_path, help='folder of images, nested to any depth')
     p.add_argument('--csv', default='train.csv', help='table of labels, in FOLDER or anywhere')
     p.add_argument('--labels', default='hpa28', help='hpa28, hpa19, ztg10, or a csv of class names')
     p.add_argument('--group', help='column whose members must stay on one side of the split; antibody_of takes the antibody from the Ids')
-    p.add_argument('--out', type=Path, default=Path('explore.html'), help='page to write')
+    p.add_argument('--out', type=_path, default=Path('explore.html'), help='page to write')
     p.add_argument('--force', action='store_true', help='overwrite it')
     p.set_defaults(run=_explore)
 
@@ -234,7 +240,7 @@ def _train_budget(p):
 def _train_result(p):
     "Options of train: where the model goes"
     g = p.add_argument_group('result')
-    g.add_argument('--out', type=Path, default=Path('hpa_model'), help='folder for the model')
+    g.add_argument('--out', type=_path, default=Path('hpa_model'), help='folder for the model')
     g.add_argument('--force', action='store_true', help='replace a model that is there')
     g.add_argument('--dry-run', action='store_true', help='say what would be done, and stop')
     _quiet(g)
@@ -427,7 +433,7 @@ def _what_to_compare(p):
     "Options of compare: the experiments"
     g = p.add_argument_group('experiments')
     g.add_argument('--archs', type=lambda o: [a for a in o.split(',') if a], metavar='A,B,…', help='networks to compare, separated by commas')
-    g.add_argument('--experiments', type=Path, metavar='FILE', help='yaml or json of options by name, or a csv with a row an experiment')
+    g.add_argument('--experiments', type=_path, metavar='FILE', help='yaml or json of options by name, or a csv with a row an experiment')
     g.add_argument('--folds', type=_number('folds'), default=1, help='folds to train, of five: more make the scores surer and take as many times as long')
 
 # %% ../nbs/90_cli.ipynb #0cc23a2a
@@ -453,7 +459,7 @@ def _add_compare(sub):
     _what_to_compare(p)
     _compare_budget(p)
     g = p.add_argument_group('result')
-    g.add_argument('--out', type=Path, default=Path('experiments'), help='folder for experiments.csv, experiments.png, and a folder an experiment')
+    g.add_argument('--out', type=_path, default=Path('experiments'), help='folder for experiments.csv, experiments.png, and a folder an experiment')
     g.add_argument('--force', action='store_true', help='replace experiments that were run otherwise')
     _quiet(g)
     p.set_defaults(run=_compare, arch=None)
@@ -501,7 +507,7 @@ def _add_evaluate(sub):
     "The options of evaluate"
     p = sub.add_parser('evaluate', help='score a model on images whose labels are known', description='Predict a labelled folder and compare.')
     g = _data_options(p)
-    g.add_argument('--out', type=Path, help='csv for the table by class')
+    g.add_argument('--out', type=_path, help='csv for the table by class')
     g.add_argument('--force', action='store_true', help='overwrite it')
     _predict_options(p)
     p.set_defaults(run=_evaluate)
@@ -604,11 +610,11 @@ def _add_predict(sub):
     "The options of predict"
     p = sub.add_parser('predict', help='say where the protein is, for a folder of images', description='One row a field of view: locations, probabilities, flags, errors. A run that was stopped goes on when it is started again.')
     p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
-    p.add_argument('--out', type=Path, default=Path('predictions.csv'), help='table to write, .csv or .parquet')
-    p.add_argument('--embeddings', type=Path, help='.npy or .parquet for the features before the head of the network')
-    p.add_argument('--submission', type=Path, help='csv to write as a competition wants it; needs --sample')
-    p.add_argument('--sample', type=Path, help='the sample submission of the competition')
-    p.add_argument('--report', type=Path, metavar='PAGE', help='HTML page about the run to write: locations, pictures, flags, failures, comparison with training')
+    p.add_argument('--out', type=_path, default=Path('predictions.csv'), help='table to write, .csv or .parquet')
+    p.add_argument('--embeddings', type=_path, help='.npy or .parquet for the features before the head of the network')
+    p.add_argument('--submission', type=_path, help='csv to write as a competition wants it; needs --sample')
+    p.add_argument('--sample', type=_path, help='the sample submission of the competition')
+    p.add_argument('--report', type=_path, metavar='PAGE', help='HTML page about the run to write: locations, pictures, flags, failures, comparison with training')
     p.add_argument('--force', action='store_true', help='overwrite results, or begin them again')
     p.add_argument('--dry-run', action='store_true', help='say what would be done, on one batch, and stop')
     _predict_options(p)
@@ -620,9 +626,9 @@ def _add_cells(sub):
     "The options of cells"
     p = sub.add_parser('cells', help='say where the protein is in every cell of a folder of images', description='One row a cell: where it is, locations, probabilities, its outline. Cells are outlined by scikit-image unless masks are given. A run that was killed goes on with the same command.')
     p.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
-    p.add_argument('--out', type=Path, default=Path('cells.csv'), help='table to write, .csv or .parquet')
-    p.add_argument('--masks', type=Path, help='folder of label masks, of Cellpose, HPA-Cell-Segmentation or others: <Id>.png, <Id>_cellmask.png, …')
-    p.add_argument('--submission', type=Path, help='csv to write as the competition of 2021 wants it')
+    p.add_argument('--out', type=_path, default=Path('cells.csv'), help='table to write, .csv or .parquet')
+    p.add_argument('--masks', type=_path, help='folder of label masks, of Cellpose, HPA-Cell-Segmentation or others: <Id>.png, <Id>_cellmask.png, …')
+    p.add_argument('--submission', type=_path, help='csv to write as the competition of 2021 wants it')
     p.add_argument('--prior', type=_number('prior'), default=.5, help='weight of the field of view: 0 trusts the cell alone, 1 the field alone')
     p.add_argument('--border', choices=('all', 'nucleus', 'drop'), default='all', help='cells at the edge: all, those with their nucleus in the picture, or none')
     p.add_argument('--pixel-size', type=_number('pixel_size'), help='µm a pixel of the files; the scale is measured in each picture unless given')
@@ -651,11 +657,11 @@ def _add_report(sub):
     p = sub.add_parser('report', help='one page about a data set, a model, or a run of predictions', description='One HTML page that opens from disk: a data set, a model, or a run of predictions beside the training of its model.')
     p.add_argument('what', metavar='WHAT', help='folder of a data set, folder of a model, or a table of predictions')
     p.add_argument('--reference', metavar='MODEL', help='of predictions: the model that made them, to compare with its training and show where it looked')
-    p.add_argument('--images', type=Path, metavar='FOLDER', help='of predictions and models: folder with their pictures')
+    p.add_argument('--images', type=_path, metavar='FOLDER', help='of predictions and models: folder with their pictures')
     p.add_argument('--csv', default='train.csv', help='of a data set: table of labels, in its folder or anywhere')
     p.add_argument('--labels', default='hpa28', help='of a data set: hpa28, hpa19, ztg10, or a csv of class names')
     p.add_argument('--group', help='of a data set: column whose members must stay on one side of a split')
-    p.add_argument('--out', type=Path, default=Path('report.html'), help='page to write')
+    p.add_argument('--out', type=_path, default=Path('report.html'), help='page to write')
     p.add_argument('--force', action='store_true', help='overwrite it')
     _quiet(p)
     p.set_defaults(run=_report)
@@ -670,7 +676,7 @@ def _report(a):
 def _add_test_model(sub):
     "The options of test-model"
     p = sub.add_parser('test-model', help='check that a model computes here what it computed when it was saved', description='Compute the sample stored with the model again.')
-    p.add_argument('model', metavar='MODEL', type=Path, help='folder of the model')
+    p.add_argument('model', metavar='MODEL', type=_path, help='folder of the model')
     p.add_argument('--device', default='cpu', help='cpu, cuda, mps')
     p.set_defaults(run=_test_model)
 
@@ -684,7 +690,7 @@ def _test_model(a):
 def _add_demo(sub):
     "The options of demo"
     p = sub.add_parser('demo', help='the whole way on simulated cells, in a few minutes', description='Simulate, train, predict, score: everything on simulated cells.')
-    p.add_argument('--out', type=Path, default=Path('demo'), help='folder for model, predictions and picture')
+    p.add_argument('--out', type=_path, default=Path('demo'), help='folder for model, predictions and picture')
     p.add_argument('--minutes', type=_number('minutes'), default=5., help='of training')
     p.add_argument('--force', action='store_true', help='replace what an earlier demo left')
     _quiet(p)

@@ -17,7 +17,7 @@ from fastai.torch_core import TensorMultiCategory
 from .tables import *
 from .labels import *
 from .images import *
-from .lookup import as_list, image_table
+from .lookup import image_table, plain_source
 from .show import *
 from .splits import *
 from .cache import *
@@ -329,10 +329,12 @@ def from_csv(cls:HPADataLoaders,
     **kwargs
 ) -> HPADataLoaders:
     "From a csv and a folder of images"
-    path = Path(path)
+    path, images = Path(path_text(path, 'path')), as_list(images)
     if not path.is_dir(): raise HPAError(f'{path}: no such folder; give the folder that holds the csv and the images')
-    labels, images = get_labels(labels), find_beside(images, path)
-    df = read_labels(find_beside(csv, path, LabelError), labels, ids=lambda: find_images(images).Id)
+    if not isinstance(images, (list, pd.DataFrame)): images = find_beside(images, path)
+    if not isinstance(csv, pd.DataFrame): csv = find_beside(csv, path, LabelError)
+    labels = get_labels(labels)
+    df = read_labels(csv, labels, ids=lambda: find_images(images).Id)
     return cls.from_df(df, images, labels=labels, **kwargs)
 
 # %% ../nbs/30_data.ipynb #096438cc
@@ -354,8 +356,8 @@ def fields(self:HPADataLoaders,
     source,  # anything that `predict` takes, or Ids of the loaders' own images
 ) -> pd.DataFrame:  # a row a field of view, with the columns of `find_images`
     "The table of fields of view in whatever holds them"
-    source = as_list(source)
     tables = [dl.dataset.items for dl in self.loaders if isinstance(getattr(dl.dataset, 'items', None), pd.DataFrame)]
+    source = plain_source(source)
     named = [source] if isinstance(source, str) and not os.path.exists(source) else source
     if tables and isinstance(named, (list, tuple)) and len(named) and all(isinstance(o, str) for o in named):
         known = pd.concat(tables).drop_duplicates('Id').set_index('Id', drop=False)

@@ -591,6 +591,8 @@ class ImageReader:
 
     def __post_init__(self):
         object.__setattr__(self, 'percentiles', tuple(np.ravel(self.percentiles).tolist()))
+        for name in ('size', 'bits', 'pixel_size'):
+            if isinstance(value := getattr(self, name), np.generic): object.__setattr__(self, name, value.item())
         if isinstance(self.channels, dict): object.__setattr__(self, 'channels', ChannelMap(self.channels))
         _check_settings(self)
 
@@ -601,7 +603,7 @@ def _check_settings(r):
     if not wanted or len(set(wanted))!=len(r.channels): raise _no_such_channels(r.channels)
     for name,given,choices in (('missing', r.missing, ('error','zero')), ('scale', r.scale, ('dtype','percentile')), ('z', r.z, (None,'max','channels'))):
         if given not in choices: raise ImageError(f'{name}={given!r}: choose one of {", ".join(map(repr, choices))}')
-    if r.size is not None and (not isinstance(r.size, int) or not MIN_SIDE<=r.size**2<=MAX_PIXELS): raise ImageError(f'size={r.size!r}: give the side in pixels, an integer from {MIN_SIDE}')
+    if r.size is not None and (isinstance(r.size, bool) or not isinstance(r.size, int) or not MIN_SIDE<=r.size**2<=MAX_PIXELS): raise ImageError(f'size={r.size!r}: give the side in pixels, an integer from {MIN_SIDE}')
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
     if len(r.percentiles)!=2 or not all(map(number, r.percentiles)) or not 0<=r.percentiles[0]<r.percentiles[1]<=100: raise ImageError(f'percentiles={r.percentiles}: give two numbers that rise, from 0 to 100')
     if r.bits is not None and not (number(r.bits) and r.bits==int(r.bits) and 8<=r.bits<=16): raise ImageError(f'bits={r.bits!r}: cameras have 8 to 16')
@@ -635,7 +637,7 @@ def pixels_of(
 ): # array or Pillow image; None when it holds no pixels
     "Pixels in memory"
     if isinstance(o, Image.Image): return o
-    if hasattr(o, 'detach'):
+    if hasattr(o, 'detach') and hasattr(o, 'cpu'):
         o = o.detach().cpu()
         return (o.float() if str(o.dtype)=='torch.bfloat16' else o).numpy()
     return np.asarray(o) if hasattr(o, '__array__') and not hasattr(o, 'to_dict') else None

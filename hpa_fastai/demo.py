@@ -13,6 +13,7 @@ import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from fastai.torch_core import set_seed
 from .arguments import checked
+from .tables import path_text
 from .labels import *
 from .images import *
 from .simulate import *
@@ -127,7 +128,7 @@ def run_demo(
     "Simulate an atlas, train on it, and predict a second one that training never saw"
     n_train, n_test = (checked(n=n) for n in (n_train, n_test))
     size, minutes = checked(size=size, minutes=minutes)
-    out, times = Path(out), {}
+    out, times = Path(path_text(out, 'out')), {}
     _check_free(out, force)
     print('The cells of this demo are simulated: its score shows that everything works, not how well real proteins are located.')
     with _step(times, f'Simulate {n_train} fields of view to train on, and {n_test} to predict'): _simulate(out, n_train, n_test, force, progress)

@@ -338,7 +338,7 @@ def train_folds(
 ) -> Folds:
     "Train a model a fold, and judge them on what they never saw; goes on where an earlier run stopped"
     n_folds, seed = checked(n_folds=n_folds, seed=seed, error=ExperimentError)
-    labels, out, options = get_labels(labels), Path(out), _revive(options)
+    labels, out, options = get_labels(labels), Path(path_text(out, 'out', ExperimentError)), _revive(options)
     df = _labelled(df, labels, images)
     split_options(options)
     folds = _which(folds, n_folds)
@@ -513,7 +513,7 @@ def compare(
     "Train variants under the same split and budget, and put them side by side; goes on where an earlier run stopped"
     n_folds, folds, seed = checked(n_folds=n_folds, folds=folds, seed=seed, error=ExperimentError)
     if folds>n_folds: raise ExperimentError(f'folds: {folds} can\'t be trained of {n_folds}')
-    labels, out, experiments = get_labels(labels), Path(out), _all_experiments(experiments, archs)
+    labels, out, experiments = get_labels(labels), Path(path_text(out, 'out', ExperimentError)), _all_experiments(experiments, archs)
     df = _labelled(df, labels, images)
     split_options(options)
     rows, first = {}, None

@@ -372,7 +372,7 @@ def explore(
     force:bool=False, # overwrite a page that is there
 ) -> Path: # the page
     "Write everything there is to see about a data set into one self-contained HTML page."
-    check_page(out, force)
+    out, folder = check_page(out, force), as_source(folder)
     path, images = find_beside(csv, folder, LabelError), find_images(folder)
     df = read_labels(path, labels, ids=images.Id)
     table = _labelled(df, images, path.name, folder)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHANNELS', 'IMAGE_EXTS', 'LeftOut', 'ImageError', 'split_name', 'name_scheme', 'why_no_channel', 'spell_out',
            'id_form', 'split_mask', 'is_hidden', 'tell_left_out', 'no_file', 'is_url', 'file_stat', 'file_stamp',
-           'fov_stamp', 'open_filesystem', 'list_files', 'files_of_ome', 'survey_images', 'find_images',
+           'fov_stamp', 'open_filesystem', 'as_source', 'list_files', 'files_of_ome', 'survey_images', 'find_images',
            'attach_images', 'sources_of']
 
 # %% ../nbs/05_fields.ipynb #2b0418c4
@@ -391,6 +391,25 @@ def _look_at_path(path, shared):
     what = None if is_url(path) else no_file(path)
     return (folder, name) if what is None or (kind=='zarr' and what=='folder') else LeftOut('no file', path, what)
 
+def as_source(
+    source, # anything `find_images` takes
+): # table, list of texts or text
+    "A table as it is, files that come one by one as a list of their paths, anything else as the path of a folder"
+    if isinstance(source, pd.DataFrame): return source
+    source = as_list(source)
+    if isinstance(source, list): return [path_text(p, 'list of files', ImageError) for p in source]
+    return path_text(source, 'images', ImageError)
+
+def _check_folders(paths):
+    "Refuse folders in a list of files, but for those whose files are in the list, too"
+    parents = {os.path.dirname(p) for p in paths}
+    for path in paths:
+        folder = path.rstrip('/')
+        if _kind(os.path.basename(folder) or '.') or is_url(path) or not os.path.isdir(path): continue
+        if any(f'{p}/'.startswith(f'{folder}/') for p in parents): continue
+        if any(not isinstance(o, LeftOut) for o in _list_local(path)):
+            raise ImageError(f'{path}: a folder in a list of files; give one folder, or the files that are in it')
+
 def list_files(
     source, # folder, URL of one, or list of files
 ): # list of (folder, name); list of `LeftOut`; the folder that all have in common; and the separator of folders
@@ -398,6 +417,7 @@ def list_files(
     if isinstance(source, (list, tuple)):
         paths, sep = [os.fspath(p).replace(os.sep, '/') for p in source], '/'
         root = os.path.commonprefix([p.rpartition('/')[0]+'/' for p in paths if _kind(p.rpartition('/')[2] or '.')]).rpartition('/')[0]
+        _check_folders(paths)
         found = [o for p in paths if (o := _look_at_path(p, root))]
     elif is_url(source): found, root, sep = list(_list_remote(str(source))), str(source).rstrip('/'), '/'
     elif not os.path.isdir(source): raise ImageError(f'{source}: ' + ('a file, give the folder it is in' if os.path.exists(source) else 'no such folder'))
@@ -454,6 +474,7 @@ def survey_images(
     source, # anything `find_images` takes
 ) -> tuple[pd.DataFrame, list]: # the table, and a `LeftOut` for all that was left out
     "The fields of view in a folder, and what else is there"
+    source = as_source(source)
     if isinstance(source, pd.DataFrame) or str(source).lower().endswith('.csv'): return _from_paths(source), []
     files, left, root, sep = list_files(source)
     files, masks = _take_masks(_split_names(files), root)
@@ -467,6 +488,7 @@ def find_images(
     source, # folder nested to any depth, URL of one (`s3://…`), list of files, csv of paths, or such a table
 ) -> pd.DataFrame: # a row a field of view, sorted by Id: Id, layout ('channels', 'single' or 'zarr'), red, green, blue, yellow
     "Table of the fields of view in a folder, and where the pixels of each channel are"
+    source = as_source(source)
     table, left = survey_images(source)
     where = '' if not left or isinstance(source, (list, tuple)) else f'{spell_out(source)}: '
     lines = [line if line.startswith(where) else where+line for line in tell_left_out(left)]
@@ -478,7 +500,7 @@ def find_images(
 def _full_path(path, base):
     "A path of a table, None where there is none"
     if not isinstance(path, (str, os.PathLike)) or not str(path).strip(): return None
-    path = os.fspath(path).strip()
+    path = os.path.expanduser(os.fspath(path).strip())
     return path if is_url(path) or os.path.isabs(path) or not base else f'{base}/{path}'
 
 # %% ../nbs/05_fields.ipynb #75abe22a
@@ -537,7 +559,11 @@ def attach_images(
     images, # anything `find_images` takes, or the table it gave
 ) -> pd.DataFrame: # `df` in its own order, with the columns layout, red, green, blue, yellow
     "Put the images of a folder beside a table of labels"
-    table,where = (images, 'the table of images') if isinstance(images, pd.DataFrame) else (find_images(images), str(images))
+    if not isinstance(df, pd.DataFrame) or 'Id' not in df:
+        raise HPAError(f'a {type(df).__name__} is no table with a column Id; give the DataFrame of read_labels, or one with the columns Id and Target')
+    images = as_source(images)
+    where = {pd.DataFrame: 'the table of images', list: 'the list of files'}.get(type(images), images)
+    table = images if isinstance(images, pd.DataFrame) and {*_columns}<={*images} else find_images(images)
     ids, table = df.Id.map(id_form), table.assign(Id=table.Id.map(id_form))
     if table.Id.duplicated().any(): raise ImageError(f'{where}: {_some(table.Id[table.Id.duplicated()])} occurs more than once; give every field of view its own Id')
     absent = ids[~ids.isin(table.Id)]

@@ -9,6 +9,7 @@ __all__ = ['FILES', 'is_hub_name', 'pull_model', 'find_model', 'push_model']
 import re
 from pathlib import Path
 from .surroundings import cache_home
+from .tables import path_text
 from .bundle import *
 
 # %% ../nbs/71_hub.ipynb #aa295910
@@ -52,7 +53,7 @@ def find_model(
     model: str|Path,  # folder of a bundle, or user/name on the Hub
 ) -> Path:
     "The folder of a model, fetched if need be"
-    return pull_model(model) if is_hub_name(model) else Path(model)
+    return pull_model(model) if is_hub_name(model) else Path(path_text(model, 'model'))
 
 # %% ../nbs/71_hub.ipynb #6a60ab6b
 def push_model(

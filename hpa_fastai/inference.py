@@ -18,6 +18,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from .arguments import checked
 from .surroundings import tqdm_bar
+from .tables import as_list, path_text
 from .labels import *
 from .fields import *
 from .decode import *
@@ -143,14 +144,16 @@ def _flags(bundles, thresholds, places, probs, embs, locations):
 def _members(model):
     "The models of a folder of folds, or the one model"
     if hasattr(model, 'dls'): return [Bundle.from_learner(model)]
-    if isinstance(model, Bundle) or (Path(model)/'config.json').is_file(): return [model]
+    if isinstance(model, Bundle): return [model]
+    model = path_text(model, 'model')
+    if (Path(model)/'config.json').is_file(): return [model]
     return sorted(f.parent for f in Path(model).glob('fold*/config.json')) or [model]
 
 # %% ../nbs/75_inference.ipynb #e28883a6
 def _load_models(model, device):
     "One or several bundles that know the same classes"
-    one = isinstance(model, (str, Path, Bundle)) or hasattr(model, 'dls')
-    paths = [o for m in ([model] if one else model) for o in _members(m)]
+    models = [model] if isinstance(model, Bundle) or hasattr(model, 'dls') else as_list(model)
+    paths = [o for m in (models if isinstance(models, list) else [models]) for o in _members(m)]
     bundles = [p if isinstance(p, Bundle) else load_bundle(find_model(p), device) for p in paths]
     if not bundles: raise HPAError('no model given: model takes the folder of a bundle, or a list of them')
     odd = next((p for p,b in zip(paths, bundles) if b.labels!=bundles[0].labels), None)
@@ -194,7 +197,7 @@ def locate(
     "The table of what is to be predicted"
     table = image_table(source)
     if not len(table):
-        where = 'the table' if isinstance(source, pd.DataFrame) else source
+        where = source if isinstance(source, (str, os.PathLike)) else 'the table' if isinstance(source, pd.DataFrame) else 'nothing was given' if not len(source) else 'the list'
         found = ''.join(f'; {line}' for line in table.attrs.get('left_out', ()))
         raise HPAError(f'{where}: no images found; files are expected to be named <Id>_red.png, <Id>_green.png, <Id>_blue.png, <Id>_yellow.png{found}')
     return table.assign(Id=check_ids(table.Id)).reset_index(drop=True)
@@ -370,7 +373,8 @@ def about_source(
     source,  # folder, address, csv, table, list or pixels
 ) -> str:
     "How a record names what is predicted"
-    if not isinstance(source, (str, Path)): return type(source).__name__
+    source = plain_source(source)
+    if not isinstance(source, str): return type(source).__name__
     return source if is_url(source) else os.path.abspath(source)
 
 # %% ../nbs/75_inference.ipynb #8b8eb74b
@@ -411,6 +415,8 @@ def to_file(self:Predictor,
     progress: bool = True,  # show a bar
 ) -> Journal:  # complete; says what failed
     "Predict into a file that grows; goes on where an earlier run with the same arguments was killed"
+    source, out = plain_source(source), Path(path_text(out, 'out'))
+    if embeddings is not None: embeddings = Path(path_text(embeddings, 'embeddings'))
     table = locate(source)
     about = dict(source=about_source(source), **self.about(), embeddings=embeddings and str(embeddings))
     with Journal(out, self.labels, about, force, embeddings) as journal:
@@ -433,6 +439,7 @@ def predict(
     embeddings: str|Path|None = None,  # .npy or .parquet for the features before the head
 ) -> pd.DataFrame:  # Id, Predicted, Names, a probability a class, flags, error
     "Say where the protein is, for every field of view in a folder"
+    if out is not None: out = Path(path_text(out, 'out'))
     if embeddings and not out: raise HPAError(f'{embeddings}: embeddings are written beside a table of predictions; name it with out=… (--out)')
     if out and not Path(f'{out}.part.json').is_file(): check_out(out, force)
     predictor = Predictor(model, device, bs, tta, at_least_one, precision, n_workers)

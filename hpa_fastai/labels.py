@@ -7,7 +7,7 @@ __all__ = ['HPA28', 'HPA19', 'ZTG10', 'LabelError', 'LabelSet', 'get_labels', 'g
            'read_labels', 'HPAError', 'same_form']
 
 # %% ../nbs/02_labels.ipynb #18abd86e
-import difflib, re, unicodedata, warnings
+import difflib, os, re, unicodedata, warnings
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -272,9 +272,10 @@ def get_labels(
     **settings, # fields of `LabelSet` to set otherwise, e.g. `sep='|'` or `id_col='image'`
 ) -> LabelSet:
     "The label set that is meant."
-    in_order = isinstance(labels, Iterable) and not isinstance(labels, (str, Path, LabelSet, Set, Mapping))
+    in_order = isinstance(labels, Iterable) and not isinstance(labels, (str, bytes, Path, LabelSet, Set, Mapping))
     if in_order: labels = LabelSet('custom', tuple(labels))  # fastai's `dls.vocab` too
-    if isinstance(labels, (str, Path)):
+    if isinstance(labels, (str, bytes, os.PathLike)):
+        labels = path_text(labels, 'labels', LabelError)
         ls = _builtin.get(str(labels).lower().replace('_', '').replace('-', ''))
         labels = ls or _labels_from_csv(Path(labels))
     if not isinstance(labels, LabelSet): raise LabelError(f'labels must be a name, a path, a list of names or a LabelSet, got {type(labels).__name__}')

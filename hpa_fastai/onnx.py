@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from fastcore.basics import patch
+from .tables import path_text
 from .bundle import *
 
 # %% ../nbs/72_onnx.ipynb #b8603a2d
@@ -43,7 +44,7 @@ def export_onnx(
     "Write a model as ONNX: `images` (n×4×S×S uint8) to `probs` (n×C)"
     try: import onnx # torch needs it to write the file
     except ImportError: raise BundleError("ONNX needs one package more: pip install 'hpa_fastai[onnx]'") from None
-    out, bundle = Path(out), model if isinstance(model, Bundle) else load_bundle(model)
+    out, bundle = Path(path_text(out, 'out', BundleError)), model if isinstance(model, Bundle) else load_bundle(model)
     if out.exists() and not force: raise BundleError(f'{out} exists; give another name, or overwrite it with force=True')
     tmp, device = out.with_name(out.name+'.tmp'), bundle.device
     _trace(_Whole(bundle.to('cpu')).eval(), bundle.reader.size or bundle.preprocess.size, tmp)

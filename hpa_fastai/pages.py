@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 from .surroundings import check_backend
-from .tables import HPAError, write_whole
+from .tables import HPAError, path_text, write_whole
 
 # %% ../nbs/24_pages.ipynb #2644706b
 check_backend()
@@ -279,7 +279,7 @@ def check_page(
     force: bool = False,  # whether it may be overwritten
 ) -> Path:
     "Refuse a place that is taken or is not there"
-    out = Path(out)
+    out = Path(path_text(out, 'out'))
     if out.is_dir(): raise HPAError(f'{out} is a folder; give the name of a page, such as {out/"report.html"}')
     if not out.parent.is_dir(): raise HPAError(f'{out}: there is no folder {out.parent} to write to')
     if out.exists() and not force: raise HPAError(f'{out} exists; give another name, or overwrite it with force=True (--force)')

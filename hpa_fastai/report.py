@@ -12,6 +12,7 @@ import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
 from fastcore.basics import chunked, patch
 from markupsafe import Markup
+from .tables import path_text
 from .labels import *
 from .images import *
 from .explore import explore
@@ -418,7 +419,7 @@ def _kind(what):
     "What is to be reported on: 'run', 'model' or 'data'"
     if isinstance(what, pd.DataFrame): return 'run'
     if isinstance(what, Bundle): return 'model'
-    path = Path(what)
+    path = Path(path_text(what, 'what'))
     if path.is_file(): return 'run'
     if (path/'config.json').is_file(): return 'model'
     if path.is_dir(): return 'data'
@@ -438,6 +439,7 @@ def report(
     force: bool = False,  # overwrite the page
 ) -> Path:  # the page
     "Write one page about a data set, a model or a run of predictions"
+    if not isinstance(what, (pd.DataFrame, Bundle)): what = path_text(what, 'what')
     kind, out = _kind(what), check_page(out, force)
     if kind=='data': return explore(what, csv, out, labels, group, per_class=per_class, force=force)
     table = images if images is None or isinstance(images, pd.DataFrame) else locate(images)

@@ -73,7 +73,7 @@ def check_writable(
     formats: tuple,  # endings that it may have
 ) -> Path:
     "Refuse a name that can't be written"
-    out = Path(out)
+    out = Path(path_text(out, 'out', ResultError))
     if out.suffix not in formats: raise ResultError(f'{out}: give a name that ends in {" or ".join(formats)}')
     if out.suffix=='.parquet': _arrow()
     if not out.parent.is_dir(): raise ResultError(f'{out}: there is no folder {out.parent} to write to')
@@ -100,7 +100,7 @@ class Journal:
         embeddings: str|Path|None = None,  # file for the embeddings: .npy or .parquet
         growing: bool = False,  # never complete: it has its own name from the start (csv only)
     ):
-        self.out, self.labels, self.about = Path(out), labels, json.loads(json.dumps(about))
+        self.out, self.labels, self.about = Path(path_text(out, 'out', ResultError)), labels, json.loads(json.dumps(about))
         self.part, self.record = (self.out.with_name(f'{self.out.name}.{o}') for o in ('part', 'part.json'))
         if growing: self.part, self.record = check_writable(self.out, ('.csv',)), self.out.with_name(f'{self.out.name}.run.json')
         self.stamps = self.record.with_suffix('.stamps')
@@ -485,7 +485,7 @@ def as_predictions(
     probs:bool=True,  # the probabilities are needed
 ) -> tuple[pd.DataFrame, LabelSet]:  # the table as `predict` gives it, and its label set
     "A table of predictions, whoever has read it, and its label set"
-    if isinstance(table, (str, Path)): table = read_predictions(table)
+    if isinstance(table, (str, bytes, os.PathLike)): table = read_predictions(table)
     if not isinstance(table, pd.DataFrame): raise ResultError(f'a table of predictions is expected, got {type(table).__name__}; give what predict returned, or its file')
     ls = labels_of(table, labels)
     ours = 'labels' in table.attrs
@@ -515,7 +515,7 @@ def read_predictions(
     path: str|Path,  # a .csv or .parquet that `predict` wrote, or that a spreadsheet saved again
 ) -> pd.DataFrame:  # Id, Predicted, Names, a probability a class, flags, error; its label set in `attrs`
     "The table of predictions in a file"
-    path, texts = Path(path), ('Id', 'Predicted', 'Names', 'flags', 'error')
+    path, texts = Path(path_text(path, 'predictions', ResultError)), ('Id', 'Predicted', 'Names', 'flags', 'error')
     if not path.is_file(): raise ResultError(f'{path}: no such file; write one with `hpa_fastai predict FOLDER --out {path.name}`')
     if path.suffix.lower()=='.parquet': df = _read_parquet(path, texts, 'a table of predictions')
     else: df = _read_saved(path, texts, texts, 'a table of predictions')
@@ -585,7 +585,7 @@ def read_cells(
     path: str|Path,  # a .csv or .parquet that `predict_cells` wrote, or that a spreadsheet saved again
 ) -> pd.DataFrame:  # Id, cell, x, y, area, border, width, height, Predicted, Names, a probability a class, mask, error; label set in `attrs`
     "The table of cells in a file"
-    path, needed = Path(path), ('Id', 'cell', 'mask', 'error')
+    path, needed = Path(path_text(path, 'cells', ResultError)), ('Id', 'cell', 'mask', 'error')
     if not path.is_file(): raise ResultError(f'{path}: no such file; write one with `hpa_fastai cells FOLDER --out {path.name}`')
     if path.suffix.lower()=='.parquet': df = _read_parquet(path, needed, 'a table of cells')
     else: df = _read_saved(path, needed, _cell_texts, 'a table of cells')

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from fastai.learner import Learner
+from .tables import path_text
 from .images import *
 from .splits import antibody_of, group_codes
 from .data import *
@@ -74,7 +75,8 @@ def save_bundle(self:Learner,
     note: bool = True,  # warn if thresholds or calibration were never fitted to these weights
 ) -> Path:
     "Save the model with its labels, settings, thresholds and figures, loadable without pickle"
-    if not is_first(): return Path(path)  # of several processes with the same model, one writes it
+    path = Path(path_text(path, 'model', BundleError))
+    if not is_first(): return path  # of several processes with the same model, one writes it
     sample, bundle = _sample(self.dls), self.to_bundle()
     if n_processes()==1 and not self.dls.is_described():
         raise BundleError(f'{path}: item_tfms or batch_tfms of your own change validation pictures, and a bundle can\'t describe them; '

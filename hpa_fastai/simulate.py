@@ -14,6 +14,7 @@ import numpy as np, pandas as pd
 from PIL import Image
 from fastcore.basics import patch
 from .arguments import checked
+from .tables import path_text
 from .labels import *
 from .fields import CHANNELS
 
@@ -857,7 +858,7 @@ def simulate_atlas(
     from joblib.externals.loky import get_reusable_executor
     from hpa_fastai.surroundings import tqdm_bar
     n, size, seed, n_workers = checked(n=n, size=size, seed=seed, n_workers=n_workers, error=SimulateError)
-    path, labels = Path(path), get_labels(labels)
+    path, labels = Path(path_text(path, 'path', SimulateError)), get_labels(labels)
     _check_atlas(path, n, size, balance, force)
     _drawings(range(len(labels)), labels)
     df = _plan(n, labels, seed, balance)

@@ -7,12 +7,14 @@ __all__ = ['SplitError', 'antibody_of', 'group_codes', 'join_groups', 'stratifie
            'MultilabelStratifiedSplitter', 'SplitCheck', 'check_split', 'duplicate_groups', 'duplicate_pairs']
 
 # %% ../nbs/20_splits.ipynb #2f7d46d3
+from collections.abc import Set
 import re, warnings
 from dataclasses import dataclass
 from hashlib import blake2b
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .arguments import checked
+from .tables import as_list
 from .labels import *
 from .labels import _find_columns, _is_blank
 from .duplicates import *
@@ -47,6 +49,8 @@ def _group_values(df, ids, group):
         return df[group].tolist()
     if callable(group): return [group(i) for i in ids]
     if isinstance(group, pd.Series) and group.index.name=='Id': return _by_id(group, ids)
+    if not isinstance(group, Set): group = as_list(group)
+    if isinstance(group, Set) or not hasattr(group, '__len__'): raise SplitError(f'group: {group!r} is no grouping; give a column, a function of the Id, or a group for each row')
     if len(group)!=len(df): raise SplitError(f'{len(group)} groups for {len(df)} rows: give one a row')
     return list(group)
 

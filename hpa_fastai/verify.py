@@ -217,6 +217,7 @@ def verify_images(
 ) -> Verification:
     "Check a folder of images, and its csv, before they are used"
     if csv is not None and not isinstance(csv, pd.DataFrame): csv = find_beside(csv, folder, LabelError)
+    folder = as_source(folder)
     table, left = survey_images(folder)
     with reading_pool(checked(n_workers=n_workers) or default_workers()) as pool:
         todo = pool.map(partial(check_field, reader=reader, deep=deep), table[['Id','layout',*CHANNELS]].to_dict('records'))
@@ -227,7 +228,7 @@ def verify_images(
     if csv is not None:
         more,about = check_labels(csv, labels, list(table.Id))
         faults += [dict(level=l, problem=k, Id=i, file='', detail=d) for l,k,i,d in more]
-    return _summarise(str(folder), fields, faults, about, deep)
+    return _summarise(folder if isinstance(folder, str) else f'{len(table)} given', fields, faults, about, deep)
 
 # %% ../nbs/08_verify.ipynb #1cdc1a56
 def _summarise(where, fields, faults, about, deep):

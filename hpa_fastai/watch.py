@@ -12,6 +12,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .arguments import checked
 from .surroundings import tqdm_bar
+from .tables import path_text
 from .labels import *
 from .fields import *
 from .decode import *
@@ -189,7 +190,7 @@ def _close(journal, ripening, final):
 # %% ../nbs/77_watch.ipynb #f8740fc2
 def watch(
     folder: str|Path,  # where images appear, nested to any depth
-    predictor: Predictor,  # loaded models
+    predictor: Predictor,  # loaded models, or what `Predictor` takes
     out: str|Path = 'predictions.csv',  # csv that grows
     timeout: float|None = None,  # seconds without anything new after which to end; None: never
     settle: float = 2.,  # seconds without a change after which a file counts as written
@@ -199,8 +200,10 @@ def watch(
     stop: threading.Event|None = None,  # set it to end the watch
 ) -> Journal:  # .failed: what could not be read; .waiting: what never completed
     "Predict fields of view as they are written, until Ctrl-C or `timeout`"
-    if not Path(folder).is_dir(): raise HPAError(f'{folder}: no such folder to watch; make it, or name the folder that the microscope writes to')
+    folder, out = Path(path_text(folder, 'folder')), check_writable(out, ('.csv',))
+    if not folder.is_dir(): raise HPAError(f'{folder}: no such folder to watch; make it, or name the folder that the microscope writes to')
     timeout, settle = checked(timeout=timeout, settle=settle)
+    if not isinstance(predictor, Predictor): predictor = Predictor(predictor)
     stop, ripening = stop or threading.Event(), Ripening(folder, _needed(predictor), settle)
     about = dict(watched=os.path.abspath(folder), **predictor.about())
     told = dict(unit='FOV', desc=f'watching on {predictor.where}', disable=not progress)

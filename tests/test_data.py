@@ -1,5 +1,7 @@
 "DataLoaders: leak-free splits, oversampling in training alone, and the same pixels with and without a cache."
 import inspect
+import multiprocessing
+import pickle
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from fastai.vision.all import DisplayedTransform, aug_transforms
 
-from hpa_fastai.all import NormalizeRGBY, TensorRGBY, hpa_learner
+from hpa_fastai.all import MeanAP, NormalizeRGBY, Predictor, TensorRGBY, TrainingBar, hpa_learner, predict_cells
 from hpa_fastai.data import HPADataBlock, HPADataLoaders, dataset_stats, rarity_weights
 from hpa_fastai.images import ImageError, attach_images, find_images
 from hpa_fastai.labels import HPA28, HPAError, LabelError, read_labels
@@ -203,28 +205,25 @@ def test_real_mosaics_load_with_their_groups(real_data, tmp_path):
     assert torch.isfinite(x).all()
 
 
-SPAWNED = '''
-import multiprocessing, pickle, sys
-from pathlib import Path
+@pytest.fixture
+def spawned(monkeypatch):
+    "Processes are started as on Windows, on macOS and in services; the list of those that were"
+    started, before, Spawned = [], multiprocessing.get_start_method(), multiprocessing.get_context('spawn').Process
+    launch = Spawned._Popen
+    monkeypatch.setattr(Spawned, '_Popen', staticmethod(lambda process: (started.append(process), launch(process))[1]))
+    multiprocessing.set_start_method('spawn', force=True)
+    yield started
+    multiprocessing.set_start_method(before, force=True)
 
-if __name__ == '__main__':
-    multiprocessing.set_start_method('spawn')
-    from hpa_fastai.all import *
-    atlas, tmp = Path(sys.argv[1]), Path(sys.argv[2])
-    df = read_labels(atlas/'train.csv').head(10)
-    dls = HPADataLoaders.from_df(df, atlas/'train', size=32, bs=4, valid_pct=.4, cache=False, num_workers=1, progress=False)
+
+def test_training_and_prediction_where_processes_are_spawned(small_atlas, tmp_path, spawned):
+    df = read_labels(small_atlas/'train.csv').head(8)
+    dls = HPADataLoaders.from_df(df, small_atlas/'train', size=32, bs=4, valid_pct=.5, cache=False, num_workers=1, progress=False)
     with dls.train.fake_l.no_multiproc(): next(iter(dls.train))  # a loop that is left early
+    dls.valid.fake_l.num_workers = 0  # one process is enough: the other loader is pickled below
     learn = hpa_learner(dls, 'lenet5', pretrained=False)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1)
-    model, table = learn.save_bundle(tmp/'model'), find_images(atlas/'train')[:2]
-    predictor = Predictor(model)
+    predictor, table = Predictor(learn.save_bundle(tmp_path/'model', note=False)), find_images(small_atlas/'train')[:2]
     for o in (dls, learn.model, learn.loss_func, predictor.bundles[0], HPADataBlock(), TrainingBar(), MeanAP()): pickle.loads(pickle.dumps(o))
-    print(len(predictor(table, progress=False)), predict_cells(predictor, table, progress=False).Id.nunique())
-'''
-
-
-def test_training_and_prediction_where_processes_are_spawned(small_atlas, tmp_path):
-    import subprocess, sys
-    (tmp_path/'script.py').write_text(SPAWNED, encoding='utf-8')
-    done = subprocess.run([sys.executable, '-W', 'ignore', tmp_path/'script.py', small_atlas, tmp_path], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.split()[-2:] == ['2', '2'], done.stderr
+    assert len(predictor(table)) == predict_cells(predictor, table, progress=False).Id.nunique() == 2
+    assert len(spawned) == 1
