@@ -271,6 +271,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hpa_fastai.cells._mask_stamps': ('cells.html#_mask_stamps', 'hpa_fastai/cells.py'),
                                   'hpa_fastai.cells._no_cells': ('cells.html#_no_cells', 'hpa_fastai/cells.py'),
                                   'hpa_fastai.cells._number_areas': ('cells.html#_number_areas', 'hpa_fastai/cells.py'),
+                                  'hpa_fastai.cells._numbers_in_tiff': ('cells.html#_numbers_in_tiff', 'hpa_fastai/cells.py'),
                                   'hpa_fastai.cells._one_plane': ('cells.html#_one_plane', 'hpa_fastai/cells.py'),
                                   'hpa_fastai.cells._open_mask': ('cells.html#_open_mask', 'hpa_fastai/cells.py'),
                                   'hpa_fastai.cells._otsu': ('cells.html#_otsu', 'hpa_fastai/cells.py'),

@@ -22,6 +22,7 @@ from .surroundings import tqdm_bar
 from .tables import as_list, path_text, write_whole
 from .labels import *
 from .fields import *
+from .formats import *
 from .lookup import plain_source
 from .decode import FULL_PIXEL, geometry, open_file, resize_plane
 from .images import *
@@ -314,16 +315,31 @@ def find_masks(
     return found
 
 # %% ../nbs/82_cells.ipynb #df212274
+def _numbers_in_tiff(f):
+    "The numbers of the first picture in a TIFF, if all of it is there"
+    import tifffile
+    with tifffile.TiffFile(f) as tif:
+        check_tiff_pages(tif)
+        series, contents = tif.series[0], {}
+        for page in series.pages:
+            check_tiff_segments(page)
+            check_tiff_ends(page, contents)
+        try: return series.asarray()
+        except ValueError as e:
+            if 'imagecodecs' not in str(e) or len(series.pages)>1: raise
+    f.seek(0)
+    return np.asarray(Image.open(f)) # Pillow has codecs of its own
+
 def _open_mask(path):
     "The numbers in a mask file"
     try:
         with open_file(str(path)) as f:
             if path.suffix.lower()=='.npy': return np.load(f, allow_pickle=False)
-            if path.suffix.lower() in ('.tif', '.tiff'):
-                import tifffile
-                return tifffile.imread(f)
+            if path.suffix.lower() in ('.tif', '.tiff'): return _numbers_in_tiff(f)
+            if (data := f.read())[:8]==PNG_MAGIC: png_pixel_chunks(data) # refuses what is not whole
             return np.asarray(Image.open(f))
     except FileNotFoundError: raise CellError(f'{path}: no such file') from None
+    except HPAError as e: raise CellError(f'{path}: {e}') from None
     except Exception as e:
         hint = 'save the masks alone, as PNG or TIFF (cellpose --save_png)' if 'pickle' in str(e).lower() else 'save it again'
         raise CellError(f'{path}: not a mask that can be read ({" ".join(str(e).split())[:100]}); {hint}') from None
@@ -539,7 +555,7 @@ def _no_cells(id_, shape, why, labels):
     "The row of a field of view for which there is nothing to say"
     h, w = shape or (0, 0)
     row = dict(zip(_about, (id_, 0, np.nan, np.nan, 0, False, w, h)))
-    return pd.DataFrame([row | dict(Predicted='', Names='') | dict.fromkeys(labels.classes, np.nan) | dict(mask='', error=why)])
+    return pd.DataFrame([row | dict(Predicted='', Names='') | dict.fromkeys(labels.classes, np.nan) | dict(mask='', error=spell_out(why))])
 
 # %% ../nbs/82_cells.ipynb #eebf24ad
 def _cell_probs(predictor, places, masks, cells):

@@ -233,6 +233,7 @@ def verify_images(
 # %% ../nbs/08_verify.ipynb #1cdc1a56
 def _summarise(where, fields, faults, about, deep):
     "The `Verification` of what was found"
+    faults = [{k: spell_out(v) for k,v in f.items()} for f in faults] # names that are not UTF-8 do not go into a table
     problems = pd.DataFrame(faults, columns=['level','problem','Id','file','detail'])
     problems = problems.sort_values('level', key=lambda l: l.map({'error':0,'warning':1,'note':2}), kind='stable', ignore_index=True)
     of = problems.groupby('Id').problem.agg(lambda p: ', '.join(dict.fromkeys(p))) if len(problems) else {}

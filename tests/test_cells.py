@@ -147,6 +147,26 @@ def test_masks_from_files(fovs, tmp_path):
     with pytest.raises(CellError, match='no masks'): find_masks(tmp_path, ['x'])
 
 
+@pytest.mark.parametrize('name,options', [('m.png', {}), ('m.tif', dict(compression='tiff_adobe_deflate')), ('m.tif', dict(compression='tiff_lzw')), ('m.tif', {})])
+@pytest.mark.parametrize('loss', ['cut', 'zeros'])
+def test_damaged_masks_are_refused(fovs, tmp_path, name, options, loss, monkeypatch):
+    from PIL import ImageFile
+    truth = fovs[0][1].astype(np.uint16)
+    Image.fromarray(truth).save(tmp_path/name, **options)
+    assert (read_mask(tmp_path/name) == truth).all()
+    monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
+    whole = (tmp_path/name).read_bytes()
+    start, n = 0, len(whole)
+    if name == 'm.tif':
+        import tifffile
+        with tifffile.TiffFile(tmp_path/name) as tif: start, n = tif.pages[0].dataoffsets[-1], tif.pages[0].databytecounts[-1]
+        if loss == 'zeros' and not options: pytest.skip('without sums nothing tells')
+        if loss == 'cut' and start + n < len(whole): pytest.skip('tags are at the end')
+    kept = start + n*4//5
+    (tmp_path/name).write_bytes(whole[:kept] + (bytes(start + n - kept) + whole[start + n:] if loss == 'zeros' else b''))
+    with pytest.raises(CellError, match='damaged or cut off|not a mask that can be read'): read_mask(tmp_path/name)
+
+
 def test_masks_that_cannot_be(fovs, tmp_path):
     np.save(tmp_path/'cellpose_seg.npy', dict(masks=fovs[0][1]))
     (tmp_path/'bad.png').write_bytes(b'nothing')
@@ -399,6 +419,15 @@ def test_masks_in_place_of_outlines(plate, trained, tmp_path):
     df = predict_cells(trained[1], plate, {i: m for i in ids}, border='drop', progress=False)
     assert df.cell.tolist() == [7]*3
     with pytest.raises(CellError, match='one each'): predict_cells(trained[1], plate, [m], progress=False)
+
+
+def test_damaged_pictures_whose_names_are_not_utf8(plate, trained, tmp_path):
+    from hpa_fastai.images import find_images
+    for c in ('red', 'green', 'blue', 'yellow'):
+        os.rename(find_images(plate)[c].iloc[0], os.fsencode(plate) + b'/\xfcber_' + c.encode() + b'.png')
+    with open(os.fsencode(plate) + b'/\xfcber_green.png', 'r+b') as f: f.truncate(99)
+    df = predict_cells(trained[1], plate, out=tmp_path/'cells.csv', progress=False)
+    assert df['error'][df.Id == '\\udcfcber'].str.contains('damaged or cut off').tolist() == [True] and (df['error'] == '').sum() > 2
 
 
 def test_masks_of_two_values_beside_the_images(plate, trained):

@@ -46,6 +46,15 @@ def test_broken_file_is_found_by_headers_alone(atlas, kind):
     assert v.problems.Id[0]==v.table.Id[2] and v.table.problems[2]==kind and (v.table.problems=='').sum()==7
     assert kind in str(v) and all(len(line)<200 for line in str(v).splitlines())
 
+def test_problems_of_files_whose_names_are_not_utf8(atlas):
+    third = file(atlas, 3, 'red')
+    for p in [os.fsencode(file(atlas, i, 'green')) for i in (0, 1)]: os.rename(p, p.replace(b'_green', b'\xfc_green'))
+    (atlas/'train'/os.fsdecode(b'\xfc.png')).write_bytes(b'')
+    for n in (b'q\xfc.png', b'q\xfc_red.czi'): shutil.copy(third, os.fsdecode(os.fsencode(atlas/'train')+b'/'+n))
+    v = check(atlas, deep=True)
+    assert {('error', 'empty file'), ('warning', 'byte-identical'), ('error', 'missing channel')} <= found(v)
+    assert any(f.endswith('\\udcfc.png') for f in v.problems.file) and '\\udcfc' in str(v)
+
 @pytest.mark.parametrize('compression', [None, 'zlib'])
 def test_cut_tiff_is_found_by_headers_alone(tmp_path, compression):
     for c in CHANNELS: tifffile.imwrite(tmp_path/f'a_{c}.tif', np.random.default_rng(len(c)).integers(0, 255, (64,64), dtype=np.uint8), compression=compression)
