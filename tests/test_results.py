@@ -221,6 +221,21 @@ def test_a_table_is_taken_whoever_read_it(tmp_path, labels, read):
     assert res.values.tolist() == [['8', '2'], ['7', '0'], ['10', '']]
 
 
+by_id = lambda path: pd.read_csv(path, index_col='Id')
+by_id_too = lambda path: pd.read_csv(path).set_index('Id', drop=False)
+no_flags = lambda path: pd.read_csv(path).drop(columns=['flags', 'error'])
+no_names = lambda path: pd.read_csv(path).drop(columns=['Names', 'flags'])
+
+
+@pytest.mark.parametrize('changed', [by_id, by_id_too, no_flags, no_names])
+@pytest.mark.parametrize('labels', ['hpa28', 'ztg10', 'hpa19'])
+def test_a_table_is_taken_whatever_was_left_out_or_made_the_index(tmp_path, labels, changed):
+    from hpa_fastai.inference import evaluate_predictions
+    ls = get_labels(labels)
+    ev = evaluate_predictions(changed(numbered(labels, tmp_path, missing=False)), pd.DataFrame({ls.id_col: [7, 8, 9], ls.label_col: [0, 2, 1]}), n_draws=5)
+    assert ev.macro_f1 == 1 and list(ev.table.index) == list(ls.classes)
+
+
 def test_names_that_pandas_makes_nothing_of(tmp_path):
     own = LabelSet('own', ('None', 'Cilia', 'NA'))
     write(tmp_path/'p.csv', [('a', '0', 'None', .9, .1, .1, '', ''), ('b', '0 1', 'None|Cilia', .9, .9, .1, '', ''), ('c', '', '', .1, .1, .1, '', '')], own)
