@@ -424,6 +424,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'hpa_fastai.data.HPADataLoader.create_batches': ( 'data.html#hpadataloader.create_batches',
                                                                                    'hpa_fastai/data.py'),
                                  'hpa_fastai.data.HPADataLoader.new': ('data.html#hpadataloader.new', 'hpa_fastai/data.py'),
+                                 'hpa_fastai.data.HPADataLoader.show_results': ( 'data.html#hpadataloader.show_results',
+                                                                                 'hpa_fastai/data.py'),
                                  'hpa_fastai.data.HPADataLoader.shuffle_fn': ('data.html#hpadataloader.shuffle_fn', 'hpa_fastai/data.py'),
                                  'hpa_fastai.data.HPADataLoader.to_detach': ('data.html#hpadataloader.to_detach', 'hpa_fastai/data.py'),
                                  'hpa_fastai.data.HPADataLoaders': ('data.html#hpadataloaders', 'hpa_fastai/data.py'),

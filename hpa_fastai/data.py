@@ -16,6 +16,7 @@ from fastai.data.all import *
 from fastai.torch_core import TensorMultiCategory
 from .tables import *
 from .labels import *
+from .fields import is_url
 from .images import *
 from .lookup import image_table, plain_source
 from .show import *
@@ -120,6 +121,18 @@ def new(self:HPADataLoader,
     own = dict(labels=self.labels, reader=self.reader, group=self.group, sources=self.sources)
     if dataset is None: own.update(cache=self.cache, weights=self.weights)
     return super(HPADataLoader, self).new(dataset, cls, **{**own, **kwargs})
+
+# %% ../nbs/30_data.ipynb #5b7e11ab
+@patch
+@delegates(TfmdDL.show_results)
+def show_results(self:HPADataLoader,
+    b,  # a batch
+    out,  # what was predicted for it
+    **kwargs
+):
+    "Show pictures with their labels, where these are known, and with what was predicted"
+    if len(b)<=self.n_inp: kwargs = {'labels': self.labels, **kwargs}
+    return super(HPADataLoader, self).show_results(b, out, **kwargs)
 
 # %% ../nbs/30_data.ipynb #1c15ce29
 @patch
@@ -362,7 +375,11 @@ def fields(self:HPADataLoaders,
     if tables and isinstance(named, (list, tuple)) and len(named) and all(isinstance(o, str) for o in named):
         known = pd.concat(tables).drop_duplicates('Id').set_index('Id', drop=False)
         if set(named)<=set(known.index): return known.loc[list(named)].reset_index(drop=True)
-    return _order_of(image_table(source), source)
+        neither = [o for o in named if o not in known.index and not is_url(o) and not os.path.exists(o)]
+        if neither: raise ImageError(f'{neither[0]!r}: no such file, and no Id of an image of these loaders; {len(neither)} of {len(named)} names are neither')
+    table = image_table(source)
+    if not len(table): raise ImageError('no images found in what was given; give a folder, files, a table of paths, pixels, or Ids of images of these loaders')
+    return _order_of(table, source)
 
 # %% ../nbs/30_data.ipynb #a0e0f829
 @patch

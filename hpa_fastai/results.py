@@ -471,12 +471,13 @@ def labels_of(
     if labels is not None: return get_labels(labels)
     columns = [unescape_cell(str(c)) for c in table]
     after = columns[columns.index('Names')+1:] if 'Names' in columns else []
-    end = min([after.index(c) for c in ('flags', 'mask', 'error') if c in after], default=0)
-    classes = tuple(after[:end])
+    ends = [after.index(c) for c in ('flags', 'mask', 'error') if c in after]
+    classes = tuple(after[:min(ends)]) if ends else ()
     noted = LabelSet(**table.attrs['labels']) if 'labels' in table.attrs else None
     if noted and (not classes or set(noted.classes)<=set(columns)): return noted
-    public = [ls for ls in (HPA28, HPA19, ZTG10) if not classes or ls.classes==classes]
-    return public[0] if public else LabelSet('custom', classes)
+    public = (HPA28, HPA19, ZTG10)
+    if classes: return next((ls for ls in public if ls.classes==classes), None) or LabelSet('custom', classes)
+    return next((ls for ls in public if set(ls.classes)<=set(columns)), HPA28)  # some columns were left out
 
 # %% ../nbs/74_results.ipynb #db9359f6
 def as_predictions(
@@ -487,6 +488,7 @@ def as_predictions(
     "A table of predictions, whoever has read it, and its label set"
     if isinstance(table, (str, bytes, os.PathLike)): table = read_predictions(table)
     if not isinstance(table, pd.DataFrame): raise ResultError(f'a table of predictions is expected, got {type(table).__name__}; give what predict returned, or its file')
+    if same_form(table.index.name)=='Id': table = table.reset_index(drop='Id' in table)
     ls = labels_of(table, labels)
     ours = 'labels' in table.attrs
     if not ours: table = table.rename(columns=lambda c: unescape_cell(same_form(c)))
@@ -708,7 +710,7 @@ def _read_sample(sample, labels):
     same = {c.lower(): c for c in table}
     id_col, pred_col = same.get(labels.id_col.lower()), same.get(labels.pred_col.lower()) or same.get(labels.label_col.lower())
     if id_col is None or pred_col is None:
-        raise ResultError(f'{sample} has the columns {", ".join(map(str, table))}, but a submission of {labels.name} has {labels.id_col} and {labels.pred_col}; give the sample of that competition')
+        raise ResultError(f'{sample} has the columns {", ".join(map(str, table))}, but a submission of {labels.name} has {labels.id_col} and {labels.pred_col}; give the sample of that competition, or the label set of the predictions (labels=…)')
     return table, id_col, pred_col
 
 # %% ../nbs/74_results.ipynb #7a67649b

@@ -11,6 +11,7 @@ import numpy as np, pandas as pd, matplotlib.pyplot as plt
 from fastai.imports import dispatch
 from fastai.data.core import show_batch, show_results
 from fastai.torch_core import TensorMultiCategory
+from torch import Tensor
 from .surroundings import check_backend
 from .labels import *
 from .fields import *
@@ -100,6 +101,16 @@ def compare_names(
     return '\n'.join([n for n in truth if n in predicted] + [f'+ {n}' for n in predicted if n not in truth] + [f'− {n}' for n in truth if n not in predicted])
 
 # %% ../nbs/12_show.ipynb #0fc53b2c
+@dispatch
+def show_results(x:TensorRGBY, y, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, labels=None, **kwargs):
+    "Pictures without known labels, with what was predicted: names, or for each class whether it is given"
+    cats = lambda pred: np.flatnonzero(pred.cpu()) if isinstance(pred, Tensor) else pred
+    ctxs = ctxs or _grid(min(len(samples), max_n), ncols, figsize, nrows)
+    for (img,*_),(pred,*_),ax in zip(samples, outs, ctxs):
+        img.show(ctx=ax, **kwargs)
+        ax.set_title('\n'.join(label_names(cats(pred), labels)) or 'no label', fontsize=9)
+    return ctxs
+
 @dispatch
 def show_results(x:TensorRGBY, y:TensorMultiCategory, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, labels=None, **kwargs):
     "Pictures with what was right, wrong and missed"

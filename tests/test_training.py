@@ -241,6 +241,22 @@ def test_one_picture_in_whatever_form(decided, small_atlas):
     with pytest.raises(HPAError, match='no such f'): decided.predict('nothing')
 
 
+def test_what_is_shown_of_pictures_without_labels(decided, small_atlas):
+    from matplotlib import pyplot as plt
+    with decided.no_bar(): decided.show_results(dl=decided.dls.test_dl(small_atlas/'train', num_workers=0, bs=4))
+    titles = [ax.get_title().split('\n') for ax in plt.gcf().axes]
+    plt.close('all')
+    with decided.no_bar(): given = decided.get_preds(dl=decided.dls.test_dl(small_atlas/'train', num_workers=0, bs=4), with_decoded=True)[2][:4]
+    assert titles == [names or ['no label'] for names in HPA28.to_names(given)]
+
+
+def test_names_that_are_no_pictures(decided, small_atlas):
+    known = decided.dls.valid_ds.items.Id.iloc[0]
+    for name in ('nothing', [known, 'nothing']):
+        with pytest.raises(HPAError, match="'nothing': no such file, and no Id of an image"): decided.dls.test_dl(name)
+    with pytest.raises(HPAError, match='no images found'): decided.dls.test_dl([])
+
+
 @pytest.mark.parametrize('value', [.02, np.float32(.02), [.02]*28, torch.full((28,), .02)])
 def test_thresholds_are_set_by_hand(decided, value):
     before = decided.thresholds
