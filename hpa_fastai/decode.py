@@ -552,7 +552,8 @@ def _by_name(p, wanted):
     doubtful = [c for c,i in found.items() if len(i)!=1]
     known = {i for f in found.values() for i in f}
     if any(len(i)>1 for i in found.values()) or (doubtful and len(known)<len(p.names)):
-        example = setting('channels', {doubtful[0]: p.names[0]})
+        spare = [s for i,s in enumerate(p.names) if i not in known]
+        example = setting('channels', {c: p.names[i[0]] for c,i in found.items() if len(i)==1} | dict(zip(doubtful, spare or p.names)))
         raise ImageError(f"planes are called {', '.join(p.names)}: say which of them is {' and which is '.join(doubtful)}, e.g. {example}")
     return {c: i[0] for c,i in found.items() if i}
 
@@ -570,7 +571,7 @@ def assign_channels(
     if len(p.planes)==1<len(wanted) and path is not None: raise ImageError(why_no_channel(path))
     if len(p.planes)!=len(wanted):
         raise ImageError(f"planes without names: {len(p.planes)}, but channels={channels!r} names {len(wanted)}; "
-                         f"say which plane is which, e.g. {setting('channels', {'green': 0})}")
+                         f"say which plane is which, e.g. {setting('channels', {c: i for i,c in zip(range(len(p.planes)), wanted)})}")
     return {c:i for i,c in enumerate(wanted)}
 
 # %% ../nbs/07_decode.ipynb #ba0b3788

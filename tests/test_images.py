@@ -1,5 +1,5 @@
 "Finding and reading fields of view: every layout, every setting, every kind of bad file."
-import io, json, os, pickle, socket, struct, sys, unicodedata, warnings, zlib
+import io, json, os, pickle, re, socket, struct, sys, unicodedata, warnings, zlib
 from dataclasses import asdict
 import numpy as np, pandas as pd, pytest, tifffile, torch
 from PIL import Image, ImageFile
@@ -908,6 +908,15 @@ def test_slices_that_are_channels(tmp_path, axes):
     message = fails("if they are channels say z='channels' .train and verify: --z channels", tmp_path)
     assert same(read(tmp_path, z='channels'), x)
     assert same(read(tmp_path, z='channels', channels={'g': 1, 'b': 2})[1:3], x[1:3])
+
+def test_the_channels_that_are_recommended_can_be_read(tmp_path):
+    x = picture(32)
+    for names in (None, ['DAPI','GFP','Tubulin','ER']):
+        tifffile.imwrite(tmp_path/'a.tif', x, imagej=True, metadata=dict(axes='CYX', **dict(Labels=names) if names else {}))
+        shown = re.search('train and verify: --channels ([^)]+)', fails('which', tmp_path, channels='rgby' if names else 'rgb'))[1]
+        given = {c: int(v) if v.isdigit() else v for c,v in (pair.split('=') for pair in shown.split(','))}
+        assert given==(dict(red='Tubulin', blue='DAPI', yellow='ER', green='GFP') if names else dict(red=0, green=1, blue=2))
+        assert read(tmp_path, channels=given).shape==(4,32,32)
 
 def test_slices_beside_channels_are_no_channels(tmp_path):
     tifffile.imwrite(tmp_path/'a.ome.tif', RNG.integers(0, 256, (3,4,32,32), dtype=np.uint8), metadata=dict(axes='ZCYX'))
