@@ -763,6 +763,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hpa_fastai.fields._bare_form': ('fields.html#_bare_form', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._check_folders': ('fields.html#_check_folders', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._collect': ('fields.html#_collect', 'hpa_fastai/fields.py'),
+                                   'hpa_fastai.fields._files_read_with': ('fields.html#_files_read_with', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._folder_channels': ('fields.html#_folder_channels', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._folder_of': ('fields.html#_folder_of', 'hpa_fastai/fields.py'),
                                    'hpa_fastai.fields._from_paths': ('fields.html#_from_paths', 'hpa_fastai/fields.py'),

@@ -251,6 +251,11 @@ def file_stat(
     try: return os.stat(path)
     except OSError: return os.stat_result((0,)*10)
 
+def _files_read_with(path):
+    "The files that are read where this one is: itself, or those of the OME-TIFF that it is a part of"
+    names = _set_of(path) if str(path).lower().endswith(('.ome.tif','.ome.tiff')) else []
+    return [os.path.join(os.path.dirname(path), name) for name in names if name==os.path.basename(name)] or [path]
+
 def file_stamp(
     path, # of a file, of a folder that is one picture, or of an object
 ) -> tuple: # its full path, and what changes with what is in it
@@ -259,7 +264,7 @@ def file_stamp(
         import fsspec
         fs, name = fsspec.core.url_to_fs(path)
         return path, fs.ukey(name)
-    inside = sorted(Path(path).rglob('*')) if os.path.isdir(path) else [path]
+    inside = sorted(Path(path).rglob('*')) if os.path.isdir(path) else _files_read_with(path)
     return os.path.abspath(path), [(st.st_size, st.st_mtime_ns) for st in map(file_stat, inside)]
 
 def fov_stamp(

@@ -847,6 +847,17 @@ def test_files_of_one_ome_are_one_field(tmp_path, name):
     with pytest.raises(ImageError, match=f'pos1: .*one of 4 files that are one field of view by their OME metadata; not beside it, or empty: {name.format(2)}'):
         read_image(find_images(tmp_path).iloc[1])
 
+def test_all_files_of_a_set_make_its_stamp(tmp_path):
+    from hpa_fastai.fields import fov_stamp
+    names = [f'pos1_C{k}.ome.tif' for k in range(4)]
+    plane_files(tmp_path, picture(32), names)
+    row = find_images(tmp_path).iloc[0]
+    before = fov_stamp(row)
+    for name in names:
+        os.utime(tmp_path/name, ns=(0, 0))
+        before, last = fov_stamp(row), before
+        assert before!=last, name
+
 @pytest.mark.parametrize('name', ['img{:03}.ome.tif', 'Zürich é_C{}.tif', 'scan_{:02}.TIFF'])
 def test_no_set_of_ome_files_hides_another(tmp_path, name):
     x = [picture(32), picture(32)]
