@@ -220,7 +220,9 @@ class StopOnNaN(Callback):
         self.fine = fine if self.fine is None else self.fine & fine
         if self.iter%self.steps==0: self.look()
     def after_train(self): self.look(_all_numbers(_tensors(self.learn)))
-    def look(self, weights=None):
+    def look(self,
+        weights=None,  # whether all of them are numbers; None: they were not looked at
+    ):
         "Read the note, and stop if it says so"
         fine = [o for o in (self.fine, weights) if o is not None]
         self.fine = None

@@ -27,7 +27,7 @@ PngHeader = namedtuple('PngHeader', 'width height depth colour interlaced')
 
 def png_chunk(
     kind:bytes, # four letters
-    content:bytes,
+    content:bytes, # without length and checksum
 ) -> bytes: # length, kind, content and checksum
     "A chunk of a PNG file"
     return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind+content))
@@ -43,7 +43,7 @@ def png_header(
 
 
 def png_file(
-    head:PngHeader,
+    head:PngHeader, # what its first chunk is to say
     chunks, # of compressed pixels, each with its length and sum
 ) -> bytes:
     "A PNG file of a header and compressed pixels"

@@ -43,7 +43,10 @@ class HPALearner(Learner):
         return self._thresholds
 
     @thresholds.setter
-    def thresholds(self, value):
+    def thresholds(self,
+        value,  # `Thresholds`, a number, or one a class; None: nothing is fitted
+    ):
+        "Put thresholds in the place of those that were fitted"
         self._thresholds = value if value is None else as_thresholds(value, len(self.dls.vocab))
 
     def probabilities(self,

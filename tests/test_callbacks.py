@@ -259,7 +259,7 @@ def test_too_little_memory_for_the_head(make_learner):
 def test_a_batch_of_one_image(make_learner):
     learn = make_learner()
     learn.dls.train.bs = 1
-    with pytest.raises(HPAError, match='bs=2 or more'): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
+    with pytest.raises(HPAError, match=r'bs=2 \(--bs 2\) or more'): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
 
 
 def test_finding_a_learning_rate_leaves_nothing_behind(make_learner, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def the_hub(trained, tmp_path, monkeypatch):
         fetched.append(name)
         shutil.copytree(trained[1], local_dir, dirs_exist_ok=True)
     monkeypatch.setattr('huggingface_hub.snapshot_download', download)
-    monkeypatch.setattr(hub, 'xdg_cache_home', lambda: tmp_path/'cache')
+    monkeypatch.setattr(hub, 'cache_home', lambda: tmp_path/'cache')
     monkeypatch.chdir(tmp_path)
     return fetched
 

@@ -299,7 +299,7 @@ def test_two_runs_do_not_write_one_table(plate, trained, tmp_path):
 
 def test_finished_pictures_do_not_wait_for_slow_ones(plate, trained, monkeypatch):
     import hpa_fastai.inference as inf
-    monkeypatch.setattr(Predictor.read, '__defaults__', (None, .05, ()))
+    monkeypatch.setattr(Predictor.read, '__defaults__', (None, .05, (), None, False))
     monkeypatch.setattr(inf, 'FLUSH', .05)
     last, real = find_images(plate).Id[9], ImageReader.array
     monkeypatch.setattr(ImageReader, 'array', lambda self, row: (time.sleep(1 if row['Id'] == last else 0), real(self, row))[1])
