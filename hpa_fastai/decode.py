@@ -105,11 +105,12 @@ def _check_length(head, pixels):
     if len(zlib.decompressobj().decompress(pixels, n))<n: raise damaged('it has fewer rows than its header says')
 
 # %% ../nbs/07_decode.ipynb #ac104515
-def _png_pixels(head, chunks, data):
+def _png_pixels(head, data):
     "Array H×W×planes of a PNG, by the decoder that is faster here, or else by the other"
     decoders = [_by_kornia] + [_by_pillow]*((head.depth, head.colour) in _pillow_modes and not head.interlaced)
     if getattr(_thread, 'one_of_many', False): decoders.reverse()
     for decode in decoders:
+        chunks = png_pixel_chunks(data, check_pixels=decode is not _by_kornia)
         try: return decode(head, chunks, data)
         except ImageError as e: why = e
     raise why
@@ -120,7 +121,7 @@ def _read_png(f, header=False):
     head = png_header(data)
     _check_png(head)
     n = _png_bands[head.colour]
-    a = None if header else _png_pixels(head, png_pixel_chunks(data), data)
+    a = None if header else _png_pixels(head, data)
     planes = [None]*n if header else [a[..., i] for i in range(n)]
     bits = head.depth if head.depth<8 else None
     return Planes(planes, (head.width, head.height), 'grey' if n==1 else 'colour', None, f'PNG {head.depth}-bit', bits)
