@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 REAL_DATA ?=
 
-.PHONY: demo test install prepare clean
+.PHONY: demo test slow install prepare clean
 
 install: $(VENV)/installed
 
@@ -20,6 +20,10 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" nbdev_test --timing  # a notebook a core: more threads only wait for one another
 	$(BIN)/python -m pytest -q --durations=10 $(if $(REAL_DATA),"--real-data=$(REAL_DATA)")
+
+# Trainings and runs that are killed and go on, several times over: for a change of what they protect.
+slow: install
+	$(BIN)/python -m pytest -q -m slow $(if $(REAL_DATA),"--real-data=$(REAL_DATA)")
 
 # After an edit of a notebook: library, README and clean notebooks in one go.
 prepare: install

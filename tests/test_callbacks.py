@@ -110,6 +110,7 @@ def test_what_is_no_number_is_seen_before_weights_are_kept(decided, tmp_path, sp
     if spoiled == 'weights': assert 'the last step left weights' in str(e.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('network', [('lenet5', False), ('smallresnet', True)])
 def test_a_killed_training_ends_as_one_that_was_not(small_atlas, tmp_path, network):
     assert start(small_atlas, tmp_path/'whole', 0, tmp_path/'whole.pt', *network).wait() == 0

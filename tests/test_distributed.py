@@ -117,6 +117,7 @@ def test_the_command_trains_in_all_processes_and_one_speaks(small_atlas, tmp_pat
     assert not [p for p in tmp_path.iterdir() if p.name not in ('cache', 'model')]
 
 
+@pytest.mark.slow
 def test_processes_go_back_towards_the_start_together(small_atlas, tmp_path):
     (tmp_path/'script.py').write_text(f"""
 import sys, torch
