@@ -55,7 +55,7 @@ def png_pixel_chunks(
     data:bytes, # of a whole PNG file
     check_pixels:bool=True, # compute the sums of these chunks too; a decoder that does so need not have it done twice
 ) -> list: # of memoryviews: each a whole chunk with its length and sum
-    "The chunks of compressed pixels of a PNG in which no byte is wrong; an `ImageError` when one is"
+    "The chunks of compressed pixels of a PNG; an `ImageError` where a checksum is wrong or the end is missing"
     view, at, found = memoryview(data), 8, []
     while True:
         if at+12>len(data): raise damaged('it ends before the end mark of a PNG')
