@@ -29,7 +29,7 @@ slow: install
 prepare: install
 	PATH="$(abspath $(BIN)):$$PATH" nbdev-export
 	PATH="$(abspath $(BIN)):$$PATH" nbdev-clean
-	$(BIN)/python -m hpa_fastai.dev
+	$(BIN)/python -m hpa_fastai.dev.readme
 
 clean:
 	rm -rf demo build dist *.egg-info .pytest_cache

@@ -1,13 +1,18 @@
 "The package's metadata, read from settings.ini."
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=['='])
 parser.read(here/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
+# The tools of the development environment are no part of a wheel: they come with an editable install alone.
+scripts = cfg['console_scripts'].split()
+if {'editable_wheel', 'develop'} & {*sys.argv}: scripts += cfg['dev_console_scripts'].split()
+extras = ('zarr', 'cloud', 'parquet', 'onnx', 'watch', 'interpret', 'cells', 'map', 'distributed', 'dev')
 statuses = {'3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}
 
 setup(
@@ -21,10 +26,10 @@ setup(
     keywords=cfg['keywords'],
     classifiers=[f'Development Status :: {statuses[cfg["status"]]}', 'Intended Audience :: Science/Research',
                  'Topic :: Scientific/Engineering :: Bio-Informatics', 'Programming Language :: Python :: 3'],
-    packages=['hpa_fastai', 'hpa_fastai.weights'],
+    packages=[*find_packages(include=['hpa_fastai', 'hpa_fastai.*'], exclude=['hpa_fastai.dev']), 'hpa_fastai.weights'],
     package_data={'hpa_fastai.weights': ['*.safetensors']},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('zarr', 'cloud', 'parquet', 'onnx', 'watch', 'interpret', 'cells', 'map', 'distributed', 'dev')},
-    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d']},
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in extras},
+    entry_points={'console_scripts': scripts, 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d']},
 )

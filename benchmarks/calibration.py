@@ -9,16 +9,16 @@ equally many; 'equal width' is the other common definition, in 15 bins of equal 
 import argparse, tempfile
 from pathlib import Path
 import numpy as np, pandas as pd
-from hpa_fastai.calibration import calibrate, calibration_error, crossfit_calibration, log_losses
-from hpa_fastai.labels import HPA28
+from hpa_fastai.evaluate.calibration import calibrate, calibration_error, crossfit_calibration, log_losses
+from hpa_fastai.data.labels import HPA28
 
 
 def atlas_scores(n, size, epochs, seed):
     import torch
     from torch import nn
     from PIL import Image
-    from hpa_fastai.losses import FocalLoss
-    from hpa_fastai.simulate import simulate_atlas
+    from hpa_fastai.train.losses import FocalLoss
+    from hpa_fastai.simulate.atlas import simulate_atlas
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as d:

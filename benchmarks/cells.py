@@ -4,9 +4,9 @@ import numpy as np
 from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
-from hpa_fastai.cells import compare_masks, segment_cells
-from hpa_fastai.labels import HPA28, LabelSet
-from hpa_fastai.simulate import simulate_fov
+from hpa_fastai.cells.cells import compare_masks, segment_cells
+from hpa_fastai.data.labels import HPA28, LabelSet
+from hpa_fastai.simulate.atlas import simulate_fov
 
 EIGHT = LabelSet('eight', ('Nucleoplasm', 'Nucleoli', 'Nuclear membrane', 'Endoplasmic reticulum', 'Golgi apparatus', 'Plasma membrane', 'Mitochondria', 'Negative'), negative=7)
 
@@ -80,7 +80,7 @@ def prior(a):
     from fastai.torch_core import set_seed
     from sklearn.metrics import average_precision_score
     from hpa_fastai.all import HPADataLoaders, Predictor, hpa_learner, simulate_atlas
-    from hpa_fastai.cells import predict_cells
+    from hpa_fastai.cells.cells import predict_cells
     warnings.simplefilter('ignore')
     with tempfile.TemporaryDirectory() as tmp:
         simulate_atlas(f'{tmp}/atlas', n=480, size=192, labels=EIGHT, balance='even', seed=11, progress=False)

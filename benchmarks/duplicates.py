@@ -3,10 +3,10 @@ import argparse, itertools, tempfile, time
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
-from hpa_fastai.duplicates import *
-from hpa_fastai.fields import *
-from hpa_fastai.decode import *
-from hpa_fastai.simulate import simulate_atlas
+from hpa_fastai.data.duplicates import *
+from hpa_fastai.data.files import *
+from hpa_fastai.data.reader import *
+from hpa_fastai.simulate.atlas import simulate_atlas
 
 def turned(fov, rng): return np.rot90(fov, rng.integers(1, 4), (1, 2))
 def flipped(fov, rng): return np.flip(fov, rng.integers(1, 3))

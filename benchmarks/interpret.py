@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.torch_core import set_seed
 from hpa_fastai.all import *
-from hpa_fastai.interpret import *
-from hpa_fastai.simulate import PATTERNS
+from hpa_fastai.interpret.activation import *
+from hpa_fastai.simulate.atlas import PATTERNS
 
 NAMES = ('Nucleoplasm', 'Nucleoli', 'Nuclear membrane', 'Golgi apparatus', 'Endoplasmic reticulum', 'Mitochondria', 'Focal adhesion sites', 'Microtubules',
          'Centrosome', 'Plasma membrane', 'Cytosol', 'Nuclear speckles')

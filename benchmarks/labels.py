@@ -1,7 +1,7 @@
 "Reading and encoding of label tables, beside a plain pandas loop"
 import argparse, time
 import numpy as np, pandas as pd
-from hpa_fastai.labels import *
+from hpa_fastai.data.labels import *
 
 def plain(cells):
     "What one writes without a package: split every string."

@@ -5,7 +5,7 @@
 import argparse, time
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
-from hpa_fastai.metrics import class_table, f1_interval, macro_f1, micro_f1, sample_f1, simulate_scores
+from hpa_fastai.evaluate.metrics import class_table, f1_interval, macro_f1, micro_f1, sample_f1, simulate_scores
 
 
 def best_of(f, n):

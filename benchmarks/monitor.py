@@ -41,8 +41,8 @@ def make_model(folder, a):
 
 def measured(table, change, predictor):
     "Predictions and traits of a changed plate"
-    from hpa_fastai.decode import ImageReader
-    from hpa_fastai.monitor import run_traits
+    from hpa_fastai.data.reader import ImageReader
+    from hpa_fastai.interpret.drift import run_traits
     cols = np.empty(len(table), object)
     for i, row in enumerate(table.to_dict('records')): cols[i] = change(ImageReader().array(row))
     new = table[['Id']].assign(layout='array', **{c: cols for c in ('red', 'green', 'blue', 'yellow')})
@@ -52,7 +52,7 @@ def measured(table, change, predictor):
 
 def draws(run, traits, bundle, a, rng, weights=None):
     "Kinds of alarms in each of many draws from a plate"
-    from hpa_fastai.monitor import compare_run
+    from hpa_fastai.interpret.drift import compare_run
     for _ in range(a.draws):
         i = rng.choice(len(run), a.m, replace=False, p=weights)
         yield compare_run(run.iloc[i], run.Id.iloc[i].tolist(), {k: traits[k].to_numpy()[i] for k in traits}, bundle).kinds
@@ -60,7 +60,7 @@ def draws(run, traits, bundle, a, rng, weights=None):
 
 def main(folder, a):
     from hpa_fastai.all import find_images, read_labels, simulate_atlas
-    from hpa_fastai.inference import Predictor
+    from hpa_fastai.deploy.predictor import Predictor
     for name, n, seed in (('atlas', a.n_train, 0), ('plate', a.n_plate, 1)):
         if not (folder/name).exists(): simulate_atlas(folder/name, n=n, size=a.size, balance='even', seed=seed, progress=False)
     model = folder/'model' if (folder/'model').exists() else make_model(folder, a)

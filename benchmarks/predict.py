@@ -4,10 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 
-RUN = 'import sys; from hpa_fastai.inference import Predictor; Predictor(sys.argv[2], device="cpu").to_file(sys.argv[1], sys.argv[3], progress=False)'
+RUN = 'import sys; from hpa_fastai.deploy.predictor import Predictor; Predictor(sys.argv[2], device="cpu").to_file(sys.argv[1], sys.argv[3], progress=False)'
 TIMED = '''
 import sys, time, resource, numpy as np
-from hpa_fastai.inference import Predictor
+from hpa_fastai.deploy.predictor import Predictor
 p = Predictor(sys.argv[2], device='cpu')
 p(np.zeros((4, 64, 64), np.uint8))
 t = time.perf_counter()
@@ -27,7 +27,7 @@ def make_model(tmp, arch, size, n=80):
 
 def clone(source, folder, n):
     "n fields of view, as hard links to those of `source`"
-    from hpa_fastai.images import CHANNELS, find_images
+    from hpa_fastai.data.images import CHANNELS, find_images
     rows = find_images(source).to_dict('records')
     for i in range(n):
         to = folder/f'{i//1000:03}'
@@ -45,7 +45,7 @@ def seconds(f):
 def speed(tmp, a):
     import pandas as pd, torch
     from hpa_fastai.all import find_images, simulate_atlas
-    from hpa_fastai.inference import Predictor
+    from hpa_fastai.deploy.predictor import Predictor
     learn, model = make_model(tmp, 'resnet18', 128)
     simulate_atlas(tmp/'large', n=48, size=512, balance='even', progress=False)
     folder = clone(tmp/'large', tmp/'many', a.n)
@@ -88,7 +88,7 @@ def growth(tmp, a):
 
 
 def kill(tmp, a):
-    from hpa_fastai.results import read_predictions
+    from hpa_fastai.deploy.tables import read_predictions
     _, model = make_model(tmp, 'lenet5', 32)
     folder, right, rng = clone(tmp/'atlas', tmp/'killed', a.kill_n), 0, random.Random(a.seed)
     start = lambda out: subprocess.Popen([sys.executable, '-c', RUN, str(folder), str(model), str(out)])
@@ -123,9 +123,9 @@ def odd(tmp, a):
     from PIL import Image
     from sklearn.metrics import roc_auc_score
     from hpa_fastai.all import HPADataLoaders, find_images, hpa_learner, simulate_atlas
-    from hpa_fastai.bundle import load_bundle
-    from hpa_fastai.decode import ImageReader
-    from hpa_fastai.inference import Predictor
+    from hpa_fastai.deploy.bundle import load_bundle
+    from hpa_fastai.data.reader import ImageReader
+    from hpa_fastai.deploy.predictor import Predictor
     simulate_atlas(tmp/'train', n=400, size=192, balance='even', progress=False)
     simulate_atlas(tmp/'unseen', n=100, size=192, balance='even', seed=5, progress=False)
     dls = HPADataLoaders.from_csv(tmp/'train', size=64, bs=32, group='antibody', cache=tmp/'cache', progress=False)

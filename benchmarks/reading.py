@@ -5,9 +5,9 @@ from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from hpa_fastai.decode import ImageReader, reading_pool
-from hpa_fastai.fields import CHANNELS, find_images
-from hpa_fastai.verify import verify_images
+from hpa_fastai.data.reader import ImageReader, reading_pool
+from hpa_fastai.data.files import CHANNELS, find_images
+from hpa_fastai.data.verify import verify_images
 
 def plain_loop(row, size): return np.stack([np.asarray(Image.open(row[c]).convert('L').resize((size,size))) for c in CHANNELS])
 
@@ -60,9 +60,9 @@ def tiff_copy(rows, folder):
 _memory = '''
 import re, sys
 from pathlib import Path
-from hpa_fastai.decode import ImageReader
+from hpa_fastai.data.reader import ImageReader
 from PIL import Image
-from hpa_fastai.fields import find_images
+from hpa_fastai.data.files import find_images
 folder, small, size, depth = sys.argv[1:]
 ImageReader(64).array(find_images(small).iloc[0])
 def kib(what): return int(re.search(what+r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1])

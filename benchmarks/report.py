@@ -13,7 +13,7 @@ def seconds(f):
 
 def many(run, source, folder, n):
     "A run of n fields of view: hard links to those of `source`, with their predictions"
-    from hpa_fastai.images import CHANNELS, find_images
+    from hpa_fastai.data.images import CHANNELS, find_images
     files, ids = find_images(source).set_index('Id'), [f'{i % len(run):04}-{i // len(run):03}' for i in range(n)]
     (folder).mkdir()
     for i, new in enumerate(ids):
@@ -23,9 +23,9 @@ def many(run, source, folder, n):
 
 def main(tmp, a):
     from hpa_fastai.all import HPADataLoaders, hpa_learner, simulate_atlas
-    from hpa_fastai.inference import Predictor
-    from hpa_fastai.bundle import load_bundle
-    from hpa_fastai.report import report
+    from hpa_fastai.deploy.predictor import Predictor
+    from hpa_fastai.deploy.bundle import load_bundle
+    from hpa_fastai.interpret.report import report
     for name, n, size, seed in (('atlas', 80, 64, 0), ('plate', 60, a.size, 1)): simulate_atlas(tmp/name, n=n, size=size, balance='even', seed=seed, progress=False)
     learn = hpa_learner(HPADataLoaders.from_csv(tmp/'atlas', size=a.read, bs=16, cache=tmp/'cache', progress=False), a.arch, pretrained=False)
     learn.fit_thresholds()

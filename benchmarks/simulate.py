@@ -1,7 +1,7 @@
 "Fields of view a second that `simulate_atlas` draws and writes, on two processes beside one."
 import argparse, os, tempfile, time
 from pathlib import Path
-from hpa_fastai.simulate import simulate_atlas
+from hpa_fastai.simulate.atlas import simulate_atlas
 
 def speed(n, size, n_workers, balance):
     "FOVs a second, start of the processes included, and CPU seconds of this process a FOV"

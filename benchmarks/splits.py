@@ -1,8 +1,8 @@
 "Stratified splits in five: how even, how fast, how much memory, beside iterative-stratification and scikit-learn"
 import argparse, subprocess, sys, time
 import numpy as np, pandas as pd
-from hpa_fastai.labels import *
-from hpa_fastai.splits import *
+from hpa_fastai.data.labels import *
+from hpa_fastai.batches.splits import *
 
 def ours(df, group): return stratified_folds(df, 5, group=group)
 
@@ -44,7 +44,7 @@ def quality(df, fold, group):
 
 def memory(real_data, name):
     "Most memory that a fresh process held which reads the table and splits it, in MB (Linux)."
-    code = ("import sys; sys.path.insert(0, %r); import splits as b; from hpa_fastai.splits import *\n"
+    code = ("import sys; sys.path.insert(0, %r); import splits as b; from hpa_fastai.batches.splits import *\n"
             "df, group = b.tables(%r)[%r](); stratified_folds(df, 5, group=group)\n"
             "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))")
     out = subprocess.run([sys.executable, '-c', code % (sys.path[0], real_data, name)], capture_output=True, text=True, check=True)

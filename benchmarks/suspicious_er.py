@@ -2,9 +2,9 @@
 import argparse
 from pathlib import Path
 import numpy as np
-from hpa_fastai.decode import ImageReader
-from hpa_fastai.fields import find_images
-from hpa_fastai.verify import likeness
+from hpa_fastai.data.reader import ImageReader
+from hpa_fastai.data.files import find_images
+from hpa_fastai.data.verify import likeness
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)

@@ -10,9 +10,9 @@ Intervals: 95 %, of the difference to the best simple method, by repeats (over r
 import argparse, time
 from pathlib import Path
 import numpy as np, pandas as pd
-from hpa_fastai.labels import HPA28
-from hpa_fastai.metrics import macro_f1, simulate_scores
-from hpa_fastai.thresholds import f1_optimum, fit_thresholds, THRESHOLD_METHODS
+from hpa_fastai.data.labels import HPA28
+from hpa_fastai.evaluate.metrics import macro_f1, simulate_scores
+from hpa_fastai.evaluate.thresholds import f1_optimum, fit_thresholds, THRESHOLD_METHODS
 
 fit = lambda p, t, method: fit_thresholds(p, t, method, folds=0).values
 WAYS = {f'constant {c}': (lambda p, t, c=c: fit(p, t, c)) for c in (.5, .15, .3)} | {

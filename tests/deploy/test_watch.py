@@ -1,0 +1,154 @@
+"Watching a folder that a microscope writes: everything once, nothing too early, nothing lost."
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from hpa_fastai.data.images import find_images
+from hpa_fastai.deploy.predictor import Predictor, predict
+from hpa_fastai.data.labels import HPAError
+from hpa_fastai.deploy.tables import read_predictions
+from hpa_fastai.deploy.watch import watch
+
+CHANNELS = ('red', 'green', 'blue', 'yellow')
+
+
+@pytest.fixture(scope='module')
+def predictor(trained): return Predictor(trained[1], bs=4, device='cpu')
+
+
+@pytest.fixture
+def rows(small_atlas): return find_images(small_atlas/'train').head(6).to_dict('records')
+
+
+@pytest.fixture
+def plate(tmp_path):
+    (tmp_path/'plate').mkdir()
+    return tmp_path/'plate'
+
+
+def copy(row, to, channels=CHANNELS):
+    to.mkdir(exist_ok=True, parents=True)
+    for c in channels: shutil.copy(row[c], to)
+
+
+def run(plate, predictor, out, microscope=lambda: None, timeout=1.2, settle=.25, **kwargs):
+    thread = threading.Thread(target=microscope)
+    thread.start()
+    journal = watch(plate, predictor, out, timeout=timeout, settle=settle, progress=False, **kwargs)
+    thread.join()
+    return journal, read_predictions(out)
+
+
+@pytest.mark.parametrize('poll', [False, True])
+def test_each_field_of_view_once_as_it_completes(plate, predictor, rows, tmp_path, poll):
+    def microscope():
+        copy(rows[0], plate)
+        time.sleep(.2)
+        for c in CHANNELS:  # slowly, under other names, into a folder that is new
+            (plate/'well2'/'later').mkdir(parents=True, exist_ok=True)
+            shutil.copy(rows[1][c], plate/'well2'/'later'/f'.{Path(rows[1][c]).name}.tmp')
+            time.sleep(.05)
+            os.rename(plate/'well2'/'later'/f'.{Path(rows[1][c]).name}.tmp', plate/'well2'/'later'/Path(rows[1][c]).name)
+        copy(rows[2], plate, CHANNELS[:3])
+        shutil.copy(rows[3]['red'], plate/'.hidden_red.png')
+        time.sleep(.6)
+        shutil.copy(rows[2]['yellow'], plate)
+    journal, df = run(plate, predictor, tmp_path/'p.csv', microscope, poll=poll)
+    assert sorted(df.Id) == sorted(r['Id'] for r in rows[:3]) and (df['error'] == '').all() and not journal.waiting
+    whole = predictor(plate).set_index('Id').loc[df.Id]
+    assert (whole['Predicted'].to_numpy() == df['Predicted'].to_numpy()).all()
+
+
+def test_a_file_that_grows_slowly_is_waited_for(plate, predictor, rows, tmp_path):
+    data = Path(rows[0]['green']).read_bytes()
+    def microscope():
+        copy(rows[0], plate, ('red', 'blue', 'yellow'))
+        with open(plate/Path(rows[0]['green']).name, 'wb') as f:
+            for k in (200, 400, len(data)):  # with pauses that are longer than it takes to settle
+                f.write(data[f.tell():k])
+                f.flush()
+                time.sleep(.6)
+    _, df = run(plate, predictor, tmp_path/'p.csv', microscope)
+    assert df.Id.tolist() == [rows[0]['Id']] and df['error'].tolist() == ['']
+
+
+def test_a_file_that_stays_broken_gets_its_row(plate, predictor, rows, tmp_path):
+    copy(rows[0], plate)
+    copy(rows[1], plate)
+    (plate/Path(rows[0]['green']).name).write_bytes(b'broken for good')
+    _, df = run(plate, predictor, tmp_path/'p.csv', settle=.1, timeout=2.5)
+    assert sorted(df.Id) == sorted([rows[0]['Id'], rows[1]['Id']]) and 'not a PNG' in df.set_index('Id')['error'][rows[0]['Id']]
+
+
+def test_what_never_completes_is_reported(plate, predictor, rows, tmp_path):
+    copy(rows[0], plate)
+    copy(rows[1], plate, ('red', 'green'))
+    journal, df = run(plate, predictor, tmp_path/'p.csv')
+    assert [i for i, _ in journal.waiting] == [rows[1]['Id']] and 'no blue and no yellow' in df.set_index('Id')['error'][rows[1]['Id']]
+
+
+def test_a_restart_goes_on(plate, predictor, rows, tmp_path, trained):
+    copy(rows[0], plate)
+    run(plate, predictor, tmp_path/'p.csv')
+    before = (tmp_path/'p.csv').read_bytes()
+    copy(rows[1], plate)
+    _, df = run(plate, predictor, tmp_path/'p.csv')
+    assert df.Id.tolist() == [rows[0]['Id'], rows[1]['Id']] and (tmp_path/'p.csv').read_bytes().startswith(before)
+    with pytest.raises(HPAError, match='tta was False'): watch(plate, Predictor(trained[1], bs=4, tta=True), tmp_path/'p.csv', timeout=.1)
+    (tmp_path/'mine.csv').write_text('mine')
+    with pytest.raises(HPAError, match='no record'): watch(plate, predictor, tmp_path/'mine.csv', timeout=.1)
+    with pytest.raises(HPAError, match='no such folder'): watch(tmp_path/'nowhere', predictor, tmp_path/'q.csv')
+
+
+def test_what_came_after_a_timeout_takes_its_row(plate, predictor, rows, tmp_path):
+    "A row that says what is missing is no answer: once it is there, there is one, and one row"
+    copy(rows[0], plate)
+    copy(rows[1], plate, CHANNELS[:3])
+    _, df = run(plate, predictor, tmp_path/'p.csv', timeout=.4)
+    assert 'no yellow' in df.set_index('Id')['error'][rows[1]['Id']]
+    journal, df = run(plate, predictor, tmp_path/'p.csv', timeout=.4)
+    assert len(df) == 2 and [i for i, _ in journal.waiting] == [rows[1]['Id']]  # it is still missing, and said
+    shutil.copy(rows[1]['yellow'], plate)
+    journal, df = run(plate, predictor, tmp_path/'p.csv', timeout=.4)
+    assert sorted(df.Id) == sorted(r['Id'] for r in rows[:2]) and (df['error'] == '').all() and not journal.waiting
+    assert not journal.n_failed and not journal.failed and len(journal) == 2
+
+
+@pytest.mark.parametrize('when', ['while it watches', 'before a restart'])
+def test_what_is_acquired_again_is_predicted_again(plate, predictor, rows, tmp_path, when):
+    copy(rows[0], plate)
+    copy(rows[1], plate)
+    out = tmp_path/'p.csv'
+    def again():
+        while when == 'while it watches' and rows[0]['Id'] not in (out.read_text() if out.exists() else ''): time.sleep(.05)
+        for c in CHANNELS: shutil.copy(rows[2][c], plate/Path(rows[0][c]).name)
+    if when == 'before a restart': run(plate, predictor, out, timeout=.4)
+    with pytest.warns(UserWarning, match=f'acquired again.*{rows[0]["Id"]}'):
+        journal, df = run(plate, predictor, out, again, timeout=2.5)
+    assert sorted(df.Id) == sorted(r['Id'] for r in rows[:2]) and len(journal) == 2
+    now, saved = predictor(plate).set_index('Id').loc[df.Id], df.set_index('Id')
+    assert (now[now.columns[2]]-saved[now.columns[2]]).abs().max() < 1e-5
+    before = out.read_bytes()
+    run(plate, predictor, out, timeout=.4)
+    assert out.read_bytes() == before
+
+
+def test_ctrl_c_ends_cleanly(plate, rows, trained, tmp_path):
+    copy(rows[0], plate)
+    copy(rows[1], plate, ('red',))
+    p = subprocess.Popen([sys.executable, '-c', 'import sys; from hpa_fastai.cli.main import main; sys.exit(main())', 'predict', str(plate), '--model', str(trained[1]),
+                          '--out', str(tmp_path/'p.csv'), '--watch', '--settle', '.2', '--no-progress'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(300):
+        if (tmp_path/'p.csv').exists() and (tmp_path/'p.csv').read_bytes().count(b'\n') == 2: break
+        time.sleep(.1)
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=20)
+    assert p.returncode == 1 and '1 fields of view in' in out and 'no green and no blue and no yellow' in err and 'Traceback' not in err
+    assert len(read_predictions(tmp_path/'p.csv')) == 1

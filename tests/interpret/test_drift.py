@@ -1,0 +1,133 @@
+"Monitor: each change is called by its name, an unchanged run raises no alarm, and too little proves nothing."
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hpa_fastai.deploy.bundle import BundleError, load_bundle
+from hpa_fastai.data.images import find_images, read_image
+from hpa_fastai.deploy.predictor import Predictor
+from hpa_fastai.data.labels import HPAError
+from hpa_fastai.interpret.drift import monitor, plot_names, plot_traits, run_traits
+from hpa_fastai.evaluate.reference import *
+from hpa_fastai.batches.splits import antibody_of
+
+
+@pytest.fixture(scope='module')
+def unseen(tmp_path_factory):
+    "Fields of view that training has not seen: Ids, and 100×4×64×64"
+    from hpa_fastai.simulate.atlas import simulate_atlas
+    path = tmp_path_factory.mktemp('plate')/'plate'
+    simulate_atlas(path, n=100, size=64, balance='even', seed=5, progress=False)
+    table = find_images(path/'train')
+    return table.Id.tolist(), np.stack([read_image(r).numpy() for r in table.to_dict('records')])
+
+
+@pytest.fixture(scope='module')
+def model(trained, unseen):
+    "The bundle, which remembers half of the unseen images: eighteen validation images are too few to tell much"
+    b = load_bundle(trained[1])
+    run, table = run_of(b, unseen[1][::2])
+    ref = Reference.fit(run_traits(table, b)[1], b.labels.encode(run.Predicted) > 0, [antibody_of(i) for i in unseen[0][::2]])
+    b.config['reference'] = json.loads(json.dumps(vars(ref)))
+    return b
+
+
+@pytest.fixture(scope='module')
+def pixels(unseen): return unseen[1][1::2]
+
+
+def run_of(model, pixels):
+    "Predictions and the table of their pictures, from pixels"
+    cols = np.empty(len(pixels), object)
+    for i, p in enumerate(pixels): cols[i] = p
+    table = pd.DataFrame(dict(Id=[f'fov {i}' for i in range(len(pixels))], layout='array', **{c: cols for c in ('red', 'green', 'blue', 'yellow')}))
+    return Predictor(model)(table), table
+
+
+def soften(x): return F.interpolate(F.avg_pool2d(torch.from_numpy(x).float(), 4), scale_factor=4, mode='bilinear').round().byte().numpy()
+
+
+def dim(x):
+    x = x.copy()
+    x[:, 1] = np.round(x[:, 1]*.4)
+    return x
+
+
+@pytest.mark.parametrize('change, kind, words', [
+    (dim, 'brightness', 'The protein channel is 2.'),
+    (lambda x: np.minimum(x*2.5, 255).astype(np.uint8), 'brightness', 'brighter than in training'),
+    (soften, 'sharpness', 'less fine detail than in training'),
+    (lambda x: x[:, [0, 2, 1, 3]], 'unlikeness', 'farther from the training pictures'),
+])
+def test_changes_are_called_by_their_names(model, pixels, change, kind, words):
+    found = monitor(*[(run, model, table) for run, table in [run_of(model, change(pixels))]][0])
+    assert kind in found.kinds and words in ' '.join(found.findings)
+    if kind != 'unlikeness': assert found.kinds[0] == kind
+    assert found.table[found.table.differs].kind.isin(found.kinds).all() and words in repr(found)
+
+
+def test_an_unchanged_run_raises_no_alarm(model, pixels):
+    run, table = run_of(model, pixels)
+    found = monitor(run, model, table)
+    assert found.findings == [] and 'No difference' in repr(found) and found.n_pictures == 50
+    assert plot_traits(found, Reference(**model.config['reference'])).axes and len(plot_names(found).get_yticklabels()) == 28
+
+
+def test_other_proportions_of_names(model, pixels):
+    run, _ = run_of(model, pixels)
+    run.loc[:30, ['Predicted', 'Names']] = ['15', 'Microtubule ends']
+    found = monitor(run.assign(flags=''), model)
+    assert found.kinds == ['names'] and 'other proportions' in found.findings[0] and found.n_pictures == 0
+    off = found.table[found.table.differs]
+    assert off.run.tolist() == pytest.approx([run.Names.str.split('|').map(lambda o: name in o).mean() for name in off.what])
+
+
+def test_flags_speak_where_there_are_no_pictures(model, pixels):
+    run, _ = run_of(model, pixels)
+    found = monitor(run.assign(flags='out-of-focus uncertain'), model)
+    assert 'sharpness' in found.kinds and '100% of the pictures are out of focus' in ' '.join(found.findings)
+
+
+def test_too_little_proves_nothing(model, pixels):
+    run, table = run_of(model, dim(pixels[:1]))
+    assert monitor(run, model, table).findings == []
+    assert monitor(run[:0], model, table).findings == []
+    failed = run.assign(error='no file')
+    assert monitor(failed, model, table).findings == [] and monitor(failed, model, table).n == 0
+
+
+def test_many_images_of_one_antibody_count_little(model):
+    values = np.repeat(np.random.default_rng(0).normal(size=8), 40)
+    groups = np.repeat(np.arange(8), 40)
+    assert intraclass(values, groups) > .99 and effective_size(groups, intraclass(values, groups)) < 9
+    assert shift_test(np.zeros(N_QUANTILES), values+.5, (300, effective_size(groups, 1))) > .001 > shift_test(np.zeros(N_QUANTILES), values+.5, (300, 320))
+
+
+def test_what_cannot_be_compared_is_said(model, pixels, trained):
+    run, table = run_of(model, pixels[:3])
+    with pytest.raises(HPAError, match="no column 'Nucleoli'"): monitor(run.drop(columns='Nucleoli'), model)
+    with pytest.raises(HPAError, match='none of the 3 predictions has a picture'): monitor(run.assign(Id=['x', 'y', 'z']), model, table)
+    old = load_bundle(trained[1])
+    old.config['reference'] = None
+    with pytest.raises(BundleError, match='save it again'): monitor(run, old)
+
+
+def test_figures_travel_with_the_model_and_are_checked(trained, tmp_path):
+    learn, path = trained
+    shutil.copytree(path, tmp_path/'m')
+    config = json.loads((tmp_path/'m'/'config.json').read_text(encoding='utf-8'))
+    assert config['reference']['n'] == len(learn.dls.valid_ds) and sum(r['decisions'] for r in config['validation']['reliability']) == 28*len(learn.dls.valid_ds)
+    assert config['validation']['scores']['macro_f1'] == pytest.approx(learn.evaluation.macro_f1)
+    for change, words in ((lambda c: c['reference']['quantiles'].pop('green'), "no field 'green'"), (lambda c: c['reference']['named'].pop(), 'named'), (lambda c: c['validation']['hardest'].append('x'), 'hardest')):
+        bad = json.loads(json.dumps(config))
+        change(bad)
+        (tmp_path/'m'/'config.json').write_text(json.dumps(bad))
+        with pytest.raises(BundleError, match=words): load_bundle(tmp_path/'m')
+    for part in ('reference', 'validation'): del config[part]  # as it was before these were stored
+    (tmp_path/'m'/'config.json').write_text(json.dumps(config))
+    assert load_bundle(tmp_path/'m').config['reference'] is None

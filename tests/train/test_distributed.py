@@ -1,0 +1,174 @@
+"Several processes: one model, each image counted once, one bundle. Two real processes on the CPU."
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hpa_fastai.all import HPADataLoaders, HPAError
+from hpa_fastai.deploy.bundle import load_bundle
+from hpa_fastai.train.distributed import rank_share
+from hpa_fastai.train.learner import mean_ap
+
+pytest.importorskip('accelerate')
+LAUNCH = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+
+
+def launch(*args, cwd=None):
+    "Run in two processes"
+    return subprocess.run([*LAUNCH, *map(str, args)], capture_output=True, text=True, cwd=cwd, env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''})
+
+
+SCRIPT = """
+import sys, torch
+from hpa_fastai.all import *
+from fastai.distributed import *
+atlas, out = sys.argv[1:]
+class Spy(Callback):
+    "What this process reads"
+    order = 100
+    drawn, rows, noise = [], [], []
+    def before_train(self): self.noise.append(torch.rand(1).item())
+    def before_batch(self):
+        if self.training: self.rows.append([int(o) for o in self.dl.dl.read[-1]])
+class Reading(HPADataLoader):
+    read = []
+    def _gather(self, idxs):
+        self.read.append(idxs)
+        return super()._gather(idxs)
+    def get_idxs(self):
+        self.read = []
+        self.drawn = super().get_idxs()
+        return self.drawn
+dls = HPADataLoaders.from_csv(atlas, size=32, bs=8, group='antibody', valid_pct=.3, cache=f'{out}/cache', device=torch.device('cpu'), progress=False)
+dls.loaders = [dl.new(cls=Reading, cache=dl.cache, weights=dl.weights) for dl in dls.loaders]
+set_seed(0)
+learn = hpa_learner(dls, 'resnet10t', pretrained=False, cbs=Spy)
+with learn.distrib_ctx(), learn.no_bar(), learn.no_logging():
+    learn.fit_progressive(sizes=(32,), epochs=2, verbose=False)
+    recorded = learn.recorder.values[-1]
+    inside, targets = learn.get_preds()
+    learn.fit_thresholds()
+    learn.evaluate()
+    learn.save_bundle(f'{out}/model')
+logits, targs = learn.get_preds(act=noop)
+torch.save(dict(rank=rank_distrib(), weights=learn.model.state_dict(), rows=Spy.rows, noise=Spy.noise, drawn=dls.train.drawn, n_valid=len(dls.valid_ds), inside=inside, targets=targets,
+    outside=logits.sigmoid(), outside_targets=targs, loss=learn.loss_func(logits, targs).item(), recorded=[float(o) for o in recorded], f1=learn.evaluation.macro_f1, thresholds=learn.thresholds.values), f'{out}/rank{rank_distrib()}.pt')
+"""
+
+
+@pytest.fixture(scope='module')
+def ranks(small_atlas, tmp_path_factory):
+    "What two processes that trained one model each found"
+    out = tmp_path_factory.mktemp('ranks')
+    (out/'script.py').write_text(SCRIPT)
+    done = launch(out/'script.py', small_atlas, out)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(out/f'rank{r}.pt', weights_only=False) for r in range(2)], out
+
+
+def test_weights_are_equal(ranks):
+    (a, b), _ = ranks
+    assert all(torch.equal(a['weights'][k], b['weights'][k]) for k in a['weights'])
+
+
+def test_each_process_reads_its_share_of_one_weighted_draw(ranks):
+    (a, b), _ = ranks
+    last = a['drawn'][:len(a['drawn'])//16*16]  # the last epoch's draw of the first process
+    n = len(last)//16
+    assert sum([x + y for x, y in zip(a['rows'][-n:], b['rows'][-n:])], []) == last
+    assert a['rows'] != b['rows'] and len(set(last)) < len(last), 'rare images come several times'
+
+
+def test_processes_have_their_own_random_numbers(ranks):
+    (a, b), _ = ranks
+    assert not set(a['noise']) & set(b['noise'])
+
+
+def test_metrics_are_those_of_one_process(ranks):
+    for r in ranks[0]:
+        assert r['n_valid'] % 2, 'an odd number, so that one image is read twice'
+        assert len(r['inside']) == len(r['outside']) == r['n_valid']
+        assert torch.allclose(r['inside'], r['outside'], atol=1e-6) and torch.equal(r['targets'], r['outside_targets'])
+        _, valid_loss, ap = r['recorded'][:3]
+        assert np.isclose(ap, mean_ap(r['outside'].numpy(), r['outside_targets'].numpy()), atol=1e-6)
+        assert np.isclose(valid_loss, r['loss'], atol=1e-5)
+    (a, b), _ = ranks
+    assert a['recorded'][1:] == b['recorded'][1:] and a['f1'] == b['f1'] and np.array_equal(a['thresholds'], b['thresholds'])
+
+
+def test_one_bundle_is_written(ranks):
+    (a, _), out = ranks
+    bundle = load_bundle(out/'model')
+    assert all(torch.equal(v, bundle.model.state_dict()[k]) for k, v in a['weights'].items())
+    assert np.allclose(bundle.thresholds.values, a['thresholds'])
+    assert sorted(p.name for p in out.iterdir()) == ['cache', 'model', 'rank0.pt', 'rank1.pt', 'script.py']
+
+
+def test_the_command_trains_in_all_processes_and_one_speaks(small_atlas, tmp_path):
+    done = launch('-m', 'hpa_fastai', 'train', small_atlas, '--group', 'antibody', '--arch', 'lenet5', '--pretrained', 'no', '--sizes', 32, '--minutes', .05, '--bs', 8,
+                  '--cache', tmp_path/'cache', '--out', tmp_path/'model', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('images to train on') == done.stdout.count('Saved to') == done.stdout.count('mean AP') == 1
+    assert done.stderr.count('training at 32 px: 100%') <= 1
+    assert load_bundle(tmp_path/'model').config['training']['minutes'] < .2
+    assert not [p for p in tmp_path.iterdir() if p.name not in ('cache', 'model')]
+
+
+@pytest.mark.slow
+def test_processes_go_back_towards_the_start_together(small_atlas, tmp_path):
+    (tmp_path/'script.py').write_text(f"""
+import sys, torch
+from hpa_fastai.all import *
+from fastai.distributed import *
+dls = HPADataLoaders.from_csv({str(small_atlas)!r}, size=32, bs=8, group='antibody', cache={str(tmp_path/'cache')!r}, device=torch.device('cpu'), progress=False)
+set_seed(0)
+learn = hpa_learner(dls, 'smallresnet', dropout=0.)
+with learn.distrib_ctx(), learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(24, 32), epochs=1, lr=1e-2, verbose=False)
+sys.stdout.write(f"{{learn.history['kept_of_start']}} {{sum(p.double().sum() for p in learn.model.state_dict().values()).item():.9f}}\\n")
+""")
+    done = launch(tmp_path/'script.py')
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == second
+
+
+@pytest.mark.parametrize('n, bs, world', [(11, 2, 2), (5, 4, 4), (1, 8, 3), (64, 8, 2), (100, 7, 3)])
+def test_shares_are_equal_and_gather_in_order(n, bs, world):
+    shares = [rank_share(list(range(n)), bs, r, world) for r in range(world)]
+    assert len({len(s) for s in shares}) == 1
+    steps = [[s[i:i+bs] for s in shares] for i in range(0, len(shares[0]), bs)]
+    assert all(len({len(p) for p in step}) == 1 for step in steps)
+    gathered = [i for step in steps for part in step for i in part]
+    assert gathered[:n] == list(range(n)) and len(gathered) - n < world
+
+
+def test_one_process_trains_without_accelerate(small_atlas, tmp_path):
+    code = f"""
+import sys; sys.modules['accelerate'] = None
+from hpa_fastai.all import *
+from hpa_fastai.train.distributed import shared_training
+dls = HPADataLoaders.from_csv({str(small_atlas)!r}, size=32, bs=16, cache={str(tmp_path)!r}, progress=False)
+learn = hpa_learner(dls, 'lenet5', pretrained=False)
+with shared_training(learn): print(len(learn.dls.train))
+import os; os.environ['WORLD_SIZE'] = '2'
+try: shared_training(learn)
+except HPAError as e: print(e)
+"""
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0 and "pip install 'hpa_fastai[distributed]'" in done.stdout, done.stderr
+
+
+def test_batches_are_no_larger_than_a_share(small_atlas, tmp_path, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '4')
+    dls = HPADataLoaders.from_csv(small_atlas, size=32, bs=64, cache=tmp_path, progress=False)
+    assert dls.train.bs == len(dls.train_ds)//4
+
+
+def test_a_leftover_number_of_processes_is_said(monkeypatch):
+    from hpa_fastai.basics.processes import start_processes
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.delenv('MASTER_ADDR', raising=False)
+    with pytest.raises(HPAError, match='unset WORLD_SIZE'): start_processes(torch.device('cpu'))
