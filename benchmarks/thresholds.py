@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from hpa_fastai.data.labels import HPA28
 from hpa_fastai.evaluate.metrics import macro_f1, simulate_scores
-from hpa_fastai.evaluate.thresholds import f1_optimum, fit_thresholds, THRESHOLD_METHODS
+from hpa_fastai.evaluate.threshold_methods import f1_optimum
+from hpa_fastai.evaluate.thresholds import fit_thresholds, THRESHOLD_METHODS
 
 fit = lambda p, t, method: fit_thresholds(p, t, method, folds=0).values
 WAYS = {f'constant {c}': (lambda p, t, c=c: fit(p, t, c)) for c in (.5, .15, .3)} | {

@@ -36,6 +36,8 @@ from .train.distributed import *
 # %% ../nbs/99_all.ipynb #92357fbe
 from .evaluate.calibration import *
 from .evaluate.thresholds import *
+from .evaluate.crossfit import *
+from .evaluate.failures import *
 from .evaluate.evaluation import *
 from .train.assessment import *
 from .evaluate.flags import *
@@ -48,6 +50,8 @@ from .deploy.onnx import *
 from .deploy.saving import *
 from .deploy.tables import *
 from .deploy.predictor import *
+from .deploy.scoring import *
+from .experiments.folds import *
 from .experiments.compare import *
 from .deploy.watch import *
 

@@ -312,7 +312,7 @@ def _loaders(a, device):
 # %% ../../nbs/cli/90_main.ipynb #475b5955
 def _learner(a, dls, cbs):
     "The learner, with pretrained weights if they can be had"
-    from hpa_fastai.experiments.compare import auto_learner
+    from hpa_fastai.experiments.folds import auto_learner
     return auto_learner(dls, a.arch, _pretrained(a.pretrained), loss_func=a.loss, cbs=cbs)
 
 # %% ../../nbs/cli/90_main.ipynb #11afae1f
@@ -394,7 +394,7 @@ def _options(a, device):
 
 # %% ../../nbs/cli/90_main.ipynb #57daf81e
 def _train_folds(a, device):
-    from hpa_fastai.experiments.compare import train_folds
+    from hpa_fastai.experiments.folds import train_folds
     res = train_folds(*_places(a), a.out, a.folds, labels=a.labels, group=_group(a.group), seed=a.seed, force=a.force, progress=a.progress,
                       calibration='auto' if a.calibrate else None, reader=_reader(a, _sizes(a)[0]), **_options(a, device))
     print(f'\nEach image by a model, and by thresholds, that have not seen it:\n{res.evaluation}\n')
@@ -516,7 +516,8 @@ def _add_evaluate(sub):
 def _evaluate(a):
     "Predict a labelled folder and compare"
     from hpa_fastai.data.images import attach_images, find_images
-    from hpa_fastai.deploy.predictor import check_writable, evaluate_predictions
+    from hpa_fastai.deploy.predictor import check_writable
+    from hpa_fastai.deploy.scoring import evaluate_predictions
     from hpa_fastai.data.labels import read_labels
     from hpa_fastai.basics.spreadsheets import write_whole
     if a.out: check_writable(a.out, ('.csv',))

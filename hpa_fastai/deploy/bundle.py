@@ -121,13 +121,6 @@ def _versions():
     packages = ('hpa_fastai', 'torch', 'fastai', 'timm', 'torchvision')
     return dict(python=platform.python_version(), **{p: version_of(p) or 'unknown' for p in packages})
 
-# %% ../../nbs/deploy/10_bundle.ipynb #76802e94
-def _table_records(table):
-    "A table by class as plain json: NaN becomes null"
-    df = table.reset_index(names='class') if 'class' not in table else table
-    clean = lambda v: None if isinstance(v, float) and v!=v else v.item() if hasattr(v, 'item') else v
-    return [{k: clean(v) for k,v in r.items()} for r in df.astype(object).to_dict('records')]
-
 # %% ../../nbs/deploy/10_bundle.ipynb #7976da01
 @patch(cls_method=True)
 def from_learner(cls:Bundle,
@@ -138,7 +131,7 @@ def from_learner(cls:Bundle,
     th, cal, ev = (getattr(learn, k, None) for k in ('thresholds', 'calibration', 'evaluation'))
     th = replace(th or plain_thresholds(.5, len(labels)), exclusive=labels.negative)
     config = dict(format_version=FORMAT, model=learn.model.config, labels=asdict(labels), reader=asdict(reader), preprocess=asdict(preprocess),
-                  thresholds=th.to_dict(), calibration=cal and cal.to_dict(), training=getattr(learn, 'history', {}), metrics=_table_records(ev.table) if ev is not None else None,
+                  thresholds=th.to_dict(), calibration=cal and cal.to_dict(), training=getattr(learn, 'history', {}), metrics=ev.class_records() if ev is not None else None,
                   validation=ev.to_dict() if ev is not None else None, reference=None, versions=_versions())
     return Bundle(learn.model.eval(), labels, reader, preprocess, th, cal, json.loads(json.dumps(config)), learn.dls.device)
 

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLUSH', 'FLAGS', 'PRECISIONS', 'read_ahead', 'find_device', 'half_is_fast', 'locate', 'Predictor', 'about_source',
-           'stamps_now', 'predict', 'evaluate_predictions', 'check_out', 'check_writable', 'read_predictions',
-           'write_submission']
+           'stamps_now', 'predict', 'check_out', 'check_writable', 'read_predictions', 'write_submission']
 
 # %% ../../nbs/deploy/80_predictor.ipynb #b94ba8be
 import hashlib, json, os, platform, time, warnings
@@ -24,7 +23,6 @@ from ..data.files import *
 from ..data.reader import *
 from ..data.lookup import *
 from ..evaluate.thresholds import *
-from ..evaluate.evaluation import *
 from ..batches.preprocess import *
 from ..evaluate.flags import *
 from .bundle import *
@@ -445,32 +443,3 @@ def predict(
     predictor = Predictor(model, device, bs, tta, at_least_one, precision, n_workers)
     if not out: return predictor(folder, progress)
     return with_labels(read_predictions(predictor.to_file(folder, out, force, embeddings, progress).out), predictor.labels)
-
-# %% ../../nbs/deploy/80_predictor.ipynb #2c4b4a38
-class _Decided:
-    "Decisions that were made already, where thresholds are expected"
-    def __init__(self, decisions): self.decisions = decisions
-    def predict(self, probs): return self.decisions
-
-# %% ../../nbs/deploy/80_predictor.ipynb #04670404
-def _judged(predictions, truth):
-    "Predictions beside the truth, by Id; says how many images have none"
-    ok = predictions[predictions['error']==''].merge(truth[['Id', 'Target']], on='Id')
-    if not len(ok): raise HPAError(f'none of the {len(predictions)} predictions has an Id that the truth knows; the first are {", ".join(predictions.Id[:3])} and {", ".join(truth.Id[:3])}')
-    absent = truth.Id[~truth.Id.isin(ok.Id)]
-    few = f'{", ".join(absent[:3])}{", …" if len(absent)>3 else ""}'
-    if len(absent): warnings.warn(f'{len(absent)} of {len(truth)} images with known labels have no prediction and are left out: {few}')
-    return ok
-
-# %% ../../nbs/deploy/80_predictor.ipynb #0da0df34
-def evaluate_predictions(
-    predictions: pd.DataFrame|str|Path,  # of `predict`, `read_predictions` or `pd.read_csv`; or its file
-    truth: pd.DataFrame|str|Path,  # anything `read_labels` takes
-    labels: LabelSet|str|None = None,  # the classes of both; None: those of the predictions
-    **kwargs
-) -> Evaluation:
-    "Compare a table of predictions with the truth"
-    predictions, labels = as_predictions(predictions, labels)
-    ok = _judged(predictions, read_labels(truth, labels, allow_empty=True, ids=predictions.Id))
-    decided = _Decided(labels.encode(ok.Predicted)>0)
-    return evaluate(ok[list(labels.classes)].to_numpy(float), labels.encode(ok.Target), decided, labels=labels, ids=ok.Id.to_numpy(), **kwargs)

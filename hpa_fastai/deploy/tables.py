@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'escape_cell', 'unescape_cell', 'ResultError', 'result_columns', 'check_ids', 'check_writable', 'check_out',
-           'Journal', 'with_labels', 'labels_of', 'as_predictions', 'read_predictions', 'CellJournal', 'read_cells',
-           'EmbeddingFile', 'write_submission']
+           'Journal', 'record_differences', 'with_labels', 'labels_of', 'as_predictions', 'read_predictions',
+           'CellJournal', 'read_cells', 'EmbeddingFile', 'write_submission']
 
 # %% ../../nbs/deploy/60_tables.ipynb #fa102465
 import csv, io, json, os, re, warnings
@@ -113,8 +113,11 @@ def _changes(old, new):
     return '; '.join(f'{k} was {old.get(k)!r} and is now {new.get(k)!r}' for k in sorted({*old, *new}) if old.get(k)!=new.get(k))
 
 # %% ../../nbs/deploy/60_tables.ipynb #b08b293d
-def _differences(record, about):
-    "How the run that a record tells of differs from this one; '' when it does not"
+def record_differences(
+    record:Path,  # file of the settings that an earlier run left
+    about:dict,  # settings of this run
+) -> str:  # one line; '' where they do not differ
+    "Say how the settings of this run differ from those that an earlier run left"
     if not record.is_file(): return 'it has no record'
     try: old = json.loads(record.read_text(encoding='utf-8'))
     except ValueError: return 'its record is damaged'
@@ -154,7 +157,7 @@ def _open_own(path):
 @patch
 def _begin(self:Journal, force):
     "Go on with the table that is there, or begin one"
-    differs = _differences(self.record, self.about)
+    differs = record_differences(self.record, self.about)
     if differs: self._make_room(differs, force)
     elif not self.part.exists() and self.out.exists(): return self._finished()
     if not self.record.is_file(): write_whole(self.record, json.dumps(self.about, indent=1))

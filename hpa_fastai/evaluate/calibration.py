@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['EDGE', 'N_BINS', 'BIN_LOGITS', 'logit', 'expit', 'score_counts', 'fit_platt', 'Calibration', 'calibrate',
-           'log_losses', 'crossfit_calibration', 'calibration_error', 'reliability', 'plot_reliability', 'shift_prior']
+           'log_losses', 'crossfit_calibration', 'calibration_error', 'wilson_interval', 'reliability',
+           'plot_reliability', 'shift_prior']
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #53957e46
 import numpy as np
+import pandas as pd
 from dataclasses import dataclass, field
 from fastcore.basics import patch
 from .metrics import MetricError, check_probs, check_labels, class_names
@@ -196,30 +198,39 @@ def calibration_error(probs,           # probabilities, images × classes
     return float(sum(abs(p[i].sum(dtype=float) - t[i].sum()) for i in np.array_split(order, bins))/len(p))
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #e97cdca9
-def _wilson(share, n, z=1.96):
-    "Ends of the 95 % interval of a share among `n`."
-    mid, half = (share + z*z/(2*n))/(1 + z*z/n), z*np.sqrt(share*(1 - share)/n + z*z/(4*n*n))/(1 + z*z/n)
-    return np.stack([mid - half, mid + half]).clip(0, 1)
+def wilson_interval(share,     # of `n` trials, any shape
+                    n,         # trials, one number or of the shape of `share`
+                    z=1.96,    # half the width in standard errors; 1.96: 95 %
+                   ) -> np.ndarray:  # low and high ends, 2 × the shape of `share`
+    "Ends of the interval in which the share lies that a sample shows."
+    centre = (share + z*z/(2*n))/(1 + z*z/n)
+    half_width = z*np.sqrt(share*(1 - share)/n + z*z/(4*n*n))/(1 + z*z/n)
+    return np.stack([centre - half_width, centre + half_width]).clip(0, 1)
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #1454ef61
-def reliability(probs,           # probabilities, images × classes
-                targets,         # labels of the same images, 0/1
-                bins: int = 10,  # of equal width
-               ) -> tuple:       # mean probability, frequency, its 95 % interval (2 × bins), count; empty bins left out
-    "How often it was right, by how sure it was."
+def reliability(probs,             # probabilities, images × classes
+                targets,           # labels of the same images, 0/1
+                bins: int = 10,    # of equal width
+               ) -> pd.DataFrame:  # a row a bin: said (mean probability), was (frequency), low and high (its 95 % interval), decisions
+    "How often a class was there, by the probability that it was given."
     p, t = check_probs(probs, targets).ravel(), check_labels(targets).ravel()
-    b = np.minimum((p*bins).astype(int), bins - 1)
-    n = np.bincount(b, minlength=bins)
-    said, was = (np.bincount(b, w, minlength=bins)[n > 0]/n[n > 0] for w in (p, t))
-    return said, was, _wilson(was, n[n > 0]), n[n > 0]
+    which = np.minimum((p*bins).astype(int), bins - 1)
+    decisions = np.bincount(which, minlength=bins)
+    filled = decisions > 0
+    n = decisions[filled]
+    said = np.bincount(which, p, minlength=bins)[filled]/n
+    was = np.bincount(which, t, minlength=bins)[filled]/n
+    low, high = wilson_interval(was, n)
+    return pd.DataFrame(dict(said=said, was=was, low=low, high=high, decisions=n))
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #4166a104
 def _plot_points(axes, probs, targets, bins, name, color):
-    "One model in a reliability diagram."
-    said, was, (lo, hi), n = reliability(probs, targets, bins)
+    "Draw one model into the two panels of a reliability diagram."
+    r = reliability(probs, targets, bins)
+    errors = [(r.was - r.low).clip(0), (r.high - r.was).clip(0)]
     label = f'{name} (error {calibration_error(probs, targets):.4f})'
-    axes[0].errorbar(said, was, yerr=[(was - lo).clip(0), (hi - was).clip(0)], fmt='o-', ms=4, lw=1.2, capsize=2, color=color, label=label)
-    axes[1].plot(said, n, 'o-', ms=3, lw=1, color=color)
+    axes[0].errorbar(r.said, r.was, yerr=errors, fmt='o-', ms=4, lw=1.2, capsize=2, color=color, label=label)
+    axes[1].plot(r.said, r.decisions, 'o-', ms=3, lw=1, color=color)
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #0f7ce672
 def plot_reliability(probs,         # probabilities, or a dict of them: name -> images × classes

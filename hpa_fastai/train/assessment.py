@@ -57,7 +57,7 @@ def fit_thresholds(self:Learner,
 
 # %% ../../nbs/train/55_assessment.ipynb #cbeded91
 @patch
-@delegates(evaluate, but=['labels', 'thresholds'])
+@delegates(evaluate, but=['labels', 'preds'])
 def evaluate(self:Learner,
     dl = None,  # labelled images; None: the validation images
     **kwargs

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hpa_fastai.evaluate.failures import judged
+from hpa_fastai.deploy.scoring import judged
 from hpa_fastai.data.labels import HPA19, HPA28, ZTG10, LabelSet, get_labels
 from hpa_fastai.deploy.tables import (Journal, ResultError, as_predictions, check_ids, labels_of, read_cells, read_predictions, with_labels,
                                 write_submission)

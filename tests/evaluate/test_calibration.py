@@ -86,8 +86,9 @@ def test_calibration_error_by_hand():
 
 def test_reliability_counts_everything():
     p, t = simulate_scores(300)
-    said, was, (low, high), n = reliability(p, t)
-    assert n.sum() == p.size and (low <= was + 1e-9).all() and (was <= high + 1e-9).all() and (n*was).sum() == pytest.approx(t.sum())
+    r = reliability(p, t)
+    assert (r.low <= r.was + 1e-9).all() and (r.was <= r.high + 1e-9).all()
+    assert r.decisions.sum() == p.size and (r.decisions*r.was).sum() == pytest.approx(t.sum())
     assert len(plot_reliability({'a': p, 'b': p}, t)[0].get_legend().get_texts()) == 3
 
 def test_shift_prior_is_bayes():

@@ -1,8 +1,7 @@
 "Evaluation and comparison of models."
 from dataclasses import replace
 import numpy as np, pytest
-from html.parser import HTMLParser
-from hpa_fastai.evaluate.evaluation import compare_models, confusion_table, evaluate, hardest_images, top_confusions
+from hpa_fastai.evaluate.evaluation import compare_models, confusion_table, evaluate, top_confusions
 from hpa_fastai.data.labels import HPA28
 from hpa_fastai.evaluate.metrics import MetricError, class_table, f1_interval, macro_f1, simulate_scores
 from hpa_fastai.evaluate.thresholds import fit_thresholds, plain_thresholds
@@ -10,12 +9,6 @@ from hpa_fastai.evaluate.thresholds import fit_thresholds, plain_thresholds
 
 @pytest.fixture(scope='module')
 def scores(): return simulate_scores(400, seed=4)
-
-class Balanced(HTMLParser):
-    "Counts tags that open and close."
-    def __init__(self): super().__init__(); self.open, self.bad = [], 0
-    def handle_starttag(self, tag, attrs): self.open.append(tag)
-    def handle_endtag(self, tag): self.bad += not self.open or self.open.pop() != tag
 
 
 def test_figures_are_those_of_the_metrics(scores):
@@ -40,20 +33,11 @@ def test_a_class_that_stands_alone_is_scored_alone(scores, thresholds):
     assert evaluate(p, t, thresholds, labels).macro_f1 == macro_f1(want, t) != evaluate(p, t, thresholds).macro_f1
     assert compare_models(p, p, t, thresholds, .1, labels, n_draws=20).scores == (macro_f1(want, t),)*2
 
-def test_text_fits_one_screen_and_html_is_whole(scores):
+def test_text_fits_one_screen(scores):
     p, t = scores
     ev = evaluate(p, t, .4, HPA28, ids=[f'{i:08}-bad3-11e8-b2b8-ac1f6b6435d0' for i in range(400)], groups=np.arange(400)//8)
     lines = str(ev).splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 100 and 'in 50 groups' in lines[0]
-    page = Balanced()
-    page.feed(ev.to_html('<b>&'))
-    assert not page.bad and not page.open
-    text = ev.to_html('<b>&')
-    assert '&lt;b&gt;&amp;' in text and 'Rods &amp; rings' in text and '<script' not in text and 'src=' not in text and len(text) < 40000
-
-def test_names_of_images_are_escaped(scores):
-    p, t = (x[:20] for x in scores)
-    assert '<img' not in evaluate(p, t, .4, ids=['<img src=x>']*20).to_html()
 
 def test_groups_widen_the_interval(scores):
     p, t = (np.repeat(x, 4, axis=0) for x in scores)
@@ -73,7 +57,7 @@ def test_perfect_model_and_absent_class():
     ev = evaluate(np.where(t, .9, .1), t)
     assert ev.macro_f1 == 1 and top_confusions(ev.confusion).empty and np.isnan(ev.table.f1.iloc[3])
     assert ev.table.low.iloc[0] < .7 and ev.table.high.iloc[0] == 1
-    assert '–' in str(ev) and 'nan' not in str(ev) + ev.to_html()
+    assert '–' in str(ev) and 'nan' not in str(ev)
 
 def test_one_image():
     assert evaluate([[.9, .2]], [[1, 0]]).macro_f1 == 1
@@ -82,9 +66,9 @@ def test_hardest(scores):
     p, t = (x.copy() for x in scores)
     t[7] = False
     t[7, 27], p[7, 27], p[7, 0] = True, 1e-6, .999
-    hard = hardest_images(p, p > .5, t, HPA28, n=3)
+    hard = evaluate(p, t, .5, HPA28).hardest
     assert hard.Id[0] == 7 and hard.missed[0] == 'Rods & rings' and 'Nucleoplasm' in hard.wrongly_given[0]
-    with pytest.raises(MetricError, match='ids names 2'): hardest_images(p, p > .5, t, ids=[1, 2])
+    with pytest.raises(MetricError, match='ids names 2'): evaluate(p, t, ids=[1, 2])
 
 def test_paired_difference_is_known_better_than_the_scores(scores):
     p, t = scores

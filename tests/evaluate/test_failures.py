@@ -2,12 +2,16 @@
 import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
-import numpy as np, pandas as pd, pytest
-from hpa_fastai.data.labels import *
-from hpa_fastai.data.files import *
-from hpa_fastai.evaluate.metrics import *
+import numpy as np
+import pandas as pd
+import pytest
+from hpa_fastai.data.files import find_images
+from hpa_fastai.data.labels import HPA28, HPAError, LabelSet, read_labels
+from hpa_fastai.deploy.scoring import judged
 from hpa_fastai.evaluate.calibration import log_losses
-from hpa_fastai.evaluate.failures import *
+from hpa_fastai.evaluate.failures import confident_limits, find_failures, label_candidates, top_losses
+from hpa_fastai.evaluate.gallery import show_failures
+from hpa_fastai.evaluate.metrics import MetricError, simulate_scores
 
 @pytest.fixture(autouse=True)
 def close_figures():
@@ -21,8 +25,8 @@ TARGETS = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]])
 def test_top_losses_names_what_was_right_missed_and_wrong():
     t = top_losses(PROBS, TARGETS, labels=THREE, ids=list('wxyz'))
     assert t.Id.tolist()[:2]==['x', 'y']
-    assert t.iloc[0][['right', 'missed', 'wrong', 'worst']].tolist()==['b', 'a', '', 'a'] and t.probability[0]==.1
-    assert t.iloc[1][['right', 'missed', 'wrong', 'worst']].tolist()==['b', '', 'a', 'a']
+    assert t.iloc[0][['right', 'missed', 'wrongly_given', 'worst']].tolist()==['b', 'a', '', 'a'] and t.probability[0]==.1
+    assert t.iloc[1][['right', 'missed', 'wrongly_given', 'worst']].tolist()==['b', '', 'a', 'a']
     assert np.allclose(np.sort(t.loss), np.sort(3*log_losses(PROBS, TARGETS)))
 
 def test_decisions_as_array_number_one_a_class_or_thresholds():
@@ -42,18 +46,18 @@ def test_every_failure_once_most_confident_first():
 def test_tables_become_arrays():
     pred = pd.DataFrame(PROBS, columns=THREE.classes).assign(Id=list('wxyz'), Predicted=['0', '1', '', '2'], error=['', np.nan, '', 'broken'])
     truth = pd.DataFrame(dict(Id=list('zyxq'), Target=['2', '1', '0 1', '0']))
-    known = judged(pred, truth, THREE)
+    with pytest.warns(UserWarning, match='2 of 4 images'): known = judged(pred, truth, THREE)
     assert known['ids'].tolist()==['x', 'y'] and known['targets'].tolist()==[[True, True, False], [False, True, False]] and known['preds'].tolist()==[[False, True, False], [False]*3]
     assert top_losses(**known).Id.tolist()==['x', 'y'] and find_failures(**known)['class'].tolist()==['a', 'b']
-    with pytest.raises(FailureError, match="no column 'Nucleoplasm'"): judged(pred, truth)
+    with pytest.raises(HPAError, match="no column 'Nucleoplasm'"): judged(pred, truth)
 
 def test_no_images_one_image_no_failures():
     none = np.zeros((0, 3))
     assert len(top_losses(none, none, labels=THREE))==len(find_failures(none, none, labels=THREE))==len(label_candidates(none, none, labels=THREE))==0
     assert top_losses(PROBS[:1], TARGETS[:1], labels=THREE).Id.tolist()==[0] and len(find_failures(PROBS[:1], TARGETS[:1], labels=THREE))==0
     assert len(label_candidates(PROBS[:1], TARGETS[:1], labels=THREE))==0
-    with pytest.raises(FailureError, match='no failures to show'): show_failures(find_failures(PROBS[:1], TARGETS[:1]), pd.DataFrame())
-    with pytest.raises(FailureError, match='4 images have probabilities'): top_losses(PROBS, TARGETS, ids=[1, 2])
+    with pytest.raises(MetricError, match='no failures to show'): show_failures(find_failures(PROBS[:1], TARGETS[:1]), pd.DataFrame())
+    with pytest.raises(MetricError, match='ids names 2 images but there are 4'): top_losses(PROBS, TARGETS, ids=[1, 2])
 
 def test_turned_labels_are_found():
     rng = np.random.default_rng(0)

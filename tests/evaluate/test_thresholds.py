@@ -3,7 +3,8 @@ import json
 import numpy as np, pandas as pd, pytest
 from hpa_fastai.data.labels import HPA28
 from hpa_fastai.evaluate.metrics import MetricError, f1_scores, macro_f1, simulate_scores
-from hpa_fastai.evaluate.thresholds import THRESHOLD_METHODS, Thresholds, average_thresholds, best_constant, f1_optimum, fit_thresholds, match_prevalence, plot_f1_curves
+from hpa_fastai.evaluate.threshold_methods import best_constant, f1_optimum, match_prevalence
+from hpa_fastai.evaluate.thresholds import THRESHOLD_METHODS, Thresholds, average_thresholds, fit_thresholds, plot_f1_curves
 
 
 @pytest.fixture(scope='module')

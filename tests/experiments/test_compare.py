@@ -10,7 +10,10 @@ import pytest
 matplotlib.use('agg')
 from hpa_fastai.all import HPA28, ImageReader, Predictor, predict, read_labels, stratified_folds
 from hpa_fastai.cli.main import main
-from hpa_fastai.experiments.compare import ExperimentError, check_experiments, compare, crossfit, read_experiments, split_options, train_folds
+from hpa_fastai.evaluate.crossfit import crossfit
+from hpa_fastai.experiments.compare import check_experiments, compare, read_experiments
+from hpa_fastai.experiments.folds import train_folds
+from hpa_fastai.experiments.options import ExperimentError, split_options
 from hpa_fastai.data.labels import HPAError
 from hpa_fastai.evaluate.metrics import macro_f1, simulate_scores
 from hpa_fastai.deploy.tables import read_predictions
@@ -37,7 +40,7 @@ def test_a_class_that_stands_alone_out_of_fold():
     probs, targets = simulate_scores(300, seed=3)
     targets[targets[:, 0], 1:] = False
     free, alone = (crossfit(probs, targets, np.arange(300)%3, calibration=None, exclusive=o) for o in (None, 0))
-    assert alone.locations[alone.locations[:, 0]].sum(1).max() == 1 < free.locations[free.locations[:, 0]].sum(1).max()
+    assert alone.preds[alone.preds[:, 0]].sum(1).max() == 1 < free.preds[free.preds[:, 0]].sum(1).max()
     assert alone.thresholds.exclusive == 0
 
 
@@ -77,7 +80,7 @@ def test_a_fold_s_thresholds_do_not_know_it():
     other = targets.copy()
     other[parts == 0] = ~other[parts == 0]
     a, b = (crossfit(probs, t, parts, calibration=None) for t in (targets, other))
-    assert (a.locations[parts == 0] == b.locations[parts == 0]).all() and (a.locations[parts == 1] != b.locations[parts == 1]).any()
+    assert (a.preds[parts == 0] == b.preds[parts == 0]).all() and (a.preds[parts == 1] != b.preds[parts == 1]).any()
 
 
 def test_calibration_leaves_the_ranking_over_all_folds():
@@ -87,10 +90,10 @@ def test_calibration_leaves_the_ranking_over_all_folds():
     probs = np.clip(targets*.3 + rng.random((120, 28))*.4 + .01, 0, 1)
     d = crossfit(probs, targets, parts, calibration='platt')
     ranks = lambda p: np.argsort(np.argsort(p, 0), 0)
-    assert (ranks(d.probs) == ranks(probs)).all() and (ranks(d.unseen) != ranks(probs)).any()
+    assert (ranks(d.probs) == ranks(probs)).all() and (ranks(d.unseen_probs) != ranks(probs)).any()
     other = targets.copy()
     other[parts == 0] = ~other[parts == 0]
-    assert np.allclose(crossfit(probs, other, parts, calibration='platt').unseen[parts == 0], d.unseen[parts == 0])
+    assert np.allclose(crossfit(probs, other, parts, calibration='platt').unseen_probs[parts == 0], d.unseen_probs[parts == 0])
 
 
 def test_models_decide_as_they_were_judged(folds, small_atlas):
