@@ -7,12 +7,14 @@ __all__ = ['HUES', 'MAP_STYLE', 'MAP_SCRIPT', 'MapError', 'check_embeddings', 'n
            'plot_map', 'thumbnail', 'thumbnails', 'map_html']
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #025e781a
-import base64, html, io, json
+import base64, io, json
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
+from markupsafe import Markup
 from PIL import Image
-from ..data.labels import *
+from ..basics.spreadsheets import HPAError
 from ..data.images import *
+from .pages import read_static, render_template
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #4b915e99
 class MapError(HPAError):
@@ -25,8 +27,11 @@ def check_embeddings(
 ) -> np.ndarray:  # n×D float32
     "Embeddings as an array, or the reason why they are none"
     x = np.asarray(embeddings, np.float32)
-    if x.ndim!=2: raise MapError(f'embeddings have shape {x.shape}; expected images × features, as predict(…, embeddings=…) writes them')
-    if ids is not None and len(ids)!=len(x): raise MapError(f'{len(x)} embeddings but {len(ids)} Ids; give one Id a row')
+    if x.ndim!=2:
+        raise MapError(f'embeddings have shape {x.shape}; expected images × features, '
+                       'as predict(…, embeddings=…) writes them')
+    if ids is not None and len(ids)!=len(x):
+        raise MapError(f'{len(x)} embeddings but {len(ids)} Ids; give one Id a row')
     return x
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #b5c72315
@@ -55,15 +60,15 @@ def neighbors(
     return pd.DataFrame(dict(Id=ids[best], similarity=near[best]))
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #bd9cc06f
-def _umap():
+def _umap_class():
     "UMAP, if it is installed"
     try: from umap import UMAP
     except ImportError: return None
     return UMAP
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #e33f0c9e
-def _pca(x, k):
-    "Principal components"
+def _principal_components(x, k):
+    "The first `k` principal components of the rows of `x`, or as many as there are; at least two columns"
     from sklearn.decomposition import PCA
     k = min(k, *x.shape)
     res = PCA(k, random_state=0).fit_transform(x) if len(x)>1 else np.zeros((len(x), k))
@@ -71,10 +76,12 @@ def _pca(x, k):
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #b9621e1b
 def _tsne(x, seed):
-    "Fifty principal components, then t-SNE"
+    "t-SNE of the first fifty principal components"
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # t-SNE of a few hundred points is many small steps: threads only wait for one another
-    with threadpool_limits(1): return TSNE(init='pca', perplexity=min(30, (len(x)-1)/3), random_state=seed).fit_transform(_pca(x, 50))
+    from threadpoolctl import threadpool_limits
+    tsne = TSNE(init='pca', perplexity=min(30, (len(x)-1)/3), random_state=seed)
+    with threadpool_limits(1):  # a few hundred points are many small steps: threads only wait for one another
+        return tsne.fit_transform(_principal_components(x, 50))
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #7f9b490b
 def map_points(
@@ -83,15 +90,22 @@ def map_points(
     seed: int = 0,  # another seed, another layout of the same neighbours
 ) -> np.ndarray:  # n×2
     "Lay out embeddings so that alike ones lie together"
-    if method not in ('auto', 'umap', 'tsne', 'pca'): raise MapError(f'method {method!r} is not one of auto, umap, tsne, pca')
-    UMAP = _umap() if method in ('auto', 'umap') else None
-    if method=='umap' and UMAP is None: raise MapError("UMAP is not installed: pip install 'hpa_fastai[map]', or take method='tsne'")
+    if method not in ('auto', 'umap', 'tsne', 'pca'):
+        raise MapError(f'method {method!r} is not one of auto, umap, tsne, pca')
+    UMAP = _umap_class() if method in ('auto', 'umap') else None
+    if method=='umap' and UMAP is None:
+        raise MapError("UMAP is not installed: pip install 'hpa_fastai[map]', or take method='tsne'")
     x = check_embeddings(embeddings)
-    good, res = np.isfinite(x).all(1), np.full((len(x), 2), np.nan, np.float32)
-    z = _directions(x)[good]
-    if len(z)<5 or method=='pca': res[good] = _pca(z, 2)[:,:2] if len(z) else z[:,:2]
-    elif UMAP: res[good] = UMAP(n_neighbors=min(15, len(z)-1), init='pca', random_state=seed, n_jobs=1).fit_transform(z)
-    else: res[good] = _tsne(z, seed)
+    res = np.full((len(x), 2), np.nan, np.float32)
+    readable = np.isfinite(x).all(1)
+    directions = _directions(x)[readable]
+    n = len(directions)
+    if not n: return res
+    if n<5 or method=='pca': res[readable] = _principal_components(directions, 2)[:,:2]
+    elif UMAP is None: res[readable] = _tsne(directions, seed)
+    else:
+        umap = UMAP(n_neighbors=min(15, n-1), init='pca', random_state=seed, n_jobs=1)
+        res[readable] = umap.fit_transform(directions)
     return res
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #87925cd1
@@ -101,8 +115,9 @@ _glyphs = '●■▲◆'
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #c6923aec
 def _groups(values):
-    "Names of the values, the most frequent first; and the number of each row's"
-    text = pd.Series(values).map(lambda v: 'none' if v is None or v!=v or v=='' else str(v)).reset_index(drop=True)
+    "Names of the values, the most frequent first; and the number of the name of each row"
+    def name(v): return 'none' if v is None or v!=v or v=='' else str(v)
+    text = pd.Series(values).map(name).reset_index(drop=True)
     names = list(text.value_counts().index)
     return names, text.map({o: i for i,o in enumerate(names)}).to_numpy(int)
 
@@ -112,39 +127,53 @@ def check_points(
 ) -> pd.DataFrame:  # those that have a place
     "A table with places and Ids, or the reason why it is none"
     absent = [c for c in ('x', 'y', 'Id') if c not in points]
-    if absent: raise MapError(f'the points have no column {absent[0]!r}; give x, y and Id, and label or whatever else is to be coloured')
+    if absent:
+        raise MapError(f'the points have no column {absent[0]!r}; '
+                       'give x, y and Id, and label or whatever else is to be coloured')
     return points[np.isfinite(points[['x', 'y']].to_numpy(float)).all(1)].reset_index(drop=True)
+
+def _check_colouring(points, by):
+    "Refuse a column to colour by that the points don't have"
+    absent = [c for c in by if c not in points]
+    if absent:
+        there = ', '.join(map(str, points.columns))
+        raise MapError(f'the points have no column {absent[0]!r} to colour by; they have {there}')
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #8491777a
 def plot_map(
     points: pd.DataFrame,  # x, y, Id, and the column `by`
     by: str = 'label',  # column to colour by: a class, a cell line, a run
-    ax = None,  # draw here
+    ax: plt.Axes|None = None,  # draw here
     size: float = 18.,  # area of a point, in square points
-):
+) -> plt.Axes:
     "Scatter plot of a map, with its legend"
     p = check_points(points)
-    if by not in p: raise MapError(f'the points have no column {by!r} to colour by; they have {", ".join(p.columns)}')
+    _check_colouring(p, [by])
     names, group = _groups(p[by])
     ax = ax or plt.subplots(figsize=(7.5, 4.8), layout='constrained')[1]
     for i,name in enumerate(names):
         xy = p.loc[group==i, ['x', 'y']].to_numpy(float)
-        ax.scatter(*xy.T, s=size, c=HUES[i%7], marker=_shapes[i//7%4], linewidths=0, alpha=.85, label=f'{name} ({len(xy)})')
-    ax.set(xticks=[], yticks=[], title=f'{len(p):,} images by {by}', xlabel='alike images lie together; distances between groups say little', ylabel='')
-    if names: ax.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.01, .5), frameon=False, markerscale=1.4, ncols=-(-len(names)//20))
+        colour, shape = HUES[i%len(HUES)], _shapes[i//len(HUES)%len(_shapes)]
+        ax.scatter(*xy.T, s=size, c=colour, marker=shape, linewidths=0, alpha=.85, label=f'{name} ({len(xy)})')
+    ax.set(xticks=[], yticks=[], title=f'{len(p):,} images by {by}', ylabel='',
+           xlabel='alike images lie together; distances between groups say little')
+    if names:
+        ax.legend(fontsize=8, loc='center left', bbox_to_anchor=(1.01, .5), frameon=False, markerscale=1.4,
+                  ncols=-(-len(names)//20))
     ax.spines[:].set_color('#bbbbbb')
     return ax
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #2322bad2
 def thumbnail(
-    img,  # 4×H×W uint8, or H×W×3 uint8
+    img: np.ndarray,  # 4×H×W uint8, or H×W×3 uint8
     size: int = 64,  # pixels a side
     quality: int = 55,  # of WebP, 0 to 100
 ) -> str:  # 'data:image/webp;base64,…'
     "A small picture as text"
     rgb = composite(img) if img.shape[0]==4 else np.asarray(img)
     file = io.BytesIO()
-    Image.fromarray(rgb).resize((size, size), Image.BOX if size<len(rgb) else Image.BILINEAR).save(file, 'webp', quality=quality)
+    small = Image.fromarray(rgb).resize((size, size), Image.BOX if size<len(rgb) else Image.BILINEAR)
+    small.save(file, 'webp', quality=quality)
     return 'data:image/webp;base64,'+base64.b64encode(file.getvalue()).decode()
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #21b57d6b
@@ -154,122 +183,12 @@ def thumbnails(
     quality: int = 55,  # of WebP, 0 to 100
 ) -> list[str]:  # '' where an image can't be read
     "Small pictures of many fields of view, in the order of the table"
-    return ['' if isinstance(img, ImageError) else thumbnail(img, size, quality) for _,img in read_images(table, ImageReader(size=2*size))]
+    read = read_images(table, ImageReader(size=2*size))
+    return ['' if isinstance(img, ImageError) else thumbnail(img, size, quality) for _,img in read]
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #efa0d08a
-_css_colours = '''.hpa-map{--ink:#1f2328;--soft:#59636e;--line:#d1d9e0;--paper:#fff;font:14px/1.4 system-ui,sans-serif;color:var(--ink);max-width:60rem}
-@media(prefers-color-scheme:dark){.hpa-map{--ink:#f0f6fc;--soft:#9198a1;--line:#3d444d;--paper:#151b23}}
-:root[data-theme=light] .hpa-map{--ink:#1f2328;--soft:#59636e;--line:#d1d9e0;--paper:#fff}
-:root[data-theme=dark] .hpa-map{--ink:#f0f6fc;--soft:#9198a1;--line:#3d444d;--paper:#151b23}
-'''
-
-# %% ../../nbs/interpret/30_embedding_map.ipynb #62f94393
-_css_stage = '''.hpa-map-stage{position:relative;border:1px solid var(--line);border-radius:6px;background:var(--paper);height:min(60vh,30rem);min-height:18rem}
-.hpa-map canvas{position:absolute;inset:0;width:100%;height:100%;touch-action:pan-y;cursor:crosshair}
-.hpa-map-tip{position:absolute;pointer-events:none;padding:6px;border:1px solid var(--line);border-radius:6px;background:var(--paper);font-size:12px;width:150px;z-index:2;overflow-wrap:anywhere}
-.hpa-map [hidden]{display:none}
-.hpa-map-tip img{display:block;width:136px;height:136px;margin-bottom:4px;background:#000}
-'''
-
-# %% ../../nbs/interpret/30_embedding_map.ipynb #86e05ced
-_css_words = '''.hpa-map-keys{display:flex;flex-wrap:wrap;gap:2px 4px;margin:8px 0}
-.hpa-map button{font:inherit;font-size:13px;color:var(--ink);background:none;border:0;border-radius:4px;padding:3px 6px;cursor:pointer;text-align:left}
-.hpa-map button:hover,.hpa-map button:focus-visible{outline:1px solid var(--soft)}
-.hpa-map button[aria-pressed=false]{opacity:.45;text-decoration:line-through}
-.hpa-map-keys span{font-size:15px;margin-right:3px}
-.hpa-map select{font:inherit;color:var(--ink);background:var(--paper);border:1px solid var(--line);border-radius:4px;padding:3px}
-.hpa-map-note{color:var(--soft);font-size:13px;margin:6px 0}
-.hpa-map-picked{display:flex;flex-wrap:wrap;gap:8px}
-.hpa-map-picked button{width:104px;font-size:12px;overflow-wrap:anywhere;vertical-align:top}
-.hpa-map-picked img{display:block;width:92px;height:92px;background:#000}
-.hpa-map-picked button:first-child{font-weight:600}'''
-MAP_STYLE = _css_colours+_css_stage+_css_words
-
-# %% ../../nbs/interpret/30_embedding_map.ipynb #0ae0344e
-_js_data = '''for (const root of document.querySelectorAll('.hpa-map:not([data-ready])')) {
-  root.dataset.ready = 1;
-  const $ = s => root.querySelector(s), d = JSON.parse($('.hpa-map-data').textContent), n = d.x.length, pad = 14;
-  const canvas = $('canvas'), ctx = canvas.getContext('2d'), tip = $('.hpa-map-tip'), keys = $('.hpa-map-keys'), picked = $('.hpa-map-picked');
-  let group = d.groups[0], off = new Set(), hot = -1, held = -1, w = 0, h = 0;
-  const r = n > 4000 ? 2 : n > 800 ? 3 : 4.5, hue = g => d.hues[g % d.hues.length], shape = g => Math.floor(g / d.hues.length) % 4;
-  const at = i => [pad + (w - 2*pad)*d.x[i], pad + (h - 2*pad)*(1 - d.y[i])], shown = i => !off.has(group.of[i]);
-'''
-
-# %% ../../nbs/interpret/30_embedding_map.ipynb #e9736f9d
-_js_mark = '''  const mark = (x, y, r, s) => {
-    ctx.beginPath();
-    if (s == 0) ctx.arc(x, y, r, 0, 7);
-    else if (s == 1) ctx.rect(x - .9*r, y - .9*r, 1.8*r, 1.8*r);
-    else if (s == 2) { ctx.moveTo(x, y - 1.2*r); ctx.lineTo(x + 1.1*r, y + .8*r); ctx.lineTo(x - 1.1*r, y + .8*r); ctx.closePath(); }
-    else { ctx.moveTo(x, y - 1.3*r); ctx.lineTo(x + 1.3*r, y); ctx.lineTo(x, y + 1.3*r); ctx.lineTo(x - 1.3*r, y); ctx.closePath(); }
-  };
-'''
-
-# %% ../../nbs/interpret/30_embedding_map.ipynb #2c20d6b5
-_js_draw = '''  const ring = (i, size) => { if (i < 0) return; ctx.strokeStyle = getComputedStyle(root).color; ctx.lineWidth = 2; mark(...at(i), size, 0); ctx.stroke(); };
-  const draw = () => {
-    const k = window.devicePixelRatio || 1, box = canvas.getBoundingClientRect();
-    [w, h] = [box.width, box.height]; canvas.width = w*k; canvas.height = h*k; ctx.setTransform(k, 0, 0, k, 0, 0);
-    ctx.globalAlpha = .85;
-    for (let i = 0; i < n; i++) if (shown(i)) { ctx.fillStyle = hue(group.of[i]); mark(...at(i), r, shape(group.of[i])); ctx.fill(); }
-    ctx.globalAlpha = 1;
-    ring(hot, r + 4); ring(held, r + 4);
-    if (held >= 0) for (const i of d.like[held] || []) if (shown(i)) ring(i, r + 2);
-  };
-'''
-
-# %% ../../nbs/interpret/30_embedding_map.ipynb #d35ab366
-_js_words = '''  const text = (tag, s) => { const e = document.createElement(tag); e.textContent = s; return e; };
-  const picture = i => { if (!d.thumb[i]) return ''; const e = document.createElement('img'); e.src = d.thumb[i]; e.alt = 'cells of ' + d.id[i]; return e; };
-  const words = i => d.groups.map(g => g.names[g.of[i]]).join(' · ');
-'''
-
-# %% ../../nbs/interpret/30_embedding_map.ipynb #d4e6c00d
-_js_point = '''  const near = (e, reach) => {
-    const box = canvas.getBoundingClientRect(), x = e.clientX - box.left, y = e.clientY - box.top;
-    let best = -1, least = reach*reach;
-    for (let i = 0; i < n; i++) if (shown(i)) { const [a, b] = at(i), q = (a - x)**2 + (b - y)**2; if (q < least) { least = q; best = i; } }
-    return best;
-  };
-  const point = i => {
-    hot = i; tip.hidden = i < 0; draw();
-    if (i < 0) return;
-    tip.replaceChildren(picture(i), text('b', d.id[i]), text('div', words(i)));
-    const [x, y] = at(i), left = x + 14 + tip.offsetWidth < w ? x + 14 : x - 14 - tip.offsetWidth;
-    tip.style.left = Math.max(2, Math.min(left, w - tip.offsetWidth - 2)) + 'px';
-    tip.style.top = Math.max(2, Math.min(y - 40, h - tip.offsetHeight - 2)) + 'px';
-  };
-'''
-
-# %% ../../nbs/interpret/30_embedding_map.ipynb #00e0cbb8
-_js_hold = '''  const hold = i => {
-    held = i;
-    picked.replaceChildren(...(i < 0 ? [] : [i, ...(d.like[i] || [])]).map(j => { const b = document.createElement('button'); b.type = 'button'; b.append(picture(j), text('div', d.id[j]), text('div', words(j))); b.onclick = () => hold(j); return b; }));
-    $('.hpa-map-like').hidden = i < 0 || !(d.like[i] || []).length; draw();
-  };
-'''
-
-# %% ../../nbs/interpret/30_embedding_map.ipynb #ee0f9571
-_js_legend = '''  const legend = () => keys.replaceChildren(...group.names.map((name, g) => {
-    const b = document.createElement('button'), s = text('span', d.glyphs[shape(g)]), count = group.of.filter(o => o == g).length;
-    b.type = 'button'; s.style.color = hue(g); b.append(s, `${name} (${count})`); b.setAttribute('aria-pressed', !off.has(g));
-    b.onclick = () => { off.has(g) ? off.delete(g) : off.add(g); b.setAttribute('aria-pressed', !off.has(g)); point(-1); };
-    return b;
-  }));
-'''
-
-# %% ../../nbs/interpret/30_embedding_map.ipynb #dd6755af
-_js_events = '''  canvas.addEventListener('pointermove', e => point(near(e, 16)));
-  canvas.addEventListener('pointerleave', e => { if (e.pointerType == 'mouse') point(-1); });
-  canvas.addEventListener('click', e => { const i = near(e, 24); point(i); hold(i); });
-  const choose = $('select');
-  if (choose) choose.onchange = () => { group = d.groups[choose.selectedIndex]; off.clear(); legend(); point(-1); };
-  new ResizeObserver(() => { tip.hidden = true; draw(); }).observe(canvas);
-  matchMedia('(prefers-color-scheme:dark)').addEventListener('change', draw);
-  new MutationObserver(draw).observe(document.documentElement, {attributes: true, attributeFilter: ['data-theme']});
-  legend(); draw();
-}'''
-MAP_SCRIPT = _js_data+_js_mark+_js_draw+_js_words+_js_point+_js_hold+_js_legend+_js_events
+MAP_STYLE = read_static('map.css')
+MAP_SCRIPT = read_static('map.js')
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #54525b1f
 def _unit(v):
@@ -279,42 +198,38 @@ def _unit(v):
     return np.round((v-v.min())/span if span else np.full(len(v), .5), 4).tolist()
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #bd730ec1
-def _choices(p, by):
-    "Columns to colour by"
+def _columns_to_colour(p, by):
+    "The columns that are named, or all that can tell groups apart"
     if by is not None: return [by] if isinstance(by, str) else list(by)
-    rest = [c for c in p if c not in ('x', 'y', 'Id', 'thumbnail', 'like', 'label') and 1<p[c].astype(str).nunique()<=28]
-    return ['label']*('label' in p) + rest
+    no_group = ('x', 'y', 'Id', 'thumbnail', 'like', 'label')
+    rest = [c for c in p if c not in no_group and 1<p[c].astype(str).nunique()<=28]
+    return ['label']*('label' in p)+rest
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #177846de
 def _map_data(p, by):
     "What the script needs, as JSON that can stand in HTML"
-    row, safe = {o: i for i,o in enumerate(p.Id)}, lambda t: t if isinstance(t, str) and t.startswith('data:image/') else ''
-    groups = [dict(zip(('names', 'of'), (names, of.tolist()))) for names,of in map(_groups, (p[c] for c in by))] or [dict(names=['images'], of=[0]*len(p))]
-    like = [[row[o] for o in ids if o in row] for ids in p.like] if 'like' in p else []
-    data = dict(x=_unit(p.x), y=_unit(p.y), id=p.Id.astype(str).tolist(), thumb=[safe(t) for t in p.thumbnail] if 'thumbnail' in p else [], like=like, groups=groups, hues=HUES, glyphs=_glyphs)
+    row = {id_: i for i,id_ in enumerate(p.Id)}
+    data = dict(x=_unit(p.x), y=_unit(p.y), id=p.Id.astype(str).tolist(), thumb=[], like=[], groups=[],
+                hues=HUES, glyphs=_glyphs)
+    for column in by:
+        names, group = _groups(p[column])
+        data['groups'].append(dict(names=names, of=group.tolist()))
+    if not by: data['groups'].append(dict(names=['images'], of=[0]*len(p)))
+    if 'thumbnail' in p:
+        data['thumb'] = [t if isinstance(t, str) and t.startswith('data:image/') else '' for t in p.thumbnail]
+    if 'like' in p: data['like'] = [[row[o] for o in ids if o in row] for ids in p.like]
     return json.dumps(data, ensure_ascii=False, separators=(',', ':')).replace('<', '\\u003c')
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #948cf929
-def _stage(p, by, gone):
-    "The elements of a map, and its data"
-    if not len(p): return '<div class="hpa-map" data-ready="1"><p class="hpa-map-note">There are no images to lay out.</p></div>'
-    options = ''.join(f'<option>{html.escape(str(c))}</option>' for c in by)
-    choose = f'<label class="hpa-map-note">coloured by <select>{options}</select></label>' if len(by)>1 else ''
-    note = 'Alike images lie together; distances between groups say little.' + (f' {gone} images without embedding are left out.' if gone else '')
-    return (f'<div class="hpa-map">{choose}<div class="hpa-map-stage"><canvas role="img" aria-label="map of {len(p)} images"></canvas><div class="hpa-map-tip" hidden></div></div>'
-            f'<div class="hpa-map-keys"></div><p class="hpa-map-note">{note} Point at a mark to see its cells, choose it to keep them.</p><noscript><p>The map needs JavaScript.</p></noscript>'
-            f'<p class="hpa-map-like" hidden>The chosen image, and those most like it:</p><div class="hpa-map-picked"></div>'
-            f'<script type="application/json" class="hpa-map-data">{_map_data(p, by)}</script></div>')
-
-# %% ../../nbs/interpret/30_embedding_map.ipynb #26ad8dc5
 def map_html(
-    points: pd.DataFrame,  # x, y, Id; label and other columns to colour by; thumbnail (of `thumbnails`) and like (lists of Ids, of `neighbors`) where there are any
+    points: pd.DataFrame,  # x, y, Id; more columns to colour by; thumbnail and like (lists of Ids) where there are any
     by: str|list|None = None,  # columns to colour by; None: label, and all with 2 to 28 values
-    whole: bool = True,  # with `MAP_STYLE` and `MAP_SCRIPT`; False where the page has them already, once for all its maps
+    whole: bool = True,  # with `MAP_STYLE` and `MAP_SCRIPT`; False where the page has them already, for all its maps
 ) -> str:  # a piece of HTML
-    "A map to point at"
+    "A map to point at, with its pictures"
     p = check_points(points)
-    by, gone = _choices(p, by), len(points)-len(p)
-    absent = [c for c in by if c not in p]
-    if absent: raise MapError(f'the points have no column {absent[0]!r} to colour by; they have {", ".join(map(str, p.columns))}')
-    return (f'<style>{MAP_STYLE}</style>' if whole else '') + _stage(p, by, gone) + (f'<script>{MAP_SCRIPT}</script>' if whole and len(p) else '')
+    columns = _columns_to_colour(p, by)
+    _check_colouring(p, columns)
+    data = Markup(_map_data(p, columns))
+    stage = render_template('map.html', columns=columns, n=len(p), gone=len(points)-len(p), data=data)
+    return f'<style>{MAP_STYLE}</style>{stage}<script>{MAP_SCRIPT}</script>' if whole else str(stage)

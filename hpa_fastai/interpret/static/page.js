@@ -1,0 +1,41 @@
+// Tables of a page: a click on a heading sorts, words in the field above filter. Texts are written, never HTML.
+
+for (const box of document.querySelectorAll('.table')) {
+  const body = box.querySelector('tbody');
+  const rows = [...body.rows];
+  const heads = [...box.querySelectorAll('th')];
+
+  // What a row is sorted by: the exact number of a cell, or its text; a number that is not known is NaN.
+  const key = (row, column) => {
+    const cell = row.cells[column];
+    if (cell.dataset.v !== undefined) return +cell.dataset.v;
+    return cell.classList.contains('n') ? NaN : cell.textContent.trim().toLowerCase();
+  };
+  const compare = (a, b) => typeof a === 'string' ? a.localeCompare(b, undefined, {numeric: true}) : a - b;
+  const unknown = key => key === '' || key === '–' || key !== key;
+
+  heads.forEach((head, column) => head.firstElementChild.addEventListener('click', () => {
+    const before = head.getAttribute('aria-sort');
+    const ascending = before ? before === 'descending' : !head.classList.contains('n');
+    heads.forEach(h => h.removeAttribute('aria-sort'));
+    head.setAttribute('aria-sort', ascending ? 'ascending' : 'descending');
+    const keyed = rows.map((row, place) => [key(row, column), place, row]);
+    keyed.sort(([a, i], [b, j]) => {
+      if (unknown(a) || unknown(b)) return unknown(a) - unknown(b) || i - j;
+      return (ascending ? 1 : -1) * compare(a, b) || i - j;
+    });
+    body.append(...keyed.map(k => k[2]));
+  }));
+
+  const input = box.querySelector('input');
+  const count = box.querySelector('output');
+  if (input) input.addEventListener('input', () => {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every(word => text.includes(word));
+    }
+    const left = rows.filter(row => !row.hidden).length;
+    count.textContent = words.length ? `${left} of ${rows.length} rows` : '';
+  });
+}
