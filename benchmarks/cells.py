@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
-from hpa_fastai.cells.cells import compare_masks, segment_cells
+from hpa_fastai.cells.segmentation import compare_masks, segment_cells
 from hpa_fastai.data.labels import HPA28, LabelSet
 from hpa_fastai.simulate.atlas import simulate_fov
 

@@ -17,7 +17,7 @@ import numpy as np, pandas as pd, torch
 from fastai.torch_core import set_seed
 from hpa_fastai.all import *
 from hpa_fastai.interpret.activation import *
-from hpa_fastai.simulate.atlas import PATTERNS
+from hpa_fastai.simulate.patterns import PATTERNS
 
 NAMES = ('Nucleoplasm', 'Nucleoli', 'Nuclear membrane', 'Golgi apparatus', 'Endoplasmic reticulum', 'Mitochondria', 'Focal adhesion sites', 'Microtubules',
          'Centrosome', 'Plasma membrane', 'Cytosol', 'Nuclear speckles')

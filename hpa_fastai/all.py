@@ -56,6 +56,8 @@ from .experiments.compare import *
 from .deploy.watch import *
 
 # %% ../nbs/99_all.ipynb #50388601
+from .cells.segmentation import *
+from .cells.masks import *
 from .cells.cells import *
 from .interpret.activation import *
 from .interpret.drift import *

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from hpa_fastai.deploy.bundle import load_bundle
+from hpa_fastai.cells.segmentation import *
+from hpa_fastai.cells.masks import *
 from hpa_fastai.cells.cells import *
 from hpa_fastai.simulate.atlas import simulate_fov
 from hpa_fastai.evaluate.thresholds import plain_thresholds
@@ -474,7 +476,7 @@ def test_the_command(plate, trained, tmp_path, capsys):
 def test_without_scikit_image(tmp_path):
     (tmp_path/'skimage').mkdir()
     (tmp_path/'skimage'/'__init__.py').write_text('raise ImportError')
-    code = "import numpy as np; from hpa_fastai.cells.cells import segment_cells; segment_cells(np.eye(64, dtype=np.uint8)[None].repeat(4, 0)*200)"
+    code = "import numpy as np; from hpa_fastai.cells.segmentation import segment_cells; segment_cells(np.eye(64, dtype=np.uint8)[None].repeat(4, 0)*200)"
     done = subprocess.run([sys.executable, '-c', f'import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}'], capture_output=True, text=True)
     assert done.returncode == 1 and "pip install 'hpa_fastai[cells]'" in done.stderr.splitlines()[-1]
 

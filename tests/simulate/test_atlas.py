@@ -5,8 +5,10 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from hpa_fastai.data.labels import HPA28, HPA19, ZTG10, HPAError, LabelSet, read_labels
 from hpa_fastai.data.files import find_images
-from hpa_fastai.simulate.atlas import (Cells, CLASS_FREQUENCY, PATTERNS, SimulateError, pattern, simulate_atlas, simulate_fov,
-    _number, _plan, _plan_even)
+from hpa_fastai.simulate.atlas import CLASS_FREQUENCY, simulate_atlas, simulate_fov, _number, _plan, _plan_even
+from hpa_fastai.simulate.cells import Cells
+from hpa_fastai.simulate.field import SimulateError
+from hpa_fastai.simulate.patterns import PATTERNS, pattern
 
 def number(name): return HPA28.classes.index(name)
 
@@ -44,7 +46,7 @@ def test_channels_are_what_they_are_called():
 def test_n_cells_have_their_nucleus_in_the_field():
     for n in (1, 4, 12):
         c = Cells(np.random.default_rng(0), 64, n)
-        assert ((c.xy.real > 0) & (c.xy.real < 82) & (c.xy.imag > 0) & (c.xy.imag < 82)).sum() == n
+        assert ((c.centres.real > 0) & (c.centres.real < 82) & (c.centres.imag > 0) & (c.centres.imag < 82)).sum() == n
 
 def test_same_seed_same_field():
     a, b, other = simulate_fov([7], seed=5), simulate_fov([7], seed=5), simulate_fov([7], seed=6)
@@ -73,46 +75,46 @@ def test_no_protein_without_targets(): assert simulate_fov([], seed=2)[0][1].mea
 @pytest.mark.parametrize('name', ['Nucleoplasm', 'Nuclear membrane', 'Nucleoli', 'Nucleoli fibrillar center', 'Nuclear speckles', 'Nuclear bodies'])
 def test_nuclear_patterns_are_in_the_nucleus(name):
     drawn, c = drawing(name)
-    assert drawn.max() > .5 and inside(drawn, c.out < .8) > .95
+    assert drawn.max() > .5 and inside(drawn, c.nucleus_distance < .8) > .95
 
 @pytest.mark.parametrize('name', ['Endoplasmic reticulum', 'Golgi apparatus', 'Peroxisomes', 'Endosomes', 'Lysosomes', 'Intermediate filaments',
     'Focal adhesion sites', 'Microtubules', 'Microtubule ends', 'Lipid droplets', 'Mitochondria', 'Cytosol', 'Cytoplasmic bodies', 'Rods & rings'])
 def test_cytoplasmic_patterns_spare_the_nucleus(name):
     drawn, c = drawing(name)
-    assert drawn.max() > .5 and inside(drawn, (c.q < .85)) < .1 and inside(drawn, c.label > 0) > .9
+    assert drawn.max() > .5 and inside(drawn, (c.relative_radius < .85)) < .1 and inside(drawn, c.label > 0) > .9
 
 def test_nucleoplasm_spares_nucleoli_and_nucleoli_fill_them():
-    full, c = drawing('Nucleoplasm'); core, deep = c.nucleoli > .8, (c.nucleoli < .1) & (c.q < .8)
+    full, c = drawing('Nucleoplasm'); core, deep = c.nucleoli > .8, (c.nucleoli < .1) & (c.relative_radius < .8)
     assert full[deep].mean() > 2*full[core].mean()
-    dots, c = drawing('Nucleoli'); assert dots[c.nucleoli > .8].mean() > 5*dots[(c.nucleoli < .1) & (c.q < .8)].mean()
-    centers, c = drawing('Nucleoli fibrillar center'); assert inside(centers, c.blobs(c.nucleolus_xy, c.nucleolus_r + 1) > .3) > .9
+    dots, c = drawing('Nucleoli'); assert dots[c.nucleoli > .8].mean() > 5*dots[(c.nucleoli < .1) & (c.relative_radius < .8)].mean()
+    centers, c = drawing('Nucleoli fibrillar center'); assert inside(centers, c.draw_bodies(c.nucleolus_centres, c.nucleolus_radii + 1) > .3) > .9
 
 def test_the_nuclear_membrane_is_a_rim():
     drawn, c = drawing('Nuclear membrane', size=256)
-    assert drawn[np.abs(c.out) < .3].mean() > 4*drawn[c.q < .8].mean()
+    assert drawn[np.abs(c.nucleus_distance) < .3].mean() > 4*drawn[c.relative_radius < .8].mean()
 
 @pytest.mark.parametrize('name', ['Golgi apparatus', 'Aggresome', 'Centrosome', 'Microtubule organizing center'])
 def test_what_gathers_at_the_mtoc(name):
     drawn, c = drawing(name)
     drawn = np.maximum(drawn - .1, 0)
-    near = np.abs(c.grid - c.of(c.mtoc)) < 8
+    near = np.abs(c.grid - c.cell_map(c.mtoc)) < 8
     assert inside(drawn, near) > .75 and near[c.label > 0].mean() < .6
 
 def test_edge_patterns():
     drawn, c = drawing('Plasma membrane', size=256)
-    assert drawn[(c.label > 0) & (c.edge < .5)].mean() > 4*drawn[c.edge > 4].mean()
+    assert drawn[(c.label > 0) & (c.edge_distance < .5)].mean() > 4*drawn[c.edge_distance > 4].mean()
     drawn, c = drawing('Cell junctions', size=256)
-    assert inside(np.maximum(drawn - .05, 0), c.contact & (c.edge < 1.5)) > .95
+    assert inside(np.maximum(drawn - .05, 0), c.contact & (c.edge_distance < 1.5)) > .95
     drawn, c = drawing('Focal adhesion sites', size=256)
-    assert inside(np.maximum(drawn - .1, 0), (c.edge < 7) & (c.q > 1)) > .9
+    assert inside(np.maximum(drawn - .1, 0), (c.edge_distance < 7) & (c.relative_radius > 1)) > .9
 
 def test_contact_is_where_a_neighbour_is():
     from scipy.ndimage import maximum_filter, minimum_filter
     c = Cells(np.random.default_rng(3), 256, 9)
     high, low = maximum_filter(c.label, 13), minimum_filter(np.where(c.label > 0, c.label, 999), 13)      # within 2 µm
     neighbour = (high != c.label) | (low != c.label)
-    assert inside(c.contact & (c.edge < 1), neighbour) > .9
-    assert .2 < (c.contact & (c.edge < 1)).sum()/((c.label > 0) & (c.edge < 1)).sum() < .95
+    assert inside(c.contact & (c.edge_distance < 1), neighbour) > .9
+    assert .2 < (c.contact & (c.edge_distance < 1)).sum()/((c.label > 0) & (c.edge_distance < 1)).sum() < .95
 
 def test_bodies_differ_in_number_and_size():
     def count(name):
@@ -128,16 +130,16 @@ def test_bodies_differ_in_number_and_size():
 def test_classes_of_division_have_dividing_cells(name, kind, seed):
     drawn, c = drawing(name, seed, divide=['spindle', 'bridge'])
     bright = drawn > .5
-    cells = c.of(c.kind == kind)
+    cells = c.cell_map(c.phase == kind)
     assert bright.any() and np.isfinite(drawn).all()
     if kind == 1: assert inside(bright, cells) > .95
-    if kind == 2: assert np.abs(c.grid[bright].mean() - c.xy[c.kind == 2].mean()) < 4
+    if kind == 2: assert np.abs(c.grid[bright].mean() - c.centres[c.phase == 2].mean()) < 4
     img, _ = simulate_fov([number(name)], seed=seed)
     assert (img[1] > 100).sum() > 20
 
 def test_a_mitotic_cell_has_a_plate_and_no_nucleus():
     c = Cells(np.random.default_rng(1), 256, 6, ['spindle'])
-    cell = (c.of(c.kind == 1) > 0)
+    cell = (c.cell_map(c.phase == 1) > 0)
     assert (c.nucleus[cell] == 0).all() and .02 < (c.blue()[cell] > .4).mean() < .4
 
 def test_no_two_classes_look_alike():
