@@ -10,14 +10,13 @@ __all__ = ['SplitError', 'antibody_of', 'group_codes', 'join_groups', 'stratifie
 from collections.abc import Set
 import re, warnings
 from dataclasses import dataclass
-from hashlib import blake2b
 import numpy as np, pandas as pd
-from fastcore.basics import patch
 from ..basics.arguments import checked
 from ..basics.spreadsheets import as_list
 from ..data.labels import *
 from ..data.labels import _find_columns, _is_blank
 from ..data.duplicates import *
+from .dealing import *
 
 # %% ../../nbs/batches/10_splits.ipynb #168aa4d1
 _all_ = ['duplicate_groups', 'duplicate_pairs']
@@ -92,164 +91,6 @@ def join_groups(
     graph = coo_array((np.ones(len(row), bool), (row, col)), shape=(nodes, nodes))
     return pd.factorize(connected_components(graph)[1][:len(codes[0])])[0]
 
-# %% ../../nbs/batches/10_splits.ipynb #e62a7244
-@dataclass
-class _Deal:
-    "How many groups of each type lie in each part, and how far the parts are from what they should hold."
-    types: np.ndarray # T × (C+1): images of each class in a group of the type, and the group's size
-    count: np.ndarray # T: groups of the type
-    share: np.ndarray # P: whole numbers in the proportion of the parts
-    order: np.ndarray # T: the order in which ties are settled, which is where the seed comes in
-
-    def __post_init__(self):
-        self.has, self.total, self.whole = (self.types[:,:-1]>0).astype(float), self.count@self.types, self.share.sum()
-        self.weights = self._weights()
-        self.n = np.floor(np.outer(self.count, self.share)/self.whole).astype(int)
-        self.off = self.whole*(self.n.T@self.types)-np.outer(self.share, self.total)
-        self.cost = np.stack([(self.types**2)@w for w in self.weights], 1)*self.whole**2
-        self.rarity = (self.types[:,:-1]/np.maximum(self.total[:-1], 1)).max(1, initial=0)
-        self.needed = (self.count@self.has) >= len(self.share)
-
-# %% ../../nbs/batches/10_splits.ipynb #2b5283d0
-@patch
-def _weights(self:_Deal):
-    "Whole-number weight of a squared deviation, for each part and class; the last is the size."
-    due = np.maximum(np.outer(self.share/self.whole, self.total), 1)
-    w = 1/due**2 * np.where(np.arange(due.shape[1])==due.shape[1]-1, 10, 1)
-    return np.maximum(np.round(w/w.max()*2**20), 1) * (self.total>0)
-
-# %% ../../nbs/batches/10_splits.ipynb #89714ce8
-@patch
-def _step(self:_Deal, t, part, sign=1):
-    "Put a group of a type into a part, or take one out."
-    self.n[t,part] += sign
-    self.off[part] += sign*self.whole*self.types[t]
-
-# %% ../../nbs/batches/10_splits.ipynb #1e8c0e30
-@patch
-def greedy(self:_Deal):
-    "Deal the leftover groups, those with the rarest classes first, each to the part that gains most."
-    left = self.count-self.n.sum(1)
-    for t in self.order[np.argsort(-self.rarity[self.order], kind='stable')]:
-        for _ in range(left[t]):
-            gain = self.cost[t]+2*self.whole*((self.weights*self.off)@self.types[t])
-            self._step(t, gain.argmin())
-    return self
-
-# %% ../../nbs/batches/10_splits.ipynb #02d34ff3
-@patch
-def _gaps(self:_Deal):
-    "P × C: needed classes that a part lacks; and T × P: how many a part would lack more if a group of the type left it."
-    groups = self.n.T@self.has
-    return (groups==0) & self.needed, self.has@((groups==1) & self.needed).T
-
-# %% ../../nbs/batches/10_splits.ipynb #ea16373a
-@patch
-def _pinned(self:_Deal):
-    "T × P: whether a group of the type is the last with some needed class in the part."
-    return (self._gaps()[1]>0) | (self.n==0)
-
-# %% ../../nbs/batches/10_splits.ipynb #37a2df63
-@patch
-def _prices(self:_Deal):
-    "T × P: what it costs to take a group of the type out of the part, and to put one in."
-    pull = 2*self.whole*(self.types@(self.weights*self.off).T)
-    return np.where(self._pinned(), np.inf, self.cost-pull), self.cost+pull
-
-# %% ../../nbs/batches/10_splits.ipynb #445a4d5c
-@patch
-def _fill_gap(self:_Deal, missing, lost, rng):
-    "Bring a group with a missing class into its part, from where that opens the fewest gaps."
-    part, c = np.argwhere(missing)[int(rng.random_sample()*missing.sum())]
-    opened = lost-(self.has@missing[part])[:,None] + (4 if rng.random_sample()<.5 else .01)*rng.random_sample(lost.shape)
-    possible = (self.has[:,[c]]>0) & (self.n>0)
-    t, source = np.unravel_index(np.where(possible, opened, np.inf).argmin(), lost.shape)
-    self._step(t, source, -1); self._step(t, part)
-
-# %% ../../nbs/batches/10_splits.ipynb #2820eeb5
-@patch
-def spread(self:_Deal, seed=0, most=1000):
-    "Bring every class that has enough groups into every part."
-    rng, best = np.random.RandomState(seed%2**32), (np.inf, None, None)
-    for _ in range(most):
-        missing, lost = self._gaps()
-        if missing.sum()<best[0]: best = missing.sum(), self.n.copy(), self.off.copy()
-        if not missing.any(): return self
-        self._fill_gap(missing, lost, rng)
-    self.n, self.off = best[1:]
-    return self
-
-# %% ../../nbs/batches/10_splits.ipynb #9958b36b
-@patch
-def price(self:_Deal):
-    "The weighted squared deviation of all parts, the number that the search makes small."
-    return (self.weights*self.off**2).sum()
-
-# %% ../../nbs/batches/10_splits.ipynb #00858c02
-@patch
-def move(self:_Deal, most=10_000):
-    "Move the groups whose move helps most, until none does."
-    rows = np.arange(len(self.types))
-    for _ in range(most):
-        out, into = self._prices()
-        a, b = out.argmin(1), into.argmin(1)
-        change = np.where(a==b, np.inf, out[rows,a]+into[rows,b])
-        t = change.argmin()
-        if not change[t]<0: return self
-        self._step(t, a[t], -1); self._step(t, b[t])
-    return self
-
-# %% ../../nbs/batches/10_splits.ipynb #735c2fbd
-@patch
-def _swap_once(self:_Deal, a, b, width):
-    "The best swap between two parts, if one helps."
-    out, into = self._prices()
-    x, y = out[:,a]+into[:,b], out[:,b]+into[:,a]
-    i, j = (np.argsort(v, kind='stable')[:width] for v in (x, y))
-    both = (self.types[i]*(self.weights[a]+self.weights[b]))@self.types[j].T
-    change = x[i][:,None]+y[j]-2*self.whole**2*both
-    p, r = np.unravel_index(change.argmin(), change.shape)
-    if not change[p,r]<0: return False
-    for t,part,sign in ((i[p],a,-1), (i[p],b,1), (j[r],b,-1), (j[r],a,1)): self._step(t, part, sign)
-    return True
-
-# %% ../../nbs/batches/10_splits.ipynb #b1d96419
-@patch
-def swap(self:_Deal, width=64, most=1000):
-    "Swap groups between pairs of parts, until no swap among the `width` likeliest of each side helps."
-    pairs = [(a,b) for a in range(len(self.share)) for b in range(a)]
-    for _ in range(most):
-        if not any([self._swap_once(a, b, width) for a,b in pairs]): break
-    return self
-
-# %% ../../nbs/batches/10_splits.ipynb #e41e4487
-@patch
-def shake(self:_Deal, seed=0, rounds=80, groups=4):
-    "Throw a few of the rarest groups about and descend again, keeping the best deal."
-    rng, rare = np.random.RandomState(seed%2**32), np.argsort(-self.rarity, kind='stable')[:200]
-    one_of = lambda a: a[int(rng.random_sample()*len(a))]
-    best = self.n.copy(), self.off.copy(), self.price()
-    for _ in range(rounds):
-        for t in [one_of(rare) for _ in range(groups)]:
-            a, b = one_of(np.flatnonzero(self.n[t])), one_of(range(len(self.share)))
-            if not self._pinned()[t,a]: self._step(t, a, -1); self._step(t, b)
-        if self.move().swap().price()<=best[2]: best = self.n.copy(), self.off.copy(), self.price()
-        else: self.n, self.off = best[0].copy(), best[1].copy()
-    return self
-
-# %% ../../nbs/batches/10_splits.ipynb #8c44144a
-def _hashes(names, seed):
-    "A number for each name that depends on the name and the seed alone."
-    return np.array([int.from_bytes(blake2b(f'{seed}/{n}'.encode(), digest_size=8).digest(), 'big') for n in names], np.uint64)
-
-# %% ../../nbs/batches/10_splits.ipynb #87adaf4b
-def _types(rows):
-    "The distinct rows in a fixed order, which of them each row is, and how often each occurs."
-    keys = [r.tobytes() for r in rows]
-    place = {k:i for i,k in enumerate(sorted(set(keys)))}
-    type_of = np.fromiter(map(place.__getitem__, keys), int, len(keys))
-    return np.frombuffer(b''.join(place), rows.dtype).reshape(len(place), -1), type_of, np.bincount(type_of)
-
 # %% ../../nbs/batches/10_splits.ipynb #b51d9779
 def _first_ids(ids, codes):
     "The name of each group: its first Id in alphabetical order, whatever order the rows have."
@@ -283,13 +124,8 @@ def _deal(df, share, group, labels, seed):
     onehot, ids, codes = _onehot(df, labels), _ids(df), group_codes(df, group)
     _check_groups(ids, codes, share)
     held = np.c_[onehot, np.ones(len(df), np.uint8)]
-    sizes = np.stack([np.bincount(codes, weights=column) for column in held.T], 1).astype('<i4')
-    types, type_of, count = _types(sizes)
-    order = np.argsort(_hashes(map(bytes, types), seed), kind='stable')
-    n = _Deal(types.astype(float), count, np.array(share, float), order).greedy().spread(seed).move().swap().shake(seed).n
-    part = np.empty(len(sizes), int)
-    part[np.lexsort((_hashes(_first_ids(ids, codes), seed), type_of))] = np.repeat(np.tile(np.arange(len(share)), len(types)), n.reshape(-1))
-    return part[codes]
+    counts = np.stack([np.bincount(codes, weights=column) for column in held.T], 1)
+    return deal_groups(counts, _first_ids(ids, codes), share, seed)[codes]
 
 # %% ../../nbs/batches/10_splits.ipynb #c422b4fa
 def stratified_folds(
