@@ -23,8 +23,10 @@ from .interpret.explore import *
 
 # %% ../nbs/99_all.ipynb #de051bb0
 from .batches.cache import *
-from .batches.preprocess import *
+from .batches.settings import *
+from .batches.sources import *
 from .batches.transforms import *
+from .batches.dataloader import *
 from .batches.loaders import *
 from .train.losses import *
 from .evaluate.metrics import *

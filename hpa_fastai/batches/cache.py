@@ -65,6 +65,14 @@ def batch(self:ImageCache,
     "Gather a batch in one go"
     return TensorRGBY(torch.from_numpy(np.asarray(self.images[rows])))
 
+# %% ../../nbs/batches/20_cache.ipynb #c9139e02
+@patch
+def pixels(self:ImageCache,
+    table: pd.DataFrame,  # rows with the column Id
+) -> TensorRGBY:  # len(table)×4×S×S uint8, in the order of the cache
+    "Read the fields of view of a table, in the order in which they lie on the disk"
+    return self.batch(np.sort(self.rows(table.Id)))
+
 # %% ../../nbs/batches/20_cache.ipynb #7de065ea
 def _open(file, ids, size):
     "The cache in a file if it is whole and of these fields of view, otherwise None"

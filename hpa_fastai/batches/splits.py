@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SplitError', 'antibody_of', 'group_codes', 'join_groups', 'stratified_folds', 'stratified_parts',
-           'MultilabelStratifiedSplitter', 'SplitCheck', 'check_split', 'duplicate_groups', 'duplicate_pairs']
+           'MultilabelStratifiedSplitter', 'split_by_column', 'train_valid_rows', 'SplitCheck', 'check_split',
+           'duplicate_groups', 'duplicate_pairs']
 
 # %% ../../nbs/batches/10_splits.ipynb #2f7d46d3
 from collections.abc import Set
@@ -14,7 +15,7 @@ import numpy as np, pandas as pd
 from ..basics.arguments import checked
 from ..basics.spreadsheets import as_list
 from ..data.labels import *
-from ..data.labels import _find_columns, _is_blank
+from ..data.labels import find_columns, is_blank
 from ..data.duplicates import *
 from .dealing import *
 
@@ -68,7 +69,7 @@ def group_codes(
     "Number the groups of a table; a row without a group is one of its own."
     ids = _ids(df)
     values = _group_values(df, ids, group)
-    keys = [('Id', i) if _is_blank(v) else v for i,v in zip(ids, values)]
+    keys = [('Id', i) if is_blank(v) else v for i,v in zip(ids, values)]
     return pd.factorize(np.array([*keys, None], dtype=object)[:-1])[0]
 
 # %% ../../nbs/batches/10_splits.ipynb #e22231b1
@@ -100,12 +101,17 @@ def _first_ids(ids, codes):
     return [ids[i] for i in first]
 
 # %% ../../nbs/batches/10_splits.ipynb #7893d93e
-def _onehot(df, labels):
-    "Multi-hot labels of a table."
-    ls = get_labels(labels)
-    col = _find_columns('the table', df, ls)[1]
-    if (empty:=df[col].isna().to_numpy()).any(): raise SplitError(f'row {empty.argmax()} has no label ({empty.sum()} such rows); drop these rows or label them')
-    return ls.encode(df[col])
+def encode_targets(
+    df: pd.DataFrame,  # with a column of labels
+    labels,  # anything `get_labels` takes
+) -> np.ndarray:  # n×C, 0/1
+    "Multi-hot labels of a table, every row of which has some"
+    labels = get_labels(labels)
+    column = df[find_columns('the table', df, labels)[1]]
+    empty = column.isna().to_numpy()
+    if empty.any():
+        raise SplitError(f'row {empty.argmax()} has no label ({empty.sum()} such rows); drop these rows or label them')
+    return labels.encode(column)
 
 # %% ../../nbs/batches/10_splits.ipynb #8d9f12a6
 def _check_groups(ids, codes, share):
@@ -121,7 +127,7 @@ def _check_groups(ids, codes, share):
 # %% ../../nbs/batches/10_splits.ipynb #66e05001
 def _deal(df, share, group, labels, seed):
     "The part of each row."
-    onehot, ids, codes = _onehot(df, labels), _ids(df), group_codes(df, group)
+    onehot, ids, codes = encode_targets(df, labels), _ids(df), group_codes(df, group)
     _check_groups(ids, codes, share)
     held = np.c_[onehot, np.ones(len(df), np.uint8)]
     counts = np.stack([np.bincount(codes, weights=column) for column in held.T], 1)
@@ -166,6 +172,56 @@ class MultilabelStratifiedSplitter:
         share = checked(valid_pct=self.valid_pct, error=SplitError)
         part = stratified_parts(df, dict(train=1-share, valid=share), self.group, self.labels, self.seed)
         return [np.flatnonzero(part==p).tolist() for p in ('train', 'valid')]
+
+# %% ../../nbs/batches/10_splits.ipynb #d9e654a6
+def split_by_column(
+    df: pd.DataFrame,  # one row an image
+    column: str,  # marks the images for validation with True, all others with False
+) -> tuple[list, list]:  # numbers of the rows for training, and for validation
+    "Divide a table by a column that marks the validation images"
+    if column not in df:
+        columns = ', '.join(map(str, df.columns))
+        raise SplitError(f'valid_col: the table has no column {column!r}; it has {columns}')
+    known = {'true': True, '1': True, '1.0': True, 'false': False, '0': False, '0.0': False}
+    marked = df[column].map(lambda value: known.get(str(value).strip().lower()))
+    if marked.isna().any():
+        odd = df[column][marked.isna()].iloc[0]
+        raise SplitError(f'valid_col: {odd!r} in column {column!r} is neither True nor False; '
+                         'mark the validation images with True, all others with False')
+    valid = marked.astype(bool)
+    return np.flatnonzero(~valid).tolist(), np.flatnonzero(valid).tolist()
+
+# %% ../../nbs/batches/10_splits.ipynb #99e979fe
+def train_valid_rows(
+    df: pd.DataFrame,  # Id, Target and the grouping column, one row an image
+    labels = HPA28,  # anything `get_labels` takes
+    valid_pct: float = 0.2,  # share of the images for validation
+    fold: int|None = None,  # take this fold for validation instead of `valid_pct`
+    n_folds: int = 5,  # how many folds there are, when `fold` is given
+    group = None,  # what must not be divided; see `stratified_folds`
+    seed: int = 42,  # of the split
+    valid_col: str|None = None,  # take the images for validation that this column marks with True
+    splitter = None,  # take what this function of the table gives: numbers of rows for training, and for validation
+) -> tuple[list, list]:  # numbers of the rows for training, and for validation
+    "Choose the images to train on and those to validate on, in the one way that is asked for"
+    ways = [name for name,o in dict(fold=fold, valid_col=valid_col, splitter=splitter).items() if o is not None]
+    if len(ways)>1: raise SplitError(f'{" and ".join(ways)} each say which images are for validation; give one of them')
+    if len(df)<4: raise SplitError(f'{len(df)} images are too few to train on: at least 4 are needed, two of them for training')
+    if valid_col is not None: parts = split_by_column(df, valid_col)
+    elif splitter is not None: parts = splitter(df)
+    elif fold is None: parts = MultilabelStratifiedSplitter(valid_pct, group, labels, seed)(df)
+    else:
+        if not 0<=fold<n_folds: raise SplitError(f'fold {fold} is not one of the {n_folds} folds (0..{n_folds-1})')
+        folds = stratified_folds(df, n_folds, group, labels, seed)
+        parts = np.flatnonzero(folds!=fold), np.flatnonzero(folds==fold)
+    way = ways[0] if ways else 'valid_pct'
+    if len(parts)!=2:
+        raise SplitError(f'{way}: it gives {len(parts)} parts; two are needed, '
+                         'the numbers of the rows to train on and of those to validate')
+    train, valid = (np.asarray(rows).tolist() for rows in parts)
+    if not train or not valid:
+        raise SplitError(f'{way}: {len(train)} images to train on and {len(valid)} to validate; both need some')
+    return train, valid
 
 # %% ../../nbs/batches/10_splits.ipynb #552c3232
 @dataclass
@@ -250,7 +306,7 @@ def check_split(
     duplicates:pd.Series|None=None, # of `duplicate_groups`: near-duplicates that should not be divided either
 ) -> SplitCheck:
     "Compare every part of a split with what it should hold, and look for leaks between the parts."
-    ls, onehot, codes = get_labels(labels), _onehot(df, labels), group_codes(df, group)
+    ls, onehot, codes = get_labels(labels), encode_targets(df, labels), group_codes(df, group)
     parts, names, faults = _parts(split, len(df))
     table = _class_table(ls, onehot, codes, parts, names)
     faults += _class_faults(ls, onehot, codes, parts, names)

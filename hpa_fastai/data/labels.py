@@ -108,8 +108,10 @@ ZTG10 = LabelSet('ztg10', (
     'Cytosol', 'Plasma membrane', 'Centrosome', 'Nuclear speckles'), id_col='Image', label_col='Label', pred_col='Label')
 
 # %% ../../nbs/data/00_labels.ipynb #140e0ab5
-def _is_blank(value):
-    "Whether a value is NaN, None or blank."
+def is_blank(
+    value,  # of a cell of a table
+) -> bool:
+    "Whether a value is NaN, None or blank"
     return not value.strip() if isinstance(value, str) else value is None or value is pd.NA or value!=value
 
 # %% ../../nbs/data/00_labels.ipynb #ad7ae635
@@ -118,7 +120,7 @@ _nothing = ('nan', 'na', 'n/a', 'none', 'null')
 def _is_missing(cell):
     "Whether a cell holds no label at all: it is blank, or a text that stands for nothing."
     if isinstance(cell, (list, tuple, set, np.ndarray)): return False
-    return _is_blank(cell) or (isinstance(cell, str) and cell.strip().casefold() in _nothing)
+    return is_blank(cell) or (isinstance(cell, str) and cell.strip().casefold() in _nothing)
 
 # %% ../../nbs/data/00_labels.ipynb #90fbad47
 @patch
@@ -333,7 +335,7 @@ def _find_column(where, table, names):
         if len(found)>1: raise LabelError(f'{where} has the columns {" and ".join(map(repr, found))}, which differ only in case; rename one')
         if found: return found[0]
 
-def _find_columns(where, table, ls):
+def find_columns(where, table, ls):
     "The columns of Ids and labels: those of the set, or `Id` and `Target`."
     found = [_find_column(where, table, names) for names in ((ls.id_col, 'Id'), (ls.label_col, ls.pred_col, 'Target', 'Predicted'))]
     for col,want in zip(found, (ls.id_col, ls.label_col)):
@@ -360,7 +362,7 @@ _numbers_with_dashes = re.compile(r'\d{1,2}-\d{1,2}-\d{2,4}')
 
 def _id_faults(col, ids):
     "Ids in the form in which they are compared, and what is wrong with some of them, by row."
-    found = ['' if _is_blank(v) else same_form(v) for v in col]
+    found = ['' if is_blank(v) else same_form(v) for v in col]
     odd = {n: v for n,v in enumerate(found) if looks_rewritten(v)}
     if odd and ids is None and all(map(_numbers_with_dashes.fullmatch, found)): odd = {}
     if odd and ids is not None:
@@ -416,7 +418,7 @@ def label_faults(
     "A table of labels, and all that keeps it from being used; a table that cannot be read at all is an error."
     ls, where = get_labels(labels), table_name(csv)
     table = read_table(csv, LabelError)
-    lines, (id_col, label_col) = table.index, _find_columns(where, table, ls)
+    lines, (id_col, label_col) = table.index, find_columns(where, table, ls)
     known, odd = _id_faults(table[id_col], ids)
     target, wrong = _target_faults(table[label_col], known, ls, allow_empty)
     other = {c: _tidy(table[c]) for c in table if c not in (id_col, label_col) and not re.fullmatch(r'(Unnamed: ?\d+)?', str(c))}

@@ -22,7 +22,7 @@ from ..data.labels import *
 from .schema import *
 from ..data.files import *
 from ..data.reader import *
-from ..batches.preprocess import *
+from ..batches.settings import *
 from ..models.architectures import *
 from ..evaluate.calibration import *
 from ..evaluate.thresholds import *

@@ -23,7 +23,7 @@ from ..data.files import *
 from ..data.reader import *
 from ..data.lookup import *
 from ..evaluate.thresholds import *
-from ..batches.preprocess import *
+from ..batches.sources import *
 from ..evaluate.flags import *
 from .bundle import *
 from .hub import *

@@ -17,7 +17,7 @@ from ..data.labels import *
 from ..data.files import CHANNELS
 from ..data.images import *
 from ..batches.splits import antibody_of
-from ..batches.preprocess import *
+from ..batches.sources import *
 from ..evaluate.reference import *
 from ..deploy.bundle import *
 from ..deploy.hub import find_model

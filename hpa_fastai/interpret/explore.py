@@ -19,7 +19,7 @@ from ..data.reader import *
 from ..data.images import composite
 from ..data.duplicates import *
 from ..batches.splits import *
-from ..batches.splits import _onehot
+from ..batches.splits import encode_targets
 from .pages import *
 
 # %% ../../nbs/interpret/10_explore.ipynb #c647df95
@@ -46,7 +46,7 @@ def class_counts(
     labels=HPA28, # anything `get_labels` takes
 ) -> pd.Series: # images of each class, by its name, in the order of the classes
     "How many images each class has."
-    return pd.Series(_onehot(df, labels).sum(0, dtype=int), index=list(get_labels(labels).classes), name='images')
+    return pd.Series(encode_targets(df, labels).sum(0, dtype=int), index=list(get_labels(labels).classes), name='images')
 
 # %% ../../nbs/interpret/10_explore.ipynb #5e34695f
 def plot_class_counts(
@@ -73,7 +73,7 @@ def plot_labels_per_image(
     ax=None, # draw here
 ):
     "How many images have one label, two labels, and so on."
-    per = _onehot(df, labels).sum(1)
+    per = encode_targets(df, labels).sum(1)
     n = pd.Series(per).value_counts().sort_index()
     ax = ax or _axes(5, 2.6)
     bars = ax.bar(n.index.astype(str), n, color=_blue, width=.7)
@@ -88,7 +88,7 @@ def cooccurrence(
     labels=HPA28, # anything `get_labels` takes
 ) -> pd.DataFrame: # classes × classes: log2 of the images with both over the number expected of independent classes, each plus one
     "How much oftener than by chance two classes are seen in one image."
-    onehot = _onehot(df, labels).astype(float)
+    onehot = encode_targets(df, labels).astype(float)
     both, n = onehot.T@onehot, onehot.sum(0)
     ratio = np.log2((both+1)/(np.outer(n, n)/len(df)+1))
     np.fill_diagonal(ratio, np.nan)
@@ -222,7 +222,7 @@ def plot_gallery(
     seed:int=0, # of the draw
 ) -> Figure:
     "A strip of pictures for each class that occurs, in the colours of the Human Protein Atlas."
-    ls, onehot = get_labels(labels), _onehot(table, labels)
+    ls, onehot = get_labels(labels), encode_targets(table, labels)
     present = np.flatnonzero(onehot.any(0))
     fig, strips = _strips(len(present), per_class)
     for c,strip in zip(present, strips):
@@ -276,7 +276,7 @@ def _two_parts(split):
 # %% ../../nbs/interpret/10_explore.ipynb #c15bc198
 def _deviations(df, split, labels):
     "Of each class that occurs, the rarest first: images, share by which validation is off its due, and two standard deviations of a random split."
-    onehot, (train, valid) = _onehot(df, labels).astype(bool), _two_parts(split)
+    onehot, (train, valid) = encode_targets(df, labels).astype(bool), _two_parts(split)
     a, b, p = onehot[train].sum(0), onehot[valid].sum(0), len(valid)/(len(train)+len(valid))
     found = pd.DataFrame({'images': a+b, 'off': b}, list(get_labels(labels).classes))
     found = found[found.images>0].sort_values('images', kind='stable')
@@ -313,7 +313,7 @@ def _facts(df, images, table, fp, group, ls):
 # %% ../../nbs/interpret/10_explore.ipynb #3dc08013
 def _class_pictures(table, ls, per_class, seed, size=128):
     "Pictures of each class that occurs, with their names."
-    onehot = _onehot(table, ls)
+    onehot = encode_targets(table, ls)
     others = lambda row, c: [f'+ {ls.classes[i]}' for i in np.flatnonzero(onehot[row]) if i!=c]
     shown = lambda c: [Picture(img, str(table.Id.iat[row]), others(row, c)) for row,img in _numbered(table, _typical(onehot, c, seed), per_class, size)]
     return gallery_block({f'{ls.classes[c]} ({onehot[:,c].sum(dtype=int):,})': shown(c) for c in np.flatnonzero(onehot.any(0))})

@@ -17,7 +17,7 @@ from ..data.labels import *
 from ..data.images import *
 from .explore import explore
 from .pages import *
-from ..batches.preprocess import *
+from ..batches.settings import *
 from ..evaluate.reference import *
 from ..deploy.bundle import *
 from ..deploy.hub import find_model

@@ -18,6 +18,7 @@ from ..data.labels import *
 from ..data.images import *
 from ..simulate.atlas import *
 from ..batches.cache import *
+from ..batches.settings import *
 from ..batches.transforms import *
 from ..models.architectures import *
 from .callbacks import *

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from hpa_fastai.data.images import TensorRGBY
-from hpa_fastai.batches.transforms import AugmentRGBY, NormalizeRGBY, Preprocess, ResizeRGBY, normalize, random_affine, resize
+from hpa_fastai.batches.settings import Preprocess, normalize, resize
+from hpa_fastai.batches.transforms import AugmentRGBY, NormalizeRGBY, ResizeRGBY, random_affine
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_figures_are_those_of_the_files_as_they_are(by_source, tmp_path):
 
 def test_what_was_measured_serves_a_source_that_grows(by_source, tmp_path, monkeypatch):
     "Watching does not measure again, but for files that were written anew"
-    from hpa_fastai.batches.preprocess import Sources
+    from hpa_fastai.batches.sources import Sources
     sources, looked = Sources(by_source.reader), []
     real = Sources._measure
     monkeypatch.setattr(Sources, '_measure', lambda self, some, read: (looked.append(len(some)), real(self, some, read))[1])
@@ -151,7 +151,7 @@ def test_a_column_names_the_sources(two_microscopes):
 
 def test_a_broken_picture_does_not_spoil_its_source(two_microscopes, tmp_path):
     from hpa_fastai.data.reader import ImageReader
-    from hpa_fastai.batches.preprocess import Sources
+    from hpa_fastai.batches.sources import Sources
     shutil.copytree(two_microscopes[0]/'dim', tmp_path/'some')
     table = find_images(tmp_path/'some')
     (tmp_path/'some'/f'{table.Id[0]}_green.png').write_bytes(b'no picture')
