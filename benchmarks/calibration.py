@@ -17,7 +17,7 @@ def atlas_scores(n, size, epochs, seed):
     import torch
     from torch import nn
     from PIL import Image
-    from hpa_fastai.train.losses import FocalLoss
+    from hpa_fastai.train.losses import SigmoidFocalLoss
     from hpa_fastai.simulate.atlas import simulate_atlas
     torch.manual_seed(seed)
     torch.set_num_threads(1)
@@ -28,7 +28,7 @@ def atlas_scores(n, size, epochs, seed):
     x = (x - x.mean((2, 3), keepdim=True))/(x.std((2, 3), keepdim=True) + .02)
     block = lambda i, o: [nn.Conv2d(i, o, 3, padding=1, stride=2), nn.BatchNorm2d(o), nn.ReLU()]
     net = nn.Sequential(*block(4, 24), *block(24, 48), *block(48, 64), *block(64, 96), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 28))
-    order, loss = torch.randperm(n), FocalLoss()
+    order, loss = torch.randperm(n), SigmoidFocalLoss()
     train, test = order[:n//2], order[n//2:]
     opt = torch.optim.AdamW(net.parameters(), 3e-3)
     for _ in range(epochs):

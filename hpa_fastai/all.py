@@ -32,6 +32,10 @@ from .train.losses import *
 from .evaluate.metrics import *
 from .models.architectures import *
 from .train.callbacks import *
+from .train.checkpoints import *
+from .train.schedule import *
+from .train.head import *
+from .train.fine_tuning import *
 from .train.learner import *
 from .train.distributed import *
 
@@ -41,7 +45,6 @@ from .evaluate.thresholds import *
 from .evaluate.crossfit import *
 from .evaluate.failures import *
 from .evaluate.evaluation import *
-from .train.assessment import *
 from .evaluate.flags import *
 from .evaluate.reference import *
 

@@ -21,7 +21,6 @@ from ..batches.loaders import *
 from ..train.callbacks import *
 from ..train.learner import *
 from ..evaluate.evaluation import *
-from ..train.assessment import *
 from ..deploy.bundle import *
 from ..deploy.saving import *
 from ..deploy.predictor import *

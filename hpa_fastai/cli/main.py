@@ -318,13 +318,13 @@ def _learner(a, dls, cbs):
 # %% ../../nbs/cli/90_main.ipynb #11afae1f
 def _fine_tune(a, learn):
     "Whether the whole network is to be trained"
-    from hpa_fastai.train.learner import worth_fine_tuning
+    from hpa_fastai.train.fine_tuning import worth_fine_tuning
     return worth_fine_tuning(learn) if a.fine_tune=='auto' else a.fine_tune=='yes'
 
 # %% ../../nbs/cli/90_main.ipynb #d460778d
 def _say_plan(a, learn):
     "All that was settled on, before it starts"
-    from hpa_fastai.train.learner import default_sizes
+    from hpa_fastai.train.schedule import default_sizes
     dls, sizes = learn.dls, _sizes(a)[1] or default_sizes(a.size, learn.knows_cells)
     print(f'{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate; {learn.model.config["arch"]} at {", ".join(map(str, sizes))} px on {dls.device}, '
           f'{"the head alone, a few seconds (--fine-tune yes trains the body too)" if not _fine_tune(a, learn) else f"{a.minutes:g} minutes" if a.minutes else f"{a.epochs} epochs a stage"}; batches of {dls.bs}, {a.loss} loss, learning rate {a.lr}; model to {a.out}', flush=True)
@@ -351,7 +351,7 @@ def _save(a, learn, folder):
 def _fit(a, learn, folder):
     "Train, save, and only then calibrate and judge"
     from hpa_fastai.train.distributed import shared_training
-    import hpa_fastai.train.assessment, hpa_fastai.deploy.saving
+    import hpa_fastai.deploy.saving
     fine_tune = _fine_tune(a, learn)
     with shared_training(learn), learn.no_bar(), learn.no_logging():
         learn.fit_progressive(_sizes(a)[1], epochs=a.epochs, minutes=a.minutes, lr=a.lr, folder=folder,
@@ -367,7 +367,7 @@ def _train_one(a, device):
     from fastai.torch_core import set_seed
     from hpa_fastai.deploy.bundle import check_room
     from hpa_fastai.basics.processes import in_turn, is_first
-    from hpa_fastai.train.learner import TrainingBar
+    from hpa_fastai.train.callbacks import TrainingBar
     folder = _training_folder(a)
     set_seed(a.seed)
     learn = _learner(a, _loaders(a, device), TrainingBar() if a.progress else None)
@@ -405,7 +405,7 @@ def _rehearse_training(a):
     "Look for the images of every label, and say what would be done"
     from hpa_fastai.data.images import attach_images, find_images
     from hpa_fastai.data.labels import get_labels, read_labels
-    from hpa_fastai.train.learner import FEW
+    from hpa_fastai.train.fine_tuning import FEW
     labels = get_labels(a.labels)
     csv, images = _places(a)
     n = len(attach_images(read_labels(csv, labels, ids=lambda: find_images(images).Id), images))

@@ -12,20 +12,19 @@ from itertools import cycle
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from fastai.learner import Learner
+from ..train.learner import HPALearner
 from ..basics.spreadsheets import path_text
 from ..data.images import *
 from ..batches.splits import antibody_of, group_codes
 from ..batches.loaders import *
 from ..basics.processes import *
-from ..train.assessment import *
 from ..evaluate.flags import *
 from ..evaluate.reference import *
 from .bundle import *
 
 # %% ../../nbs/deploy/20_saving.ipynb #bd906e8c
 @patch
-def to_bundle(self:Learner) -> Bundle:
+def to_bundle(self:HPALearner) -> Bundle:
     "The learner's model and settings as a `Bundle`, without saving it"
     return Bundle.from_learner(self)
 
@@ -69,7 +68,7 @@ def _missing(learn):
 
 # %% ../../nbs/deploy/20_saving.ipynb #ca828c68
 @patch
-def save_bundle(self:Learner,
+def save_bundle(self:HPALearner,
     path: str|Path,  # the folder to make
     force: bool = False,  # replace a bundle that is there
     note: bool = True,  # warn if thresholds or calibration were never fitted to these weights

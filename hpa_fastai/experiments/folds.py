@@ -26,6 +26,8 @@ from ..evaluate.crossfit import crossfit
 from ..evaluate.evaluation import Evaluation
 from ..evaluate.thresholds import Thresholds
 from ..models.architectures import *
+from ..train.callbacks import TrainingBar
+from ..train.fine_tuning import worth_fine_tuning
 from ..train.learner import *
 from ..train.distributed import *
 from ..deploy.bundle import *

@@ -12,8 +12,9 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from hpa_fastai.all import HPADataLoaders, HPAError, hpa_learner
-from hpa_fastai.train.learner import measure_steps
-from hpa_fastai.train.callbacks import SaveEpochs, TrainingError, read_checkpoint, write_checkpoint
+from hpa_fastai.train.schedule import measure_steps
+from hpa_fastai.train.callbacks import TrainingError
+from hpa_fastai.train.checkpoints import SaveEpochs, read_checkpoint, write_checkpoint
 
 TRAIN = """
 import sys, time, warnings; warnings.filterwarnings('ignore')
@@ -234,7 +235,7 @@ def test_too_little_memory_halves_the_batch(make_learner):
 
 
 def test_too_little_memory_leaves_no_half_precision(make_learner, monkeypatch):
-    monkeypatch.setattr('hpa_fastai.train.learner.amp_dtype', lambda *_: torch.bfloat16)
+    monkeypatch.setattr('hpa_fastai.train.schedule.amp_dtype', lambda *_: torch.bfloat16)
     monkeypatch.setattr('hpa_fastai.train.callbacks.amp_dtype', lambda *_: torch.bfloat16, raising=False)
     learn = make_learner()
     learn.model[0].layers.insert(0, SmallMemory(5))

@@ -16,7 +16,8 @@ from fastai.torch_core import set_seed
 from fastcore.foundation import L
 
 from hpa_fastai.all import CHANNELS, HPA28, HPADataBlock, HPADataLoaders, HPAError, attach_images, find_images, hpa_learner, plain_thresholds, predict, read_labels
-from hpa_fastai.train.learner import Stage, TrainingBar, default_sizes, plan_stages
+from hpa_fastai.train.callbacks import TrainingBar
+from hpa_fastai.train.schedule import Stage, default_sizes, plan_stages
 
 
 def test_it_learns_what_it_sees(tmp_path):
@@ -97,11 +98,11 @@ def test_a_pretrained_network_gets_its_head_before_it_is_trained(loaders):
 
 
 def test_the_fitted_head_is_the_best_there_is(loaders):
-    from hpa_fastai.train.learner import _known_head
+    from hpa_fastai.train.head import known_head
     learn = hpa_learner(loaders, 'smallresnet')
     before = hpa_learner(loaders, 'smallresnet')
     norm, layer = learn.fit_head().model[1][-3], learn.model[1][-1]
-    known = _known_head(before, norm.running_mean, (norm.running_var + norm.eps).sqrt())
+    known = known_head(before, norm.running_mean, (norm.running_var + norm.eps).sqrt())
     def value():
         with learn.no_bar(): x, y = learn.get_preds(dl=loaders.test_dl(loaders.train_ds.items, with_labels=True, cache=loaders.train.cache), act=lambda o: o)
         weights = torch.tensor(loaders.train.weights).float()
@@ -164,7 +165,7 @@ def test_sizes_that_a_network_cannot_take_are_said(loaders):
 
 
 def test_measuring_leaves_the_model_alone(trained):
-    from hpa_fastai.train.learner import measure_steps
+    from hpa_fastai.train.schedule import measure_steps
     learn, _ = trained
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
     measure_steps(learn)
@@ -336,11 +337,11 @@ def test_going_back_towards_the_start_is_no_training_to_other_callbacks(loaders,
 
 def test_what_interrupts_going_back_leaves_the_trained_weights(loaders, monkeypatch):
     import sys
-    from hpa_fastai.train.learner import average_with_start
+    from hpa_fastai.train.fine_tuning import average_with_start
     learn = hpa_learner(loaders, 'smallresnet')
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     trained, losses = [t.clone() for t in learn.model.state_dict().values()], iter([torch.ones(3)])
-    monkeypatch.setattr(sys.modules['hpa_fastai.train.learner'], '_valid_losses', lambda learn: next(losses))
+    monkeypatch.setattr(sys.modules['hpa_fastai.train.fine_tuning'], 'validation_losses', lambda learn: next(losses))
     with pytest.raises(StopIteration): average_with_start(learn, learn.start_weights)
     assert all(torch.equal(a, b) for a, b in zip(trained, learn.model.state_dict().values()))
 
@@ -378,7 +379,7 @@ def test_the_head_alone_leaves_the_body_as_it_came(loaders):
 
 
 def test_what_is_worth_fine_tuning(loaders, monkeypatch):
-    from hpa_fastai.train import learner as training
+    from hpa_fastai.train import fine_tuning as training
     learn = hpa_learner(loaders, 'smallresnet')
     assert not training.worth_fine_tuning(learn) and training.worth_fine_tuning(hpa_learner(loaders, 'smallresnet', pretrained=False))
     monkeypatch.setattr(training, 'FEW', len(loaders.train_ds))

@@ -3,7 +3,7 @@ import copy, pickle
 import numpy as np, pytest, torch
 from torch.autograd import gradcheck
 from hpa_fastai.data.labels import HPAError
-from hpa_fastai.train.losses import AsymmetricLoss, BCELoss, FocalLoss, LOSSES, SoftF1Loss, SymmetricLovaszLoss, WeightedSumLoss, get_loss
+from hpa_fastai.train.losses import AsymmetricLoss, BCELoss, SigmoidFocalLoss, LOSSES, SoftF1Loss, SymmetricLovaszLoss, WeightedSumLoss, get_loss
 
 
 
@@ -44,9 +44,9 @@ def np_soft_f1(x, y, eps=1.):
     p = np_sigmoid(x)
     return np.mean([1 - (2*np.sum(p[:, c]*y[:, c]) + eps)/(p[:, c].sum() + y[:, c].sum() + eps) for c in range(x.shape[1])])
 
-PAIRS = [(BCELoss(), np_bce), (BCELoss(.1), lambda x, y: np_bce(x, y, .1)), (FocalLoss(), np_focal), (FocalLoss(1.5), lambda x, y: np_focal(x, y, 1.5)),
+PAIRS = [(BCELoss(), np_bce), (BCELoss(.1), lambda x, y: np_bce(x, y, .1)), (SigmoidFocalLoss(), np_focal), (SigmoidFocalLoss(1.5), lambda x, y: np_focal(x, y, 1.5)),
          (AsymmetricLoss(), np_asymmetric), (AsymmetricLoss(2, 0, .1), lambda x, y: np_asymmetric(x, y, 2, 0, .1)), (SymmetricLovaszLoss(), np_symmetric_lovasz), (SoftF1Loss(), np_soft_f1),
-         (WeightedSumLoss([FocalLoss(), (.3, SymmetricLovaszLoss())]), lambda x, y: np_focal(x, y) + .3*np_symmetric_lovasz(x, y))]
+         (WeightedSumLoss([SigmoidFocalLoss(), (.3, SymmetricLovaszLoss())]), lambda x, y: np_focal(x, y) + .3*np_symmetric_lovasz(x, y))]
 names = [repr(p[0])[:40] for p in PAIRS]
 
 
@@ -102,7 +102,7 @@ def test_protocol_of_fastai(loss, _):
 def test_subclassed_tensors_come_back_plain():
     from fastai.torch_core import TensorBase, TensorMultiCategory
     x, y = batch(6)
-    assert type(FocalLoss()(TensorBase(x), TensorMultiCategory(y))) is torch.Tensor
+    assert type(SigmoidFocalLoss()(TensorBase(x), TensorMultiCategory(y))) is torch.Tensor
 
 @pytest.mark.parametrize('name', [*LOSSES, 'focal+lovasz', 'bce + 0.5*soft_f1'])
 def test_by_name_learns(name):
@@ -122,4 +122,4 @@ def test_unknown_names(bad, words):
     with pytest.raises(HPAError, match='.*'.join(words.split())): get_loss(bad)
 
 def test_shape_mismatch_is_told():
-    with pytest.raises(HPAError, match='multi-hot'): FocalLoss()(torch.zeros(4, 3), torch.zeros(4))
+    with pytest.raises(HPAError, match='multi-hot'): SigmoidFocalLoss()(torch.zeros(4, 3), torch.zeros(4))
