@@ -61,9 +61,13 @@ def rows(self:ImageCache,
 @patch
 def batch(self:ImageCache,
     rows,  # places in the cache
+    pin: bool = False,  # gather into memory that a GPU copies from by itself
 ) -> TensorRGBY:  # len(rows)×4×S×S uint8
     "Gather a batch in one go"
-    return TensorRGBY(torch.from_numpy(np.asarray(self.images[rows])))
+    if not pin: return TensorRGBY(torch.from_numpy(np.asarray(self.images[rows])))
+    pixels = torch.empty(len(rows), *self.images.shape[1:], dtype=torch.uint8, pin_memory=True)
+    np.take(self.images, rows, 0, pixels.numpy(), mode='clip')  # straight to its place; the rows are known to be there
+    return TensorRGBY(pixels)
 
 # %% ../../nbs/batches/20_cache.ipynb #c9139e02
 @patch

@@ -6,6 +6,8 @@
 __all__ = ['TargetNames', 'HPADataLoader']
 
 # %% ../../nbs/batches/60_dataloader.ipynb #0fcf3ee2
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np, torch
 from fastcore.basics import patch
 from fastai.data.all import *
@@ -57,23 +59,46 @@ def _look_up(self:HPADataLoader, items):
 
 # %% ../../nbs/batches/60_dataloader.ipynb #bebd4ab4
 @patch
-def _gather(self:HPADataLoader, idxs):
+def _gather(self:HPADataLoader, idxs, pin=False):
     "A batch of items by their numbers"
     if self.cache is not None:
-        b = self.cache.batch(self._rows[idxs]), TensorMultiCategory(self._targets[idxs])
+        b = self.cache.batch(self._rows[idxs], pin), TensorMultiCategory(self._targets[idxs])
         if any(not isinstance(t, ToTensor) for t in self.after_item.fs): b = self.do_batch([self.after_item(o) for o in zip(*b)])
     else: b = self.do_batch([self.do_item(i) for i in idxs])
     if self.sources: b[0].figures = self._figures[idxs]
     return b
 
+# %% ../../nbs/batches/60_dataloader.ipynb #b7c91e04
+def _copied_ahead(batches, device, n=2):
+    "Batches on a GPU, `n` of them gathered and copied while it works on another"
+    stream, waiting = torch.cuda.Stream(device), deque()
+    def copied():
+        batch = next(batches, None)
+        if batch is None: return None
+        with torch.cuda.stream(stream): batch = to_device(batch, device, non_blocking=True)
+        stream.synchronize()
+        return batch
+    with ThreadPoolExecutor(1, 'batches') as pool:
+        try:
+            for _ in range(n): waiting.append(pool.submit(copied))
+            while (batch := waiting.popleft().result()) is not None:
+                waiting.append(pool.submit(copied))
+                for o in batch: o.record_stream(torch.cuda.current_stream(device))  # kept until the GPU is done with it
+                yield batch
+        finally: pool.shutdown(cancel_futures=True)
+
 # %% ../../nbs/batches/60_dataloader.ipynb #2b4234ee
 @patch
 def create_batches(self:HPADataLoader,
     samps,  # numbers of items
-):  # yields batches
+):  # yields batches, on the device where that is a GPU and the pixels come from a cache
     "Batches of these items, gathered whole where there is a cache"
     if self.cache is None and self.sources is None: return super(HPADataLoader, self).create_batches(samps)
-    return (self._gather(np.array(b)) for b in self.chunkify(samps))
+    on_gpu = self.device is not None and self.device.type=='cuda'
+    as_read = all(isinstance(t, ToTensor) for t in self.after_item.fs)  # others may draw random numbers, in their order
+    ahead = self.cache is not None and on_gpu and as_read
+    batches = (self._gather(np.array(b), pin=ahead) for b in self.chunkify(samps))
+    return _copied_ahead(batches, self.device) if ahead else batches
 
 # %% ../../nbs/batches/60_dataloader.ipynb #5a795297
 @patch

@@ -124,7 +124,8 @@ def _odd_pictures(bundles, places, embs):
         kind = bundle.reader, bundle.reader.size or bundle.preprocess.size
         if kind not in seen:
             x = bundle.pixels([o and o[bundle.reader] for o in places])
-            seen[kind] = x, picture_figures(x)
+            if bundle.device.type=='cuda': x = x.to(bundle.device)  # pictures are measured there too
+            seen[kind] = x, np.concatenate([picture_figures(o) for o in x.split(max(1, 2**23//x.shape[-1]**2))])
         x, figures = seen[kind]
         found = {'blank-protein': blank(x), **(bundle.flagger(x, emb, figures) if bundle.flagger else {})}
         for flag,odd in found.items(): votes.setdefault(flag, []).append(odd)

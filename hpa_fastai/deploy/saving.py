@@ -57,7 +57,7 @@ def _sample(dls):
     "A few validation pictures as they are read"
     n, valid = 2 if dls.reader.size else 1, dls.valid  # pictures as large as their files may differ in size
     if not len(valid.dataset): raise BundleError('this learner has no images (it was loaded from a file), and a bundle needs some to test itself with; save the bundle where the model was trained')
-    return next(iter(valid.create_batches(iter(range(min(n, len(valid.dataset)))))))[0].as_subclass(torch.Tensor)
+    return next(iter(valid.create_batches(iter(range(min(n, len(valid.dataset)))))))[0].as_subclass(torch.Tensor).cpu()
 
 # %% ../../nbs/deploy/20_saving.ipynb #e5bbbf8d
 def _missing(learn):

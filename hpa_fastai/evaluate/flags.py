@@ -35,7 +35,7 @@ def picture_figures(
     flat = z.flatten(2)
     overlap = flat@flat.mT/flat.shape[2]
     i, j = torch.triu_indices(4, 4, 1)
-    return torch.cat([overlap[:,i,j], (flat*flat*flat).mean(2).clamp(-10, 10), *_energies(z)], 1).numpy()
+    return torch.cat([overlap[:,i,j], (flat*flat*flat).mean(2).clamp(-10, 10), *_energies(z)], 1).cpu().numpy()
 
 # %% ../../nbs/evaluate/90_flags.ipynb #c79ba545
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def _sharpness(figures):
 # %% ../../nbs/evaluate/90_flags.ipynb #bf247c49
 def _saturation(x):
     "Share of full pixels in the protein channel"
-    return (x[:,1]>=254).float().mean((1, 2)).numpy()
+    return (x[:,1]>=254).float().mean((1, 2)).cpu().numpy()
 
 # %% ../../nbs/evaluate/90_flags.ipynb #8409d3cb
 @patch(cls_method=True)
@@ -137,7 +137,7 @@ def blank(
 ) -> np.ndarray:  # B
     "Whether the protein channel is empty"
     green = x[:,1].flatten(1)
-    return ((green.amax(1).int()-green.amin(1).int())<BLANK).numpy()
+    return ((green.amax(1).int()-green.amin(1).int())<BLANK).cpu().numpy()
 
 # %% ../../nbs/evaluate/90_flags.ipynb #9d17c419
 @patch
