@@ -123,7 +123,7 @@ def odd(tmp, a):
     from PIL import Image
     from sklearn.metrics import roc_auc_score
     from hpa_fastai.all import HPADataLoaders, find_images, hpa_learner, simulate_atlas
-    from hpa_fastai.deploy.bundle import load_bundle
+    from hpa_fastai.deploy.loading import load_bundle
     from hpa_fastai.data.reader import ImageReader
     from hpa_fastai.deploy.predictor import Predictor
     simulate_atlas(tmp/'train', n=400, size=192, balance='even', progress=False)

@@ -24,7 +24,7 @@ def many(run, source, folder, n):
 def main(tmp, a):
     from hpa_fastai.all import HPADataLoaders, hpa_learner, simulate_atlas
     from hpa_fastai.deploy.predictor import Predictor
-    from hpa_fastai.deploy.bundle import load_bundle
+    from hpa_fastai.deploy.loading import load_bundle
     from hpa_fastai.interpret.report import report
     for name, n, size, seed in (('atlas', 80, 64, 0), ('plate', 60, a.size, 1)): simulate_atlas(tmp/name, n=n, size=size, balance='even', seed=seed, progress=False)
     learn = hpa_learner(HPADataLoaders.from_csv(tmp/'atlas', size=a.read, bs=16, cache=tmp/'cache', progress=False), a.arch, pretrained=False)

@@ -50,10 +50,12 @@ from .evaluate.reference import *
 
 # %% ../nbs/99_all.ipynb #00334d1f
 from .deploy.bundle import *
+from .deploy.loading import *
 from .deploy.hub import *
 from .deploy.onnx import *
 from .deploy.saving import *
 from .deploy.tables import *
+from .deploy.journal import *
 from .deploy.predictor import *
 from .deploy.scoring import *
 from .experiments.folds import *

@@ -23,7 +23,7 @@ from ..data.lookup import plain_source
 from ..data.reader import geometry
 from ..data.images import *
 from ..deploy.tables import *
-from ..deploy.tables import _text_of
+from ..deploy.journal import *
 from ..deploy.predictor import *
 from .segmentation import *
 from .masks import *
@@ -227,7 +227,7 @@ def cells_submission(
     labels = labels_of(cells, labels)
     if out and check_writable(out, ('.csv',)).exists() and not force: raise CellError(f'{out} exists; give another name, or overwrite it with force=True (--force)')
     _check_cells(cells, labels)
-    cells = cells.assign(Id=cells.Id.map(_text_of), mask=cells['mask'].map(_text_of))
+    cells = cells.assign(Id=cells.Id.map(cell_text), mask=cells['mask'].map(cell_text))
     probs = np.nan_to_num(labels.convert(cells[list(labels.classes)].to_numpy(float), HPA19))
     text = [' '.join(f'{k} {p[k]:.4f} {m}' for k in np.flatnonzero(p>=least)) for p,m in zip(probs, cells['mask'])]
     res = cells[['Id', 'width', 'height']].assign(text=text).groupby('Id', sort=False).agg({'width': 'first', 'height': 'first', 'text': lambda t: ' '.join(filter(None, t))})

@@ -22,8 +22,10 @@ from ..train.callbacks import *
 from ..train.learner import *
 from ..evaluate.evaluation import *
 from ..deploy.bundle import *
+from ..deploy.loading import *
 from ..deploy.saving import *
 from ..deploy.predictor import *
+from ..deploy.scoring import *
 
 # %% ../../nbs/cli/50_demo.ipynb #86484dd0
 def _verdicts(

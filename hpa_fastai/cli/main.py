@@ -276,7 +276,7 @@ def _may_replace(a):
 # %% ../../nbs/cli/90_main.ipynb #9d466f4d
 def _check_train(a):
     "Refuse what can't be trained or saved before the images are read"
-    from hpa_fastai.deploy.bundle import check_target
+    from hpa_fastai.deploy.saving import check_target
     from hpa_fastai.data.labels import HPAError
     from hpa_fastai.train.losses import get_loss
     from hpa_fastai.models.architectures import source_library
@@ -365,7 +365,7 @@ def _fit(a, learn, folder):
 def _train_one(a, device):
     "Train a model, and say how good it is"
     from fastai.torch_core import set_seed
-    from hpa_fastai.deploy.bundle import check_room
+    from hpa_fastai.deploy.saving import check_room
     from hpa_fastai.basics.processes import in_turn, is_first
     from hpa_fastai.train.callbacks import TrainingBar
     folder = _training_folder(a)
@@ -516,7 +516,7 @@ def _add_evaluate(sub):
 def _evaluate(a):
     "Predict a labelled folder and compare"
     from hpa_fastai.data.images import attach_images, find_images
-    from hpa_fastai.deploy.predictor import check_writable
+    from hpa_fastai.deploy.tables import check_writable
     from hpa_fastai.deploy.scoring import evaluate_predictions
     from hpa_fastai.data.labels import read_labels
     from hpa_fastai.basics.spreadsheets import write_whole
@@ -549,7 +549,7 @@ def _most(named):
 # %% ../../nbs/cli/90_main.ipynb #38fbcb56
 def _check_places(a):
     "Refuse what can't be written before the models are loaded"
-    from hpa_fastai.deploy.predictor import check_out, check_writable
+    from hpa_fastai.deploy.tables import check_out, check_writable
     from hpa_fastai.data.labels import HPAError
     if not Path(f'{a.out}.part.json').is_file(): check_out(a.out, a.force)
     for f,formats in ((a.embeddings, ('.npy', '.parquet')), (a.submission, ('.csv',)), (a.report, ('.html',))):
@@ -593,7 +593,8 @@ def _rehearse(a, predictor):
 def _predict(a):
     "Predict a folder"
     import time
-    with quick_imports(): from hpa_fastai.deploy.predictor import read_predictions, write_submission
+    from hpa_fastai.deploy.tables import read_predictions
+    from hpa_fastai.deploy.scoring import write_submission
     if a.watch: return _watch(a)
     _check_places(a)
     predictor = _predictor(a)
@@ -641,7 +642,7 @@ def _add_cells(sub):
 def _cells(a):
     "Predict every cell of a folder"
     from hpa_fastai.cells.cells import cells_submission, predict_cells
-    from hpa_fastai.deploy.predictor import check_out, check_writable
+    from hpa_fastai.deploy.tables import check_out, check_writable
     if not Path(f'{a.out}.part.json').is_file(): check_out(a.out, a.force)
     if a.submission: check_writable(a.submission, ('.csv',))
     _check_free(a.submission, a.force)
@@ -684,7 +685,7 @@ def _add_test_model(sub):
 # %% ../../nbs/cli/90_main.ipynb #74ef934b
 def _test_model(a):
     "Compute the sample of a model again"
-    from hpa_fastai.deploy.bundle import test_bundle
+    from hpa_fastai.deploy.loading import test_bundle
     print(f'{a.model}: as saved (largest difference of a probability {test_bundle(a.model, a.device):.1e})')
 
 # %% ../../nbs/cli/90_main.ipynb #ddff49c1

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..basics.environment import cache_home
 from ..basics.spreadsheets import path_text
 from .bundle import *
+from .loading import *
 
 # %% ../../nbs/deploy/30_hub.ipynb #aa295910
 _repo = re.compile(r'[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*')

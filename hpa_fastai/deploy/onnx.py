@@ -13,6 +13,7 @@ from torch import nn
 from fastcore.basics import patch
 from ..basics.spreadsheets import path_text
 from .bundle import *
+from .loading import *
 
 # %% ../../nbs/deploy/40_onnx.ipynb #b8603a2d
 class _Whole(nn.Module):

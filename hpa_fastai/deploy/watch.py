@@ -17,6 +17,7 @@ from ..data.labels import *
 from ..data.files import *
 from ..data.reader import *
 from .tables import *
+from .journal import *
 from .predictor import *
 
 # %% ../../nbs/deploy/90_watch.ipynb #c78df686

@@ -20,6 +20,7 @@ from ..models.architectures import *
 from ..train.distributed import *
 from ..evaluate.evaluation import compare_models
 from ..deploy.bundle import *
+from ..deploy.loading import *
 from .options import ExperimentError, split_options
 from .folds import labelled_table, train_folds
 

@@ -31,8 +31,10 @@ from ..train.fine_tuning import worth_fine_tuning
 from ..train.learner import *
 from ..train.distributed import *
 from ..deploy.bundle import *
+from ..deploy.loading import *
 from ..deploy.saving import *
 from ..deploy.tables import *
+from ..deploy.journal import *
 from ..deploy.scoring import evaluate_predictions
 from ..deploy.predictor import Predictor
 from .options import ExperimentError, revive_options, split_options

@@ -19,6 +19,7 @@ from ..basics.arguments import checked
 from ..data.labels import *
 from ..data.images import *
 from ..deploy.bundle import *
+from ..deploy.loading import *
 from ..deploy.saving import *
 from ..deploy.tables import *
 from ..deploy.predictor import *

@@ -20,6 +20,7 @@ from ..batches.splits import antibody_of
 from ..batches.sources import *
 from ..evaluate.reference import *
 from ..deploy.bundle import *
+from ..deploy.loading import *
 from ..deploy.hub import find_model
 from ..deploy.tables import *
 from ..deploy.predictor import *

@@ -20,6 +20,7 @@ from .pages import *
 from ..batches.settings import *
 from ..evaluate.reference import *
 from ..deploy.bundle import *
+from ..deploy.loading import *
 from ..deploy.hub import find_model
 from ..deploy.tables import *
 from ..deploy.predictor import *

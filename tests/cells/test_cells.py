@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hpa_fastai.deploy.bundle import load_bundle
+from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.cells.segmentation import *
 from hpa_fastai.cells.masks import *
 from hpa_fastai.cells.cells import *

@@ -194,7 +194,7 @@ def test_a_model_that_cannot_be_saved_is_kept(small_atlas, tmp_path, monkeypatch
             '--out', str(tmp_path/'m'), '--no-cache', '--no-progress']
     def full(*_): raise OSError(28, 'No space left on device')
     with monkeypatch.context() as m:
-        m.setattr('hpa_fastai.deploy.bundle._write_files', full)
+        m.setattr('hpa_fastai.deploy.saving._write_files', full)
         assert main(args) == 2
     said = capsys.readouterr().err
     assert f'the training is kept in {tmp_path/"m.training"}' in said and 'No space left' in said and 'Traceback' not in said

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from hpa_fastai.all import HPA28, HPADataLoaders, hpa_learner, plain_thresholds
-from hpa_fastai.deploy.bundle import BundleError, load_bundle, test_bundle as check_bundle
+from hpa_fastai.deploy.bundle import BundleError
+from hpa_fastai.deploy.loading import load_bundle, test_bundle as check_bundle
 
 
 @pytest.fixture
@@ -86,13 +87,14 @@ def test_replacing_leaves_nothing_behind(trained, copy):
 
 SAVE = """
 import sys, time, torch
-import hpa_fastai.deploy.bundle as b
+import hpa_fastai.deploy.saving as b
+from hpa_fastai.deploy.loading import load_bundle
 real = b.np.savez_compressed
 def slow(*args, **kwargs):
     print('saving', flush=True)
     time.sleep(60)
 b.np.savez_compressed = slow
-old = b.load_bundle(sys.argv[1])
+old = load_bundle(sys.argv[1])
 b.write_bundle(old, sys.argv[1], torch.zeros(1, 4, 48, 48, dtype=torch.uint8), force=True)
 """
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hpa_fastai.deploy import hub
-from hpa_fastai.deploy.bundle import BundleError, load_bundle
+from hpa_fastai.deploy.bundle import BundleError
+from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.deploy.onnx import export_onnx
 

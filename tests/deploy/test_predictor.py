@@ -15,12 +15,13 @@ import pandas as pd
 import pytest
 
 import hpa_fastai
-from hpa_fastai.deploy.bundle import load_bundle
+from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.data.images import find_images, read_image
-from hpa_fastai.deploy.predictor import Predictor, evaluate_predictions, predict
+from hpa_fastai.deploy.predictor import Predictor, predict
+from hpa_fastai.deploy.scoring import evaluate_predictions
 from hpa_fastai.data.labels import HPA28, HPAError, read_labels
-from hpa_fastai.deploy.tables import Journal
+from hpa_fastai.deploy.journal import Journal
 from hpa_fastai.evaluate.thresholds import plain_thresholds
 
 NAMES = list(HPA28.classes)
@@ -345,7 +346,7 @@ def test_fields_of_different_sizes_share_a_batch(trained, plate):
 def test_a_mapping_of_channels_goes_from_the_model_to_the_answer(plate, trained, tmp_path):
     import torch
     import tifffile
-    from hpa_fastai.deploy.bundle import write_bundle
+    from hpa_fastai.deploy.saving import write_bundle
     from hpa_fastai.batches.cache import cache_key
     from hpa_fastai.cells.cells import predict_cells
     table, bundle = find_images(plate), load_bundle(trained[1])

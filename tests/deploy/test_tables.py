@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hpa_fastai.deploy.scoring import judged
+from hpa_fastai.deploy.scoring import judged, write_submission
 from hpa_fastai.data.labels import HPA19, HPA28, ZTG10, LabelSet, get_labels
-from hpa_fastai.deploy.tables import (Journal, ResultError, as_predictions, check_ids, labels_of, read_cells, read_predictions, with_labels,
-                                write_submission)
+from hpa_fastai.deploy.embeddings import EmbeddingFile
+from hpa_fastai.deploy.journal import Journal
+from hpa_fastai.deploy.tables import (ResultError, as_predictions, check_ids, labels_of, read_cells,
+                                      read_predictions, with_labels)
 
 ODD = ['=HYPERLINK("http://x")', '+1', '-1', '@SUM(1)', '\t=1', "'=1", "'plain", '../../etc/passwd', 'a\nb', 'a\r\nb', 'a,b', '"a"', 'x'*300, '🔬', ' a ', 'nan', 'NA', '', '007']
 
@@ -146,12 +148,12 @@ def test_a_kill_while_names_are_given_loses_nothing(tmp_path, monkeypatch, name,
             calls.append(b)
             if len(calls) == at+1: raise KeyboardInterrupt
         replace(a, b)
-    with Journal(tmp_path/name, ZTG10, {}, embeddings=tmp_path/'e.npy') as j:
+    with Journal(tmp_path/name, ZTG10, {}, embeddings=EmbeddingFile(tmp_path/'e.npy')) as j:
         j.add([row('b'), row('a')], np.array([[1., 2], [3, 4]]))
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
             m.setattr(os, 'replace', killed)
             j.finish(['a', 'b'])
-    with Journal(tmp_path/name, ZTG10, {}, embeddings=tmp_path/'e.npy') as j: j.finish(['a', 'b'])
+    with Journal(tmp_path/name, ZTG10, {}, embeddings=EmbeddingFile(tmp_path/'e.npy')) as j: j.finish(['a', 'b'])
     assert read_predictions(tmp_path/name).Id.tolist() == ['a', 'b'] and np.load(tmp_path/'e.npy').tolist() == [[3, 4], [1, 2]]
     assert sorted(os.listdir(tmp_path)) == ['e.ids.json', 'e.npy', name]
 
@@ -209,7 +211,7 @@ def test_masks_may_be_very_long_in_a_table_of_cells(tmp_path):
 @pytest.mark.parametrize('read', [read_predictions, pd.read_csv, str])
 @pytest.mark.parametrize('labels', ['hpa28', 'ztg10', 'hpa19'])
 def test_a_table_is_taken_whoever_read_it(tmp_path, labels, read):
-    from hpa_fastai.deploy.predictor import evaluate_predictions
+    from hpa_fastai.deploy.scoring import evaluate_predictions
     ls = get_labels(labels)
     table = read(numbered(labels, tmp_path))
     truth = pd.DataFrame({ls.id_col: [7, 8, 9], ls.label_col: [0, 2, 1]})
@@ -230,7 +232,7 @@ no_names = lambda path: pd.read_csv(path).drop(columns=['Names', 'flags'])
 @pytest.mark.parametrize('changed', [by_id, by_id_too, no_flags, no_names])
 @pytest.mark.parametrize('labels', ['hpa28', 'ztg10', 'hpa19'])
 def test_a_table_is_taken_whatever_was_left_out_or_made_the_index(tmp_path, labels, changed):
-    from hpa_fastai.deploy.predictor import evaluate_predictions
+    from hpa_fastai.deploy.scoring import evaluate_predictions
     ls = get_labels(labels)
     ev = evaluate_predictions(changed(numbered(labels, tmp_path, missing=False)), pd.DataFrame({ls.id_col: [7, 8, 9], ls.label_col: [0, 2, 1]}), n_draws=5)
     assert ev.macro_f1 == 1 and list(ev.table.index) == list(ls.classes)

@@ -107,7 +107,7 @@ def test_models_decide_as_they_were_judged(folds, small_atlas):
 
 
 def test_models_pass_their_own_test(folds):
-    from hpa_fastai.deploy.bundle import test_bundle
+    from hpa_fastai.deploy.loading import test_bundle
     assert test_bundle(folds[0].models[1]) < 1e-3
 
 

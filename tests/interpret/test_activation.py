@@ -9,7 +9,7 @@ from hpa_fastai.data.labels import *
 from hpa_fastai.data.images import *
 from hpa_fastai.simulate.atlas import *
 from hpa_fastai.models.architectures import *
-from hpa_fastai.deploy.bundle import load_bundle
+from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.deploy.predictor import *
 from hpa_fastai.interpret.activation import *
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hpa_fastai.deploy.bundle import BundleError, load_bundle
+from hpa_fastai.deploy.bundle import BundleError
+from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.data.images import find_images, read_image
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.data.labels import HPAError

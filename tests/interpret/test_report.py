@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hpa_fastai.deploy.bundle import load_bundle
+from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.cli.main import main
 from hpa_fastai.data.images import find_images
 from hpa_fastai.deploy.predictor import Predictor

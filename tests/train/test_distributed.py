@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hpa_fastai.all import HPADataLoaders, HPAError
-from hpa_fastai.deploy.bundle import load_bundle
+from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.train.distributed import rank_share
 from hpa_fastai.train.callbacks import mean_ap
 
