@@ -25,7 +25,8 @@ print(before, m['Anonymous'], m['Rss']-m['Anonymous'], dls.train.cache.images.nb
 def clone(source, folder, n):
     "n fields of view as hard links to those of `source`, with a table of labels"
     import pandas as pd
-    from hpa_fastai.data.images import CHANNELS, find_images
+    from hpa_fastai.data.names import CHANNELS
+    from hpa_fastai.data.files import find_images
     from hpa_fastai.data.labels import read_labels
     rows, target = find_images(source/'train').to_dict('records'), read_labels(source/'train.csv').set_index('Id').Target
     (folder/'train').mkdir(parents=True)

@@ -27,7 +27,8 @@ def make_model(tmp, arch, size, n=80):
 
 def clone(source, folder, n):
     "n fields of view, as hard links to those of `source`"
-    from hpa_fastai.data.images import CHANNELS, find_images
+    from hpa_fastai.data.names import CHANNELS
+    from hpa_fastai.data.files import find_images
     rows = find_images(source).to_dict('records')
     for i in range(n):
         to = folder/f'{i//1000:03}'

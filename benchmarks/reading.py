@@ -5,8 +5,10 @@ from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from hpa_fastai.data.reader import ImageReader, reading_pool
-from hpa_fastai.data.files import CHANNELS, find_images
+from hpa_fastai.data.formats import reading_pool
+from hpa_fastai.data.reader import ImageReader
+from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.data.files import find_images
 from hpa_fastai.data.verify import verify_images
 
 def plain_loop(row, size): return np.stack([np.asarray(Image.open(row[c]).convert('L').resize((size,size))) for c in CHANNELS])

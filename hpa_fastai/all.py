@@ -9,11 +9,13 @@ __all__ = []
 from fastai.vision.all import *
 
 # %% ../nbs/99_all.ipynb #144c0432
+from .basics.errors import *
 from .basics.spreadsheets import *
 from .data.labels import *
+from .data.names import *
 from .data.files import *
-from .data.images import *
-from .data.lookup import *
+from .data.reader import ImageReader
+from .data.tensors import *
 from .data.verify import verify_images, Verification
 from .data.show import *
 from .simulate.atlas import *

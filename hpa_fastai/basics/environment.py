@@ -6,10 +6,11 @@
 __all__ = ['open_streams', 'print_anything', 'tqdm_bar', 'temporary_home', 'cache_home', 'keep_elsewhere', 'check_backend',
            'settle_in']
 
-# %% ../../nbs/basics/40_environment.ipynb #2bfc6b41
+# %% ../../nbs/basics/40_environment.ipynb #a4ad4d99
 import os, stat, sys, tempfile, warnings
 from functools import cache
 from pathlib import Path
+from .errors import *
 
 # %% ../../nbs/basics/40_environment.ipynb #dc32eeec
 def open_streams() -> None:
@@ -58,7 +59,6 @@ def temporary_home() -> Path:
         if stat.S_ISDIR(found.st_mode) and (os.name=='nt' or found.st_uid==user and not found.st_mode & 0o022): return folder
     except FileExistsError: pass
     except OSError as e:
-        from hpa_fastai.basics.spreadsheets import HPAError
         raise HPAError(f'neither the home folder nor a temporary one can be written to ({e.strerror or e}); '
                        'set HOME or TMPDIR to a folder that can') from None
     return Path(tempfile.mkdtemp(prefix='hpa_fastai-'))

@@ -16,11 +16,17 @@ from fastcore.basics import patch
 from ..basics.arguments import checked
 from ..basics.environment import cache_home, tqdm_bar
 from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
-from ..basics.spreadsheets import path_text
+from ..basics.paths import path_text
 from ..data.labels import HPAError
-from ..data.files import file_stamp, file_stat, is_url
-from ..data.reader import default_workers, read_into
-from ..data.images import *
+from ..basics.paths import file_stat, is_url
+from ..data.folders import file_stamp
+from ..data.formats import default_workers
+from ..data.reader import read_into
+from ..data.names import *
+from ..data.files import *
+from ..data.planes import *
+from ..data.reader import *
+from ..data.tensors import *
 
 # %% ../../nbs/batches/20_cache.ipynb #b5f7832f
 CACHE_VERSION = 1  # raised when the same files and settings come to give other pixels

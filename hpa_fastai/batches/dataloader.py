@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from fastai.data.all import *
 from fastai.torch_core import TensorMultiCategory
 from ..data.labels import *
-from ..data.images import *
+from ..data.reader import *
 from .cache import *
 from .sources import *
 

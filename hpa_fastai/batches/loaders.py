@@ -13,11 +13,17 @@ from fastcore.basics import patch
 from ..basics.arguments import checked
 from ..basics.environment import tqdm_bar
 from fastai.data.all import *
-from ..basics.spreadsheets import *
+from ..basics.errors import *
+from ..basics.arguments import *
+from ..basics.paths import *
+from ..basics.processes import *
+from ..data.names import *
+from ..data.files import *
+from ..data.reader import *
+from ..data.tensors import *
 from ..data.labels import *
-from ..data.files import is_url
-from ..data.images import *
-from ..data.lookup import image_table, plain_source
+from ..basics.paths import is_url
+from ..data.files import image_table, plain_source
 from ..data.show import *
 from .splits import *
 from .cache import *
@@ -25,7 +31,6 @@ from .settings import *
 from .sources import *
 from .transforms import *
 from .dataloader import *
-from ..basics.processes import *
 
 # %% ../../nbs/batches/70_loaders.ipynb #c64d5524
 def batch_tfms(
@@ -102,7 +107,7 @@ def _leave_out(df, errors):
 # %% ../../nbs/batches/70_loaders.ipynb #33fe2f1c
 def _readable(df, reader, cache, progress):
     "The rows that can be read, and the cache of their pixels, if there is to be one"
-    store = in_turn(lambda: build_cache(df, reader, None if cache is True else cache, progress=progress)) if cache else None
+    store = first_then_others(lambda: build_cache(df, reader, None if cache is True else cache, progress=progress)) if cache else None
     if store is not None: return _leave_out(df, store.errors), store
     bar = tqdm_bar(read_images(df, reader), total=len(df), desc='looking at every image once', unit='FOV', disable=not progress)
     return _leave_out(df, {df.Id.iat[i]: str(img) for i,img in bar if isinstance(img, Exception)}), None

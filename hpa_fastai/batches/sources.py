@@ -13,7 +13,10 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..data.labels import *
+from ..basics.errors import *
+from ..data.names import *
 from ..data.files import *
+from ..data.formats import *
 from ..data.reader import *
 
 # %% ../../nbs/batches/40_sources.ipynb #706122cc

@@ -13,7 +13,7 @@ import re, warnings
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..basics.arguments import checked
-from ..basics.spreadsheets import as_list
+from ..basics.arguments import as_list
 from ..data.labels import *
 from ..data.labels import find_columns, is_blank
 from ..data.duplicates import *

@@ -16,12 +16,14 @@ from scipy import ndimage as ndi
 from PIL import Image
 from ..basics.arguments import checked
 from ..basics.environment import tqdm_bar
-from ..basics.spreadsheets import as_list, path_text, write_whole
+from ..basics.arguments import as_list
+from ..basics.paths import path_text, write_whole
 from ..data.labels import *
-from ..data.files import *
-from ..data.lookup import plain_source
+from ..basics.paths import *
+from ..data.names import *
+from ..data.folders import *
+from ..data.files import plain_source
 from ..data.reader import geometry
-from ..data.images import *
 from ..deploy.tables import *
 from ..deploy.journal import *
 from ..deploy.predictor import *

@@ -12,11 +12,15 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from scipy import ndimage as ndi
 from PIL import Image
-from ..basics.spreadsheets import path_text
+from ..basics.paths import path_text
 from ..data.labels import HPAError
+from ..basics.arguments import *
+from ..basics.paths import *
+from ..data.names import *
 from ..data.files import *
+from ..data.tiff import *
 from ..data.formats import *
-from ..data.reader import open_file
+from ..data.formats import open_image_file
 from .segmentation import CellError, enlarge_mask
 
 # %% ../../nbs/cells/20_masks.ipynb #230d6528
@@ -29,7 +33,7 @@ def _mask_files(folder):
     for here,folders,names in os.walk(folder):
         folders[:] = [f for f in folders if not is_hidden(f)]
         for name in names:
-            if is_hidden(name) or Path(name).suffix.lower() not in MASK_EXTS or no_file(os.path.join(here, name)): continue
+            if is_hidden(name) or Path(name).suffix.lower() not in MASK_EXTS or irregular_kind(os.path.join(here, name)): continue
             id_, rank = split_mask(name) or (split_name(name)[0], _no_word)
             if rank>=0: found.append((rank, os.path.relpath(here, folder).replace(os.sep, '/'), id_form(id_), Path(here, name)))
     return sorted(found, key=lambda f: (f[0], f[3].name, len(f[1]), f[1]))
@@ -83,7 +87,7 @@ def _numbers_in_tiff(f):
 def _open_mask(path):
     "The numbers in a mask file"
     try:
-        with open_file(str(path)) as f:
+        with open_image_file(str(path)) as f:
             if path.suffix.lower()=='.npy': return np.load(f, allow_pickle=False)
             if path.suffix.lower() in ('.tif', '.tiff'): return _numbers_in_tiff(f)
             if (data := f.read())[:8]==PNG_MAGIC: png_pixel_chunks(data) # refuses what is not whole

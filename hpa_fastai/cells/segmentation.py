@@ -12,8 +12,8 @@ from scipy import ndimage as ndi
 from PIL import Image
 from ..basics.arguments import checked
 from ..data.labels import HPAError
-from ..data.images import composite
-from ..data.reader import resize_plane
+from ..data.tensors import composite
+from ..data.channels import resize_plane
 
 # %% ../../nbs/cells/10_segmentation.ipynb #9b6aa27c
 class CellError(HPAError): "Cells that can't be outlined, masks that can't be used, or a submission that can't be made."

@@ -13,9 +13,11 @@ import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from fastai.torch_core import set_seed
 from ..basics.arguments import checked
-from ..basics.spreadsheets import path_text
+from ..basics.paths import path_text
 from ..data.labels import *
-from ..data.images import *
+from ..basics.errors import *
+from ..data.files import *
+from ..data.tensors import *
 from ..simulate.atlas import *
 from ..batches.loaders import *
 from ..train.callbacks import *

@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *args, **kwargs): super().__init__(*args, **{'formatter_class': _Help, **kwargs})
 
     def error(self, message):
-        from hpa_fastai.basics.spreadsheets import HPAError
+        from hpa_fastai.basics.errors import HPAError
         raise HPAError(f'{message} ({self.prog} --help says what there is)')
 
 # %% ../../nbs/cli/90_main.ipynb #ab6c6609
@@ -59,7 +59,7 @@ def _data_options(p, images='train'):
 # %% ../../nbs/cli/90_main.ipynb #b8de4ca8
 def _places(a):
     "The table of labels and the folder of images that a command names"
-    from hpa_fastai.basics.spreadsheets import find_beside
+    from hpa_fastai.basics.paths import find_beside
     return find_beside(a.csv, a.data), find_beside(a.images, a.data)
 
 # %% ../../nbs/cli/90_main.ipynb #04ac6db2
@@ -144,7 +144,7 @@ def _add_verify(sub):
 # %% ../../nbs/cli/90_main.ipynb #11ec6f9c
 def _verify(a):
     "Check a folder of images"
-    from hpa_fastai.basics.spreadsheets import write_whole
+    from hpa_fastai.basics.paths import write_whole
     from hpa_fastai.data.verify import verify_images
     _check_free(a.out, a.force)
     found = verify_images(a.folder, a.csv, a.labels, a.deep, _reader(a), progress=a.progress)
@@ -366,13 +366,13 @@ def _train_one(a, device):
     "Train a model, and say how good it is"
     from fastai.torch_core import set_seed
     from hpa_fastai.deploy.saving import check_room
-    from hpa_fastai.basics.processes import in_turn, is_first
+    from hpa_fastai.basics.processes import first_then_others, is_first
     from hpa_fastai.train.callbacks import TrainingBar
     folder = _training_folder(a)
     set_seed(a.seed)
     learn = _learner(a, _loaders(a, device), TrainingBar() if a.progress else None)
     check_room(a.out, learn.model)
-    if not a.resume: in_turn(lambda: shutil.rmtree(folder, ignore_errors=True))
+    if not a.resume: first_then_others(lambda: shutil.rmtree(folder, ignore_errors=True))
     _say_plan(a, learn)
     _fit(a, learn, folder)
     print(f'\nOn the {len(learn.dls.valid_ds)} validation images, which the thresholds were fitted on '
@@ -403,7 +403,7 @@ def _train_folds(a, device):
 # %% ../../nbs/cli/90_main.ipynb #8aff9d62
 def _rehearse_training(a):
     "Look for the images of every label, and say what would be done"
-    from hpa_fastai.data.images import attach_images, find_images
+    from hpa_fastai.data.files import attach_images, find_images
     from hpa_fastai.data.labels import get_labels, read_labels
     from hpa_fastai.train.fine_tuning import FEW
     labels = get_labels(a.labels)
@@ -515,11 +515,11 @@ def _add_evaluate(sub):
 # %% ../../nbs/cli/90_main.ipynb #0cf7ced4
 def _evaluate(a):
     "Predict a labelled folder and compare"
-    from hpa_fastai.data.images import attach_images, find_images
+    from hpa_fastai.data.files import attach_images, find_images
     from hpa_fastai.deploy.tables import check_writable
     from hpa_fastai.deploy.scoring import evaluate_predictions
     from hpa_fastai.data.labels import read_labels
-    from hpa_fastai.basics.spreadsheets import write_whole
+    from hpa_fastai.basics.paths import write_whole
     if a.out: check_writable(a.out, ('.csv',))
     _check_free(a.out, a.force)
     predictor = _predictor(a)
@@ -768,7 +768,7 @@ def _run(argv):
         args = _parser().parse_args(argv)
         return args.run(args) or 0
     except Exception as e:
-        from hpa_fastai.basics.spreadsheets import HPAError
+        from hpa_fastai.basics.errors import HPAError
         if isinstance(e, HPAError): print(f'hpa_fastai: {e}', file=sys.stderr)
         elif isinstance(e, OSError): print(f'hpa_fastai: {e.filename or ""}: {e.strerror or e}', file=sys.stderr)
         else: traceback.print_exc()

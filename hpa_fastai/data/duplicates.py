@@ -13,7 +13,10 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..basics.arguments import checked
 from .labels import *
+from ..basics.errors import *
+from ..basics.processes import *
 from .files import *
+from .formats import *
 from .reader import *
 
 # %% ../../nbs/data/90_duplicates.ipynb #f31e5cd7

@@ -14,6 +14,9 @@ from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from ..basics.errors import *
+from ..basics.arguments import *
+from ..basics.paths import *
 from ..basics.spreadsheets import *
 _all_ = ['HPAError', 'same_form'] # every module needs them
 

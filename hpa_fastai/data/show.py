@@ -14,9 +14,11 @@ from fastai.torch_core import TensorMultiCategory
 from torch import Tensor
 from ..basics.environment import check_backend
 from .labels import *
+from ..basics.errors import *
+from .names import *
 from .files import *
 from .reader import *
-from .images import *
+from .tensors import *
 
 # %% ../../nbs/data/70_show.ipynb #08188b2a
 check_backend()

@@ -14,11 +14,17 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..basics.arguments import checked
 from ..basics.environment import tqdm_bar
+from ..basics.errors import *
+from ..basics.paths import *
 from ..basics.spreadsheets import *
-from .labels import *
+from .names import *
+from .folders import *
 from .files import *
+from .planes import *
 from .formats import *
+from .channels import *
 from .reader import *
+from .labels import *
 
 # %% ../../nbs/data/62_verify.ipynb #90c45751
 _ends = {'PNG': b'IEND', 'JPEG': b'\xff\xd9'}
@@ -43,7 +49,7 @@ def check_file(
     "The header of one file; `ImageError` when it cannot be read"
     p = open_planes(path, z=z, header=True, alone=alone)
     if deep and p.format.startswith('JPEG'):
-        with naming(path), open_file(path) as f: check_jpeg_codes(f.read())
+        with naming_file(path), open_image_file(path) as f: check_jpeg_codes(f.read())
     if is_url(path) or os.path.isdir(path): return p, None
     size,end = file_size_and_end(path)
     mark = _ends.get(p.format.split()[0])
@@ -100,7 +106,7 @@ def _check_pixels(res, row, reader):
     try:
         for c,plane,p in replace(reader, size=None, pixel_size=None).planes(row):
             a = np.asarray(plane)
-            with naming(row[c]): reader.value_range(a, p.bits)
+            with naming_file(row[c]): reader.value_range(a, p.bits)
             if a.min()==a.max(): res['problems'].append(('warning', 'all black' if a.max()==0 else 'constant', row[c], f'{c} is {a.max()} everywhere'))
             if a.dtype==np.uint16 and p.bits is None: res['top'] = max(res.get('top', 0), int(a.max()))
             small[c] = np.asarray(resize_plane(a.astype(np.float32), (128,128)))
@@ -254,7 +260,7 @@ def _check_set(fields, reader):
     faults = []
     top = max((f.get('top', 0) for f in fields), default=0)
     if top and reader.bits is None and reader.scale=='dtype' and top<2**14:
-        faults.append(dict(level='warning', problem='camera bits', Id='', file='', detail=f'no value of the 16-bit files is above {top}: a camera of {(bits:=12 if top<4096 else 14)} bits? say {setting("bits", bits)}, or they are read almost black'))
+        faults.append(dict(level='warning', problem='camera bits', Id='', file='', detail=f'no value of the 16-bit files is above {top}: a camera of {(bits:=12 if top<4096 else 14)} bits? say {setting_text("bits", bits)}, or they are read almost black'))
     return faults + [dict(level='warning', problem='byte-identical', Id=i, file=path, detail=f'the same as {other}') for i,path,other in _copies(fields)]
 
 # %% ../../nbs/data/62_verify.ipynb #50f1d7a5

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np, torch
 from fastcore.basics import patch
 from .. import version_of
-from ..basics.spreadsheets import HPAError
+from ..basics.errors import HPAError
 from ..data.labels import *
 from ..data.reader import *
 from ..batches.settings import *

@@ -10,7 +10,7 @@ import json, os
 import numpy as np
 from pathlib import Path
 from fastcore.basics import patch
-from ..basics.spreadsheets import *
+from ..basics.paths import *
 from .tables import *
 from .journal import *
 

@@ -9,7 +9,7 @@ __all__ = ['FILES', 'is_hub_name', 'pull_model', 'find_model', 'push_model']
 import re
 from pathlib import Path
 from ..basics.environment import cache_home
-from ..basics.spreadsheets import path_text
+from ..basics.paths import path_text
 from .bundle import *
 from .loading import *
 

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..basics.spreadsheets import *
+from ..basics.paths import *
+from ..data.planes import *
 from ..data.labels import *
-from ..data.files import spell_out
+from ..basics.paths import spell_out
 from .tables import *
 
 # %% ../../nbs/deploy/55_journal.ipynb #a63491d9

@@ -13,9 +13,10 @@ import numpy as np, torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from ..basics.arguments import checked
-from ..basics.spreadsheets import path_text
+from ..basics.paths import path_text
 from ..data.labels import *
-from ..data.files import *
+from ..basics.errors import *
+from ..data.names import *
 from ..data.reader import *
 from ..batches.settings import *
 from ..models.architectures import *

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from fastcore.basics import patch
-from ..basics.spreadsheets import path_text
+from ..basics.paths import path_text
 from .bundle import *
 from .loading import *
 

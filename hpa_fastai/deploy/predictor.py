@@ -13,11 +13,16 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..basics.arguments import checked
 from ..basics.environment import tqdm_bar
-from ..basics.spreadsheets import as_list, path_text
+from ..basics.arguments import as_list
+from ..basics.paths import path_text
 from ..data.labels import *
+from ..basics.errors import *
+from ..basics.paths import *
+from ..data.names import *
+from ..data.folders import *
 from ..data.files import *
+from ..data.formats import *
 from ..data.reader import *
-from ..data.lookup import *
 from ..evaluate.thresholds import *
 from ..batches.sources import *
 from ..evaluate.flags import *

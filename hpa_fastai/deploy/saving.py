@@ -16,8 +16,7 @@ from ..train.learner import HPALearner
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from ..basics.processes import *
-from ..basics.spreadsheets import path_text
-from ..data.images import *
+from ..basics.paths import path_text
 from ..batches.loaders import *
 from ..batches.settings import *
 from ..batches.splits import antibody_of, group_codes

@@ -8,7 +8,7 @@ __all__ = ['CheckError', 'number', 'text', 'one_of', 'either', 'listing', 'mappi
 # %% ../../nbs/deploy/00_schema.ipynb #f811c763
 import json, re
 from pathlib import Path
-from ..basics.spreadsheets import HPAError
+from ..basics.errors import HPAError
 
 # %% ../../nbs/deploy/00_schema.ipynb #bee0ad60
 class CheckError(HPAError):

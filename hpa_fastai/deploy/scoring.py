@@ -9,7 +9,9 @@ __all__ = ['judged', 'evaluate_predictions', 'write_submission']
 import warnings
 from pathlib import Path
 import pandas as pd
-from ..basics.spreadsheets import HPAError, read_table, same_form, write_whole
+from ..basics.errors import HPAError
+from ..basics.paths import same_form, write_whole
+from ..basics.spreadsheets import read_table
 from ..data.labels import LabelSet, read_labels
 from ..evaluate.evaluation import Evaluation, evaluate
 from .tables import ResultError, as_predictions, check_writable

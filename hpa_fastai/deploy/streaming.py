@@ -12,7 +12,11 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 import pandas as pd, torch
 from ..data.labels import *
+from ..basics.errors import *
+from ..data.names import *
+from ..data.folders import *
 from ..data.files import *
+from ..data.formats import *
 from ..data.reader import *
 
 # %% ../../nbs/deploy/75_streaming.ipynb #2f28c089

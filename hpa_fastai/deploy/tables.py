@@ -13,9 +13,11 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
+from ..basics.errors import *
+from ..basics.paths import *
 from ..basics.spreadsheets import *
 from ..data.labels import *
-from ..data.files import spell_out
+from ..basics.paths import spell_out
 
 # %% ../../nbs/deploy/50_tables.ipynb #31cf3dd0
 _formula = re.compile(r"'*[=+\-@\t\r]")

@@ -12,10 +12,13 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..basics.arguments import checked
 from ..basics.environment import tqdm_bar
-from ..basics.spreadsheets import path_text
+from ..basics.paths import path_text
 from ..data.labels import *
+from ..basics.errors import *
+from ..data.names import *
+from ..data.folders import *
 from ..data.files import *
-from ..data.reader import *
+from ..data.channels import *
 from .tables import *
 from .journal import *
 from .predictor import *

@@ -10,7 +10,9 @@ import textwrap
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from ..data.images import ImageError, ImageReader, composite
+from ..basics.errors import ImageError
+from ..data.reader import ImageReader
+from ..data.tensors import composite
 from .metrics import MetricError
 
 # %% ../../nbs/evaluate/60_gallery.ipynb #15d9eec7

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from scipy.special import stdtr
-from ..data.files import CHANNELS
+from ..data.names import CHANNELS
 
 # %% ../../nbs/evaluate/80_reference.ipynb #24e7d3c3
 def _fine_share(

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.foundation import L
 from ..basics.arguments import checked
+from ..basics.errors import *
+from ..basics.paths import *
 from ..basics.spreadsheets import *
 from ..basics.processes import *
+from ..data.files import *
 from ..data.labels import *
-from ..data.images import *
 from ..batches.splits import *
 from ..models.architectures import *
 from ..train.distributed import *

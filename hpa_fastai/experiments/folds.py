@@ -15,10 +15,12 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from fastcore.foundation import L
 from ..basics.arguments import checked
-from ..basics.spreadsheets import *
+from ..basics.paths import *
 from ..basics.processes import *
+from ..data.names import *
+from ..data.files import *
+from ..data.planes import *
 from ..data.labels import *
-from ..data.images import *
 from ..batches.splits import *
 from ..batches.loaders import *
 from ..evaluate.calibration import calibration_error, reliability
@@ -164,7 +166,7 @@ def _predict_fold(learn, out, fold):
     learn.fit_thresholds()
     learn.save_bundle(out/f'fold{fold}', force=True, note=False)  # all folds are decided together
     if is_first(): Predictor(out/f'fold{fold}', learn.dls.device.type).to_file(learn.dls.valid_ds.items, out/f'fold{fold}.csv', force=True, progress=False)
-    meet()
+    barrier()
     if is_first(): shutil.rmtree(out/f'fold{fold}-training', ignore_errors=True)
 
 # %% ../../nbs/experiments/20_folds.ipynb #f9bd70b9
@@ -273,13 +275,13 @@ def train_folds(
     df = labelled_table(df, labels, images)
     split_options(options)
     folds = _which(folds, n_folds)
-    in_turn(lambda: _begin(out, _settings(df, images, n_folds, labels, group, seed, options), force and is_first()))
+    first_then_others(lambda: _begin(out, _settings(df, images, n_folds, labels, group, seed, options), force and is_first()))
     for k in folds:
-        if agree(_finished(out, k)): continue
+        if broadcast(_finished(out, k)): continue
         if progress and is_first(): print(f'fold {k} of {n_folds}', flush=True)
         _predict_fold(train_fold(df, images, k, n_folds, labels, group, seed, progress, out/f'fold{k}-training', **options), out, k)
     predictions, d, evaluation = _pool(_collect(out, folds, df, images), df, labels, group, seed, calibration)
     res = Folds([out/f'fold{k}' for k in folds], predictions, evaluation, d.thresholds)
     if is_first(): _write_folds(out, res, d)
-    meet()
+    barrier()
     return res

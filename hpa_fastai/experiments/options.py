@@ -11,7 +11,7 @@ from fastai.learner import Learner
 from fastcore.foundation import L
 from ..basics.arguments import RANGES, checked
 from ..data.labels import HPAError
-from ..data.images import ImageReader
+from ..data.reader import ImageReader
 from ..batches.transforms import AugmentRGBY
 from ..batches.loaders import HPADataLoaders
 from ..train.learner import hpa_learner

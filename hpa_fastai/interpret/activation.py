@@ -17,7 +17,10 @@ from fastcore.basics import chunked, patch
 from fastai.learner import Learner
 from ..basics.arguments import checked
 from ..data.labels import *
-from ..data.images import *
+from ..basics.errors import *
+from ..data.files import *
+from ..data.reader import *
+from ..data.tensors import *
 from ..deploy.bundle import *
 from ..deploy.loading import *
 from ..deploy.saving import *

@@ -14,8 +14,10 @@ import matplotlib.pyplot as plt
 from scipy.stats import binomtest, fisher_exact
 from ..basics.arguments import checked
 from ..data.labels import *
-from ..data.files import CHANNELS
-from ..data.images import *
+from ..data.names import CHANNELS
+from ..basics.errors import *
+from ..data.files import *
+from ..data.tensors import *
 from ..batches.splits import antibody_of
 from ..batches.sources import *
 from ..evaluate.reference import *

@@ -12,8 +12,11 @@ import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from markupsafe import Markup
 from PIL import Image
-from ..basics.spreadsheets import HPAError
-from ..data.images import *
+from ..basics.errors import HPAError
+from ..basics.errors import *
+from ..data.files import *
+from ..data.reader import *
+from ..data.tensors import *
 from .pages import read_static, render_template
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #4b915e99

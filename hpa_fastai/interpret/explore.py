@@ -12,11 +12,16 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from ..basics.spreadsheets import *
-from ..data.labels import *
+from ..basics.errors import *
+from ..basics.arguments import *
+from ..basics.paths import *
+from ..data.names import *
+from ..data.folders import *
 from ..data.files import *
+from ..data.formats import *
 from ..data.reader import *
-from ..data.images import composite
+from ..data.labels import *
+from ..data.tensors import composite
 from ..data.duplicates import *
 from ..batches.splits import *
 from ..batches.splits import encode_targets

@@ -18,7 +18,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 from ..basics.environment import check_backend
-from ..basics.spreadsheets import HPAError, path_text, write_whole
+from ..basics.errors import HPAError
+from ..basics.paths import path_text, write_whole
 
 # %% ../../nbs/interpret/00_pages.ipynb #2644706b
 check_backend()

@@ -12,9 +12,13 @@ import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
 from fastcore.basics import chunked, patch
 from markupsafe import Markup
-from ..basics.spreadsheets import path_text
+from ..basics.paths import path_text
 from ..data.labels import *
-from ..data.images import *
+from ..basics.errors import *
+from ..data.files import *
+from ..data.planes import *
+from ..data.reader import *
+from ..data.tensors import *
 from .explore import explore
 from .pages import *
 from ..batches.settings import *

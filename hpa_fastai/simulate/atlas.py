@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
 from ..basics.arguments import checked
-from ..basics.spreadsheets import path_text
+from ..basics.paths import path_text
 from ..data.labels import *
-from ..data.files import CHANNELS
+from ..data.names import CHANNELS
 from .field import *
 from .cells import *
 from .patterns import *

@@ -19,6 +19,7 @@ from fastai.learner import *
 from fastai.metrics import AccumMetric, ActivationType
 from ..data.labels import *
 from ..evaluate.metrics import *
+from ..basics.errors import *
 from ..basics.processes import *
 
 # %% ../../nbs/train/10_callbacks.ipynb #b9e6285e
@@ -129,7 +130,7 @@ class KeepTime(Callback):
     def before_fit(self): self.start, self.any_step = time.monotonic()-self.spent, False
     def gone(self):
         "Share of the time that is gone"
-        return agree(min((time.monotonic()-self.start)/self.seconds, 1.))
+        return broadcast(min((time.monotonic()-self.start)/self.seconds, 1.))
     def before_batch(self):
         if not self.training: return
         self.learn.pct_train = self.gone()
@@ -224,7 +225,7 @@ class StopOnNaN(Callback):
         "Read the note, and stop if it says so"
         fine = [o for o in (self.fine, weights) if o is not None]
         self.fine = None
-        if not in_any(not all(fine)): return
+        if not any_process(not all(fine)): return
         self.why = self.cause()
         raise CancelFitException()
     def cause(self) -> str:
@@ -248,7 +249,7 @@ class StopWhenAsked(Callback):
     "End the fit after the step at hand, once `asked` is set"
     asked = False
     def after_batch(self):
-        self.asked = agree(self.asked)
+        self.asked = broadcast(self.asked)
         if self.asked: raise CancelFitException()
 
 # %% ../../nbs/train/10_callbacks.ipynb #30a823ef

@@ -36,7 +36,7 @@ class SharedDL(DistributedDL):
     after_batch = property(lambda self: self.dl.after_batch)
 
     def get_idxs(self):
-        idxs = agree(list(self.dl.get_idxs()))
+        idxs = broadcast(list(self.dl.get_idxs()))
         if self.drop_last: idxs = idxs[:len(self)*self.bs*self.world_size]
         self.n = len(idxs)
         return rank_share(idxs, self.bs, self.rank, self.world_size)
@@ -70,7 +70,7 @@ class SharedTrainer(DistributedTrainer):
         super().before_fit()
         self.own_loss = self.recorder.loss
         vars(self.recorder).update(loss=GatheredLoss())
-        torch.manual_seed(agree(torch.randint(2**31, ()).item())+rank_distrib())
+        torch.manual_seed(broadcast(torch.randint(2**31, ()).item())+rank_distrib())
     def _wrap_dl(self, dl): return dl if isinstance(dl, SharedDL) else SharedDL(dl, device=next(self.learn.model.parameters()).device)
     def after_fit(self):
         super().after_fit()

@@ -11,7 +11,7 @@ import numpy as np, pandas as pd, torch
 from torch import Tensor
 from fastai.data.all import *
 from fastai.learner import *
-from ..basics.processes import agree
+from ..basics.processes import broadcast
 from ..batches.splits import group_codes
 from .callbacks import set_weights
 from .head import fit_best_head, fit_linear
@@ -68,10 +68,10 @@ def average_with_start(
     between = lambda share: [torch.lerp(a.to(b), b, share) if b.is_floating_point() else b for a,b in zip(start, end)]
     try:
         for share in shares:
-            if not agree(left()): break
+            if not broadcast(left()): break
             set_weights(learn, between(share))
             losses[share] = validation_losses(learn)
-        kept = agree(nearest_of_the_best(losses, groups))
+        kept = broadcast(nearest_of_the_best(losses, groups))
     finally: set_weights(learn, between(kept) if kept<1 else end)
     return kept
 

@@ -12,7 +12,7 @@ import numpy as np, torch
 from torch import Tensor
 from fastai.data.all import *
 from fastai.learner import *
-from ..basics.processes import agree
+from ..basics.processes import broadcast
 from .losses import BCELoss, MultilabelLoss, SigmoidFocalLoss
 from .callbacks import forget_decisions
 from .schedule import halve_batch
@@ -45,7 +45,7 @@ def _looked_at(learn, items, seconds, bs):
     dl, model, start, rows = learn.dls.test_dl(items, cache=getattr(learn.dls.train, 'cache', None), bs=bs), learn.model.eval(), time.monotonic(), []
     for b in dl:
         rows.append(model[1][:-3](model[0](b[0])).as_subclass(Tensor).float().cpu())
-        if seconds and agree(time.monotonic()-start)>seconds: break
+        if seconds and broadcast(time.monotonic()-start)>seconds: break
     return torch.cat(rows)
 
 # %% ../../nbs/train/40_head.ipynb #484c76b4

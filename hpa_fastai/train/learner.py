@@ -18,9 +18,10 @@ from fastai.learner import *
 from fastai.optimizer import *
 from fastai.vision.learner import default_split
 from ..basics.arguments import checked
+from ..basics.errors import *
 from ..basics.processes import *
 from ..data.labels import *
-from ..data.lookup import image_table
+from ..data.files import image_table
 from ..batches.splits import *
 from ..batches.loaders import *
 from ..evaluate.calibration import *

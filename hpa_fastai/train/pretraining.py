@@ -15,7 +15,10 @@ from fastai.torch_core import set_seed
 from safetensors.torch import save_file
 from ..basics.environment import tqdm_bar
 from ..data.labels import *
-from ..data.images import *
+from ..basics.errors import *
+from ..data.files import *
+from ..data.reader import *
+from ..data.tensors import *
 from ..simulate.atlas import *
 from ..batches.cache import *
 from ..batches.settings import *

@@ -13,7 +13,7 @@ import numpy as np, torch
 from fastai.callback.all import *
 from fastai.data.all import *
 from fastai.learner import *
-from ..basics.processes import agree, is_first, n_processes
+from ..basics.processes import broadcast, is_first, n_processes
 from ..data.labels import HPAError
 from ..models.architectures import body_features
 from .callbacks import (DECISIONS, AverageWeights, KeepBest, KeepTime, LogEpochs, StopOnNaN, TrainingError, get_weights,
@@ -87,7 +87,7 @@ def plan(learn, sizes, epochs, minutes, best, left):
     stages, valid = [Stage(s, e, 0) for s,e in zip(sizes, epochs)], [0.]*len(sizes)
     if minutes:
         seconds, batches = zip(*(_measured(learn, size, b) for size,b in zip(sizes, batches)))
-        stages, valid = plan_stages(sizes, seconds, shares, agree(left()), [max(1, n//b) for b in batches]), [v for _,v in seconds]
+        stages, valid = plan_stages(sizes, seconds, shares, broadcast(left()), [max(1, n//b) for b in batches]), [v for _,v in seconds]
     cycles = plan_cycles(stages, shares, batches, valid)
     if minutes and best and learn.start_weights: cycles[-1].valid = 4*valid[-1]+HEAD_SHARE*minutes*60  # going back looks again
     return stages, cycles
@@ -114,7 +114,7 @@ def fit_cycles(learn, cycles, run, folder, start, first=0, state=None):
                 break
             learn.history.update(minutes=round((time.monotonic()-start)/60, 2), log=learn.training_log)
             if asked.asked: break
-        if not agree(asked.asked): go_back(learn, run, lambda: not asked.asked and (not run['minutes'] or left()>(c.valid-HEAD_SHARE*run['minutes']*60)/4))
+        if not broadcast(asked.asked): go_back(learn, run, lambda: not asked.asked and (not run['minutes'] or left()>(c.valid-HEAD_SHARE*run['minutes']*60)/4))
         learn.history['minutes'] = round((time.monotonic()-start)/60, 2)
     return end(learn, asked.asked, folder, about, c)
 

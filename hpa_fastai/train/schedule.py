@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.all import *
 from fastai.data.all import *
 from fastai.learner import *
-from ..basics.processes import agree, n_processes
+from ..basics.processes import broadcast, n_processes
 from ..data.labels import HPAError
 from .callbacks import TrainingError, amp_dtype
 
@@ -63,7 +63,7 @@ def measure_steps(
     def look(b):
         with torch.no_grad(): model.eval()(b[0])
     read = _seconds(lambda it: next(it), [iter(dl)]*min(n+1, len(dl)), dl.device)
-    return agree((_seconds(step, batches, dl.device) + read, -(-len(learn.dls.valid)//n_processes())*(_seconds(look, batches, dl.device)+read)))
+    return broadcast((_seconds(step, batches, dl.device) + read, -(-len(learn.dls.valid)//n_processes())*(_seconds(look, batches, dl.device)+read)))
 
 # %% ../../nbs/train/30_schedule.ipynb #ee3e5c55
 @dataclass

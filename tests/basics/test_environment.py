@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from hpa_fastai.basics import environment as surroundings
-from hpa_fastai.data.images import CHANNELS, find_images
+from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.data.files import find_images
 
 BARE = dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONIOENCODING='ascii', HOME='/proc/nowhere', MPLBACKEND='module://not_installed.backend')
 COMMANDS = ('demo', 'verify', 'explore', 'train', 'compare', 'evaluate', 'predict', 'report', 'cells', 'test-model', 'simulate')

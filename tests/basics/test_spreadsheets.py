@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from hpa_fastai.data.labels import HPAError, read_labels, same_form
-from hpa_fastai.basics.spreadsheets import find_beside, read_table, to_numbers
+from hpa_fastai.basics.paths import find_beside
+from hpa_fastai.basics.spreadsheets import read_table, to_numbers
 
 TEXT = 'Id,Target\na,16 0\nb,5\n'
 

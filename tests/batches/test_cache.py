@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from hpa_fastai.batches.cache import build_cache, cache_key
-from hpa_fastai.data.images import ImageReader, find_images, read_image
+from hpa_fastai.data.files import find_images
+from hpa_fastai.data.reader import ImageReader
+from hpa_fastai.data.tensors import read_image
 from hpa_fastai.data.labels import HPAError
 
 
@@ -44,7 +46,8 @@ def test_processes_fill_it_as_threads_do(small_atlas, tmp_path, monkeypatch):
 DAEMON = """
 import multiprocessing, sys
 import hpa_fastai.batches.cache as c
-from hpa_fastai.data.images import ImageReader, find_images
+from hpa_fastai.data.files import find_images
+from hpa_fastai.data.reader import ImageReader
 def build(): print(len(c.build_cache(find_images(sys.argv[1]), ImageReader(size=16), sys.argv[2], progress=False).errors), flush=True)
 if __name__=='__main__':
     c._A_FEW = 2
@@ -114,7 +117,8 @@ def test_too_small_a_disk_is_said_and_files_are_used(table, tmp_path, monkeypatc
 
 BUILD = """
 import sys, time
-from hpa_fastai.data.images import ImageReader, find_images
+from hpa_fastai.data.files import find_images
+from hpa_fastai.data.reader import ImageReader
 import hpa_fastai.batches.cache as c
 read = c.read_images
 def slowly(*args):

@@ -13,7 +13,8 @@ from fastai.vision.all import DisplayedTransform, aug_transforms
 
 from hpa_fastai.all import MeanAP, NormalizeRGBY, Predictor, TensorRGBY, TrainingBar, hpa_learner, predict_cells
 from hpa_fastai.batches.loaders import HPADataBlock, HPADataLoaders, dataset_stats, rarity_weights
-from hpa_fastai.data.images import ImageError, attach_images, find_images
+from hpa_fastai.basics.errors import ImageError
+from hpa_fastai.data.files import attach_images, find_images
 from hpa_fastai.data.labels import HPA28, HPAError, LabelError, read_labels
 
 

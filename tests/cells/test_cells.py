@@ -247,7 +247,7 @@ MASK_NAMES = ['{}.png', '{}_cp_masks.png', '{}_cp_masks.tif', '{}_blue_cp_masks.
 @pytest.mark.parametrize('where', ['beside', 'elsewhere'])
 def test_masks_are_found_under_the_names_that_programs_give(tmp_path, name, where):
     import warnings
-    from hpa_fastai.data.images import find_images
+    from hpa_fastai.data.files import find_images
     images = tmp_path/'images'
     images.mkdir()
     for i in ('A1', 'A2'):
@@ -289,7 +289,7 @@ def test_cells_before_nuclei_and_never_a_picture(tmp_path):
 def plate(small_atlas, tmp_path):
     "Three fields of view, and the masks that belong to them"
     import shutil
-    from hpa_fastai.data.images import find_images
+    from hpa_fastai.data.files import find_images
     (tmp_path/'plate').mkdir()
     for _, row in find_images(small_atlas/'train').head(3).iterrows():
         for c in ('red', 'green', 'blue', 'yellow'): shutil.copy(row[c], tmp_path/'plate')
@@ -297,7 +297,8 @@ def plate(small_atlas, tmp_path):
 
 
 def test_a_row_a_cell(plate, trained, tmp_path):
-    from hpa_fastai.data.images import find_images, read_image
+    from hpa_fastai.data.files import find_images
+    from hpa_fastai.data.tensors import read_image
     from hpa_fastai.data.labels import HPA28
     df = predict_cells(trained[1], plate, out=tmp_path/'cells.csv', progress=False)
     classes = list(HPA28.classes)
@@ -321,7 +322,7 @@ def test_a_row_a_cell(plate, trained, tmp_path):
 def test_a_killed_run_goes_on(plate, trained, tmp_path):
     "Killed after the first field of view, the same command ends with the same bytes"
     import time
-    from hpa_fastai.data.images import find_images
+    from hpa_fastai.data.files import find_images
     from hpa_fastai.deploy.tables import ResultError, read_cells
     whole = predict_cells(trained[1], plate, out=tmp_path/'whole.csv', progress=False)
     code = f"""import time, hpa_fastai.deploy.tables as r
@@ -410,7 +411,7 @@ def test_fields_that_fail_keep_a_row(plate, trained):
 
 
 def test_masks_in_place_of_outlines(plate, trained, tmp_path):
-    from hpa_fastai.data.images import find_images
+    from hpa_fastai.data.files import find_images
     ids = find_images(plate).Id.tolist()
     m = np.zeros((64, 64), np.uint8)
     m[5:30, 5:30], m[40:, 40:] = 7, 3
@@ -424,7 +425,7 @@ def test_masks_in_place_of_outlines(plate, trained, tmp_path):
 
 
 def test_damaged_pictures_whose_names_are_not_utf8(plate, trained, tmp_path):
-    from hpa_fastai.data.images import find_images
+    from hpa_fastai.data.files import find_images
     for c in ('red', 'green', 'blue', 'yellow'):
         os.rename(find_images(plate)[c].iloc[0], os.fsencode(plate) + b'/\xfcber_' + c.encode() + b'.png')
     with open(os.fsencode(plate) + b'/\xfcber_green.png', 'r+b') as f: f.truncate(99)
@@ -433,7 +434,7 @@ def test_damaged_pictures_whose_names_are_not_utf8(plate, trained, tmp_path):
 
 
 def test_masks_of_two_values_beside_the_images(plate, trained):
-    from hpa_fastai.data.images import find_images
+    from hpa_fastai.data.files import find_images
     m = np.zeros((64, 64), np.uint8)
     m[5:30, 5:30], m[40:, 40:] = 255, 255
     ids = find_images(plate).Id.tolist()
@@ -483,7 +484,8 @@ def test_without_scikit_image(tmp_path):
 
 def test_real_cells(real_data):
     "Every nucleus has its cell, cells are as large as cells are"
-    from hpa_fastai.data.images import find_images, read_image
+    from hpa_fastai.data.files import find_images
+    from hpa_fastai.data.tensors import read_image
     from hpa_fastai.data.reader import FULL_PIXEL
     for folder in ('hpav18_jpg', 'kaggle_png'):
         for _, row in find_images(real_data/'native'/folder).iterrows():

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from hpa_fastai.cli.main import main
-from hpa_fastai.data.images import find_images
+from hpa_fastai.data.files import find_images
 
 COMMAND = Path(sys.executable).parent/'hpa_fastai'
 
@@ -236,7 +236,7 @@ def test_training_reads_as_it_is_told(small_atlas, tmp_path):
 
 def test_names_that_are_not_utf8_by_every_door(small_atlas, trained, tmp_path, monkeypatch):
     "Folders and files of an old Windows share: every command runs, and an Id of the results is an Id of the labels"
-    from hpa_fastai.data.images import find_images
+    from hpa_fastai.data.files import find_images
     plate = os.path.join(os.fsencode(tmp_path), b'tr', b'd\xe9p\xf4t')
     os.makedirs(plate)
     ids = []

@@ -1,6 +1,7 @@
 "Near-duplicates: the same cells are found however the picture was saved, and nothing else is"
 import numpy as np, pandas as pd, pytest
 from PIL import Image
+from hpa_fastai.data.names import *
 from hpa_fastai.data.files import *
 from hpa_fastai.data.duplicates import *
 from hpa_fastai.simulate.atlas import simulate_fov

@@ -3,8 +3,14 @@ import io, json, os, pickle, re, socket, struct, sys, unicodedata, warnings, zli
 from dataclasses import asdict
 import numpy as np, pandas as pd, pytest, tifffile, torch
 from PIL import Image, ImageFile
-from hpa_fastai.data.reader import MAX_PIXELS
-from hpa_fastai.data.images import *
+from hpa_fastai.data.planes import MAX_PIXELS
+from hpa_fastai.basics.errors import *
+from hpa_fastai.data.names import *
+from hpa_fastai.data.files import *
+from hpa_fastai.data.planes import *
+from hpa_fastai.data.reader import *
+from hpa_fastai.data.tensors import *
+from hpa_fastai.data.verify import verify_images
 
 RNG = np.random.default_rng(0)
 def picture(h=96, w=None): return RNG.integers(0, 256, (4, h, w or h), dtype=np.uint8)
@@ -582,7 +588,7 @@ def test_no_permission(tmp_path, monkeypatch):
     write(tmp_path, picture(64))
     def refuse(path): raise PermissionError(13, 'Permission denied', path)
     if os.geteuid(): os.chmod(tmp_path/'A1_red.png', 0)
-    else: monkeypatch.setattr('hpa_fastai.data.reader.open_file', refuse)
+    else: monkeypatch.setattr('hpa_fastai.data.formats.open_image_file', refuse)
     fails('A1_red.png: no permission to read it', tmp_path)
 
 def test_missing_channel(tmp_path):
@@ -593,7 +599,7 @@ def test_missing_channel(tmp_path):
     with pytest.raises(ImageError, match='no channel has a file'): read_image(dict(Id='x', layout='channels', **dict.fromkeys(CHANNELS)))
 
 def test_bombs_in_tiff_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr('hpa_fastai.data.reader._tiff_pixels', lambda *args: pytest.fail('was decoded'))
+    monkeypatch.setattr('hpa_fastai.data.tiff._tiff_pixels', lambda *args: pytest.fail('was decoded'))
     side = int(MAX_PIXELS**.5)+16
     tifffile.imwrite(tmp_path/'a.tif', np.zeros((side,side), np.uint8), compression='zlib')
     fails('is refused', tmp_path)
@@ -610,7 +616,7 @@ def test_grey_png_is_the_same_by_few_threads_and_by_many(tmp_path, bits, monkeyp
     write(tmp_path, x)
     for n_workers, cores, how_often in ((1, 16, 4), (3, 16, 4), (4, 2, 4), (4, 16, 0)):
         used.clear()
-        monkeypatch.setattr('hpa_fastai.data.reader.default_workers', lambda: cores)
+        monkeypatch.setattr('hpa_fastai.data.formats.default_workers', lambda: cores)
         (_, img), = read_images(find_images(tmp_path), ImageReader(), n_workers)
         assert same(img, x if bits==8 else x//257) and len(used)==how_often
 
@@ -626,7 +632,7 @@ def test_what_the_decoder_of_grey_png_refuses_goes_to_pillow(tmp_path, monkeypat
 @pytest.fixture(params=['few threads', 'many threads', 'lenient Pillow', 'narrow Pillow'])
 def any_decoder(request, monkeypatch):
     "Each way of decoding, and settings of Pillow that other code in a notebook may have changed"
-    from hpa_fastai.data import reader as decode
+    from hpa_fastai.data import formats as decode
     monkeypatch.setattr(decode._thread, 'one_of_many', request.param=='many threads', raising=False)
     if request.param=='lenient Pillow': monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
     if request.param=='narrow Pillow': monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
@@ -758,7 +764,7 @@ def test_what_is_no_zarr_says_so(tmp_path):
 @pytest.mark.parametrize('threads', ['few', 'many'])
 @pytest.mark.parametrize('depth,colour', [(2,0), (4,0), (8,0), (16,0), (8,2), (16,2), (8,4), (16,4), (8,6), (16,6)])
 def test_png_of_any_depth(tmp_path, depth, colour, threads, monkeypatch):
-    from hpa_fastai.data import reader as decode
+    from hpa_fastai.data import formats as decode
     from hpa_fastai.data.verify import verify_images
     monkeypatch.setattr(decode._thread, 'one_of_many', threads=='many', raising=False)
     top, n = 2**depth-1, {0:1, 2:3, 4:2, 6:4}[colour]
@@ -848,7 +854,7 @@ def test_files_of_one_ome_are_one_field(tmp_path, name):
         read_image(find_images(tmp_path).iloc[1])
 
 def test_all_files_of_a_set_make_its_stamp(tmp_path):
-    from hpa_fastai.data.files import fov_stamp
+    from hpa_fastai.data.folders import fov_stamp
     names = [f'pos1_C{k}.ome.tif' for k in range(4)]
     plane_files(tmp_path, picture(32), names)
     row = find_images(tmp_path).iloc[0]

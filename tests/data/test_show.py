@@ -2,7 +2,9 @@
 import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
-from hpa_fastai.data.images import *
+from hpa_fastai.data.files import *
+from hpa_fastai.data.reader import *
+from hpa_fastai.data.tensors import *
 from hpa_fastai.data.labels import HPA28
 from hpa_fastai.data.show import *
 from hpa_fastai.simulate.atlas import simulate_atlas

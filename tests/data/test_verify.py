@@ -3,7 +3,9 @@ import os, shutil, time
 import numpy as np, pandas as pd, pytest, tifffile
 from PIL import Image
 from hpa_fastai.data.reader import ImageReader
-from hpa_fastai.data.files import CHANNELS, ImageError, find_images
+from hpa_fastai.basics.errors import ImageError
+from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.data.files import find_images
 from hpa_fastai.data.labels import HPA19, HPA28, ZTG10, HPAError, LabelError, read_labels
 from hpa_fastai.simulate.atlas import simulate_atlas
 from hpa_fastai.data.verify import verify_images

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpa_fastai.data.images import find_images
+from hpa_fastai.data.files import find_images
 from hpa_fastai.deploy.predictor import Predictor, predict
 from hpa_fastai.data.labels import HPAError
 from hpa_fastai.deploy.tables import read_predictions

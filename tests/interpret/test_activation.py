@@ -6,7 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np, pytest, torch
 from torch import nn
 from hpa_fastai.data.labels import *
-from hpa_fastai.data.images import *
+from hpa_fastai.basics.errors import *
+from hpa_fastai.data.files import *
 from hpa_fastai.simulate.atlas import *
 from hpa_fastai.models.architectures import *
 from hpa_fastai.deploy.loading import load_bundle

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from hpa_fastai.deploy.bundle import BundleError
 from hpa_fastai.deploy.loading import load_bundle
-from hpa_fastai.data.images import find_images, read_image
+from hpa_fastai.data.files import find_images
+from hpa_fastai.data.tensors import read_image
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.data.labels import HPAError
 from hpa_fastai.interpret.drift import monitor, plot_names, plot_traits, run_traits

@@ -9,7 +9,7 @@ import pytest
 
 from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.cli.main import main
-from hpa_fastai.data.images import find_images
+from hpa_fastai.data.files import find_images
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.data.labels import HPAError
 from hpa_fastai.interpret.report import report

@@ -180,7 +180,7 @@ LOAD = """
 import sys, warnings; warnings.filterwarnings('ignore')
 import numpy as np
 from fastai.learner import load_learner
-from hpa_fastai.data.images import find_images
+from hpa_fastai.data.files import find_images
 learn = load_learner(sys.argv[1])
 files = find_images(sys.argv[2]).head(12)
 with learn.no_bar(): probs, _, named = learn.get_preds(dl=learn.dls.test_dl(files, num_workers=0), with_decoded=True)
