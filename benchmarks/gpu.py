@@ -33,8 +33,8 @@ from fastai.torch_core import set_seed, to_device
 
 import hpa_fastai
 from hpa_fastai.all import (CHANNELS, AverageWeights, HPADataLoaders, HPAError, Predictor, StopOnNaN, TrainingError,
-                            amp_dtype, evaluate_predictions, find_device, find_images, hpa_learner, read_checkpoint,
-                            read_labels, simulate_atlas, stage_batch)
+                            evaluate_predictions, find_device, find_images, hpa_learner, read_checkpoint, read_labels,
+                            simulate_atlas)
 
 
 @dataclass
@@ -262,11 +262,12 @@ def memory(lab):
 @contextmanager
 def trained_in(dtype):
     "Let trainings take another kind of half precision"
-    users = [m for m in list(sys.modules.values()) if vars(m).get('amp_dtype') is amp_dtype] if dtype else []
-    for m in users: m.amp_dtype = lambda device: dtype
+    ours = [m for name, m in sys.modules.items() if name.startswith('hpa_fastai') and hasattr(m, 'amp_dtype')]
+    usual = [m.amp_dtype for m in ours]
+    for m in ours if dtype else []: m.amp_dtype = lambda device: dtype
     try: yield
     finally:
-        for m in users: m.amp_dtype = amp_dtype
+        for m, f in zip(ours, usual): m.amp_dtype = f
 
 
 class Watch(Callback):
@@ -489,7 +490,7 @@ def recipe(lab):
     "The stages of the recipe for the competition of 2018, on one GPU"
     sizes, bs, n = lab.of((256, 384, 512), (24, 32)), lab.of(32, 4), 31_072 + 74_606
     for size in sizes:
-        images = stage_batch(bs, size, max(sizes), n)
+        images = int(bs*(max(sizes)/size)**2)  # what fills the memory that the last stage takes
         rate, share, gb = measured(lab, lab.of('resnet34', 'smallresnet'), size, images, 1)
         yield Figure(f'{size} px, batches of {images}: training', rate, 'images/s')
         yield Figure(f'{size} px: an epoch of {int(.8*n)} images', .8*n/rate/60, 'minutes')
