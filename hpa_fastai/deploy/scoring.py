@@ -21,18 +21,20 @@ def judged(
     predictions: pd.DataFrame | str | Path,  # of `predict`, `read_predictions` or `pd.read_csv`; or its file
     truth: pd.DataFrame | str | Path,  # anything `read_labels` takes
     labels: LabelSet | str | None = None,  # the classes of both; None: those of the predictions
-) -> dict:  # probs, targets and preds (images × classes), ids and labels: the arguments of `evaluate` and `find_failures`
+) -> dict:  # probs, targets, preds (images × classes), ids, labels: arguments of `evaluate` and `find_failures`
     "Lay a table of predictions beside the truth, as arrays."
     predictions, labels = as_predictions(predictions, labels)
     truth = read_labels(truth, labels, allow_empty=True, ids=predictions.Id)
     both = predictions[predictions['error'] == ''].merge(truth[['Id', 'Target']], on='Id')
     if not len(both):
         given, known = ', '.join(predictions.Id[:3]), ', '.join(truth.Id[:3])
-        raise HPAError(f'none of the {len(predictions)} predictions has an Id that the truth knows; the first are {given} and {known}')
+        raise HPAError(f'none of the {len(predictions)} predictions has an Id that the truth knows; '
+                       f'the first are {given} and {known}')
     absent = truth.Id[~truth.Id.isin(both.Id)]
     if len(absent):
         few = ', '.join(absent[:3]) + (', …' if len(absent) > 3 else '')
-        warnings.warn(f'{len(absent)} of {len(truth)} images with known labels have no prediction and are left out: {few}')
+        warnings.warn(f'{len(absent)} of {len(truth)} images with known labels have no prediction '
+                      f'and are left out: {few}')
     return dict(probs=both[list(labels.classes)].to_numpy(float), targets=labels.encode(both.Target) > 0,
                 preds=labels.encode(both.Predicted) > 0, ids=both.Id.to_numpy(), labels=labels)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EDGE', 'N_BINS', 'BIN_LOGITS', 'CALIBRATION_METHODS', 'logit', 'expit', 'score_counts', 'fit_platt', 'Calibration',
            'fit_temperature', 'fit_isotonic', 'calibrate', 'log_losses', 'crossfit_calibration', 'calibration_error',
-           'wilson_interval', 'reliability', 'plot_reliability', 'shift_prior']
+           'wilson_interval', 'reliability', 'plot_reliability', 'check_shares', 'shift_prior']
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #53957e46
 import numpy as np
@@ -257,14 +257,26 @@ def plot_reliability(probs,         # probabilities, or a dict of them: name -> 
     bottom.set(xlabel='probability', ylabel='decisions', yscale='log')
     return axes
 
+# %% ../../nbs/evaluate/10_calibration.ipynb #9228d960
+def check_shares(shares,              # share of images with each class; one number serves all classes
+                 n_classes: int,      # that there are
+                 name='prevalence',   # what the error calls them
+                ) -> np.ndarray:      # one a class
+    "One share for each class, strictly between 0 and 1, or the reason why these are none."
+    s = np.asarray(shares, float)
+    if s.ndim == 0: s = np.full(n_classes, s)
+    if s.shape != (n_classes,):
+        raise MetricError(f'{name} has shape {s.shape}: give one share of images for each of the {n_classes} classes')
+    bad = np.flatnonzero(~((s > 0) & (s < 1)))
+    if len(bad): raise MetricError(f'{name} of class {bad[0]} must lie between 0 and 1, both excluded')
+    return s
+
 # %% ../../nbs/evaluate/10_calibration.ipynb #dce9a061
 def shift_prior(probs,           # calibrated probabilities, images × classes
                 old,             # share of images with each class where the model was calibrated
                 new,             # share of images with each class where it is used
                ) -> np.ndarray:  # probabilities under the new shares
     "Probabilities for a place where the classes are more or less frequent."
-    p, old, new = check_probs(probs), np.asarray(old, float), np.asarray(new, float)
-    for name, share in dict(old=old, new=new).items():
-        bad = np.flatnonzero((share <= 0) | (share >= 1))
-        if len(bad): raise MetricError(f'{name} prevalence of class {bad[0]} must lie between 0 and 1, both excluded')
+    p = check_probs(probs)
+    old, new = check_shares(old, p.shape[1], 'old prevalence'), check_shares(new, p.shape[1], 'new prevalence')
     return expit(logit(p) + logit(new) - logit(old)).astype(p.dtype)

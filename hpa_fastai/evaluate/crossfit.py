@@ -18,7 +18,7 @@ class Decisions:
     probs: np.ndarray                # images × classes, calibrated on all images
     unseen_probs: np.ndarray         # images × classes, each part calibrated on the others
     preds: np.ndarray                # bool, images × classes: decided by thresholds of the other parts
-    undecided: np.ndarray            # bool, images × classes: so near to a threshold that other labelled images would have moved it past
+    undecided: np.ndarray            # bool, images × classes: other labelled images might have decided otherwise
     calibration: Calibration | None  # fitted on all images; None: the probabilities are as they came
     thresholds: Thresholds           # fitted on all images
 

@@ -30,7 +30,7 @@ def top_losses(
     labels = None,  # `LabelSet` or list of names; numbers when not given
     ids = None,  # name of each image; row numbers when not given
     n: int = 20,  # images
-) -> pd.DataFrame:  # Id, loss, right, missed and wrongly_given (names), worst (the class that cost most), probability (of that class)
+) -> pd.DataFrame:  # Id, loss, right, missed, wrongly_given, worst (the class that cost most), probability (of it)
     "The images whose labels surprise the model most, and the classes to which they owe it."
     p, t, d, names, ids = _checked(probs, targets, preds, labels, ids)
     losses = -np.log(np.where(t, p, 1 - p).clip(1e-7))
@@ -67,7 +67,7 @@ def confident_limits(
     probs,  # out-of-fold probabilities, images × classes
     targets,  # labels as given, 0/1
     least: int = 5,  # images with, and without, a class that it takes to say what is confident
-) -> tuple:  # lowest probability of a confident yes and highest of a confident no, one a class; NaN for classes with too few images
+) -> tuple:  # lowest of a confident yes, highest of a confident no: one a class, NaN for classes with too few images
     "The probabilities from which on a model is confident that a class is there, and that it is not."
     p, t = check_probs(probs, targets), check_labels(targets)
     means = []
@@ -84,7 +84,7 @@ def label_candidates(
     labels = None,  # `LabelSet` or list of names; numbers when not given
     ids = None,  # name of each image; row numbers when not given
     least: int = 5,  # images with, and without, a class that it takes to say what is confident
-) -> pd.DataFrame:  # Id, class, suspicion ('missing' or 'wrong' label), probability, trust (0..1, in the label as given)
+) -> pd.DataFrame:  # Id, class, suspicion ('missing' or 'wrong'), probability, trust (0..1, in the label)
     "Labels to look at again, because the model confidently disagrees with them; the least trusted first."
     p, t, d, names, ids = _checked(probs, targets, preds, labels, ids)
     surely_there, surely_not = confident_limits(p, t, least) if len(p) else np.zeros((2, p.shape[1]))

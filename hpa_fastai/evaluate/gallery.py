@@ -46,7 +46,8 @@ def show_failures(
     if not classes: raise MetricError('there are no failures to show')
     widths = [1.5, *[1]*n, .2, *[1]*n]   # the name, what was missed, a gap, what was given wrongly
     figsize = 1.35*(2*n + 1.7), 1.55*len(classes) + .3
-    fig, axs = plt.subplots(len(classes), len(widths), figsize=figsize, squeeze=False, layout='constrained', width_ratios=widths)
+    fig, axs = plt.subplots(
+        len(classes), len(widths), figsize=figsize, squeeze=False, layout='constrained', width_ratios=widths)
     for column, heading in ((1, 'missed'), (n + 2, 'given wrongly')):
         axs[0][column].annotate(
             heading, (0, 1), (0, 16), xycoords='axes fraction', textcoords='offset points', fontsize=10, weight='bold')

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
-from .metrics import MetricError, check_probs, check_labels, class_names, macro_f1
-from .calibration import EDGE, N_BINS, BIN_LOGITS, logit, expit, score_counts
-from .threshold_methods import (
-    counts_above, f1_of_counts, best_constant, match_prevalence, optimum_or_constant, crossfit_draws, auto_draws)
+from .metrics import MetricError, check_labels, check_probs, check_same_shape, class_names, macro_f1
+from .calibration import EDGE, N_BINS, BIN_LOGITS, logit, expit, check_shares, score_counts
+from .threshold_methods import counts_above, f1_of_counts, best_constant, optimum_or_constant
+from .threshold_methods import match_prevalence, crossfit_draws, auto_draws
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #671de1b8
 @dataclass(frozen=True, repr=False, eq=False)
@@ -25,8 +25,8 @@ class Thresholds:
     high: np.ndarray                # upper end: nine of ten refits are below
     method: str                     # how they were found
     support: np.ndarray             # positive images of each class they were found on
-    expected_f1: float = np.nan     # macro F1 to expect on unseen images of the same kind, by cross-fitting; NaN: not measured
-    exclusive: int | None = None    # number of the class that means "none of these" and stands alone; None: there is none
+    expected_f1: float = np.nan     # macro F1 to expect on unseen images of the same kind; NaN: not measured
+    exclusive: int | None = None    # number of the class that means "none of these" and stands alone
 
     def __len__(self): return len(self.values)
 
@@ -43,7 +43,9 @@ def margins(self: Thresholds,
            ) -> np.ndarray:     # log odds above the threshold; positive where the class is predicted
     "How far each probability lies above its class's threshold."
     p = check_probs(probs)
-    if p.shape[1] != len(self): raise MetricError(f"probs has {p.shape[1]} classes but there are thresholds for {len(self)}: use those of the same model")
+    if p.shape[1] != len(self):
+        raise MetricError(f'probs has {p.shape[1]} classes but there are thresholds for {len(self)}: '
+                          'use those of the same model')
     return logit(p) - logit(self.values)
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #5bb92716
@@ -57,37 +59,29 @@ def undecided(self: Thresholds,
     if band is None: return (p > self.low) & (p <= self.high)
     return np.abs(p - self.values) < band
 
-# %% ../../nbs/evaluate/30_thresholds.ipynb #99d1ef7c
-def _fill_empty(out, margin):
-    "Give each image without a label the class nearest to its threshold, in place."
-    empty = np.flatnonzero(~out.any(1))
-    out[empty, margin[empty].argmax(1)] = True
-
-# %% ../../nbs/evaluate/30_thresholds.ipynb #a3fea4d0
-def _stand_alone(out, margin, alone):
-    "Either class `alone` or the others, whichever is further above its threshold."
-    rest = np.where(out, margin, -np.inf)
-    rest[:, alone] = -np.inf
-    wins = out[:, alone] & (margin[:, alone] > rest.max(1))
-    out[wins] = False
-    out[:, alone] = wins
-    return out
-
 # %% ../../nbs/evaluate/30_thresholds.ipynb #3d28c6a2
 @patch
 def predict(self: Thresholds,
             probs,                        # probabilities, images × classes
             at_least_one: bool = False,   # give an image without labels the class nearest to its threshold
             exclusive: int | None = None, # number of the class that stands alone; None: `exclusive` of the thresholds
-            abstain=None,                 # leave labels out that are closer than this (probability) to their threshold; True: those inside its range
+            abstain=None,                 # leave out what is closer to its threshold than this; True: inside its range
            ) -> np.ndarray:               # bool, images × classes
     "Which classes each image gets."
     margin = self.margins(probs)
     out = np.asarray(probs, np.float64) > self.values
     if abstain: out &= ~self.undecided(probs, None if abstain is True else abstain)
-    if at_least_one: _fill_empty(out, margin)
+    if at_least_one:
+        empty = np.flatnonzero(~out.any(1))
+        out[empty, margin[empty].argmax(1)] = True
     alone = self.exclusive if exclusive is None else exclusive
-    return out if alone is None else _stand_alone(out, margin, alone)
+    if alone is not None:
+        others = np.where(out, margin, -np.inf)
+        others[:, alone] = -np.inf
+        wins = out[:, alone] & (margin[:, alone] > others.max(1))
+        out[wins] = False
+        out[:, alone] = wins
+    return out
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #b69f8459
 @patch
@@ -111,8 +105,9 @@ def from_dict(cls: Thresholds,
               d: dict,   # of `to_dict`
              ):
     "The thresholds that `to_dict` wrote."
-    d = {k: np.asarray(v) if isinstance(v, list) else v for k, v in d.items()}
-    return cls(**d | dict(expected_f1=np.nan if d.get('expected_f1') is None else d['expected_f1']))
+    fields = {k: np.asarray(v) if isinstance(v, list) else v for k, v in d.items()}
+    if fields.get('expected_f1') is None: fields['expected_f1'] = np.nan
+    return cls(**fields)
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #d3503546
 def plain_thresholds(values,                        # one number for all classes, or one a class
@@ -130,48 +125,39 @@ def as_thresholds(value,                         # `Thresholds`, one number, or 
                  ) -> Thresholds:
     "Thresholds, in whatever form somebody gives them."
     if isinstance(value, Thresholds): return value
-    try: th = np.asarray(value, float)
-    except (TypeError, ValueError): raise MetricError(f'thresholds are a {type(value).__name__}: give one number, or one for each of the {n_classes} classes') from None
-    if th.ndim and th.shape != (n_classes,): raise MetricError(f'thresholds has shape {th.shape}: give one number or one for each of the {n_classes} classes')
-    if not ((th >= 0) & (th <= 1)).all(): raise MetricError(f'thresholds are {th.min():g} to {th.max():g}: give numbers between 0 and 1')
-    return plain_thresholds(th, n_classes, exclusive)
+    wanted = f'one number, or one for each of the {n_classes} classes'
+    try: values = np.asarray(value, float)
+    except (TypeError, ValueError):
+        raise MetricError(f'thresholds are a {type(value).__name__}: give {wanted}') from None
+    if values.ndim and values.shape != (n_classes,):
+        raise MetricError(f'thresholds has shape {values.shape}: give {wanted}')
+    if not ((values >= 0) & (values <= 1)).all():
+        raise MetricError(f'thresholds are {values.min():g} to {values.max():g}: give numbers between 0 and 1')
+    return plain_thresholds(values, n_classes, exclusive)
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #fe9d041d
 def decide(probs,         # probabilities, images × classes
-           preds,         # `Thresholds`, one number, one a class, or decisions that were made already (bool, images × classes)
-           labels=None,   # `LabelSet`, whose `negative` stands alone; decisions that were made already stay as they are
+           preds,         # decisions (bool, images × classes), or what makes them: `Thresholds`, a number, one a class
+           labels=None,   # `LabelSet`: its `negative` stands alone, unless the decisions were made already
           ) -> np.ndarray:  # bool, images × classes
     "Decisions about each image and class, in whatever form somebody gives them."
     exclusive = getattr(labels, 'negative', None)
     if isinstance(preds, Thresholds): return preds.predict(probs, exclusive=exclusive)
     if np.ndim(preds) < 2: return as_thresholds(preds, probs.shape[1], exclusive).predict(probs)
     decisions = check_labels(preds, 'preds')
-    if decisions.shape == probs.shape: return decisions
-    raise MetricError(f"preds has shape {decisions.shape} but probs {probs.shape}: both need one row an image and one column a class")
+    check_same_shape(decisions, 'preds', probs, 'probs')
+    return decisions
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #6bbf7302
 def average_thresholds(several: list,  # of `Thresholds` for the same classes, one a model
                       ) -> Thresholds:
     "The thresholds by which several models decide together: the mean of each value and of each end."
-    mean = lambda name: np.mean([getattr(th, name) for th in several], 0)
+    means = {name: np.mean([getattr(th, name) for th in several], 0) for name in ('values', 'low', 'high', 'support')}
     methods = ' and '.join(dict.fromkeys(th.method for th in several))
-    expected = several[0].expected_f1 if len({th.expected_f1 for th in several}) == 1 else np.nan
-    return replace(several[0], values=mean('values'), low=mean('low'), high=mean('high'), support=mean('support'),
-                   method=methods, expected_f1=expected)
+    same_f1 = len({th.expected_f1 for th in several}) == 1
+    return replace(several[0], **means, method=methods, expected_f1=several[0].expected_f1 if same_f1 else np.nan)
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #428d4807
-def _refits(probs, targets, method, odds, share, seed, quick):
-    "Thresholds by `method`, and the draws that show how well they are known, where it has any; `quick`: with a quarter of the draws."
-    if method == 'constant': return best_constant(probs, targets, odds), None
-    if method == 'prevalence': return match_prevalence(probs, targets.mean(0) if share is None else share), None
-    if method == 'f1': return optimum_or_constant(probs, targets, odds), None
-    if method in ('auto', 'crossfit'):
-        draw, n = (auto_draws, 50) if method == 'auto' else (crossfit_draws, 100)
-        draws = draw(probs, targets, odds, n//4 if quick else n, seed)
-        return expit(draws.mean(0)), expit(draws)
-    return np.full(probs.shape[1], method), None
-
-# %% ../../nbs/evaluate/30_thresholds.ipynb #fdaab4b2
 THRESHOLD_METHODS = 'auto', 'constant', 'f1', 'prevalence', 'crossfit'
 
 def _check_method(method):
@@ -179,55 +165,41 @@ def _check_method(method):
     if isinstance(method, str) and method in THRESHOLD_METHODS: return method
     try: value = float(method)
     except (TypeError, ValueError): value = np.nan
-    if not 0 <= value <= 1: raise MetricError(f"threshold method {method!r} is unknown: choose {', '.join(THRESHOLD_METHODS)} or a number between 0 and 1")
-    return value
+    if 0 <= value <= 1: return value
+    methods = ', '.join(THRESHOLD_METHODS)
+    raise MetricError(f'threshold method {method!r} is unknown: choose {methods} or a number between 0 and 1')
 
-# %% ../../nbs/evaluate/30_thresholds.ipynb #07793cdb
-def _check_share(share, n_classes):
-    "One share of images for each class, strictly between 0 and 1."
-    s = np.broadcast_to(np.asarray(share, float), n_classes) if np.ndim(share) == 0 else np.asarray(share, float)
-    if s.shape != (n_classes,): raise MetricError(f"prevalence has shape {s.shape}: give one share of images for each of the {n_classes} classes")
-    bad = ~((s > 0) & (s < 1))
-    if bad.any(): raise MetricError(f"prevalence of class {np.flatnonzero(bad)[0]} must lie between 0 and 1, both excluded")
-    return s
-
-# %% ../../nbs/evaluate/30_thresholds.ipynb #fa51b45f
-def _prior_odds(targets, share):
-    "Weight of a negative against a positive that turns the labelled images' prevalences into `share`."
-    if share is None: return np.ones(targets.shape[1])
-    here = (targets.sum(0) + .5)/(len(targets) + 1)
-    return here/(1 - here)*(1 - share)/share
-
-# %% ../../nbs/evaluate/30_thresholds.ipynb #5f75698b
-def _check_exclusive(exclusive, n_classes):
-    "The number of a class, which may stand alone."
-    whole = isinstance(exclusive, (int, np.integer)) and not isinstance(exclusive, bool)
-    if whole and 0 <= exclusive < n_classes: return int(exclusive)
-    raise MetricError(f"exclusive={exclusive!r} is not the number of a class: give 0..{n_classes - 1}, such as LabelSet.negative")
-
-# %% ../../nbs/evaluate/30_thresholds.ipynb #05a2ca8d
-def _fold_of(n, groups, folds, seed):
-    "The fold of each image; a group lies in one."
-    codes = np.arange(n) if groups is None else pd.factorize(np.asarray(groups))[0]
-    if len(codes) != n: raise MetricError(f'groups names {len(codes)} images but there are {n}')
-    return (np.random.default_rng(seed).permutation(codes.max() + 1) % max(folds, 1))[codes]
+# %% ../../nbs/evaluate/30_thresholds.ipynb #fdaab4b2
+def _fit(p, t, method, share, seed, quick=False):
+    "Thresholds by `method`, and the draws that show how well they are known, where it has any."
+    if isinstance(method, float): return np.full(p.shape[1], method), None
+    odds = np.ones(p.shape[1])
+    if share is not None:
+        here = (t.sum(0) + .5)/(len(t) + 1)
+        odds = here/(1 - here)*(1 - share)/share
+    if method == 'constant': return best_constant(p, t, odds), None
+    if method == 'f1': return optimum_or_constant(p, t, odds), None
+    if method == 'prevalence': return match_prevalence(p, t.mean(0) if share is None else share), None
+    draw, n_draws = (auto_draws, 50) if method == 'auto' else (crossfit_draws, 100)
+    draws = draw(p, t, odds, n_draws//4 if quick else n_draws, seed)
+    return expit(draws.mean(0)), expit(draws)
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #7586beb8
-def _crossfit(p, t, fit, values, groups, folds, seed, exclusive=None):
-    "Macro F1 of thresholds on the parts they were not fitted on, and those thresholds."
-    fold, preds, each = _fold_of(len(p), groups, folds, seed), np.zeros_like(t), []
-    if len(np.unique(fold)) < 2: return np.nan, values[None]
+def _crossfit(p, t, fold, fit, exclusive):
+    "Macro F1 of thresholds on the folds they were not fitted on, and those thresholds; NaN where a fold has no others."
+    preds, refits = np.zeros_like(t), []
     for k in np.unique(fold):
-        if not t[fold != k].any(): return np.nan, values[None]
-        each.append(fit(fold != k, True)[0])
-        preds[fold == k] = plain_thresholds(each[-1], exclusive=exclusive).predict(p[fold == k])
-    return macro_f1(preds, t), np.array(each)
+        rest = fold != k
+        if not t[rest].any(): return np.nan, []
+        refits.append(fit(p[rest], t[rest]))
+        preds[~rest] = plain_thresholds(refits[-1], exclusive=exclusive).predict(p[~rest])
+    return macro_f1(preds, t), refits
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #0bc564af
 def fit_thresholds(probs,               # probabilities, images × classes, of images the model was not trained on
                    targets,             # labels of the same images, 0/1
-                   method='auto',       # 'auto', 'constant', 'f1', 'prevalence', 'crossfit', or one number for all classes
-                   prevalence=None,     # share of images with each class where the thresholds will be used; None: as here
+                   method='auto',       # one of `THRESHOLD_METHODS`, or one number for all classes
+                   prevalence=None,     # share of images with each class where they will be used; None: as here
                    groups=None,         # group of each image (antibody); cross-fitting keeps groups whole
                    folds: int = 5,      # of the cross-fitting that measures `expected_f1`; 0: leave it out
                    seed: int = 0,       # of the draws and folds
@@ -235,14 +207,27 @@ def fit_thresholds(probs,               # probabilities, images × classes, of i
                   ) -> Thresholds:
     "One threshold a class, how well it is known, and the macro F1 to expect from it."
     p, t = check_probs(probs, targets), check_labels(targets)
-    if not t.any(): raise MetricError('targets: no image has any class, so there is nothing to fit thresholds to; check the label column')
-    method, share = _check_method(method), None if prevalence is None else _check_share(prevalence, p.shape[1])
-    fit = lambda i, quick: _refits(p[i], t[i], method, _prior_odds(t[i], share), share, seed, quick)
-    values, draws = fit(slice(None), False)
-    if exclusive is not None: exclusive = _check_exclusive(exclusive, p.shape[1])
-    expected, others = _crossfit(p, t, fit, values, groups, folds, seed, exclusive)
-    low, high = np.quantile(others if draws is None else draws, [.1, .9], axis=0)
-    return Thresholds(values, np.minimum(low, values), np.maximum(high, values), str(method), t.sum(0), expected, exclusive)
+    n_images, n_classes = p.shape
+    if not t.any():
+        raise MetricError('targets: no image has any class, so there is nothing to fit thresholds to; '
+                          'check the label column')
+    method = _check_method(method)
+    share = None if prevalence is None else check_shares(prevalence, n_classes)
+    is_number = isinstance(exclusive, (int, np.integer)) and not isinstance(exclusive, bool)
+    if exclusive is not None and not (is_number and 0 <= exclusive < n_classes):
+        raise MetricError(f'exclusive={exclusive!r} is not the number of a class: '
+                          f'give 0..{n_classes - 1}, such as LabelSet.negative')
+    group = np.arange(n_images) if groups is None else pd.factorize(np.asarray(groups))[0]
+    if len(group) != n_images: raise MetricError(f'groups names {len(group)} images but there are {n_images}')
+    fold = (np.random.default_rng(seed).permutation(group.max() + 1) % max(folds, 1))[group]
+
+    values, draws = _fit(p, t, method, share, seed)
+    refit = lambda p, t: _fit(p, t, method, share, seed, quick=True)[0]
+    expected_f1, refits = _crossfit(p, t, fold, refit, exclusive)
+    if draws is None: draws = refits or [values]
+    low, high = np.quantile(draws, [.1, .9], axis=0)
+    low, high = np.minimum(low, values), np.maximum(high, values)
+    return Thresholds(values, low, high, str(method), t.sum(0), expected_f1, exclusive)
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #7132e78d
 def f1_curves(probs,               # probabilities, images × classes
@@ -251,28 +236,13 @@ def f1_curves(probs,               # probabilities, images × classes
               seed: int = 0,       # of the draws
              ) -> tuple:           # thresholds (bins), F1 (classes × bins), low and high end of nine draws in ten
     "F1 of each class at every threshold, and how far it may be off."
-    rng, (n_all, n_pos) = np.random.default_rng(seed), score_counts(check_probs(probs, targets), check_labels(targets))
-    at = expit(BIN_LOGITS - EDGE/N_BINS)
+    rng = np.random.default_rng(seed)
+    n_all, n_pos = score_counts(check_probs(probs, targets), check_labels(targets))
+    n_neg = n_all - n_pos
     curve = lambda pos, neg: f1_of_counts(counts_above(pos), counts_above(neg), pos.sum(1, keepdims=True))
-    draws = np.array([curve(rng.poisson(n_pos), rng.poisson(n_all - n_pos)) for _ in range(n_draws)], np.float32)
-    return at, curve(n_pos, n_all - n_pos), *np.quantile(draws, [.05, .95], axis=0)
-
-# %% ../../nbs/evaluate/30_thresholds.ipynb #185c1bb5
-def _some_classes(support, most=12):
-    "Numbers of up to `most` classes, from common to rare."
-    return np.argsort(-support, kind='stable')[np.unique(np.linspace(0, len(support) - 1, most).astype(int))]
-
-# %% ../../nbs/evaluate/30_thresholds.ipynb #2f2855ce
-def _plot_f1_curve(ax, at, f1, low, high, title, threshold=None):
-    "One class's panel; `threshold`: its lower end, value and upper end."
-    ax.fill_between(at, low, high, color='#c6dbef', lw=0)
-    ax.plot(at, f1, color='#2171b5', lw=1.2)
-    if threshold is not None:
-        ax.axvspan(threshold[0], threshold[2], color='#fd8d3c', alpha=.25, lw=0)
-        ax.axvline(threshold[1], color='#d94801', lw=1.2)
-    ax.set_title(title, fontsize=9)
-    ax.set(xscale='logit', xlim=(.003, .997), ylim=(0, 1), xticks=[.01, .1, .5, .9, .99], xticklabels=['.01', '.1', '.5', '.9', '.99'])
-    ax.minorticks_off()
+    draws = np.array([curve(rng.poisson(n_pos), rng.poisson(n_neg)) for _ in range(n_draws)], np.float32)
+    low, high = np.quantile(draws, [.05, .95], axis=0)
+    return expit(BIN_LOGITS - EDGE/N_BINS), curve(n_pos, n_neg), low, high
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #c7267cc9
 def plot_f1_curves(probs,            # probabilities, images × classes
@@ -281,16 +251,26 @@ def plot_f1_curves(probs,            # probabilities, images × classes
                    labels=None,      # `LabelSet` or names
                    classes=None,     # numbers of the classes to draw; None: up to 12, from common to rare
                   ):                 # the figure
-    "F1 against the threshold, class by class, with its uncertainty."
+    "Draw F1 against the threshold, class by class, with its uncertainty."
     import matplotlib.pyplot as plt
-    at, *curves = f1_curves(probs, targets)
-    names, support = class_names(labels, len(curves[0])), np.asarray(targets).sum(0)
-    classes = _some_classes(support) if classes is None else classes
+    at, f1, low, high = f1_curves(probs, targets)
+    names, support = class_names(labels, len(f1)), np.asarray(targets).sum(0)
+    if classes is None:
+        from_common_to_rare = np.argsort(-support, kind='stable')
+        classes = from_common_to_rare[np.unique(np.linspace(0, len(support) - 1, 12).astype(int))]
     rows = -(-len(classes)//4)
-    fig, axes = plt.subplots(rows, 4, figsize=(10, .4 + 1.75*rows), sharex=True, sharey=True, layout='constrained', squeeze=False)
+    fig, axes = plt.subplots(
+        rows, 4, figsize=(10, .4 + 1.75*rows), sharex=True, sharey=True, layout='constrained', squeeze=False)
     for ax, c in zip(axes.flat, classes):
-        mark = None if thresholds is None else (thresholds.low[c], thresholds.values[c], thresholds.high[c])
-        _plot_f1_curve(ax, at, *(x[c] for x in curves), f'{names[c]} ({support[c]:,})', mark)
+        ax.fill_between(at, low[c], high[c], color='#c6dbef', lw=0)
+        ax.plot(at, f1[c], color='#2171b5', lw=1.2)
+        if thresholds is not None:
+            ax.axvspan(thresholds.low[c], thresholds.high[c], color='#fd8d3c', alpha=.25, lw=0)
+            ax.axvline(thresholds.values[c], color='#d94801', lw=1.2)
+        ax.set_title(f'{names[c]} ({support[c]:,})', fontsize=9)
+        ax.set(xscale='logit', xlim=(.003, .997), ylim=(0, 1))
+        ax.set_xticks([.01, .1, .5, .9, .99], ['.01', '.1', '.5', '.9', '.99'])
+        ax.minorticks_off()
     for ax in axes.flat[len(classes):]: ax.set_visible(False)
     fig.supxlabel('threshold', fontsize=9)
     fig.supylabel('F1', fontsize=9)
