@@ -139,7 +139,12 @@ for (const root of document.querySelectorAll('.hpa-map:not([data-ready])')) {
     writeLegend();
     point(-1);
   };
-  new ResizeObserver(() => { tip.hidden = true; draw(); }).observe(canvas);
+  new ResizeObserver(() => {
+    const box = canvas.getBoundingClientRect();
+    if (box.width == width && box.height == height) return;  // drawn at this size already
+    tip.hidden = true;
+    draw();
+  }).observe(canvas);
   matchMedia('(prefers-color-scheme:dark)').addEventListener('change', draw);
   new MutationObserver(draw).observe(document.documentElement, {attributes: true, attributeFilter: ['data-theme']});
   writeLegend();
