@@ -7,7 +7,7 @@ __all__ = ['USUAL', 'ODD', 'GREY', 'CHANNEL_HUES', 'STAINS', 'BOX_SHARES', 'new_
 
 # %% ../../nbs/interpret/05_drawing.ipynb #b2b92b37
 import matplotlib.pyplot as plt
-from ..data.files import CHANNELS
+from ..data.names import CHANNELS
 
 # %% ../../nbs/interpret/05_drawing.ipynb #b4adfa96
 USUAL, ODD, GREY = '#3b6ea5', '#c8452e', '#9a9a9a'
