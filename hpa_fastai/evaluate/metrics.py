@@ -84,7 +84,7 @@ def simulate_scores(n: int = 1000,         # images
                     seed: int = 0,         # another seed, another model and other images
                    ) -> tuple:             # probabilities and bool targets, both images × classes
     "Scores of a make-believe model, with classes as unequal as the atlas's."
-    from hpa_fastai.simulate.atlas import CLASS_FREQUENCY
+    from hpa_fastai.simulate.plan import CLASS_FREQUENCY
     images, model = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     n_classes = len(labels)
     from_common_to_rare = np.argsort([-CLASS_FREQUENCY.get(c.lower(), .03) for c in labels.classes], kind='stable')

@@ -14,222 +14,289 @@ from .cells import *
 PATTERNS:dict[str, Callable] = {}       # class name in lower case -> function that draws it on `Cells`
 
 def pattern(
-    *names:str, # classes, in any case
-):
-    "Register a function as the drawing of the classes `names`"
-    def register(f):
-        PATTERNS.update((name.casefold(), f) for name in names)
-        return f
+    *names:str,         # classes, in any case
+)->Callable:            # decorator of a function that takes `Cells` and returns a map
+    "Register a function as the drawing of classes"
+    def register(draw):
+        PATTERNS.update((name.casefold(), draw) for name in names)
+        return draw
     return register
 
 # %% ../../nbs/simulate/30_patterns.ipynb #c1371cab
 @pattern('Nucleoplasm')
-def _nucleoplasm(c):
-    return .85*c.nucleus*(1 - .8*c.nucleoli)*np.clip(1 + .2*c.noise(.8) + .1*c.noise(3), .2, 2)
+def nucleoplasm(cells):
+    "The nucleus without its nucleoli, mottled"
+    mottled = np.clip(1 + .2*cells.noise(.8) + .1*cells.noise(3), .2, 2)
+    return .85*cells.nucleus*(1 - .8*cells.nucleoli)*mottled
+
+@pattern('Nuclear membrane')
+def nuclear_membrane(cells):
+    "A thin rim around the nucleus"
+    from_rim = (cells.relative_radius - .98)*cells.cell_map(cells.nucleus_radii.mean(1), 1)         # µm
+    rim = np.exp(-(from_rim/.38)**2)
+    return (cells.label > 0)*rim*np.clip(1 + .25*cells.noise(1.5), .2, 2) + .12*cells.nucleus
+
+@pattern('Nucleoli')
+def nucleoli(cells):
+    "The nucleoli, filled"
+    return cells.nucleoli*np.clip(1 + .12*cells.noise(.9), .3, 2) + .1*cells.nucleus
+
+@pattern('Nucleoli fibrillar center')
+def fibrillar_centers(cells):
+    "Two to six bright dots in each nucleolus"
+    rng, n_nucleoli = cells.rng, len(cells.nucleolus_cell)
+    nucleolus = np.repeat(np.arange(n_nucleoli), rng.integers(2, 7, n_nucleoli))
+    n = len(nucleolus)
+    in_nucleolus = np.sqrt(rng.random(n))*np.exp(2j*np.pi*rng.random(n))
+    centres = cells.nucleolus_centres[nucleolus] + .75*cells.nucleolus_radii[nucleolus]*in_nucleolus
+    return cells.draw_bodies(centres, .34, rng.uniform(.9, 1.5, n), soft=.3) + .16*cells.nucleoli
 
 # %% ../../nbs/simulate/30_patterns.ipynb #76c0cbca
-@pattern('Nuclear membrane')
-def _nuclear_membrane(c):
-    rim = np.exp(-((c.relative_radius - .98)*c.cell_map(c.nucleus_radii.mean(1), 1)/.38)**2)
-    return (c.label > 0)*rim*np.clip(1 + .25*c.noise(1.5), .2, 2) + .12*c.nucleus
-
-# %% ../../nbs/simulate/30_patterns.ipynb #1e54f339
-@pattern('Nucleoli')
-def _nucleoli_filled(c): return c.nucleoli*np.clip(1 + .12*c.noise(.9), .3, 2) + .1*c.nucleus
-
-# %% ../../nbs/simulate/30_patterns.ipynb #c8fb31eb
-@pattern('Nucleoli fibrillar center')
-def _fibrillar_centers(c):
-    i = np.repeat(np.arange(len(c.nucleolus_cell)), c.rng.integers(2, 7, len(c.nucleolus_cell)))
-    off = np.sqrt(c.rng.random(len(i)))*np.exp(2j*np.pi*c.rng.random(len(i)))
-    return c.draw_bodies(c.nucleolus_centres[i] + .75*c.nucleolus_radii[i]*off, .34, c.rng.uniform(.9, 1.5, len(i)), soft=.3) + .16*c.nucleoli
-
-# %% ../../nbs/simulate/30_patterns.ipynb #199d9c70
 @pattern('Nuclear speckles')
-def _speckles(c):
-    blots = np.clip((c.noise(1.25) - .55)*1.8, 0, 1.2)
-    return c.nucleus*(c.relative_radius < .93)*(1 - .8*c.nucleoli)*(blots + .12)
+def nuclear_speckles(cells):
+    "Many ragged blots in the nucleus, none in nucleoli"
+    blots = np.clip((cells.noise(1.25) - .55)*1.8, 0, 1.2)
+    return cells.nucleus*(cells.relative_radius < .93)*(1 - .8*cells.nucleoli)*(blots + .12)
 
-# %% ../../nbs/simulate/30_patterns.ipynb #a89f9b82
 @pattern('Nuclear bodies')
-def _nuclear_bodies(c):
-    i = c.per_cell(c.rng.integers(2, 7, len(c)))
-    return 1.2*c.draw_bodies(c.in_nucleus(i, .8), c.rng.uniform(.5, .85, len(i)), c.rng.uniform(.8, 1.3, len(i)))*c.nucleus + .1*c.nucleus
+def nuclear_bodies(cells):
+    "Two to six round bodies in each nucleus"
+    rng, cell = cells.rng, cells.per_cell(cells.rng.integers(2, 7, len(cells)))
+    n = len(cell)
+    bodies = cells.draw_bodies(cells.in_nucleus(cell, .8), rng.uniform(.5, .85, n), rng.uniform(.8, 1.3, n))
+    return 1.2*bodies*cells.nucleus + .1*cells.nucleus
 
 # %% ../../nbs/simulate/30_patterns.ipynb #9b602c3f
 @pattern('Endoplasmic reticulum')
-def _er(c): return 1.5*c.reticulum()
+def endoplasmic_reticulum(cells):
+    "A net around the nucleus"
+    return 1.5*cells.reticulum()
+
+@pattern('Golgi apparatus')
+def golgi_apparatus(cells):
+    "Arcs beside the nucleus, on the side of the MTOC"
+    rng, cell, along = cells.rng, cells.per_cell(9), np.linspace(0, 1, 20)
+    n = len(cell)
+    span = rng.uniform(.5, 1.1, len(cells))[cell]
+    side = np.angle(cells.mtoc - cells.nucleus_centres)[cell]
+    start = side + rng.uniform(-1, .4, n)*span
+    length = rng.uniform(.3, .8, n)*span
+    direction = np.exp(1j*(start[:, None] + length[:, None]*along))
+    wave = rng.normal(0, .5, (n, 1))*np.sin(9*along + rng.uniform(0, 6, (n, 1)))
+    distance = cells.nucleus_rim(cell[:, None], direction) + rng.uniform(.6, 3.2, (n, 1)) + wave
+    paths = cells.nucleus_centres[cell][:, None] + direction*distance
+    in_cell = cells.values_at(cells.label, paths) == (cell + 1)[:, None]
+    cisternae = cells.draw_filaments(paths, in_cell*rng.uniform(.5, 1.2, (n, 1)))
+    return np.minimum(cells.blur(.75*cisternae, .3), 1.5)
+
+@pattern('Mitochondria')
+def mitochondria(cells):
+    "Short worms, many around the nucleus"
+    rng = cells.rng
+    density = cells.cytoplasm*np.exp(-np.maximum(cells.nucleus_distance, 0)/5)*(cells.edge_distance > 1)
+    start = cells.scatter_points(density, 1500*cells.cytoplasm.mean() + 1)
+    n = len(start)
+    paths = cells.grow_filaments(start, 2*np.pi*rng.random(n), steps=13, step=.4, bend=.3)
+    in_cytoplasm = cells.values_at(cells.cytoplasm, paths) > .6
+    kept = in_cytoplasm & (np.arange(13) < rng.integers(4, 13, (n, 1)))
+    worms = cells.blur(.75*cells.draw_filaments(paths, kept*rng.uniform(.4, 1.1, (n, 1))), .13)
+    return np.minimum(worms, 1.5) + .05*cells.cytoplasm*cells.thickness
 
 # %% ../../nbs/simulate/30_patterns.ipynb #f0bc4005
-@pattern('Golgi apparatus')
-def _golgi(c):
-    i, t = c.per_cell(9), np.linspace(0, 1, 20)
-    span, side = c.rng.uniform(.5, 1.1, len(c))[i], np.angle(c.mtoc - c.nucleus_centres)[i]
-    start, long = side + c.rng.uniform(-1, .4, len(i))*span, c.rng.uniform(.3, .8, len(i))*span
-    u = np.exp(1j*(start[:, None] + long[:, None]*t))
-    wave = c.rng.normal(0, .5, (len(i), 1))*np.sin(9*t + c.rng.uniform(0, 6, (len(i), 1)))
-    paths = c.nucleus_centres[i][:, None] + u*(c.nucleus_rim(i[:, None], u) + c.rng.uniform(.6, 3.2, (len(i), 1)) + wave)
-    here = c.values_at(c.label, paths) == (i + 1)[:, None]
-    return np.minimum(c.blur(.75*c.draw_filaments(paths, here*c.rng.uniform(.5, 1.2, (len(i), 1))), .3), 1.5)
-
-# %% ../../nbs/simulate/30_patterns.ipynb #7477b19f
-@pattern('Mitochondria')
-def _mitochondria(c):
-    start = c.scatter_points(c.cytoplasm*np.exp(-np.maximum(c.nucleus_distance, 0)/5)*(c.edge_distance > 1), 1500*c.cytoplasm.mean() + 1)
-    paths = c.grow_filaments(start, 2*np.pi*c.rng.random(len(start)), 13, .4, .3)
-    here = (c.values_at(c.cytoplasm, paths) > .6) & (np.arange(13) < c.rng.integers(4, 13, (len(start), 1)))
-    worms = c.blur(.75*c.draw_filaments(paths, here*c.rng.uniform(.4, 1.1, (len(start), 1))), .13)
-    return np.minimum(worms, 1.5) + .05*c.cytoplasm*c.thickness
-
-# %% ../../nbs/simulate/30_patterns.ipynb #fc6dc23b
 @pattern('Aggresome')
-def _aggresome(c):
-    i = c.per_cell(c.rng.random(len(c)) < .85)
-    r, u = c.rng.uniform(1.8, 3.1, len(i)), (c.mtoc - c.nucleus_centres)[i]
-    u = u/np.abs(u)
-    lumps = c.draw_bodies(c.nucleus_centres[i] + u*(c.nucleus_rim(i, u) + .55*r), r, c.rng.uniform(.7, 1.1, len(i)), soft=.5, warp=.25)
-    return np.minimum(1.4*lumps*np.clip(1 + .2*c.noise(.9), .3, 2), 1.7) + .04*c.cytoplasm
+def aggresome(cells):
+    "One big lump beside the nucleus of most cells"
+    rng, cell = cells.rng, cells.per_cell(cells.rng.random(len(cells)) < .85)
+    radius = rng.uniform(1.8, 3.1, len(cell))
+    side = (cells.mtoc - cells.nucleus_centres)[cell]
+    side = side/np.abs(side)
+    centres = cells.nucleus_centres[cell] + side*(cells.nucleus_rim(cell, side) + .55*radius)
+    lumps = cells.draw_bodies(centres, radius, rng.uniform(.7, 1.1, len(cell)), soft=.5, ragged=.25)
+    return np.minimum(1.4*lumps*np.clip(1 + .2*cells.noise(.9), .3, 2), 1.7) + .04*cells.cytoplasm
 
-# %% ../../nbs/simulate/30_patterns.ipynb #39135337
 @pattern('Cytosol')
-def _cytosol(c):
-    return .62*(c.cytoplasm*(.3 + .7*c.thickness) + .18*c.nucleus)*np.clip(1 + .07*c.noise(.7) + .1*c.noise(5), .2, 2)
+def cytosol(cells):
+    "A smooth fill of the cytoplasm"
+    fill = cells.cytoplasm*(.3 + .7*cells.thickness) + .18*cells.nucleus
+    return .62*fill*np.clip(1 + .07*cells.noise(.7) + .1*cells.noise(5), .2, 2)
 
 # %% ../../nbs/simulate/30_patterns.ipynb #525bd17d
 @pattern('Peroxisomes')
-def _peroxisomes(c):
-    where = c.cytoplasm*(c.edge_distance > 1)
-    xy = c.scatter_points(where, 4000*where.mean() + 1)
-    return c.draw_bodies(xy, .24, c.rng.uniform(.7, 1.1, len(xy)), soft=.26)
+def peroxisomes(cells):
+    "Tiny even dots all over the cytoplasm"
+    density = cells.cytoplasm*(cells.edge_distance > 1)
+    centres = cells.scatter_points(density, 4000*density.mean() + 1)
+    return cells.draw_bodies(centres, .24, cells.rng.uniform(.7, 1.1, len(centres)), soft=.26)
+
+@pattern('Endosomes')
+def endosomes(cells):
+    "Uneven dots, dense in some places"
+    rng, near = cells.rng, np.abs(cells.nucleus_distance - 3)/7
+    density = cells.cytoplasm*(cells.edge_distance > 1)*np.exp(.8*cells.noise(6) - near)
+    centres = cells.scatter_points(density, 1000*cells.cytoplasm.mean() + 1)
+    n = len(centres)
+    dots = cells.draw_bodies(centres, rng.uniform(.3, .6, n), rng.uniform(.3, 1.2, n), soft=.3)
+    return np.minimum(dots, 1.5) + .06*cells.cytoplasm
+
+@pattern('Lysosomes')
+def lysosomes(cells):
+    "Ragged dots near the nucleus, on the side of the MTOC"
+    rng, to_mtoc = cells.rng, cells.cell_map((cells.mtoc - cells.nucleus_centres).conj())
+    toward = ((cells.grid - cells.cell_map(cells.nucleus_centres))*to_mtoc).real    # positive on its side
+    near = np.maximum(cells.nucleus_distance, 0)/3
+    density = cells.cytoplasm*(cells.edge_distance > 1.5)*np.exp(np.clip(toward/75, -3, 3) - near)
+    centres = cells.scatter_points(density, 560*cells.cytoplasm.mean() + 1)
+    n = len(centres)
+    dots = cells.draw_bodies(centres, rng.uniform(.5, 1.05, n), rng.uniform(.5, 1.1, n), soft=.35, ragged=.4)
+    return np.minimum(dots, 1.5) + .04*cells.cytoplasm
 
 # %% ../../nbs/simulate/30_patterns.ipynb #d2a61b31
-@pattern('Endosomes')
-def _endosomes(c):
-    where = c.cytoplasm*(c.edge_distance > 1)*np.exp(.8*c.noise(6) - np.abs(c.nucleus_distance - 3)/7)
-    xy = c.scatter_points(where, 1000*c.cytoplasm.mean() + 1)
-    return np.minimum(c.draw_bodies(xy, c.rng.uniform(.3, .6, len(xy)), c.rng.uniform(.3, 1.2, len(xy)), soft=.3), 1.5) + .06*c.cytoplasm
-
-# %% ../../nbs/simulate/30_patterns.ipynb #76f070d4
-@pattern('Lysosomes')
-def _lysosomes(c):
-    toward = ((c.grid - c.cell_map(c.nucleus_centres))*c.cell_map((c.mtoc - c.nucleus_centres).conj())).real       # positive on the side of the MTOC
-    where = c.cytoplasm*(c.edge_distance > 1.5)*np.exp(np.clip(toward/75, -3, 3) - np.maximum(c.nucleus_distance, 0)/3)
-    xy = c.scatter_points(where, 560*c.cytoplasm.mean() + 1)
-    return np.minimum(c.draw_bodies(xy, c.rng.uniform(.5, 1.05, len(xy)), c.rng.uniform(.5, 1.1, len(xy)), soft=.35, warp=.4), 1.5) + .04*c.cytoplasm
-
-# %% ../../nbs/simulate/30_patterns.ipynb #83b5ef01
 @pattern('Lipid droplets')
-def _lipid_droplets(c):
-    where = c.cytoplasm*(c.edge_distance > 1.5)*np.exp(.9*c.noise(7) - np.maximum(c.nucleus_distance, 0)/9)
-    xy = c.scatter_points(where, 500*c.cytoplasm.mean() + 1)
-    r, amp = c.rng.gamma(6, .125, len(xy)) + .3, c.rng.uniform(.5, 1.1, len(xy))
-    return np.minimum(c.draw_bodies(xy, r, amp, ring=True, soft=.26) + .2*c.draw_bodies(xy, r, amp), 1.5) + .04*c.cytoplasm
+def lipid_droplets(cells):
+    "Rings of many sizes"
+    rng, near = cells.rng, np.maximum(cells.nucleus_distance, 0)/9
+    density = cells.cytoplasm*(cells.edge_distance > 1.5)*np.exp(.9*cells.noise(7) - near)
+    centres = cells.scatter_points(density, 500*cells.cytoplasm.mean() + 1)
+    radii = rng.gamma(6, .125, len(centres)) + .3
+    brightness = rng.uniform(.5, 1.1, len(centres))
+    surfaces = cells.draw_bodies(centres, radii, brightness, ring=True, soft=.26)
+    return np.minimum(surfaces + .2*cells.draw_bodies(centres, radii, brightness), 1.5) + .04*cells.cytoplasm
 
-# %% ../../nbs/simulate/30_patterns.ipynb #388e7223
 @pattern('Cytoplasmic bodies')
-def _cytoplasmic_bodies(c):
-    xy = c.scatter_points(c.cytoplasm*(c.edge_distance > 2)*(c.nucleus_distance > 1), 90*c.cytoplasm.mean() + 2)
-    return 1.2*c.draw_bodies(xy, c.rng.uniform(.5, .9, len(xy)), c.rng.uniform(.6, 1.1, len(xy)), soft=.35) + .07*c.cytoplasm
+def cytoplasmic_bodies(cells):
+    "A few round dots"
+    rng, inner = cells.rng, (cells.edge_distance > 2)*(cells.nucleus_distance > 1)
+    centres = cells.scatter_points(cells.cytoplasm*inner, 90*cells.cytoplasm.mean() + 2)
+    n = len(centres)
+    dots = cells.draw_bodies(centres, rng.uniform(.5, .9, n), rng.uniform(.6, 1.1, n), soft=.35)
+    return 1.2*dots + .07*cells.cytoplasm
 
-# %% ../../nbs/simulate/30_patterns.ipynb #d3312b4a
 @pattern('Rods & rings')
-def _rods_and_rings(c):
-    where = c.cytoplasm*(c.edge_distance > 2)*(c.nucleus_distance > 1)
-    rods, rings = c.scatter_points(where, 45*where.mean() + 3), c.scatter_points(where, 30*where.mean() + 2)
-    paths = c.grow_filaments(rods, 2*np.pi*c.rng.random(len(rods)), 18, .5, .05)
-    here = np.logical_and.accumulate(c.values_at(c.cytoplasm, paths) > .5, 1) & (np.arange(18) < c.rng.integers(7, 18, (len(rods), 1)))
-    drawn = c.blur(1.8*c.draw_filaments(paths, here), .15) + 1.2*c.draw_bodies(rings, c.rng.uniform(1, 1.9, len(rings)), ring=True, soft=.36)
-    return np.minimum(drawn, 1.6) + .04*c.cytoplasm
+def rods_and_rings(cells):
+    "Stiff rods and open rings, a few in each cell"
+    rng = cells.rng
+    density = cells.cytoplasm*(cells.edge_distance > 2)*(cells.nucleus_distance > 1)
+    rods = cells.scatter_points(density, 45*density.mean() + 3)
+    rings = cells.scatter_points(density, 30*density.mean() + 2)
+    paths = cells.grow_filaments(rods, 2*np.pi*rng.random(len(rods)), steps=18, step=.5, bend=.05)
+    in_cytoplasm = np.logical_and.accumulate(cells.values_at(cells.cytoplasm, paths) > .5, 1)
+    kept = in_cytoplasm & (np.arange(18) < rng.integers(7, 18, (len(rods), 1)))
+    drawn_rods = cells.blur(1.8*cells.draw_filaments(paths, kept), .15)
+    drawn_rings = 1.2*cells.draw_bodies(rings, rng.uniform(1, 1.9, len(rings)), ring=True, soft=.36)
+    return np.minimum(drawn_rods + drawn_rings, 1.6) + .04*cells.cytoplasm
 
 # %% ../../nbs/simulate/30_patterns.ipynb #27e849b1
 @pattern('Vesicles and punctate cytosolic patterns')
-def _vesicles(c):
-    return c.rng.choice([_peroxisomes, _endosomes, _lysosomes, _lipid_droplets, _cytoplasmic_bodies])(c)
+def vesicles(cells):
+    "One of the five kinds of dots"
+    return cells.rng.choice([peroxisomes, endosomes, lysosomes, lipid_droplets, cytoplasmic_bodies])(cells)
 
 # %% ../../nbs/simulate/30_patterns.ipynb #4e869744
 @pattern('Microtubules')
-def _microtubules(c): return 1.1*c.microtubule_net() + .9*c.spindle()
+def microtubules(cells):
+    "The microtubules of the red channel, and spindles"
+    return 1.1*cells.microtubule_net() + .9*cells.spindle()
+
+@pattern('Microtubule ends')
+def microtubule_ends(cells):
+    "Short comets at the ends of the microtubules of the red channel"
+    paths, brightness = cells.microtubules()
+    grown = brightness > 0
+    comets = grown & ~np.roll(grown, -5, 1)
+    comets[:, -5:] = False                      # a path that only ran out of points has no end
+    return np.minimum(.75*cells.draw_filaments(paths, comets), 1.4) + .05*cells.cytoplasm
+
+@pattern('Intermediate filaments')
+def intermediate_filaments(cells):
+    "Wavy bundles around the nucleus"
+    rng, cell = cells.rng, cells.per_cell(46)
+    n = len(cell)
+    direction = np.exp(1j*(np.angle(cells.mtoc - cells.nucleus_centres)[cell] + rng.normal(0, 1.1, n)))
+    distance = cells.nucleus_rim(cell, direction) + rng.exponential(1.6, n) + .2
+    start = cells.nucleus_centres[cell] + direction*distance
+    turn = np.where(rng.random(n) < .5, 1, -1)                      # around the nucleus one way or the other
+    wave = .4*np.sin(np.arange(40)*rng.uniform(.25, .5, (n, 1)) + rng.uniform(0, 6, (n, 1)))*direction[:, None]
+    heading = np.angle(direction) + turn*np.pi/2 + rng.normal(0, .3, n)
+    paths = cells.grow_filaments(start, heading, steps=40, step=.5, bend=.06, curl=turn*rng.uniform(.01, .05, n)) + wave
+    paths = cells.around_nucleus(cell, paths, rng.uniform(1.02, 1.1, n)[:, None])
+    bundles = .45*cells.draw_filaments(paths, cells.within_cell(cell, paths)*rng.uniform(.4, 1.2, (n, 1)))
+    return np.minimum(cells.blur(bundles, .1), 1.7) + .04*cells.cytoplasm
 
 # %% ../../nbs/simulate/30_patterns.ipynb #1a45dd5d
-@pattern('Microtubule ends')
-def _microtubule_ends(c):
-    paths, bright = c.microtubules()
-    alive = bright > 0
-    comet = alive & ~np.roll(alive, -5, 1)
-    comet[:, -5:] = False                       # a path that only ran out of points has no end
-    return np.minimum(.75*c.draw_filaments(paths, comet), 1.4) + .05*c.cytoplasm
-
-# %% ../../nbs/simulate/30_patterns.ipynb #1969aa53
-@pattern('Intermediate filaments')
-def _intermediate_filaments(c):
-    i, rng = c.per_cell(46), c.rng
-    n = len(i)
-    u = np.exp(1j*(np.angle(c.mtoc - c.nucleus_centres)[i] + rng.normal(0, 1.1, n)))
-    start, turn = c.nucleus_centres[i] + u*(c.nucleus_rim(i, u) + rng.exponential(1.6, n) + .2), np.where(rng.random(n) < .5, 1, -1)
-    wave = .4*np.sin(np.arange(40)*rng.uniform(.25, .5, (n, 1)) + rng.uniform(0, 6, (n, 1)))*u[:, None]
-    paths = c.grow_filaments(start, np.angle(u) + turn*np.pi/2 + rng.normal(0, .3, n), 40, .5, .06, turn*rng.uniform(.01, .05, n)) + wave
-    paths = c.around_nucleus(i, paths, rng.uniform(1.02, 1.1, n)[:, None])
-    return np.minimum(c.blur(.45*c.draw_filaments(paths, c.within_cell(i, paths)*rng.uniform(.4, 1.2, (n, 1))), .1), 1.7) + .04*c.cytoplasm
-
-# %% ../../nbs/simulate/30_patterns.ipynb #018a79d4
 @pattern('Actin filaments')
-def _actin(c):
-    i, rng, t = np.repeat(np.arange(len(c)), 34), c.rng, np.linspace(-1, 1, 32)
-    n = len(i)
-    tilt = np.exp(1j*(rng.normal(0, .35, len(c))[i] + rng.normal(0, .07, n)))
+def actin_filaments(cells):
+    "Parallel stress fibres, and the cortex"
+    rng, cell, t = cells.rng, np.repeat(np.arange(len(cells)), 34), np.linspace(-1, 1, 32)
+    n = len(cell)
+    tilt = np.exp(1j*(rng.normal(0, .35, len(cells))[cell] + rng.normal(0, .07, n)))
     middle = rng.normal(0, .4, (n, 1)) + 1j*rng.uniform(-.9, .9, (n, 1))
     along = middle + t*rng.uniform(.2, 1, (n, 1)) + 1j*rng.normal(0, .03, (n, 1))*t**2
-    paths = c.centres[i][:, None] + (c.axis*c.radii)[i][:, None]*tilt[:, None]*along
-    here = c.values_at(c.label, paths) == (i + 1)[:, None]
-    fibres = np.minimum(.36*c.draw_filaments(paths, here*rng.gamma(2, .35, (n, 1))*(1 - .8*t**6)), 1.5)
-    cortex = (c.label > 0)*np.exp(-(c.edge_distance/.5)**2)*np.clip(1 + .4*c.noise(3), .1, 2)
-    return fibres + .3*c.haze(fibres) + .45*cortex
+    paths = cells.centres[cell][:, None] + (cells.axis*cells.radii)[cell][:, None]*tilt[:, None]*along
+    in_cell = cells.values_at(cells.label, paths) == (cell + 1)[:, None]
+    brightness = in_cell*rng.gamma(2, .35, (n, 1))*(1 - .8*t**6)                # fibres fade at their ends
+    fibres = np.minimum(.36*cells.draw_filaments(paths, brightness), 1.5)
+    cortex = (cells.label > 0)*np.exp(-(cells.edge_distance/.5)**2)*np.clip(1 + .4*cells.noise(3), .1, 2)
+    return fibres + .3*cells.haze(fibres) + .45*cortex
 
-# %% ../../nbs/simulate/30_patterns.ipynb #52e8d2bf
 @pattern('Microtubule organizing center')
-def _mtoc(c):
-    i, one = c.per_cell(12), c.per_cell(1)
-    aster = c.grow_filaments(c.mtoc[i], 2*np.pi*c.rng.random(len(i)), 9, .5, .12)
-    fade = np.linspace(1, .15, 9)*c.rng.uniform(.4, 1, (len(i), 1))
-    return .55*c.draw_filaments(aster, fade) + .75*c.draw_bodies(c.mtoc[one], 1.1, soft=1.) + .05*c.cytoplasm
+def microtubule_organizing_center(cells):
+    "A fuzzy spot with a short aster"
+    rng, cell = cells.rng, cells.per_cell(12)
+    aster = cells.grow_filaments(cells.mtoc[cell], 2*np.pi*rng.random(len(cell)), steps=9, step=.5, bend=.12)
+    fade = np.linspace(1, .15, 9)*rng.uniform(.4, 1, (len(cell), 1))
+    spot = cells.draw_bodies(cells.mtoc[cells.per_cell(1)], 1.1, soft=1.)
+    return .55*cells.draw_filaments(aster, fade) + .75*spot + .05*cells.cytoplasm
 
-# %% ../../nbs/simulate/30_patterns.ipynb #27be555f
 @pattern('Centrosome')
-def _centrosome(c):
-    i = c.per_cell(1)
-    u = c.rng.uniform(.45, .8, len(i))*np.exp(2j*np.pi*c.rng.random(len(i)))
-    two = c.rng.random(len(i)) < .6
-    return 2.4*c.draw_bodies(np.r_[c.mtoc[i] - u*two, (c.mtoc[i] + u)[two]], .5, soft=.3) + .06*c.cytoplasm + .04*c.nucleus
+def centrosome(cells):
+    "One or two tiny dots at the MTOC"
+    rng, cell = cells.rng, cells.per_cell(1)
+    apart = rng.uniform(.45, .8, len(cell))*np.exp(2j*np.pi*rng.random(len(cell)))
+    two = rng.random(len(cell)) < .6
+    centres = np.r_[cells.mtoc[cell] - apart*two, (cells.mtoc[cell] + apart)[two]]
+    return 2.4*cells.draw_bodies(centres, .5, soft=.3) + .06*cells.cytoplasm + .04*cells.nucleus
 
 # %% ../../nbs/simulate/30_patterns.ipynb #24defa6c
 @pattern('Plasma membrane')
-def _plasma_membrane(c):
-    line = np.exp(-(c.edge_distance/.55)**2) + .25*np.exp(-c.edge_distance/1.5)
-    return (c.label > 0)*(.85*line*np.clip(1 + .3*c.noise(2.5), .3, 2) + .12*np.clip(1 + .5*c.noise(1.2), 0, 3))
+def plasma_membrane(cells):
+    "A line along the outline, and a grainy veil"
+    line = np.exp(-(cells.edge_distance/.55)**2) + .25*np.exp(-cells.edge_distance/1.5)
+    membrane = .85*line*np.clip(1 + .3*cells.noise(2.5), .3, 2)
+    veil = .12*np.clip(1 + .5*cells.noise(1.2), 0, 3)
+    return (cells.label > 0)*(membrane + veil)
 
-# %% ../../nbs/simulate/30_patterns.ipynb #9dc1a777
 @pattern('Cell junctions')
-def _cell_junctions(c):
-    return c.contact*np.exp(-(c.edge_distance/.6)**2)*np.clip(.8 + .75*c.noise(2), 0, 1.6) + .03*c.cytoplasm
+def cell_junctions(cells):
+    "Patches of the outline where two cells touch"
+    line = cells.contact*np.exp(-(cells.edge_distance/.6)**2)
+    return line*np.clip(.8 + .75*cells.noise(2), 0, 1.6) + .03*cells.cytoplasm
 
-# %% ../../nbs/simulate/30_patterns.ipynb #ed7f582c
 @pattern('Focal adhesion sites')
-def _focal_adhesions(c):
-    rim = (c.edge_distance > .6) & (c.edge_distance < 3.5)
-    xy = c.scatter_points(rim*~c.contact*np.exp(.9*c.noise(5)), 900*rim.mean() + 1)
-    u = c.values_at(c.inward, xy)*np.exp(1j*c.rng.normal(0, .25, len(xy)))*c.rng.uniform(1.2, 3.2, len(xy))
-    dashes = c.draw_filaments(xy[:, None] + u[:, None]*np.linspace(0, 1, 8), c.rng.uniform(.5, 1.1, (len(xy), 1)))
-    return np.minimum(c.blur(1.1*dashes, .15), 1.5) + .06*c.cytoplasm
+def focal_adhesion_sites(cells):
+    "Short dashes that point inward from free edges"
+    rng, rim = cells.rng, (cells.edge_distance > .6) & (cells.edge_distance < 3.5)
+    start = cells.scatter_points(rim*~cells.contact*np.exp(.9*cells.noise(5)), 900*rim.mean() + 1)
+    n = len(start)
+    dash = cells.values_at(cells.inward, start)*np.exp(1j*rng.normal(0, .25, n))*rng.uniform(1.2, 3.2, n)
+    paths = start[:, None] + dash[:, None]*np.linspace(0, 1, 8)
+    dashes = cells.draw_filaments(paths, rng.uniform(.5, 1.1, (n, 1)))
+    return np.minimum(cells.blur(1.1*dashes, .15), 1.5) + .06*cells.cytoplasm
 
 # %% ../../nbs/simulate/30_patterns.ipynb #67ae8343
-@pattern('Cytokinetic bridge')
-def _cytokinetic_bridge(c): return 1.3*c.bridge() + .06*c.cytoplasm
-
-@pattern('Mitotic spindle')
-def _mitotic_spindle(c): return 1.2*c.spindle() + .06*c.cytoplasm
-
 DIVISIONS = {'mitotic spindle': 'spindle', 'cytokinetic bridge': 'bridge'}      # cells in division that a class needs
 
-# %% ../../nbs/simulate/30_patterns.ipynb #6ac31656
+# %% ../../nbs/simulate/30_patterns.ipynb #64571461
+@pattern('Cytokinetic bridge')
+def cytokinetic_bridge(cells):
+    "The thread between two daughter cells"
+    return 1.3*cells.bridge() + .06*cells.cytoplasm
+
+@pattern('Mitotic spindle')
+def mitotic_spindle(cells):
+    "The spindles of cells in mitosis"
+    return 1.2*cells.spindle() + .06*cells.cytoplasm
+
 @pattern('Negative')
-def _negative(c): return .02*c.cytoplasm
+def negative(cells):
+    "Next to nothing"
+    return .02*cells.cytoplasm
