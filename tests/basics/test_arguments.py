@@ -10,7 +10,7 @@ from hpa_fastai.all import (HPADataLoaders, HPAError, ImageReader, MultilabelStr
                             find_images, get_labels, load_bundle, monitor, predict, predict_cells, read_images, read_labels, read_predictions, report, run_demo,
                             simulate_atlas, simulate_fov, stratified_folds, test_bundle as check_bundle, train_folds, verify_images, watch)
 from hpa_fastai.basics.arguments import RANGES
-from hpa_fastai.deploy.bundle import write_bundle
+from hpa_fastai.deploy.saving import write_bundle
 from hpa_fastai.data.files import image_table
 
 WRONG = [-2, float('nan'), float('inf'), 10**20, 'many', True, [7.5], np.float32('nan')]
