@@ -9,8 +9,8 @@ __all__ = ['PNG_MAGIC', 'PngHeader', 'png_chunk', 'png_header', 'png_file', 'png
 
 # %% ../../nbs/data/50_formats.ipynb #a4200b67
 import io, os, re, struct, threading, zlib
-from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 import kornia_rs.io, numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
@@ -21,8 +21,14 @@ from .tiff import *
 
 # %% ../../nbs/data/50_formats.ipynb #ffd26752
 PNG_MAGIC = b'\x89PNG\r\n\x1a\n'
-# width and height in pixels; depth: bits of a value; colour: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA; interlaced: 0 or 1
-PngHeader = namedtuple('PngHeader', 'width height depth colour interlaced')
+
+class PngHeader(NamedTuple):
+    "What the first chunk of a PNG says"
+    width:int      # pixels
+    height:int     # pixels
+    depth:int      # bits of a value
+    colour:int     # 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA
+    interlaced:int # 0 or 1
 
 def png_chunk(
     kind:bytes, # four letters
@@ -35,11 +41,11 @@ def png_header(
     data:bytes, # of a PNG file, at least its first 33 bytes
 ) -> PngHeader:
     "What the first chunk of a PNG says"
-    if data[:8]!=PNG_MAGIC or data[12:16]!=b'IHDR' or len(data)<33 or png_chunk(b'IHDR', data[16:29])!=data[8:33]:
+    is_header = data[:8]==PNG_MAGIC and data[12:16]==b'IHDR' and len(data)>=33
+    if not is_header or png_chunk(b'IHDR', data[16:29])!=data[8:33]:
         raise damaged('its header is not as it was written')
     width, height, depth, colour, _, _, interlaced = struct.unpack('>IIBBBBB', data[16:29])
     return PngHeader(width, height, depth, colour, interlaced)
-
 
 def png_file(
     head:PngHeader, # what its first chunk is to say
@@ -69,66 +75,66 @@ def png_pixel_chunks(
         at = end+4
 
 # %% ../../nbs/data/50_formats.ipynb #45accc71
-_png_bands = {0:1, 2:3, 4:1, 6:4} # planes with intensities by type of colour: grey, RGB, grey and alpha, RGBA
+_values_a_pixel = {0:1, 2:3, 4:2, 6:4}      # by type of colour: grey, RGB, grey and alpha, RGBA
+_intensities_a_pixel = {0:1, 2:3, 4:1, 6:4} # without the alpha of grey
 
 def _check_png(head):
     "Refuse a PNG that does not hold intensities, or none that can be read"
     check_size(head.width, head.height)
     if head.colour==3: check_mode('P')
     if head.depth==1: check_mode('1')
-    if head.colour not in _png_bands: raise damaged('its header names a type of colour that does not exist')
+    if head.colour not in _values_a_pixel: raise damaged('its header names a type of colour that does not exist')
     if head.depth<8 and head.interlaced: raise ImageError(f'{head.depth}-bit and interlaced; save it with 8 or 16 bits')
 
 # %% ../../nbs/data/50_formats.ipynb #db3b4b1f
-def _stand_in(head):
-    "The header as whose picture a PNG is decoded: one of 8 or 16 bits, without a channel of alpha that stands alone"
-    if head.colour==4: return head._replace(depth=16, colour=0) if head.depth==8 else head._replace(depth=8, colour=6)
+def _equivalent_header(head):
+    "The header of a PNG of 8 or 16 bits, grey, RGB or RGBA, whose pixels have as many bytes"
     if head.depth<8: return head._replace(depth=8, width=-(-head.width*head.depth//8))
-    return head
+    if head.colour!=4: return head
+    return head._replace(depth=16, colour=0) if head.depth==8 else head._replace(depth=8, colour=6)
 
-def _unpack_bits(packed, width, depth):
-    "Values of 2 or 4 bits out of bytes"
-    shifts = np.arange(8-depth, -1, -depth, dtype=np.uint8)
-    values = packed[..., None]>>shifts & 2**depth-1
-    return values.reshape(len(packed), -1)[:, :width]
-
-def _by_kornia(head, chunks, data=None):
+def _decode_by_kornia(head, chunks, data=None):
     "Array H×W×planes of a PNG, decoded by kornia-rs; `data`: the file, where it need not be put together"
-    whole = _stand_in(head)
-    if data is None or whole!=head: data = png_file(whole, chunks)
-    decode = kornia_rs.io.decode_image_png_u8 if whole.depth==8 else kornia_rs.io.decode_image_png_u16
-    try: a = decode(data, (whole.height, whole.width), {0:'mono', 2:'rgb', 6:'rgba'}[whole.colour])
+    as_if = _equivalent_header(head)
+    if data is None or as_if!=head: data = png_file(as_if, chunks)
+    decode = kornia_rs.io.decode_image_png_u8 if as_if.depth==8 else kornia_rs.io.decode_image_png_u16
+    try: a = decode(data, (as_if.height, as_if.width), {0:'mono', 2:'rgb', 6:'rgba'}[as_if.colour])
     except Exception as e: raise damaged(one_line(e)) from e
-    if head.depth<8: return _unpack_bits(a[..., 0], head.width, head.depth)[..., None]
-    if head.colour==4: return (a>>8).astype(np.uint8) if head.depth==8 else (a[..., :1].astype(np.uint16)<<8) + a[..., 1:2]
-    return a
+    if head.depth<8: # several values a byte, the first in the highest bits
+        shifts = np.arange(8-head.depth, -1, -head.depth, dtype=np.uint8)
+        values = a>>shifts & 2**head.depth-1
+        return values.reshape(head.height, -1)[:, :head.width, None]
+    if head.colour!=4: return a
+    if head.depth==8: return (a>>8).astype(np.uint8)           # a byte of grey before one of alpha
+    return (a[..., :1].astype(np.uint16)<<8) + a[..., 1:2]     # two bytes of grey before two of alpha
 
 # %% ../../nbs/data/50_formats.ipynb #0bc61c7b
 _thread = threading.local() # `one_of_many`: whether this thread reads beside many others
-_pillow_modes = {(8,0):('L','L'), (16,0):('I;16','I;16B'), (8,2):('RGB','RGB'), (8,4):('LA','LA'), (8,6):('RGBA','RGBA')}
+_modes_of_pillow = { # by depth and colour: the mode, and that of the bytes in the file
+    (8,0): ('L','L'), (16,0): ('I;16','I;16B'), (8,2): ('RGB','RGB'), (8,4): ('LA','LA'), (8,6): ('RGBA','RGBA')}
 
-def _by_pillow(head, chunks, _=None):
+def _decode_by_pillow(head, chunks, _=None):
     "Array H×W×planes of a PNG, decoded by Pillow"
-    mode, raw = _pillow_modes[head.depth, head.colour]
+    mode, raw_mode = _modes_of_pillow[head.depth, head.colour]
     pixels = b''.join(c[8:-4] for c in chunks)
-    try: im = Image.frombytes(mode, (head.width, head.height), pixels, 'zip', raw, 0)
+    try: im = Image.frombytes(mode, (head.width, head.height), pixels, 'zip', raw_mode, 0)
     except (ValueError, OSError) as e: raise damaged(one_line(e)) from e
     a = np.asarray(im).reshape(head.height, head.width, -1)
-    if not a[-1].any(): _check_length(head, pixels) # rows that are not there are black, which Pillow does not mind
+    if not a[-1].any(): # rows that are not there are black, which Pillow does not mind
+        bytes_a_row = 1 + head.width*head.depth//8*_values_a_pixel[head.colour]
+        expected = head.height*bytes_a_row
+        there = zlib.decompressobj().decompress(pixels, expected)
+        if len(there)<expected: raise damaged('it has fewer rows than its header says')
     return a
-
-def _check_length(head, pixels):
-    "Refuse compressed pixels that end before the last row"
-    n = head.height*(1 + head.width*head.depth//8*{0:1, 2:3, 4:2, 6:4}[head.colour])
-    if len(zlib.decompressobj().decompress(pixels, n))<n: raise damaged('it has fewer rows than its header says')
 
 # %% ../../nbs/data/50_formats.ipynb #ac104515
 def _png_pixels(head, data):
     "Array H×W×planes of a PNG, by the decoder that is faster here, or else by the other"
-    decoders = [_by_kornia] + [_by_pillow]*((head.depth, head.colour) in _pillow_modes and not head.interlaced)
+    decoders = [_decode_by_kornia]
+    if (head.depth, head.colour) in _modes_of_pillow and not head.interlaced: decoders.append(_decode_by_pillow)
     if getattr(_thread, 'one_of_many', False): decoders.reverse()
     for decode in decoders:
-        chunks = png_pixel_chunks(data, check_pixels=decode is not _by_kornia)
+        chunks = png_pixel_chunks(data, check_pixels=decode is not _decode_by_kornia)
         try: return decode(head, chunks, data)
         except ImageError as e: why = e
     raise why
@@ -138,28 +144,30 @@ def _read_png(f, header=False):
     data = f.read(33) if header else f.read()
     head = png_header(data)
     _check_png(head)
-    n = _png_bands[head.colour]
-    a = None if header else _png_pixels(head, data)
-    planes = [None]*n if header else [a[..., i] for i in range(n)]
+    n = _intensities_a_pixel[head.colour]
+    if header: planes = [None]*n
+    else:
+        pixels = _png_pixels(head, data)
+        planes = [pixels[..., i] for i in range(n)]
     bits = head.depth if head.depth<8 else None
     return Planes(planes, (head.width, head.height), 'grey' if n==1 else 'colour', None, f'PNG {head.depth}-bit', bits)
 
 # %% ../../nbs/data/50_formats.ipynb #c6f31d9d
 _mark = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # of a segment: neither an escaped 255, nor a restart, nor padding
-_alone = b'\x01\xd8'                              # marks without a segment
+_marks_without_segment = b'\x01\xd8'
+_END_OF_IMAGE = 0xd9
 
 def check_jpeg_end(
     data:bytes, # of a whole JPG file
 ):
     "Refuse a JPG that ends before its end mark"
     at = 2
-    while True:
-        mark = _mark.search(data, at)
-        if mark is None or mark.end()+2>len(data)>mark.end(): raise damaged('it ends before the end mark of a JPG')
+    while mark := _mark.search(data, at):
         kind, at = data[mark.end()-1], mark.end()
-        if kind==0xd9: return
-        if at==len(data): raise damaged('it ends before the end mark of a JPG')
-        if kind not in _alone: at += struct.unpack_from('>H', data, at)[0]
+        if kind==_END_OF_IMAGE: return
+        if at+2>len(data): break
+        if kind not in _marks_without_segment: at += struct.unpack_from('>H', data, at)[0]
+    raise damaged('it ends before the end mark of a JPG')
 
 # %% ../../nbs/data/50_formats.ipynb #2115f1f0
 def check_jpeg_codes(
@@ -177,15 +185,15 @@ def _read_jpeg(f, target, header=False):
     check_size(*size)
     check_mode(im.mode)
     n = PILLOW_BANDS[im.mode]
-    stated = dict(size=size, kind='grey' if n==1 else 'colour', format='JPEG 8-bit')
-    if header: return Planes([None]*n, **stated)
+    kind = 'grey' if n==1 else 'colour'
+    if header: return Planes([None]*n, size, kind, format='JPEG 8-bit')
     if not im.tile: raise damaged('it has no pixels')
     im.draft(None, target(*size))
     f.seek(0)
     data = f.read()
     check_jpeg_end(data)
     pixels = Image.frombytes(im.mode, im.size, data, 'jpeg', *im.tile[0].args, *im.decoderconfig)
-    return Planes([pixels] if n==1 else list(pixels.split()), **stated)
+    return Planes([pixels] if n==1 else list(pixels.split()), size, kind, format='JPEG 8-bit')
 
 # %% ../../nbs/data/50_formats.ipynb #78726880
 def default_workers() -> int:
@@ -197,7 +205,8 @@ def reading_pool(
     n:int, # threads
 ) -> ThreadPoolExecutor:
     "Threads to read in: many on many cores let each other decode, few decode with what is fastest"
-    return ThreadPoolExecutor(n, initializer=lambda: setattr(_thread, 'one_of_many', min(n, default_workers())>3))
+    def tell_thread(): _thread.one_of_many = min(n, default_workers())>3
+    return ThreadPoolExecutor(n, initializer=tell_thread)
 
 # %% ../../nbs/data/50_formats.ipynb #a772249b
 _tiff_magic, _jpeg_magic = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'), b'\xff\xd8\xff'
@@ -214,32 +223,43 @@ def open_image_file(
     return io.BytesIO(fs.cat_file(inner))
 
 # %% ../../nbs/data/50_formats.ipynb #8334be76
-_signs_of_damage = ('truncated|broken|invalid offset|failed to read|decompress|incomplete|cannot decode|data stream|reading image file|'
-                    'corrupt|ended before|decoder error|not enough image data|lzma|zstd|src size|bad data|no marker found')
+_signs_of_damage = re.compile(
+    'truncated|broken|invalid offset|failed to read|decompress|incomplete|cannot decode|data stream|'
+    'reading image file|corrupt|ended before|decoder error|not enough image data|lzma|zstd|src size|bad data|'
+    'no marker found', re.IGNORECASE)
+
+def _explain_zarr(path, error):
+    "Why a zarr store that is there can't be read"
+    if not is_url(path) and not os.path.isdir(path):
+        return ImageError('a file, where OME-Zarr is a folder', 'not an image')
+    if isinstance(error, PermissionError): return ImageError('no permission to read it', 'no permission')
+    if isinstance(error, FileNotFoundError):
+        return ImageError('a folder without the files that make it a zarr store (.zgroup or zarr.json); copy it again',
+                          'not an image')
+    what = f'{type(error).__name__}: {one_line(error)}'
+    return ImageError(f'cannot be read ({what})') if 'codec' in what.lower() else damaged(what)
+
+def _explain_file(path, error):
+    "Why a file can't be read"
+    if isinstance(error, FileNotFoundError):
+        if os.path.islink(path): return ImageError('a link to a file that is not there', 'dangling link')
+        return ImageError('no such file', 'no such file')
+    if isinstance(error, IsADirectoryError) or os.path.isdir(path):
+        return ImageError('a folder, not a picture', 'not an image')
+    if isinstance(error, PermissionError): return ImageError('no permission to read it', 'no permission')
+    if _signs_of_damage.search(f'{type(error).__name__} {error}'): return damaged(one_line(error))
+    return ImageError(f'cannot be read ({type(error).__name__}: {one_line(error)})')
 
 def explain_unreadable(
     path:str, # of the file
     error:Exception, # what reading it raised
 ) -> ImageError: # that names the file
     "What a user needs to know about an exception while reading a file"
-    if isinstance(error, ImageError): return error.locate(file=path)
-    what, is_zarr = f'{type(error).__name__}: {one_line(error)}', path.rstrip('/').lower().endswith('.zarr')
-    there = is_url(path) or os.path.exists(path)
-    why, kind = f'cannot be read ({what})', 'unreadable'
-    if isinstance(error, HPAError): why = str(error)
-    elif isinstance(error, PermissionError): why, kind = 'no permission to read it', 'no permission'
-    elif is_zarr and there:
-        if not is_url(path) and not os.path.isdir(path): why, kind = 'a file, where OME-Zarr is a folder', 'not an image'
-        elif isinstance(error, FileNotFoundError):
-            why = 'a folder without the files that make it a zarr store (.zgroup or zarr.json); copy it again'
-            kind = 'not an image'
-        elif 'codec' not in str(error).lower(): return damaged(what).locate(file=path)
-    elif isinstance(error, FileNotFoundError):
-        if os.path.islink(path): why, kind = 'a link to a file that is not there', 'dangling link'
-        else: why, kind = 'no such file', 'no such file'
-    elif isinstance(error, IsADirectoryError) or os.path.isdir(path): why, kind = 'a folder, not a picture', 'not an image'
-    elif re.search(_signs_of_damage, what, re.IGNORECASE): return damaged(one_line(error)).locate(file=path)
-    return ImageError(why, kind, path)
+    is_zarr = path.rstrip('/').lower().endswith('.zarr') and (is_url(path) or os.path.exists(path))
+    if isinstance(error, ImageError): found = error
+    elif isinstance(error, HPAError): found = ImageError(str(error))
+    else: found = _explain_zarr(path, error) if is_zarr else _explain_file(path, error)
+    return found.locate(file=path)
 
 # %% ../../nbs/data/50_formats.ipynb #42d09656
 def open_planes(

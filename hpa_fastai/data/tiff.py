@@ -24,44 +24,51 @@ def check_tiff_segments(
     "Refuse a plane of a TIFF of which a strip or tile was never written, or ends beyond the file"
     if page is None: raise damaged('a plane is missing')
     expected, n_bytes = math.prod(page.keyframe.chunked), page.parent.filehandle.size
-    places = [(o, n) for o,n in zip(page.dataoffsets, page.databytecounts) if o and n]
-    if len(places)<expected:
-        raise ImageError(f'damaged or cut off ({expected-len(places)} of {expected} strips or tiles were never written); '
-                         'copy it again, or where they are black on purpose, save it with all of them', 'truncated or damaged')
-    beyond = sum(o+n>n_bytes for o,n in places)
+    places = [(start, n) for start,n in zip(page.dataoffsets, page.databytecounts) if start and n]
+    unwritten = expected-len(places)
+    if unwritten>0:
+        raise ImageError(f'damaged or cut off ({unwritten} of {expected} strips or tiles were never written); '
+                         'copy it again, or where they are black on purpose, save it with all of them',
+                         'truncated or damaged')
+    beyond = sum(start+n>n_bytes for start,n in places)
     if beyond: raise damaged(f'{beyond} of {expected} strips or tiles end beyond the file')
 
 def check_tiff_pages(
     tif, # `TiffFile` of `tifffile`
 ):
     "Refuse a TIFF whose list of pages leads beyond the file, or that holds fewer planes than ImageJ says that it wrote"
-    place, file, size = tif.pages.next_page_offset, tif.filehandle, tif.tiff.offsetsize
-    if place is not None:
-        file.seek(place)
+    next_page, file = tif.pages.next_page_offset, tif.filehandle
+    if next_page is not None:
+        file.seek(next_page)
+        size = tif.tiff.offsetsize
         if file.read(size)!=bytes(size): raise damaged('the list of its pages leads beyond its end')
-    if not tif.is_imagej or len(tif.pages)>1 or tif.pages[0].offset>tif.pages[0].dataoffsets[0]: return # ImageJ writes all planes behind the tags
-    said, there = tif.imagej_metadata.get('images', 1), math.prod(tif.series[0].shape)//math.prod(tif.pages[0].shape)
-    if isinstance(said, int) and there<said: raise damaged(f'not all of the {said} planes are there of which ImageJ writes in it')
+    first = tif.pages[0]
+    written_by_imagej = tif.is_imagej and len(tif.pages)==1 and first.offset<=first.dataoffsets[0] # planes behind tags
+    if not written_by_imagej: return
+    stated, there = tif.imagej_metadata.get('images', 1), math.prod(tif.series[0].shape)//math.prod(first.shape)
+    if isinstance(stated, int) and there<stated:
+        raise damaged(f'not all of the {stated} planes are there of which ImageJ writes in it')
 
 # %% ../../nbs/data/45_tiff.ipynb #a10f9382
-_without_or_with_sums = (1, 8, 32946) # not compressed, and two numbers of deflate, which has a sum
+_uncompressed_or_with_sums = (1, 8, 32946) # the last two are numbers of deflate, which has a sum
 
 def check_tiff_ends(
     page, # of `tifffile`
     contents:dict, # of the files that were read for this before, by their names
 ):
     "Refuse a plane of a TIFF whose strips or tiles are compressed, without sums, and end in zeros"
-    if page.compression in _without_or_with_sums: return
+    if page.compression in _uncompressed_or_with_sums: return
     file = page.parent.filehandle
     if file.name not in contents:
         file.seek(0)
         contents[file.name] = file.read()
     data = contents[file.name]
-    lost = sum(n>=8 and not any(data[o+n-8:o+n]) for o,n in zip(page.dataoffsets, page.databytecounts))
+    ends = [start+n for start,n in zip(page.dataoffsets, page.databytecounts) if n>=8]
+    lost = sum(not any(data[end-8:end]) for end in ends)
     if lost: raise damaged(f'{lost} of {len(page.dataoffsets)} strips or tiles end in zeros')
 
 # %% ../../nbs/data/45_tiff.ipynb #5eaee91b
-logging.getLogger('tifffile').addHandler(logging.NullHandler()) # what it says about a damaged file is in our error; not twice on the screen
+logging.getLogger('tifffile').addHandler(logging.NullHandler()) # its words about a damaged file are in our error
 
 # %% ../../nbs/data/45_tiff.ipynb #115d9f34
 _not_grey = ('PALETTE', 'SEPARATED', 'MINISWHITE', 'MASK')
@@ -73,9 +80,10 @@ def _no_pixels(dtype, shape):
 
 # %% ../../nbs/data/45_tiff.ipynb #c827d4a3
 def _check_complete(series):
-    "Whether all the pixels that a TIFF speaks of are in the file"
-    if series.dataoffset is not None:
-        if series.dataoffset+series.nbytes>series.parent.filehandle.size: raise damaged('its pixels end beyond the file')
+    "Refuse a TIFF series of which not all pixels are in the file"
+    n_bytes = series.parent.filehandle.size
+    if series.dataoffset is not None and series.dataoffset+series.nbytes>n_bytes:
+        raise damaged('its pixels end beyond the file')
     for page in series.pages:
         try: check_tiff_segments(page)
         except ImageError as e:
@@ -83,14 +91,15 @@ def _check_complete(series):
             raise ImageError(f'{page.parent.filehandle.name}, which belongs to it, is {e}', e.kind) from None
 
 # %% ../../nbs/data/45_tiff.ipynb #ac2f2ef5
-_libtiff = {'NONE', 'LZW', 'JPEG', 'DEFLATE', 'ADOBE_DEFLATE', 'PACKBITS', 'LZMA', 'ZSTD'} # what Pillow's libtiff always has
+_codecs_of_pillow = {'NONE', 'LZW', 'JPEG', 'DEFLATE', 'ADOBE_DEFLATE', 'PACKBITS', 'LZMA', 'ZSTD'} # in every build
 
 def _needs_imagecodecs(page):
     "The error for a TIFF that neither tifffile alone nor Pillow can decode"
-    what = f'compression {page.compression.name}' if page.compression.name not in _libtiff else f'values of {page.bitspersample} bits'
+    codec = page.compression.name
+    what = f'values of {page.bitspersample} bits' if codec in _codecs_of_pillow else f'compression {codec}'
     return ImageError(f'{what} needs one package more: pip install imagecodecs')
 
-def _page(page, f):
+def _page_by_pillow(page, f):
     "Pixels of a plane of a TIFF, decoded by Pillow; values of 2 and 4 bits as they are in the file"
     try:
         im = TiffImageFile(f)
@@ -99,9 +108,10 @@ def _page(page, f):
     if im.mode not in PILLOW_BANDS: raise _needs_imagecodecs(page)
     try: a = np.asarray(im)
     except OSError as e:
-        if page.compression.name in _libtiff: raise
+        if page.compression.name in _codecs_of_pillow: raise
         raise _needs_imagecodecs(page) from e
-    return a//(255//(2**page.bitspersample-1)) if page.bitspersample in (2,4) else a
+    if page.bitspersample not in (2,4): return a
+    return a//(255//(2**page.bitspersample-1)) # Pillow stretches them to 8 bits
 
 # %% ../../nbs/data/45_tiff.ipynb #56c1e98d
 def _tiff_pixels(series, f):
@@ -113,69 +123,82 @@ def _tiff_pixels(series, f):
         if not isinstance(e, ImportError) and 'imagecodecs' not in str(e): raise
     planes = []
     for page in series.pages:
-        own = page.parent is series.parent
-        with nullcontext(f) if own else open(page.parent.filehandle.path, 'rb') as place:
-            place.seek(0)
-            planes.append(_page(page, place))
+        in_this_file = page.parent is series.parent
+        with nullcontext(f) if in_this_file else open(page.parent.filehandle.path, 'rb') as opened:
+            opened.seek(0)
+            planes.append(_page_by_pillow(page, opened))
     return np.stack(planes).reshape(series.shape)
 
 # %% ../../nbs/data/45_tiff.ipynb #3bea1f93
+def _ome_elements(tif, name):
+    "The elements of a name in the metadata of an OME-TIFF"
+    return [e for e in ElementTree.fromstring(tif.ome_metadata).iter() if e.tag.endswith('}'+name)]
+
 def _tiff_names(tif):
     "Names of the channels, where OME or ImageJ metadata have them"
-    if tif.is_ome:
-        elements = ElementTree.fromstring(tif.ome_metadata).iter()
-        return [e.get('Name') or e.get('Fluor') or '' for e in elements if e.tag.endswith('}Channel')]
+    if tif.is_ome: return [e.get('Name') or e.get('Fluor') or '' for e in _ome_elements(tif, 'Channel')]
     return (tif.imagej_metadata or {}).get('Labels') if tif.is_imagej else None
 
 # %% ../../nbs/data/45_tiff.ipynb #f670090a
 def _stated_bits(tif, series):
     "Bits of a value that a TIFF states, where they are fewer than those of the type; or None"
-    bits, size = series.keyframe.bitspersample, 8*series.dtype.itemsize
-    if tif.is_ome:
-        pixels = [e for e in ElementTree.fromstring(tif.ome_metadata).iter() if e.tag.endswith('}Pixels')]
-        bits = min([bits, *(int(e.get('SignificantBits') or size) for e in pixels)]) if isinstance(bits, int) else bits
-    return bits if series.dtype.kind=='u' and isinstance(bits, int) and bits<size else None
+    bits, type_bits = series.keyframe.bitspersample, 8*series.dtype.itemsize
+    if not isinstance(bits, int) or series.dtype.kind!='u': return None
+    significant = [e.get('SignificantBits') for e in _ome_elements(tif, 'Pixels')] if tif.is_ome else []
+    bits = min([bits, *(int(s) for s in significant if s)])
+    return bits if bits<type_bits else None
 
 # %% ../../nbs/data/45_tiff.ipynb #2fedc896
-def _check_set(tif, f):
+def _check_files_of_set(tif, f):
     "Refuse an OME-TIFF that speaks of other files which are not beside it"
     folder, name = os.path.split(getattr(f, 'name', ''))
     names = files_of_ome(tif.ome_metadata, name)
     if len(names)<2: return
-    missing = names if isinstance(f, io.BytesIO) else [n for n in names if not file_stat(os.path.join(folder, n)).st_size]
-    if missing: raise ImageError(f'one of {len(names)} files that are one field of view by their OME metadata; '
-                                 f'not beside it, or empty: {", ".join(missing[:4])}{", …" if len(missing)>4 else ""}')
+    is_remote = isinstance(f, io.BytesIO)
+    missing = [n for n in names if is_remote or not file_stat(os.path.join(folder, n)).st_size]
+    if missing:
+        some = ', '.join(missing[:4]) + (', …' if len(missing)>4 else '')
+        raise ImageError(f'one of {len(names)} files that are one field of view by their OME metadata; '
+                         f'not beside it, or empty: {some}')
 
 # %% ../../nbs/data/45_tiff.ipynb #44069cfa
-def read_tiff(f, z=None, header=False, alone=False):
-    "Planes of a TIFF, ImageJ TIFF or OME-TIFF; `alone`: without the other files of its OME metadata"
+def read_tiff(
+    f, # binary file
+    z:str|None=None, # 'max' projects a Z stack, 'channels' takes its planes for channels
+    header:bool=False, # only what the header says; the planes are all zero
+    alone:bool=False, # without the other files that its OME metadata speak of
+) -> Planes:
+    "Planes of a TIFF, ImageJ TIFF or OME-TIFF"
     import tifffile
     with tifffile.TiffFile(f) as tif:
         if alone and tif.is_ome and tif.ome_metadata.count('FileName=')>1:
             f.seek(0)
-            with tifffile.TiffFile(f, is_ome=False) as own: return _planes_of_tiff(own, f, z, header)
-        if tif.is_ome: _check_set(tif, f)
+            with tifffile.TiffFile(f, is_ome=False) as by_itself: return _planes_of_tiff(by_itself, f, z, header)
+        if tif.is_ome: _check_files_of_set(tif, f)
         return _planes_of_tiff(tif, f, z, header)
 
 def _planes_of_tiff(tif, f, z, header):
     "Planes of an opened TIFF"
     if len(tif.pages): check_tiff_pages(tif)
-    found = tif.series
-    if not found: raise ImageError('a TIFF without a picture: cut off while it was written or copied?', 'truncated or damaged')
-    if tif.is_ome: found = [s for s in found if any(page is not None and page.parent is tif for page in s.pages)] # not those of other files
-    if len(found)!=1:
+    pictures = tif.series
+    if not pictures:
+        raise ImageError('a TIFF without a picture: cut off while it was written or copied?', 'truncated or damaged')
+    if tif.is_ome: # not those of other files
+        pictures = [s for s in pictures if any(page is not None and page.parent is tif for page in s.pages)]
+    if len(pictures)!=1:
         shapes = ', '.join('x'.join(map(str, s.shape)) for s in tif.series[:4])
         raise ImageError(f'holds {len(tif.series)} separate pictures ({shapes}); write one field of view a file')
-    series = found[0]
+    series = pictures[0]
     photometric = series.keyframe.photometric.name
     if photometric in _not_grey:
-        raise ImageError(f'colours of type {photometric} are not intensities; save it as grey (black is zero) or RGB', 'no intensities')
+        raise ImageError(f'colours of type {photometric} are not intensities; save it as grey (black is zero) or RGB',
+                         'no intensities')
     axes = likely_axes(series.axes, series.shape)
     check_size(*(series.shape[axes.index(c)] for c in 'XY'))
     _check_complete(series)
-    a = _no_pixels(series.dtype, series.shape) if header else _tiff_pixels(series, f)
-    colour = photometric in ('RGB','YCBCR')
-    return planes_of_array(a, axes, z, _tiff_names(tif), colour, 'TIFF', _stated_bits(tif, series))
+    pixels = _no_pixels(series.dtype, series.shape) if header else _tiff_pixels(series, f)
+    is_colour = photometric in ('RGB','YCBCR')
+    return planes_of_array(pixels, axes, z, _tiff_names(tif), is_colour, 'TIFF', _stated_bits(tif, series))
 
 # %% ../../nbs/data/45_tiff.ipynb #5b6e21c9
 def store_files(
@@ -204,18 +227,17 @@ def check_zarr_chunks(
             head, size = f.read(16), os.fstat(f.fileno()).st_size
             f.seek(max(0, size-_ZEROS))
             end = f.read(_ZEROS)
-        cut = blosc and (len(head)<16 or struct.unpack_from('<I', head, 12)[0]!=size)
-        lost += cut or not size or (_ZEROS<=size<n_bytes and not any(end))
+        cut_off = blosc and (len(head)<16 or struct.unpack_from('<I', head, 12)[0]!=size)
+        ends_in_zeros = _ZEROS<=size<n_bytes and not any(end)
+        lost += cut_off or ends_in_zeros or not size
     if lost: raise damaged(f'{lost} of {total} chunks are cut off or end in zeros')
 
 # %% ../../nbs/data/45_tiff.ipynb #b0f271d8
-def _check_chunks(a, files, folder):
-    "Refuse an array of a zarr store of which a compressed chunk is damaged; shards have sums"
-    codecs = [type(c).__name__.lower() for c in a.compressors]
-    own = [f for f in files if f[0].startswith(folder)]
-    if codecs and a.shards is None: check_zarr_chunks(own, math.prod(a.chunks)*a.dtype.itemsize, 'blosc' in codecs[-1])
-
-def read_zarr(path, z=None, header=False):
+def read_zarr(
+    path:str, # folder, or URL of one
+    z:str|None=None, # 'max' projects a Z stack, 'channels' takes its planes for channels
+    header:bool=False, # only what the description says; the planes are all zero
+) -> Planes:
     "Planes of an OME-Zarr picture at full resolution"
     try: import zarr
     except ImportError: raise ImageError("reading OME-Zarr needs zarr: pip install 'hpa_fastai[zarr]'") from None
@@ -224,17 +246,24 @@ def read_zarr(path, z=None, header=False):
     meta = root.attrs.get('ome') or root.attrs
     if not meta.get('multiscales'): raise ImageError('a zarr store without NGFF multiscales: not an OME-Zarr picture')
     scales = meta['multiscales'][0]
-    a = root[scales['datasets'][0]['path']]
-    axes = ''.join((x['name'] if isinstance(x, dict) else x)[0] for x in scales.get('axes', 'tczyx')).upper()
+    inner = scales['datasets'][0]['path']
+    a = root[inner]
+    names = [axis['name'] if isinstance(axis, dict) else axis for axis in scales.get('axes', 'tczyx')]
+    axes = ''.join(name[0] for name in names).upper()
     check_size(*(a.shape[axes.index(c)] for c in 'XY'))
+    codecs = [type(c).__name__.lower() for c in a.compressors]
+    if files and not header and codecs and a.shards is None: # shards have sums
+        chunks = [file for file in files if file[0].startswith(os.path.join(path, inner, ''))]
+        check_zarr_chunks(chunks, math.prod(a.chunks)*a.dtype.itemsize, 'blosc' in codecs[-1])
+
     names = [c.get('label', '') for c in meta.get('omero', {}).get('channels', [])]
     absent = a.nchunks-a.nchunks_initialized
     form = f'OME-Zarr ({absent} of {a.nchunks} chunks absent)' if absent else 'OME-Zarr'
-    if files and not header: _check_chunks(a, files, os.path.join(path, scales['datasets'][0]['path'], ''))
-    pixels = _no_pixels(a.dtype, a.shape) if header else a[:]
-    p = planes_of_array(pixels, axes, z, names, form=form)
-    empty = [i for i,plane in enumerate(p.planes) if absent==a.nchunks or (absent and not header and not plane.any())]
+    p = planes_of_array(_no_pixels(a.dtype, a.shape) if header else a[:], axes, z, names, form=form)
+    if absent==a.nchunks: empty = list(range(len(p.planes)))
+    else: empty = [i for i,plane in enumerate(p.planes) if absent and not header and not plane.any()]
     if empty:
         raise ImageError(f'damaged or cut off (no chunk of plane {", ".join(map(str, empty))} is in the store); '
-                         'copy it again, or where it is black on purpose, write it with write_empty_chunks=True', 'truncated or damaged')
+                         'copy it again, or where it is black on purpose, write it with write_empty_chunks=True',
+                         'truncated or damaged')
     return p

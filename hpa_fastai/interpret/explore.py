@@ -18,6 +18,7 @@ from ..basics.paths import find_beside
 from ..data.labels import *
 from ..data.names import CHANNELS
 from ..data.folders import as_source
+from ..basics.arguments import *
 from ..data.files import *
 from ..data.reader import ImageReader
 from ..data.tensors import composite, read_images
