@@ -25,6 +25,7 @@ from ..data.formats import *
 from ..data.reader import *
 from ..evaluate.thresholds import *
 from ..batches.sources import *
+from ..evaluate.picture_statistics import is_blank, picture_figures
 from ..evaluate.flags import *
 from .bundle import *
 from .loading import *
@@ -61,7 +62,7 @@ def _odd_pictures(bundles, places, embs):
             if bundle.device.type=='cuda': x = x.to(bundle.device)  # pictures are measured there too
             seen[kind] = x, np.concatenate([picture_figures(o) for o in x.split(max(1, 2**23//x.shape[-1]**2))])
         x, figures = seen[kind]
-        found = {'blank-protein': blank(x), **(bundle.flagger(x, emb, figures) if bundle.flagger else {})}
+        found = {'blank-protein': is_blank(x), **(bundle.flagger(x, emb, figures) if bundle.flagger else {})}
         for flag,odd in found.items(): votes.setdefault(flag, []).append(odd)
     return {flag: np.mean(odd, 0)>=.5 for flag,odd in votes.items()}
 

@@ -21,6 +21,7 @@ from ..batches.loaders import *
 from ..batches.settings import *
 from ..batches.splits import antibody_of, group_codes
 from ..evaluate.flags import *
+from ..evaluate.picture_statistics import picture_traits
 from ..evaluate.reference import *
 from .bundle import *
 from .loading import *

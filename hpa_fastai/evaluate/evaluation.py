@@ -103,7 +103,8 @@ def evaluate(probs,               # probabilities, images × classes, of images 
     n_groups = None if groups is None else len(pd.unique(np.asarray(groups)))
     return Evaluation(
         scores, _interval(np.nanmean(draws, 1)), table, confusion_table(d, t, labels),
-        top_losses(p, t, d, labels, ids, 24), len(p), n_groups, reliability(p, t), find_failures(p, t, d, labels, ids, 4))
+        top_losses(p, t, d, labels, ids, n=24), len(p), n_groups, reliability(p, t),
+        find_failures(p, t, d, labels, ids, n=4))
 
 # %% ../../nbs/evaluate/70_evaluation.ipynb #ff7ca074
 def _headline(ev):

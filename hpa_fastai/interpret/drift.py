@@ -20,6 +20,7 @@ from ..data.files import *
 from ..data.tensors import *
 from ..batches.splits import antibody_of
 from ..batches.sources import *
+from ..evaluate.picture_statistics import picture_traits
 from ..evaluate.reference import *
 from ..deploy.bundle import *
 from ..deploy.loading import *
