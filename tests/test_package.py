@@ -99,7 +99,15 @@ def test_metadata_stands_in_settings_ini():
 
 def test_all_that_is_written_follows_the_umask(small_atlas, trained, tmp_path):
     "A model, a table, a cache or a page that a group may read is not kept from it, and a private one stays private"
-    from hpa_fastai.all import ImageReader, Predictor, build_cache, explore, export_onnx, find_images, predict_cells, report, simulate_atlas, write_checkpoint
+    from hpa_fastai.all import explore, report
+    from hpa_fastai.batches.cache import build_cache
+    from hpa_fastai.cells.cells import predict_cells
+    from hpa_fastai.data.files import find_images
+    from hpa_fastai.data.reader import ImageReader
+    from hpa_fastai.deploy.onnx import export_onnx
+    from hpa_fastai.deploy.predictor import Predictor
+    from hpa_fastai.simulate.atlas import simulate_atlas
+    from hpa_fastai.train.checkpoints import write_checkpoint
     few, mask = find_images(small_atlas/'train').head(2), 0o027
     old = os.umask(mask)
     try:

@@ -10,7 +10,7 @@ import json, platform
 from dataclasses import asdict, dataclass, replace
 import numpy as np, torch
 from fastcore.basics import patch
-from .. import version_of
+from ..basics.packages import version_of
 from ..basics.errors import HPAError
 from ..data.labels import LabelSet
 from ..data.reader import ImageReader

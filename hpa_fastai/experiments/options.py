@@ -7,14 +7,13 @@ __all__ = ['ExperimentError', 'split_options', 'revive_options']
 
 # %% ../../nbs/experiments/10_options.ipynb #b3f8033f
 import difflib, inspect
-from fastai.learner import Learner
 from fastcore.foundation import L
 from ..basics.arguments import RANGES, checked
 from ..data.labels import HPAError
 from ..data.reader import ImageReader
 from ..batches.transforms import AugmentRGBY
 from ..batches.loaders import HPADataLoaders
-from ..train.learner import hpa_learner
+from ..train.learner import HPALearner, hpa_learner
 
 # %% ../../nbs/experiments/10_options.ipynb #06d0c0f6
 class ExperimentError(HPAError):
@@ -23,7 +22,7 @@ class ExperimentError(HPAError):
 # %% ../../nbs/experiments/10_options.ipynb #8c6bdbc3
 _given = {'df', 'images', 'labels', 'valid_pct', 'fold', 'n_folds', 'group', 'seed', 'progress', 'dls', 'self', 'path', 'folder', 'resume', 'model_dir', 'kwargs'}
 
-def _takers(): return [(o, set(inspect.signature(f).parameters)-_given) for o,f in (('fit', Learner.fit_progressive), ('model', hpa_learner), ('data', HPADataLoaders.from_df))]
+def _takers(): return [(o, set(inspect.signature(f).parameters)-_given) for o,f in (('fit', HPALearner.fit_progressive), ('model', hpa_learner), ('data', HPADataLoaders.from_df))]
 
 # %% ../../nbs/experiments/10_options.ipynb #50236e7c
 def _unknown(name, names):

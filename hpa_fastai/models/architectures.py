@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 import torch
 from torch import nn
-from .. import quick_imports
+from ..basics.packages import quick_imports
 from ..basics.arguments import checked
 from ..data.labels import HPAError
 
