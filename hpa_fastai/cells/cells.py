@@ -23,7 +23,7 @@ from ..basics.paths import *
 from ..data.names import *
 from ..data.folders import *
 from ..data.files import plain_source
-from ..data.reader import geometry
+from ..data.reader import center_on, geometry
 from ..deploy.tables import *
 from ..deploy.journal import *
 from ..deploy.predictor import *
@@ -34,10 +34,8 @@ from .masks import *
 def _mask_input(mask, reader, size):
     "A mask where `reader` and a network of `size` pixels put the picture"
     out, (w, h) = geometry(reader, *mask.shape[::-1])
-    small, canvas = np.asarray(Image.fromarray(mask).resize(out, Image.NEAREST)), np.zeros((h, w), np.int32)
-    (y0, y1), (x0, x1) = ((max(0, (n-m)//2), max(0, (m-n)//2)) for n,m in zip(canvas.shape, small.shape))
-    h, w = (min(n, m) for n,m in zip(canvas.shape, small.shape))
-    canvas[y0:y0+h, x0:x0+w] = small[y1:y1+h, x1:x1+w]
+    canvas = np.zeros((h, w), np.int32)
+    center_on(canvas, np.asarray(Image.fromarray(mask).resize(out, Image.NEAREST)))
     return np.asarray(Image.fromarray(canvas).resize((size, size), Image.NEAREST))
 
 # %% ../../nbs/cells/30_cells.ipynb #3f86b02d
