@@ -26,7 +26,7 @@ def top_links(
     "`text` with its links as they must be one folder further up"
     def link(m):
         page = re.match(r'/(\w+)/(\w+)\.html', m[1])
-        found = next(iter(sorted((nbs/page[1]).glob(f'*_{page[2]}.ipynb'))), None) if page else nbs/m[1]
+        found = next(iter(sorted((nbs/page[1]).glob(f'[0-9][0-9]_{page[2]}.ipynb'))), None) if page else nbs/m[1]
         return f'({os.path.relpath(found, nbs.parent)})' if found and found.exists() else m[0]
     return re.sub(r'(?<=\])\((?![a-z]+:|#)([^)\s]+)\)', link, text)
 
