@@ -7,20 +7,18 @@ __all__ = ['mean_ap', 'MeanAP', 'TrainingBar', 'KeepStatistics', 'TrainingPrecis
            'TrainingError', 'StopOnNaN', 'StopWhenAsked', 'stop_on_interrupt', 'LogEpochs']
 
 # %% ../../nbs/train/10_callbacks.ipynb #3a64f865
-import io, os, random, signal, threading, time, warnings
+import signal, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from torch import Tensor
-from ..basics.environment import tqdm_bar
 from fastai.callback.all import *
 from fastai.data.all import *
 from fastai.learner import *
 from fastai.metrics import AccumMetric, ActivationType
-from ..data.labels import *
-from ..evaluate.metrics import *
-from ..basics.errors import *
-from ..basics.processes import *
+from ..basics.environment import tqdm_bar
+from ..basics.processes import broadcast, any_process, is_first
+from ..basics.errors import HPAError
+from ..evaluate.metrics import average_precision
 
 # %% ../../nbs/train/10_callbacks.ipynb #b9e6285e
 def mean_ap(
@@ -42,11 +40,15 @@ def epoch_figures(
     "The figures of the epoch that just ended"
     rec = learn.recorder
     if not hasattr(rec.loss, 'count'): return {}  # nothing was validated yet
-    return {k: float(v) for k,v in [('train_loss', rec.smooth_loss.value), ('valid_loss', rec.loss.value), *((m.name, m.value) for m in learn.metrics)] if v is not None}
+    figures = dict(train_loss=rec.smooth_loss.value, valid_loss=rec.loss.value)
+    figures.update({m.name: m.value for m in learn.metrics})
+    return {name: float(value) for name,value in figures.items() if value is not None}
 
 # %% ../../nbs/train/10_callbacks.ipynb #ee68595d
-def is_training_run(cb):
-    "Whether a true training begins, not a search of the learning rate or a prediction; and not on a helper process"
+def is_training_run(
+    cb: Callback,  # at the beginning of a fit
+) -> bool:
+    "Whether a true training begins, not a search of the learning rate or a prediction"
     return not hasattr(cb.learn, 'lr_finder') and not hasattr(cb, 'gather_preds')
 
 # %% ../../nbs/train/10_callbacks.ipynb #71d19189
@@ -55,11 +57,17 @@ class TrainingBar(Callback):
     order = Recorder.order+1
     def before_fit(self):
         self.run = is_training_run(self) and is_first()
-        if self.run: self.bar = tqdm_bar(total=100, desc=f'training at {self.dls.preprocess().size} px', mininterval=1,
-                                     bar_format='{desc}: {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining}{postfix}')
+        if not self.run: return
+        self.bar = tqdm_bar(total=100, desc=f'training at {self.dls.preprocess().size} px', mininterval=1,
+                            bar_format='{desc}: {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining}{postfix}')
+
     def after_batch(self):
         if self.training: self.bar.update(100*self.pct_train-self.bar.n)
-    def after_epoch(self): self.bar.set_postfix({k: f'{v:.3f}' for k,v in epoch_figures(self.learn).items()}, refresh=False)
+
+    def after_epoch(self):
+        figures = {name: f'{value:.3f}' for name,value in epoch_figures(self.learn).items()}
+        self.bar.set_postfix(figures, refresh=False)
+
     def after_fit(self): self.bar.close()
 
 # %% ../../nbs/train/10_callbacks.ipynb #3922dd21
@@ -96,7 +104,9 @@ def amp_dtype(
     device: torch.device,  # that trains
 ) -> torch.dtype|None:  # None for older CPUs and Apple's GPUs
     "The half precision that `device` is fast at"
-    if device.type=='cpu': return torch.bfloat16 if getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)() else None
+    if device.type=='cpu':
+        multiplies_bfloat16 = getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)
+        return torch.bfloat16 if multiplies_bfloat16() else None
     if device.type!='cuda': return None
     return torch.bfloat16 if torch.cuda.get_device_capability(device)>=(8, 0) else torch.float16
 
@@ -105,8 +115,9 @@ class TrainingPrecision(MixedPrecision):
     "Mixed precision in training alone, so that validation gives the numbers that a saved model gives"
     def before_fit(self):
         half = amp_dtype(self.dls.device)
-        self.autocast = torch.autocast(self.dls.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
-        self.learn.scaler, self.scales = torch.amp.GradScaler(self.dls.device.type, enabled=half==torch.float16), L()
+        device = self.dls.device.type
+        self.autocast = torch.autocast(device, dtype=half or torch.bfloat16, enabled=half is not None)
+        self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=half==torch.float16), L()
         self.inside = False
     def before_batch(self):
         if not self.training: return
@@ -140,7 +151,19 @@ class KeepTime(Callback):
         if self.gone()==1: raise CancelFitException()
 
 # %% ../../nbs/train/10_callbacks.ipynb #7100a8e4
-def get_weights(learn): return [t.detach() for t in learn.model.state_dict().values()]
+def get_weights(
+    learn: Learner,  # whose model is looked at
+) -> list:  # the tensors themselves, in the order of its `state_dict`
+    "Weights and statistics of the model"
+    return [t.detach() for t in learn.model.state_dict().values()]
+
+# %% ../../nbs/train/10_callbacks.ipynb #a330fff1
+def copy_weights(
+    learn: Learner,  # whose model is copied
+    device=None,  # of the copies; None: where they are
+) -> list:  # in the order of its `state_dict`
+    "A copy of weights and statistics of the model"
+    return [t.detach().to(device, copy=True) for t in learn.model.state_dict().values()]
 
 # %% ../../nbs/train/10_callbacks.ipynb #da05020a
 @torch.no_grad()
@@ -148,7 +171,7 @@ def set_weights(
     learn: Learner,  # whose model is filled
     tensors: list,  # in the order of its `state_dict`
 ):
-    "Overwrite the weights and statistics of the model"
+    "Overwrite weights and statistics of the model"
     for new,t in zip(tensors, get_weights(learn)): t.copy_(new)
 
 # %% ../../nbs/train/10_callbacks.ipynb #a8507d9c
@@ -158,21 +181,27 @@ class AverageWeights(Callback):
     def __init__(self,
         power: float = 16.,  # the average spans about 1/`power` of the steps so far
     ): self.power = power
+
     def before_fit(self):
         self.run = is_training_run(self)
-        self.n_averaged, self.average = 0, [t.clone() for t in get_weights(self.learn)]
+        self.n_averaged, self.average = 0, copy_weights(self.learn)
+
     @torch.no_grad()
     def after_batch(self):
         if not self.training: return
         self.n_averaged += 1
         share = 1-(1-1/self.n_averaged)**(self.power+1)
-        for a,t in zip(self.average, get_weights(self.learn)): a.lerp_(t, share) if a.is_floating_point() else a.copy_(t)
-    def _swap(self):
-        own = [t.clone() for t in get_weights(self.learn)]
+        for mean,t in zip(self.average, get_weights(self.learn)):
+            if mean.is_floating_point(): mean.lerp_(t, share)
+            else: mean.copy_(t)
+
+    def swap(self):
+        "Exchange the weights of the model and their average"
+        weights = copy_weights(self.learn)
         set_weights(self.learn, self.average)
-        self.average = own
-    def before_validate(self): self._swap()
-    def after_validate(self): self._swap()
+        self.average = weights
+
+    before_validate = after_validate = swap
     def after_fit(self): set_weights(self.learn, self.average)
 
 # %% ../../nbs/train/10_callbacks.ipynb #00bbe118
@@ -180,15 +209,20 @@ class KeepBest(Callback):
     "End with the weights of the epoch with the lowest validation loss"
     order, remembers = Recorder.order+2, ('best_loss', 'best_epoch', 'best_weights')
     def before_fit(self):
-        self.run, self.fresh = is_training_run(self), False
+        self.run, self.validated = is_training_run(self), False
         self.best_loss, self.best_epoch, self.best_weights = float('inf'), None, None
-    def before_validate(self): self.fresh = True
+
+    def before_validate(self): self.validated = True
+
     def after_epoch(self):
-        loss = epoch_figures(self.learn).get('valid_loss', float('nan')) if self.fresh else float('nan')
-        self.fresh = False
+        if not self.validated: return
+        self.validated = False
+        loss = epoch_figures(self.learn).get('valid_loss', float('nan'))
         if not loss<self.best_loss: return
         seen = self.average_weights.average if hasattr(self.learn, 'average_weights') else get_weights(self.learn)
-        self.best_loss, self.best_epoch, self.best_weights = loss, self.learn.epoch, [t.cpu().clone() for t in seen]
+        self.best_loss, self.best_epoch = loss, self.learn.epoch
+        self.best_weights = [t.cpu().clone() for t in seen]
+
     def after_fit(self):
         if self.best_weights: set_weights(self.learn, self.best_weights)
 
@@ -197,52 +231,63 @@ class TrainingError(HPAError):
     "A training that can't go on."
 
 # %% ../../nbs/train/10_callbacks.ipynb #82a9e1f8
-def _all_numbers(tensors):
-    "Whether all values are finite, as a tensor on their device"
+def _all_finite(tensors):
+    "Whether all values are numbers, as a tensor on their device"
     return torch.stack([torch.isfinite(t).all() for t in tensors if t.is_floating_point()]).all()
 
 class StopOnNaN(Callback):
     "Stop when the loss is not a number, say why, and return to the last good weights"
     order = KeepBest.order+1
     def __init__(self,
-        every: int|None = None,  # look at the losses after so many steps, and at the end of each epoch; None: at each on a CPU, at every tenth elsewhere
+        every: int|None = None,  # steps between looks at the losses; None: 1 on a CPU, 10 elsewhere
     ): self.every = every
+
     def before_fit(self):
-        self.good, self.why = [t.cpu().clone() for t in get_weights(self.learn)], None
+        self.good, self.why = copy_weights(self.learn, 'cpu'), None
         self.steps = self.every or (1 if self.dls.device.type=='cpu' else 10)
         self.fine = None  # whether all losses since the last look were numbers, on the device
+
     def after_epoch(self):
-        if self.why is None: self.good = [t.cpu().clone() for t in get_weights(self.learn)]
+        if self.why is None: self.good = copy_weights(self.learn, 'cpu')
+
     def after_loss(self):
         if not self.training: return
         fine = torch.isfinite(self.learn.loss_grad.detach()).all()
         self.fine = fine if self.fine is None else self.fine & fine
         if self.iter%self.steps==0: self.look()
-    def after_train(self): self.look(_all_numbers(get_weights(self.learn)))
+
+    def after_train(self): self.look(_all_finite(get_weights(self.learn)))
+
     def look(self,
         weights=None,  # whether all of them are numbers; None: they were not looked at
     ):
-        "Read the note, and stop if it says so"
+        "Read the note on the losses, and stop if there is a bad one"
         fine = [o for o in (self.fine, weights) if o is not None]
         self.fine = None
         if not any_process(not all(fine)): return
         self.why = self.cause()
         raise CancelFitException()
+
     def cause(self) -> str:
         "What is known of why the loss is not a number"
-        lower = f'most often because the learning rate is too high; try lr={self.opt.hypers[-1]["lr"]/10:.1g}'
+        rate = self.opt.hypers[-1]['lr']/10
+        too_high = f'most often because the learning rate is too high; try lr={rate:.1g}'
         if torch.isfinite(self.learn.loss_grad.detach()).all():
-            if not _all_numbers(get_weights(self.learn)): return f'the last step left weights that are not numbers, {lower}'
-            return 'it is one in this process, and another says more'
-        if not all(torch.isfinite(x).all() for x in self.xb): return 'the pictures hold values that are not numbers; look at what reads and transforms them'
-        if not all(torch.isfinite(y).all() for y in self.yb): return 'the targets hold values that are not numbers'
-        if not torch.isfinite(self.pred).all(): return f'the network\'s outputs are not numbers, {lower}'
+            if _all_finite(get_weights(self.learn)): return 'it is one in this process, and another says more'
+            return f'the last step left weights that are not numbers, {too_high}'
+        if not all(torch.isfinite(x).all() for x in self.xb):
+            return 'the pictures hold values that are not numbers; look at what reads and transforms them'
+        if not all(torch.isfinite(y).all() for y in self.yb):
+            return 'the targets hold values that are not numbers'
+        if not torch.isfinite(self.pred).all(): return f'the network\'s outputs are not numbers, {too_high}'
         return f'the outputs are numbers, the loss is not; look at the loss function, {self.loss_func}'
+
     def after_fit(self):
         if self.why is None: return
         set_weights(self.learn, self.good)
         step = f'step {self.iter+1}' if self.steps==1 else f'step {self.iter+1} or one shortly before'
-        raise TrainingError(f'the loss is not a number at {step} of epoch {self.epoch+1}: {self.why}. The weights are those of the last good epoch')
+        raise TrainingError(f'the loss is not a number at {step} of epoch {self.epoch+1}: {self.why}. '
+                            'The weights are those of the last good epoch')
 
 # %% ../../nbs/train/10_callbacks.ipynb #1b4c4ee7
 class StopWhenAsked(Callback):
@@ -285,13 +330,18 @@ class LogEpochs(Callback):
         stage: int = 0,  # of the training, counted from 0
         file: str|Path|None = None,  # csv to write anew after each epoch
     ): self.stage, self.file = stage, file
+
     def before_fit(self):
-        self.run, self.fresh = is_training_run(self), False
+        self.run, self.trained = is_training_run(self), False
         if not hasattr(self.learn, 'training_log'): self.learn.training_log = []
-    def before_train(self): self.fresh, self.started = True, time.monotonic()
+
+    def before_train(self): self.trained, self.started = True, time.monotonic()
+
     def after_epoch(self):
-        if not self.fresh: return  # an epoch that was skipped
-        self.fresh = False
-        self.learn.training_log.append(dict(stage=self.stage, size=self.dls.preprocess().size, epoch=self.epoch+1, **epoch_figures(self.learn),
-                                   lr=float(self.opt.hypers[-1]['lr']), seconds=round(time.monotonic()-self.started, 2)))
-        if self.file is not None and is_first() and not write_log(self.learn.training_log, self.file): self.file = None
+        if not self.trained: return  # an epoch that was skipped
+        self.trained = False
+        row = dict(stage=self.stage, size=self.dls.preprocess().size, epoch=self.epoch+1, **epoch_figures(self.learn))
+        row.update(lr=float(self.opt.hypers[-1]['lr']), seconds=round(time.monotonic()-self.started, 2))
+        self.learn.training_log.append(row)
+        if self.file is None or not is_first(): return
+        if not write_log(self.learn.training_log, self.file): self.file = None

@@ -9,25 +9,28 @@ __all__ = ['read_checkpoint', 'SaveEpochs']
 import hashlib, io, os, random, time, warnings
 from pathlib import Path
 import numpy as np, torch
-import pandas as pd
 from torch import Tensor
 from fastai.callback.all import *
 from fastai.data.all import *
 from fastai.learner import *
+from fastai.torch_core import rank_distrib, to_device
 from ..basics.processes import is_first
-from .callbacks import AverageWeights, LogEpochs, TrainingError, get_weights, is_training_run, set_weights
+from .callbacks import LogEpochs, TrainingError, get_weights, is_training_run, set_weights
 
 # %% ../../nbs/train/20_checkpoints.ipynb #05506b57
-def _rng(dl): return dl.rng if 'rng' in vars(dl) else dl.dl.rng  # of the loader inside, where several processes share it
+def _loader_rng(dl):
+    "The random numbers of a loader; of the one inside, where several processes share it"
+    return dl.rng if 'rng' in vars(dl) else dl.dl.rng
 
 # %% ../../nbs/train/20_checkpoints.ipynb #93399818
 def random_state(
     dl: TfmdDL,  # that draws the training images
 ) -> dict:  # of plain values
     "The state of all random number generators that a training draws from"
-    s = np.random.get_state()
+    algorithm, keys, *rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return dict(python=random.getstate(), numpy=(s[0], s[1].tolist(), *s[2:]), torch=torch.get_rng_state(), cuda=cuda, loader=_rng(dl).getstate())
+    return dict(python=random.getstate(), numpy=(algorithm, keys.tolist(), *rest), torch=torch.get_rng_state(),
+                cuda=cuda, loader=_loader_rng(dl).getstate())
 
 # %% ../../nbs/train/20_checkpoints.ipynb #95fd297d
 def set_random_state(
@@ -35,16 +38,19 @@ def set_random_state(
     state: dict,  # of `random_state`
 ):
     "Return to a state of `random_state`"
-    s = state['numpy']
-    random.setstate(state['python']), np.random.set_state((s[0], np.array(s[1], dtype=np.uint32), *s[2:])), _rng(dl).setstate(state['loader'])
+    algorithm, keys, *rest = state['numpy']
+    np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), *rest))
+    random.setstate(state['python'])
+    _loader_rng(dl).setstate(state['loader'])
     torch.set_rng_state(state['torch'])
     if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
 
 # %% ../../nbs/train/20_checkpoints.ipynb #272ed644
-def _plain(o):
-    "The same in lists, dicts, tensors and numbers"
-    if isinstance(o, dict): return {k: _plain(v) for k,v in o.items()}
-    if isinstance(o, (list, tuple, L)): return type(o)(map(_plain, o)) if type(o) is tuple else [_plain(v) for v in o]
+def _to_plain(o):
+    "Fastai's and NumPy's kinds of lists, tensors and numbers as Python's and torch's own, on the CPU"
+    if isinstance(o, dict): return {k: _to_plain(v) for k,v in o.items()}
+    if type(o) is tuple: return tuple(_to_plain(v) for v in o)
+    if isinstance(o, (list, tuple, L)): return [_to_plain(v) for v in o]
     if isinstance(o, Tensor): return o.detach().as_subclass(Tensor).cpu()
     return o.item() if isinstance(o, np.generic) else o
 
@@ -55,7 +61,7 @@ def write_checkpoint(
 ):
     "Write `state` so that a kill leaves the old file or the new one"
     buffer, new = io.BytesIO(), file.with_name(f'{file.name}.{os.getpid()}.new')
-    torch.save(_plain(state), buffer)
+    torch.save(_to_plain(state), buffer)
     try:
         new.write_bytes(buffer.getbuffer())
         os.replace(new, file)
@@ -67,14 +73,9 @@ def read_checkpoint(
 ) -> dict:
     "The state in a checkpoint, without running code from it"
     try: return torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as e: raise TrainingError(f'{file}: not a checkpoint that can be read ({type(e).__name__}); delete it to start anew') from None
-
-# %% ../../nbs/train/20_checkpoints.ipynb #7b5dd7d3
-def to_device(o, device):
-    "The same with all tensors on `device`"
-    if isinstance(o, dict): return {k: to_device(v, device) for k,v in o.items()}
-    if isinstance(o, list): return [to_device(v, device) for v in o]
-    return o.to(device) if isinstance(o, Tensor) else o
+    except Exception as e:
+        raise TrainingError(f'{file}: not a checkpoint that can be read ({type(e).__name__}); '
+                            'delete it to start anew') from None
 
 # %% ../../nbs/train/20_checkpoints.ipynb #5c172512
 class SaveEpochs(Callback):
@@ -85,30 +86,45 @@ class SaveEpochs(Callback):
         about: dict|None = None,  # settings and position, written along
         state: dict|None = None,  # of a checkpoint, to go on from
     ): self.file, self.about, self.state = file, about or {}, state
+
     def before_fit(self):
-        self.run = is_training_run(self)
-        self.fresh, self.fit_started = False, time.monotonic()-(self.state or {}).get('spent', 0.)
+        self.run, self.trained = is_training_run(self), False
+        spent = self.state['spent'] if self.state else 0.
+        self.fit_started = time.monotonic()-spent
         if self.state is None: return
-        for cb,name,v in self.parts(): setattr(cb, name, to_device(self.state['parts'][name], self.dls.device if name=='average' else 'cpu'))
-        self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = self.state['smooth_loss']
-    def parts(self):
+        for cb,name,_ in self.remembered():
+            device = self.dls.device if name=='average' else 'cpu'
+            setattr(cb, name, to_device(self.state['parts'][name], device))
+        smooth_loss = self.recorder.smooth_loss
+        smooth_loss.count, smooth_loss.val = self.state['smooth_loss']
+
+    def remembered(self) -> list:
         "What callbacks must remember: callback, name, value"
-        return [(cb, n, getattr(cb, n)) for cb in self.learn.cbs for n in getattr(cb, 'remembers', ())]
+        return [(cb, name, getattr(cb, name)) for cb in self.learn.cbs for name in getattr(cb, 'remembers', ())]
+
     def before_train(self):
-        self.take_up()
-        self.fresh = True
-    def take_up(self):
-        "Put the random numbers back, once"
-        if self.state is not None and not rank_distrib(): set_random_state(self.dls.train, self.state['random'])  # the others have their own numbers
+        self.restore_random_numbers()
+        self.trained = True
+
+    def restore_random_numbers(self):
+        "Put the random numbers of the checkpoint back, once; processes but the first have their own"
+        if self.state is not None and not rank_distrib(): set_random_state(self.dls.train, self.state['random'])
         self.state = None
-    after_fit = take_up  # where no epoch was left
+
+    after_fit = restore_random_numbers  # where no epoch was left
+
     def after_epoch(self):
-        if self.fresh and self.file is not None and is_first(): self.save()
-        self.fresh = False
+        if self.trained and self.file is not None and is_first(): self.save()
+        self.trained = False
+
     def save(self):
         "Write the state after this epoch"
-        state = dict(self.about, epoch=self.epoch+1, ended=self.pct_train==1, spent=time.monotonic()-self.fit_started, weights=get_weights(self.learn),
-                     smooth_loss=(self.recorder.smooth_loss.count, self.recorder.smooth_loss.val), optimizer=self.opt.state_dict(), parts={n: v for _,n,v in self.parts()}, random=random_state(self.dls.train), log=getattr(self.learn, 'training_log', []))
+        smooth_loss = self.recorder.smooth_loss
+        state = dict(
+            self.about, epoch=self.epoch+1, ended=self.pct_train==1, spent=time.monotonic()-self.fit_started,
+            weights=get_weights(self.learn), optimizer=self.opt.state_dict(),
+            parts={name: value for _,name,value in self.remembered()}, smooth_loss=(smooth_loss.count, smooth_loss.val),
+            random=random_state(self.dls.train), log=getattr(self.learn, 'training_log', []))
         try: write_checkpoint(self.file, state)
         except OSError as e:
             warnings.warn(f'{self.file}: no checkpoint could be written ({e.strerror}); training goes on without')
@@ -124,21 +140,35 @@ def restore_learner(
     learn.opt.load_state_dict(to_device(state['optimizer'], learn.dls.device))
 
 # %% ../../nbs/train/20_checkpoints.ipynb #bf813419
-def training_settings(learn, **kwargs):
-    "What must be the same for a training to go on"
-    ids = ' '.join(map(str, [*getattr(learn.dls.train_ds, 'items', pd.DataFrame(dict(Id=[])))['Id'], '|', *learn.dls.valid_ds.items['Id']]))
-    return dict(arch=learn.model.config['arch'], pretrained=learn.pretrained, classes=len(learn.dls.vocab), loss=str(getattr(learn.loss_func, 'func', learn.loss_func)).split(' object at')[0],
-                batch=learn.dls.train.bs, images=hashlib.sha1(ids.encode()).hexdigest()[:12], **{k: list(v) if isinstance(v, tuple) else v for k,v in kwargs.items()})
+def training_settings(
+    learn: Learner,  # of `hpa_learner`
+    **kwargs,  # arguments of the training
+) -> dict:  # of plain values
+    "What must be the same for a training to go on: network, loss, images, and the arguments of the training"
+    train, valid = (dl.dataset.items['Id'] for dl in learn.dls.loaders[:2])
+    images = hashlib.sha1(' '.join(map(str, [*train, '|', *valid])).encode()).hexdigest()[:12]
+    loss = str(getattr(learn.loss_func, 'func', learn.loss_func)).split(' object at')[0]
+    kwargs = {name: list(value) if isinstance(value, tuple) else value for name,value in kwargs.items()}
+    arch = getattr(learn.model, 'config', {}).get('arch', type(learn.model).__name__)
+    return dict(arch=arch, pretrained=learn.pretrained, classes=len(learn.dls.vocab), loss=loss,
+                batch=learn.dls.train.bs, images=images, **kwargs)
 
 # %% ../../nbs/train/20_checkpoints.ipynb #e6be2552
-def find_checkpoint(folder, resume, settings):
-    "The state to go on from, or None"
+def find_checkpoint(
+    folder: Path,  # of a training
+    resume: bool,  # whether to go on with what is there
+    settings: dict,  # of the training that is asked for, of `training_settings`
+) -> dict|None:  # the state to go on from
+    "The checkpoint of the same training, if it was begun before"
     file = folder/'checkpoint.pt'
     if not file.is_file(): return None
     state = read_checkpoint(file)
     if not resume:
         if state['finished']: return None
-        raise TrainingError(f'{folder} holds a training that was stopped; pass resume=True (--resume) to go on with it, another folder, or delete it')
-    for k,v in state['settings'].items():
-        if settings.get(k)!=v: raise TrainingError(f'resume: {folder} was trained with {k}={v}, now it is {settings.get(k)}; pass the same, or another folder')
+        raise TrainingError(f'{folder} holds a training that was stopped; pass resume=True (--resume) to go on with '
+                            'it, another folder, or delete it')
+    for name,value in state['settings'].items():
+        if settings.get(name)!=value:
+            raise TrainingError(f'resume: {folder} was trained with {name}={value}, now it is {settings.get(name)}; '
+                                'pass the same, or another folder')
     return state

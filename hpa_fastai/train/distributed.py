@@ -8,13 +8,12 @@ __all__ = ['shared_training']
 # %% ../../nbs/train/60_distributed.ipynb #7a69fd58
 from contextlib import nullcontext
 import torch
-from fastcore.basics import patch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.data.all import *
 from fastai.learner import *
-from ..data.labels import HPAError
-from ..basics.processes import *
+from ..basics.errors import HPAError
+from ..basics.processes import broadcast, is_first, n_processes, start_processes
 try: from fastai.distributed import DistributedDL, DistributedTrainer
 except NameError: DistributedDL = DistributedTrainer = object  # fastai.distributed can't be imported without accelerate
 
@@ -42,8 +41,8 @@ class SharedDL(DistributedDL):
         return rank_share(idxs, self.bs, self.rank, self.world_size)
 
     def __len__(self):
-        n, whole = getattr(self.dl, 'draw', None) or self.dl.n, self.bs*self.world_size
-        return n//whole if self.drop_last else -(-n//whole)
+        n, whole_batch = getattr(self.dl, 'draw', None) or self.dl.n, self.bs*self.world_size
+        return n//whole_batch if self.drop_last else -(-n//whole_batch)
 
     def __iter__(self):
         for b in super().__iter__():
@@ -53,7 +52,8 @@ class SharedDL(DistributedDL):
     def to_detach(self, b, cpu=True, gather=True):
         "Gather from all processes, without what was read twice"
         twice = max(self.i*self.world_size-self.n, 0) if hasattr(self, 'n') else 0
-        return apply(lambda o: o[:len(o)-twice] if gather and o.ndim else o, to_detach(b, cpu, gather))
+        def once(o): return o[:len(o)-twice] if gather and o.ndim else o
+        return apply(once, to_detach(b, cpu, gather))
 
 # %% ../../nbs/train/60_distributed.ipynb #df5054f0
 class GatheredLoss(AvgLoss):
@@ -70,8 +70,13 @@ class SharedTrainer(DistributedTrainer):
         super().before_fit()
         self.own_loss = self.recorder.loss
         vars(self.recorder).update(loss=GatheredLoss())
-        torch.manual_seed(broadcast(torch.randint(2**31, ()).item())+rank_distrib())
-    def _wrap_dl(self, dl): return dl if isinstance(dl, SharedDL) else SharedDL(dl, device=next(self.learn.model.parameters()).device)
+        seed = broadcast(torch.randint(2**31, ()).item())
+        torch.manual_seed(seed+rank_distrib())
+
+    def _wrap_dl(self, dl):
+        if isinstance(dl, SharedDL): return dl
+        return SharedDL(dl, device=next(self.learn.model.parameters()).device)
+
     def after_fit(self):
         super().after_fit()
         vars(self.recorder).update(loss=self.own_loss)
@@ -84,20 +89,24 @@ class SameWeights(Callback):
         for o in self.learn.model.state_dict().values(): torch.distributed.broadcast(o, 0)
 
 # %% ../../nbs/train/60_distributed.ipynb #d87bf782
-def join_processes(learn:Learner,
+def join_processes(
+    learn: Learner,  # of `hpa_learner`
     sync_bn: bool = True,  # average batch normalisation over all GPUs
-    **kwargs
+    **kwargs,  # of accelerate's `Accelerator`
 ) -> Learner:
     "Train in the processes of a launcher from now on"
     device = start_processes(learn.dls.device)
     learn.dls.to(device)
     learn.model.to(device)
-    learn.add_cbs([SharedTrainer(sync_bn and device.type=='cuda', **{'cpu':device.type=='cpu', **kwargs}), SameWeights()])
+    kwargs = dict(cpu=device.type=='cpu') | kwargs
+    learn.add_cbs([SharedTrainer(sync_bn and device.type=='cuda', **kwargs), SameWeights()])
     if not is_first(): learn.remove_cb(ProgressCallback)
     return learn
 
 # %% ../../nbs/train/60_distributed.ipynb #f8a9c2ed
-def leave_processes(learn:Learner) -> Learner:
+def leave_processes(
+    learn: Learner,  # that trains in several processes
+) -> Learner:
     "Train in this process alone from now on"
     for cb in (DistributedTrainer, SameWeights): learn.remove_cb(cb)
     if not is_first() and not hasattr(learn, 'progress'): learn.add_cb(ProgressCallback())
@@ -109,5 +118,7 @@ def shared_training(
 ):  # a context manager
     "Train in all processes of a launcher where there is one; else as ever"
     if n_processes()==1: return nullcontext(learn)
-    if DistributedTrainer is object: raise HPAError("training in several processes needs accelerate; install it with: pip install 'hpa_fastai[distributed]'")
+    if DistributedTrainer is object:
+        raise HPAError('training in several processes needs accelerate; '
+                       "install it with: pip install 'hpa_fastai[distributed]'")
     return learn.distrib_ctx()

@@ -13,87 +13,8 @@ from fastai.data.all import *
 from fastai.learner import *
 from ..basics.processes import broadcast
 from ..batches.splits import group_codes
-from .callbacks import set_weights
-from .head import fit_best_head, fit_linear
-
-# %% ../../nbs/train/50_fine_tuning.ipynb #2e8b4788
-def calibrated_losses(
-    logits: Tensor,  # n×C
-    targets: Tensor,  # n×C, 0/1
-) -> Tensor:  # n: cross entropy, averaged over the classes present in the truth
-    "What the loss of each image would be if each class were calibrated on these images"
-    losses = [torch.zeros(len(logits), 1)]
-    for x,y in zip(logits.T[...,None], targets.T[...,None]):
-        if not y.any(): continue
-        w, b = fit_linear(x, y, known=torch.tensor([[1., 0.]]))
-        losses.append(torch.nn.functional.binary_cross_entropy_with_logits(w*x+b, y, reduction='none'))
-    return torch.cat(losses, 1).sum(1)/max(len(losses)-1, 1)
-
-# %% ../../nbs/train/50_fine_tuning.ipynb #2038f939
-def validation_losses(learn):
-    "Calibrated losses of the validation images of a learner that has been trained"
-    return calibrated_losses(*(o.as_subclass(Tensor).float().cpu() for o in learn.get_preds(act=noop, inner=True)))
-
-# %% ../../nbs/train/50_fine_tuning.ipynb #fd368d46
-def _standard_error(
-    d: np.ndarray,  # n
-    groups: np.ndarray|None = None,  # the group of each, n; None: each for itself
-) -> float:
-    "Of the mean of `d`, where members of a group are not independent"
-    sums = pd.Series(d-d.mean()).groupby(np.arange(len(d)) if groups is None else groups).sum()
-    return float(np.sqrt((sums**2).sum()))/len(d)
-
-# %% ../../nbs/train/50_fine_tuning.ipynb #2d1aa04a
-def nearest_of_the_best(
-    losses: dict,  # share of the way from start to end: loss of each image, n
-    groups: np.ndarray|None = None,  # the group of each image, n
-) -> float:  # a share
-    "The share nearest to the start that is as good as the best, within two standard errors"
-    losses = {share: l for share,l in losses.items() if torch.isfinite(l).all()} or {1.: torch.zeros(1)}
-    best = min(losses.values(), key=torch.mean)
-    worse = {share: (l-best).numpy() for share,l in losses.items()}
-    return min(share for share,d in worse.items() if d.mean()<=2*_standard_error(d, groups))
-
-# %% ../../nbs/train/50_fine_tuning.ipynb #0622803d
-def average_with_start(
-    learn: Learner,  # fine-tuned
-    start: list,  # the tensors of its `state_dict` before
-    shares: tuple = (0., .5),  # of the way from start to end, to look at in turn
-    left: Callable = lambda: True,  # whether there is time to look once more
-) -> float:  # the share that was kept; 1: the weights are as they were
-    "Go back towards the start, unless the end is clearly better"
-    items, group = learn.dls.valid_ds.items, getattr(learn.dls.train, 'group', None)
-    groups = group_codes(items, group) if isinstance(group, str) and group in items else None
-    end, losses, kept = [t.clone() for t in learn.model.state_dict().values()], {1.: validation_losses(learn)}, 1.
-    between = lambda share: [torch.lerp(a.to(b), b, share) if b.is_floating_point() else b for a,b in zip(start, end)]
-    try:
-        for share in shares:
-            if not broadcast(left()): break
-            set_weights(learn, between(share))
-            losses[share] = validation_losses(learn)
-        kept = broadcast(nearest_of_the_best(losses, groups))
-    finally: set_weights(learn, between(kept) if kept<1 else end)
-    return kept
-
-# %% ../../nbs/train/50_fine_tuning.ipynb #b1d113ae
-HEAD_SHARE = .03  # of the time, at most, to look at images for a head
-
-def _start(learn, seconds):
-    "The weights that a learner was made with, under the head that fits them best; its own stay as they are"
-    own = [t.clone() for t in learn.model.state_dict().values()]
-    try:
-        set_weights(learn, learn.start_weights)
-        fit_best_head(learn, seconds=seconds)
-        return [t.clone() for t in learn.model.state_dict().values()]
-    finally: set_weights(learn, own)
-
-# %% ../../nbs/train/50_fine_tuning.ipynb #5a80114f
-def go_back(learn, run, left):
-    "Average with the start of a fine-tuning, as far as that is better"
-    if run['best'] and learn.start_weights and len(learn.dls.valid_ds):
-        start = _start(learn, run['minutes'] and HEAD_SHARE*run['minutes']*60)
-        with learn.no_bar(): learn.history['kept_of_start'] = round(1-average_with_start(learn, start, left=left), 2)
-    learn.start_weights = None
+from .callbacks import copy_weights, set_weights
+from .head import fit_head, fit_linear
 
 # %% ../../nbs/train/50_fine_tuning.ipynb #412bf49b
 FEW = 1000  # training images; with fewer, a body that knows cells stays as it is
@@ -102,4 +23,90 @@ def worth_fine_tuning(
     learn: Learner,  # of `hpa_learner`
 ) -> bool:
     "Whether there are images enough to train more than the head"
-    return not (learn.knows_cells and learn.start_weights) or len(learn.dls.train_ds)>=FEW
+    fresh = learn.knows_cells and learn.start_weights
+    return not fresh or len(learn.dls.train_ds)>=FEW
+
+# %% ../../nbs/train/50_fine_tuning.ipynb #2e8b4788
+def calibrated_losses(
+    logits: Tensor,  # n×C
+    targets: Tensor,  # n×C, 0/1
+) -> Tensor:  # n: cross entropy, averaged over the classes present in the truth
+    "What the loss of each image would be if each class were calibrated on these images"
+    losses = [torch.zeros(len(logits), 1)]
+    as_it_is = torch.tensor([[1., 0.]])  # slope and offset
+    for x,y in zip(logits.T[...,None], targets.T[...,None]):
+        if not y.any(): continue
+        slope, offset = fit_linear(x, y, known=as_it_is)
+        losses.append(torch.nn.functional.binary_cross_entropy_with_logits(slope*x+offset, y, reduction='none'))
+    return torch.cat(losses, 1).sum(1)/max(len(losses)-1, 1)
+
+# %% ../../nbs/train/50_fine_tuning.ipynb #2038f939
+def validation_losses(
+    learn: Learner,  # that has been trained
+) -> Tensor:  # n
+    "Calibrated losses of the validation images"
+    logits, targets = learn.get_preds(act=noop, inner=True)
+    return calibrated_losses(*(o.as_subclass(Tensor).float().cpu() for o in (logits, targets)))
+
+# %% ../../nbs/train/50_fine_tuning.ipynb #fd368d46
+def standard_error(
+    d: np.ndarray,  # n
+    groups: np.ndarray|None = None,  # the group of each, n; None: each for itself
+) -> float:
+    "The standard error of the mean of `d`, where members of a group are not independent"
+    groups = np.arange(len(d)) if groups is None else groups
+    sums = pd.Series(d-d.mean()).groupby(groups).sum()
+    return float(np.sqrt((sums**2).sum()))/len(d)
+
+# %% ../../nbs/train/50_fine_tuning.ipynb #2d1aa04a
+def nearest_of_the_best(
+    losses: dict,  # share of the way from start to end: loss of each image, n
+    groups: np.ndarray|None = None,  # the group of each image, n
+) -> float:  # a share
+    "The share nearest to the start that is as good as the best, within two standard errors"
+    finite = {share: loss for share,loss in losses.items() if torch.isfinite(loss).all()}
+    if not finite: return 1.
+    best = min(finite.values(), key=torch.mean)
+    as_good = []
+    for share,loss in finite.items():
+        worse = (loss-best).numpy()
+        if worse.mean()<=2*standard_error(worse, groups): as_good.append(share)
+    return min(as_good)
+
+# %% ../../nbs/train/50_fine_tuning.ipynb #0622803d
+def average_with_start(
+    learn: Learner,  # fine-tuned
+    start: list,  # its weights before, of `copy_weights`
+    shares: tuple = (0., .5),  # of the way from start to end, to look at in turn
+    time_left: Callable = lambda: True,  # whether there is time to look once more
+) -> float:  # the share that was kept; 1: the weights are as they were
+    "Go back towards the start, unless the end is clearly better"
+    items, group = learn.dls.valid_ds.items, getattr(learn.dls.train, 'group', None)
+    groups = group_codes(items, group) if isinstance(group, str) and group in items else None
+    end, losses, kept = copy_weights(learn), {1.: validation_losses(learn)}, 1.
+    def put(share):
+        if share==1: return set_weights(learn, end)
+        set_weights(learn, [torch.lerp(a.to(b), b, share) if b.is_floating_point() else b for a,b in zip(start, end)])
+    try:
+        for share in shares:
+            if not broadcast(time_left()): break
+            put(share)
+            losses[share] = validation_losses(learn)
+        kept = broadcast(nearest_of_the_best(losses, groups))
+    finally: put(kept)
+    return kept
+
+# %% ../../nbs/train/50_fine_tuning.ipynb #b1d113ae
+def go_back(
+    learn: Learner,  # fine-tuned from its `start_weights`
+    seconds: float|None = None,  # to look at images for the start's head; None: as long as it takes
+    time_left: Callable = lambda: True,  # whether there is time to look at the validation images once more
+) -> float:  # the share of the training that was kept
+    "Average with the start of a fine-tuning under its best head, as far as that is better"
+    end = copy_weights(learn)
+    try:
+        set_weights(learn, learn.start_weights)
+        fit_head(learn, seconds=seconds)
+        start = copy_weights(learn)
+    finally: set_weights(learn, end)
+    with learn.no_bar(): return average_with_start(learn, start, time_left=time_left)

@@ -7,7 +7,6 @@ __all__ = ['fit_linear']
 
 # %% ../../nbs/train/40_head.ipynb #7ca1d188
 import time
-from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
 from fastai.data.all import *
@@ -15,7 +14,7 @@ from fastai.learner import *
 from ..basics.processes import broadcast
 from .losses import BCELoss, MultilabelLoss, SigmoidFocalLoss
 from .callbacks import forget_decisions
-from .schedule import halve_batch
+from .schedule import fit_in_memory
 
 # %% ../../nbs/train/40_head.ipynb #b1ebe06f
 def fit_linear(
@@ -24,83 +23,114 @@ def fit_linear(
     weight: Tensor|None = None,  # of each image, mean 1; None: all alike
     loss: MultilabelLoss|None = None,  # one with a value for each class of each image; None: cross entropy
     known: Tensor|None = None,  # C×(D+1), weights and bias, to stay near to; None: zero
-) -> tuple[Tensor, Tensor]:  # C×D and C
+) -> tuple[Tensor, Tensor]:  # weights, C×D, and biases, C
     "The linear layer with the lowest loss"
-    loss, known = loss or BCELoss(), torch.zeros(y.shape[1], z.shape[1]+1) if known is None else known
+    n, n_features = z.shape
+    loss = loss or BCELoss()
+    weight = torch.ones(n) if weight is None else weight
+    known = torch.zeros(y.shape[1], n_features+1) if known is None else known
+    z = torch.cat([z, torch.ones(n, 1)], 1)  # the last feature is that of the bias
     w = known.clone().requires_grad_()
-    z = torch.cat([z, torch.ones(len(z), 1)], 1)
-    opt, weight = torch.optim.LBFGS([w], max_iter=200, history_size=20, line_search_fn='strong_wolfe'), torch.ones(len(z)) if weight is None else weight
+    opt = torch.optim.LBFGS([w], max_iter=200, history_size=20, line_search_fn='strong_wolfe')
     def closure():
         opt.zero_grad()
-        value = (loss.elements(z@w.T, y)*weight[:,None]).mean(0).sum()+(w-known).square().sum()/2/len(z)
+        fit = (loss.elements(z@w.T, y)*weight[:,None]).mean(0).sum()
+        value = fit + (w-known).square().sum()/2/n
         value.backward()
         return value
     opt.step(closure)
     return w.detach()[:,:-1], w.detach()[:,-1]
 
-# %% ../../nbs/train/40_head.ipynb #8146fa49
-@torch.no_grad()
-def _looked_at(learn, items, seconds, bs):
-    "What the layers before the normalisation of the head make of images; of as many as there is time for"
-    dl, model, start, rows = learn.dls.test_dl(items, cache=getattr(learn.dls.train, 'cache', None), bs=bs), learn.model.eval(), time.monotonic(), []
-    for b in dl:
-        rows.append(model[1][:-3](model[0](b[0])).as_subclass(Tensor).float().cpu())
-        if seconds and broadcast(time.monotonic()-start)>seconds: break
-    return torch.cat(rows)
-
-# %% ../../nbs/train/40_head.ipynb #484c76b4
-def head_inputs(learn, items, seconds):
-    "The same, in batches that memory lasts for"
-    bs = min(learn.dls.train.bs, 32)
-    while True:
-        try: return _looked_at(learn, items, seconds, bs)
-        except torch.OutOfMemoryError: pass
-        bs = halve_batch(learn, learn.dls.preprocess().size, bs, least=1)
-
 # %% ../../nbs/train/40_head.ipynb #7039c7d9
-def draw_training_images(learn, most):
-    "Numbers of training images, drawn by their weights, and the weights"
+def draw_training_images(
+    learn: Learner,  # with its loaders
+    most: int,  # images to draw
+) -> tuple[np.ndarray, np.ndarray]:  # numbers of the images, and the weight of each
+    "Draw training images by the weights that training draws them by, each at most once"
     weights = getattr(learn.dls.train, 'weights', None)
     weights = np.ones(len(learn.dls.train_ds)) if weights is None else np.asarray(weights)
-    return np.random.default_rng(0).choice(len(weights), min(most, len(weights)), replace=False, p=weights/weights.sum()), weights
+    n = min(most, len(weights))
+    drawn = np.random.default_rng(0).choice(len(weights), n, replace=False, p=weights/weights.sum())
+    return drawn, weights[drawn]
+
+# %% ../../nbs/train/40_head.ipynb #484c76b4
+@torch.no_grad()
+def head_inputs(
+    learn: Learner,  # whose network makes the features
+    items,  # the table of the images
+    seconds: float|None = None,  # for looking; None: as long as it takes
+) -> Tensor:  # n×D, float32, of as many of the images as there was time for
+    "Features of images, as they come to the normalisation of the head"
+    model, cache = learn.model.eval(), getattr(learn.dls.train, 'cache', None)
+    body, pooling = model[0], model[1][:-3]
+    def look(bs):
+        start, features = time.monotonic(), []
+        for b in learn.dls.test_dl(items, cache=cache, bs=bs):
+            features.append(pooling(body(b[0])).as_subclass(Tensor).float().cpu())
+            if seconds and broadcast(time.monotonic()-start)>seconds: break
+        return torch.cat(features)
+    return fit_in_memory(learn, look, min(learn.dls.train.bs, 32), least=1)
 
 # %% ../../nbs/train/40_head.ipynb #4947b252
-def known_head(learn, mean, std):
-    "Weights and bias of the head for features of this mean and deviation; zero for classes that the weights do not know"
+def known_head(
+    learn: Learner,  # whose head it is
+    mean: Tensor,  # of each feature, D
+    std: Tensor,  # of each feature, D
+) -> Tensor:  # C×(D+1), weights and bias; zero for classes that the network's weights do not know
+    "The head as it is, for features that are normalised by another mean and deviation"
     norm, linear = learn.model[1][-3], learn.model[1][-1]
     scale = norm.weight/(norm.running_var+norm.eps).sqrt()
-    weight, bias = linear.weight*scale, linear.bias+linear.weight@(norm.bias-norm.running_mean*scale)
+    weight = (linear.weight*scale).cpu()
+    bias = (linear.bias + linear.weight@(norm.bias-norm.running_mean*scale)).cpu()
+    head = torch.cat([weight*std, (bias+weight@mean)[:,None]], 1)
     unknown = torch.tensor([c not in learn.model.known for c in learn.dls.vocab])
-    return torch.cat([weight.cpu()*std, (bias.cpu()+weight.cpu()@mean)[:,None]], 1).masked_fill(unknown[:,None], 0)
+    return head.masked_fill(unknown[:,None], 0)
 
 # %% ../../nbs/train/40_head.ipynb #4fd0822a
-def fit_best_head(learn:Learner,
+def fit_head(
+    learn: Learner,  # of `hpa_learner`
     most: int = 4000,  # images to look at
     seconds: float|None = None,  # for looking; None: as long as it takes
 ) -> Learner:
     "Give the head the best linear layer for the features as they are, at the present size"
-    items, loss, (order, weights) = learn.dls.train_ds.items, learn.loss_func, draw_training_images(learn, most)
-    z = head_inputs(learn, items.iloc[order], seconds)
-    y, weights = torch.from_numpy(learn.dls.train.labels.encode(items['Target'].iloc[order[:len(z)]])).float(), torch.from_numpy(weights[order]).float()
+    items, loss = learn.dls.train_ds.items, learn.loss_func
+    drawn, weights = draw_training_images(learn, most)
+    z = head_inputs(learn, items.iloc[drawn], seconds)
+    targets = learn.dls.train.labels.encode(items['Target'].iloc[drawn[:len(z)]])
+    all_seen = len(z)==len(items)  # else the draw has weighed them already
     norm, linear = learn.model[1][-3], learn.model[1][-1]
     forget_decisions(learn)
     with torch.no_grad():
         var, mean = torch.var_mean(z, 0, correction=0)
         std = (var.clamp_min(1e-6*var.mean())+norm.eps).sqrt()
         known = known_head(learn, mean, std)
-    found = fit_linear((z-mean)/std, y, weights if len(z)==len(items) else None, loss if isinstance(loss, (BCELoss, SigmoidFocalLoss)) else None, known)
+    weight, bias = fit_linear((z-mean)/std, torch.from_numpy(targets).float(),
+                              torch.from_numpy(weights).float() if all_seen else None,
+                              loss if isinstance(loss, (BCELoss, SigmoidFocalLoss)) else None, known)
     with torch.no_grad():
-        for t,v in zip((norm.weight, norm.bias, norm.running_mean, norm.running_var), (1., 0., mean, std**2-norm.eps)): t.copy_(torch.as_tensor(v))
-        for t,v in zip((linear.weight, linear.bias), found): t.copy_(v)
+        norm.weight.fill_(1.)
+        norm.bias.fill_(0.)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(std**2-norm.eps)
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
     return learn
 
 # %% ../../nbs/train/40_head.ipynb #3f900cfe
-def grow_head(learn, size):
+def match_head(
+    learn: Learner,  # whose body keeps its statistics
+    size: int,  # of pictures from now on, in pixels
+):
     "Go on at another size with a head that finds its features where they were"
-    norm, look = learn.model[1][-3], lambda: torch.var_mean(head_inputs(learn, learn.dls.train_ds.items.iloc[draw_training_images(learn, 500)[0]], None), 0, correction=0)
-    (v0, m0), learn.size = look(), size
+    norm = learn.model[1][-3]
+    some = learn.dls.train_ds.items.iloc[draw_training_images(learn, 500)[0]]
+    def statistics():
+        var, mean = torch.var_mean(head_inputs(learn, some), 0, correction=0)
+        return var.to(norm.running_var), mean.to(norm.running_mean)
+    old_var, old_mean = statistics()
+    learn.size = size
     learn.dls.set_size(size)
-    v1, m1 = (t.to(norm.running_mean) for t in look())
-    ratio = ((v1+norm.eps)/(v0.to(v1)+norm.eps)).sqrt()
-    norm.running_mean.copy_(m1-ratio*(m0.to(m1)-norm.running_mean))
+    var, mean = statistics()
+    ratio = ((var+norm.eps)/(old_var+norm.eps)).sqrt()
+    norm.running_mean.copy_(mean-ratio*(old_mean-norm.running_mean))
     norm.running_var.mul_(ratio**2)

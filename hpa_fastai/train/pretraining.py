@@ -27,21 +27,108 @@ from ..models.architectures import *
 from .callbacks import amp_dtype
 
 # %% ../../nbs/train/80_pretraining.ipynb #d1418db0
-class _Cells:
+class _MaskedCells:
     "Pictures, masks and targets of an atlas, simulated there if there is none"
     def __init__(self, atlas, n, size, seed, progress):
-        if not (atlas/'train.csv').is_file(): simulate_atlas(atlas, n=n, size=size, seed=seed, balance='even', masks=True, progress=progress)
+        if not (atlas/'train.csv').is_file():
+            simulate_atlas(atlas, n=n, size=size, seed=seed, balance='even', masks=True, progress=progress)
+        if not (atlas/'masks').is_dir():
+            raise HPAError(f'{atlas} has no masks of its cells; '
+                           'simulate it with masks=True (--masks), or give a new folder')
         df = attach_images(read_labels(atlas/'train.csv'), atlas/'train')
         self.cache = build_cache(df, ImageReader(size=size), atlas/'cache', progress=progress)
         self.rows, self.targets = self.cache.rows(df.Id), torch.from_numpy(HPA28.encode(df.Target)).float()
-        if not (atlas/'masks').is_dir(): raise HPAError(f'{atlas} has no masks of its cells; simulate it with masks=True (--masks), or give a new folder')
         self.masks = np.empty((len(df), size, size), np.uint8)
-        for mask,i in zip(self.masks, tqdm_bar(df.Id, desc='masks', disable=not progress)): mask[:] = Image.open(atlas/'masks'/f'{i}.png').resize((size, size), Image.NEAREST)
+        for mask,i in zip(self.masks, tqdm_bar(df.Id, desc='masks', disable=not progress)):
+            mask[:] = Image.open(atlas/'masks'/f'{i}.png').resize((size, size), Image.NEAREST)
+
     def batch(self, idxs):
         "Pictures (uint8), which cell has each pixel (0: none), targets"
-        return self.cache.batch(self.rows[idxs]).as_subclass(torch.Tensor), torch.from_numpy(self.masks[idxs]), self.targets[idxs]
+        pictures = self.cache.batch(self.rows[idxs]).as_subclass(torch.Tensor)
+        return pictures, torch.from_numpy(self.masks[idxs]), self.targets[idxs]
+
+# %% ../../nbs/train/80_pretraining.ipynb #37ad63a7
+def _mirrored(side, start, n):
+    "Indices of `n` pixels from `start` on, of a row of `side` pixels that is mirrored at both ends"
+    at = torch.arange(start, start+n)%(2*side)
+    return torch.where(at<side, at, 2*side-1-at)
+
+# %% ../../nbs/train/80_pretraining.ipynb #2e9c5daa
+def _window(x, masks, size, zoom=(1/2, 2.)):
+    "A random square of the pictures, `size` pixels wide, and of their masks"
+    def resize_masks(m, size): return nn.functional.interpolate(m[:,None], size, mode='nearest-exact')
+    x, whole, (low, high) = x.float()/255, x.shape[-1], zoom
+    side = int(whole*low*(high/low)**np.random.rand())
+    top, left = np.random.randint(min(0, whole-side), max(0, whole-side)+1, 2)
+    if side<whole:
+        square = np.s_[..., top:top+side, left:left+side]
+        return resize(x[square], size), resize_masks(masks[square], size)
+    small = round(size*whole/side)  # the whole field, in pixels of the window
+    rows, columns = (_mirrored(small, round(start*small/whole), size) for start in (top, left))
+    square = np.s_[..., rows[:,None], columns]
+    return resize(x, small)[square], resize_masks(masks, small)[square]
+
+# %% ../../nbs/train/80_pretraining.ipynb #e6ddb999
+def _by_cell(values, masks):
+    "For each pixel the value of its cell: n×256 values, and n×1×h×w masks that number the cells"
+    return values.gather(1, masks.flatten(1).long()).reshape(masks.shape)
+
+def _cut_out(x, masks, share=.5):
+    "In up to a `share` of the pictures, a few cells on black"
+    def grow(m, width): return nn.functional.max_pool2d(m, width, 1, width//2)
+    kept_cells = torch.rand(len(x), 256)<torch.rand(len(x), 1)*.85+.15
+    kept_cells[:,0] = False
+    kept, width = _by_cell(kept_cells, masks).float(), 2*np.random.randint(0, 3)+1
+    kept = grow(kept, width) if np.random.rand()<.7 else 1-grow(1-kept, width)
+    is_cut = (torch.rand(len(x))<share) & (kept.flatten(1).mean(1)>.1)
+    return torch.where(is_cut[:,None,None,None], x*kept, x)
+
+# %% ../../nbs/train/80_pretraining.ipynb #7a1a2ca2
+def _untidy(x, masks):
+    "The protein of each cell brighter or fainter, some haze over the cells, some light of the other channels"
+    n, inside, (red, green, blue, yellow) = len(x), masks>0, x.split(1, 1)
+    def share(): return torch.rand(n, 1, 1, 1)*.15
+    gain = _by_cell(torch.exp(torch.randn(n, 256)*torch.rand(n, 1)*.7), masks)
+    green = torch.where(inside, green*gain, green)
+    level = green.flatten(1).quantile(.99, 1)[:,None,None,None].clamp_min(.02)
+    stray = share()*inside + share()*red + share()*blue + share()*yellow
+    return torch.cat([red, (green+level*stray).clamp(0, 1), blue, yellow], 1)
+
+# %% ../../nbs/train/80_pretraining.ipynb #e252fff9
+_augment = AugmentRGBY(scale=1.2, gain=.4, gamma=.4, blur=1.2, noise=.1)
+
+def _varied(x, masks, size):
+    "Pictures as the network is to see them"
+    x, masks = _window(x, masks, size)
+    return _augment(TensorRGBY(_cut_out(_untidy(x, masks), masks)), split_idx=0).as_subclass(torch.Tensor)
+
+# %% ../../nbs/train/80_pretraining.ipynb #f3dd8418
+def _save_weights(model, out, seen):
+    "Save body, the normalisation of the head and a vector a class, in half precision"
+    body, head = model
+    *_,linear = head
+    tensors = body.state_dict()
+    tensors.update({f'head.{name}': t for name,t in head[:-1].state_dict().items()})
+    vectors = torch.cat([linear.weight, linear.bias[:,None]], 1).detach()
+    tensors.update({f'class.{name}': vector for name,vector in zip(HPA28.classes, vectors)})
+    tensors = {name: t.half().contiguous() for name,t in tensors.items() if t.is_floating_point()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, out, metadata=dict(arch='smallresnet', seen=seen))
 
 # %% ../../nbs/train/80_pretraining.ipynb #aa8009f6
+def _step(model, opt, cells, size, bs):
+    "One step on pictures drawn at random"
+    x, masks, targets = cells.batch(np.sort(np.random.randint(0, len(cells.rows), bs)))
+    x = normalize(_varied(x, masks, size)).contiguous(memory_format=torch.channels_last)
+    half = amp_dtype(torch.device('cpu'))
+    with torch.autocast('cpu', half or torch.bfloat16, enabled=half is not None): logits = model.train()(x)
+    loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets)
+    opt.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.)
+    opt.step()
+    return loss.item()
+
 def pretrain(
     atlas: str|Path,  # folder of simulated cells, made there if there is none
     out: str|Path,  # .safetensors file for the weights
@@ -55,84 +142,18 @@ def pretrain(
 ) -> float:  # loss over the last tenth of the time
     "Train `smallresnet` on simulated cells, and save it in half precision"
     set_seed(seed)
-    cells = _Cells(Path(atlas), n, 2*max(sizes), seed, progress)
+    cells = _MaskedCells(Path(atlas), n, 2*max(sizes), seed, progress)
     model = create_model('smallresnet', len(HPA28), pretrained=False, dropout=.3).to(memory_format=torch.channels_last)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05, betas=(.9, .99))
-    start, losses, bar = time.monotonic(), [], tqdm_bar(total=100, desc='pretraining', unit='%', disable=not progress)
+    bar = tqdm_bar(total=100, desc='pretraining', unit='%', disable=not progress)
+    start, when, losses = time.monotonic(), [], []
     while (done := (time.monotonic()-start)/seconds)<1:
-        for g in opt.param_groups: g['lr'] = lr*(done/.2 if done<.2 else .5*(1+math.cos(math.pi*(done-.2)/.8)))+1e-6
-        losses.append((done, _step(model, opt, cells, sizes[done>=.25], bs)))
+        rise_and_fall = done/.2 if done<.2 else .5*(1+math.cos(math.pi*(done-.2)/.8))
+        for group in opt.param_groups: group['lr'] = lr*rise_and_fall+1e-6
+        losses.append(_step(model, opt, cells, sizes[done>=.25], bs))
+        when.append(done)
         bar.update(int(100*done)-bar.n)
     bar.close()
-    _save_weights(model, out, f'{len(cells.rows)} simulated fields of view, seed {seed}, {seconds:g} s')
-    return float(np.mean([l for d,l in losses if d>=min(.9, losses[-1][0])]))
-
-# %% ../../nbs/train/80_pretraining.ipynb #37ad63a7
-def _mirrored(side, start, n):
-    "Indices of `n` pixels from `start` on, of a row of `side` pixels that is mirrored at both ends"
-    at = torch.arange(start, start+n)%(2*side)
-    return torch.where(at<side, at, 2*side-1-at)
-
-# %% ../../nbs/train/80_pretraining.ipynb #2e9c5daa
-def _window(x, masks, size, zoom=(1/2, 2.)):
-    "A random square of the pictures, `size` pixels wide, and of their masks"
-    whole, side = x.shape[-1], int(x.shape[-1]*zoom[0]*(zoom[1]/zoom[0])**np.random.rand())
-    top, left = np.random.randint(min(0, whole-side), max(0, whole-side)+1, 2)
-    if side<whole:
-        cut = np.s_[..., top:top+side, left:left+side]
-        return resize(x[cut].float()/255, size), nn.functional.interpolate(masks[cut][:,None], size, mode='nearest-exact')
-    small = round(size*whole/side)
-    y, z = (_mirrored(small, round(o*small/whole), size) for o in (top, left))
-    cut = np.s_[..., y[:,None], z]
-    return resize(x.float()/255, small)[cut], nn.functional.interpolate(masks[:,None], small, mode='nearest-exact')[cut]
-
-# %% ../../nbs/train/80_pretraining.ipynb #e6ddb999
-def _cut_out(x, masks, share=.5):
-    "In up to a `share` of the pictures, a few cells on black"
-    keep = torch.rand(len(x), 256)<torch.rand(len(x), 1)*.85+.15
-    keep[:,0] = False
-    stay, width = keep.gather(1, masks.flatten(1).long()).reshape(masks.shape).float(), 2*np.random.randint(0, 3)+1
-    stay = nn.functional.max_pool2d(stay, width, 1, width//2) if np.random.rand()<.7 else 1-nn.functional.max_pool2d(1-stay, width, 1, width//2)
-    cut = (torch.rand(len(x))<share) & (stay.flatten(1).mean(1)>.1)
-    return torch.where(cut[:,None,None,None], x*stay, x)
-
-# %% ../../nbs/train/80_pretraining.ipynb #7a1a2ca2
-def _untidy(x, masks):
-    "The protein of each cell brighter or fainter, with some haze over the cells and some light of the other channels"
-    b, inside = len(x), masks>0
-    u = lambda high: torch.rand(b, 1, 1, 1)*high
-    gain = torch.exp(torch.randn(b, 256)*torch.rand(b, 1)*.7).gather(1, masks.flatten(1).long()).reshape(masks.shape)
-    green = torch.where(inside, x[:,1:2]*gain, x[:,1:2])
-    level = green.flatten(1).quantile(.99, 1)[:,None,None,None].clamp_min(.02)
-    green = green + level*(u(.15)*inside + u(.15)*x[:,[0]] + u(.15)*x[:,[2]] + u(.15)*x[:,[3]])
-    return torch.cat([x[:,:1], green.clamp(0, 1), x[:,2:]], 1)
-
-# %% ../../nbs/train/80_pretraining.ipynb #e252fff9
-_augment = AugmentRGBY(scale=1.2, gain=.4, gamma=.4, blur=1.2, noise=.1)
-
-def _varied(x, masks, size):
-    "Pictures as the network is to see them"
-    x, masks = _window(x, masks, size)
-    return _augment(TensorRGBY(_cut_out(_untidy(x, masks), masks)), split_idx=0).as_subclass(torch.Tensor)
-
-def _step(model, opt, cells, size, bs):
-    "One step on pictures drawn at random"
-    x, masks, targets = cells.batch(np.sort(np.random.randint(0, len(cells.rows), bs)))
-    x, half = normalize(_varied(x, masks, size)).contiguous(memory_format=torch.channels_last), amp_dtype(torch.device('cpu'))
-    with torch.autocast('cpu', half or torch.bfloat16, enabled=half is not None): logits = model.train()(x)
-    loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets)
-    opt.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.)
-    opt.step()
-    return loss.item()
-
-# %% ../../nbs/train/80_pretraining.ipynb #f3dd8418
-def _save_weights(model, out, seen):
-    "Body, the normalisation of the head and a vector a class, in half precision"
-    out, (body, head) = Path(out), model
-    last = f'{len(head)-1}.'
-    vectors = torch.cat([head[-1].weight, head[-1].bias[:,None]], 1).detach()
-    layers = {**body.state_dict(), **{f'head.{k}': v for k,v in head.state_dict().items() if not k.startswith(last)}, **{f'class.{c}': v for c,v in zip(HPA28.classes, vectors)}}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k,v in layers.items() if v.is_floating_point()}, out, metadata=dict(arch='smallresnet', seen=seen))
+    _save_weights(model, Path(out), f'{len(cells.rows)} simulated fields of view, seed {seed}, {seconds:g} s')
+    last = np.array(when)>=min(.9, when[-1])
+    return float(np.array(losses)[last].mean())

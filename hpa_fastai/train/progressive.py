@@ -7,161 +7,269 @@ __all__ = []
 
 # %% ../../nbs/train/65_progressive.ipynb #6bb60b83
 import tempfile, time, warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np, torch
 from fastai.callback.all import *
 from fastai.data.all import *
 from fastai.learner import *
-from ..basics.processes import broadcast, is_first, n_processes
-from ..data.labels import HPAError
+from ..basics.processes import broadcast, is_first
+from ..basics.errors import HPAError
 from ..models.architectures import body_features
-from .callbacks import (DECISIONS, AverageWeights, KeepBest, KeepTime, LogEpochs, StopOnNaN, TrainingError, get_weights,
-                                        mean_ap, set_weights, stop_on_interrupt, write_log)
+from .callbacks import (DECISIONS, AverageWeights, KeepBest, KeepTime, LogEpochs, StopOnNaN,
+                                        TrainingError, copy_weights, mean_ap, set_weights, stop_on_interrupt, write_log)
 from .checkpoints import SaveEpochs, restore_learner, write_checkpoint
-from .schedule import (Cycle, PartOfCycle, Stage, epoch_batches, full_precision_after, halve_batch, measure_steps,
-                                       plan_cycles, plan_stages, stage_batch, stage_shares)
-from .head import fit_best_head, grow_head
-from .fine_tuning import HEAD_SHARE, go_back
+from .schedule import PartOfCycle, Stage, epoch_batches, fit_in_memory, full_precision_after
+from .head import fit_head, match_head
+from .fine_tuning import go_back
 
 # %% ../../nbs/train/65_progressive.ipynb #4944e0e6
-def check_sizes(learn, sizes):
-    "Stages that the data or the network can't have"
+def check_sizes(
+    learn: Learner,  # of `hpa_learner`
+    sizes: tuple,  # of the stages, in pixels
+):
+    "Refuse sizes that the data or the network can't have"
     read = getattr(learn.dls.reader, 'size', None)
     if read and max(sizes)>read:
-        raise HPAError(f'sizes: {max(sizes)} px is larger than the {read} px that the images are read at; make the loaders with size={max(sizes)} (--size {max(sizes)})')
+        raise HPAError(f'sizes: {max(sizes)} px is larger than the {read} px that the images are read at; '
+                       f'make the loaders with size={max(sizes)} (--size {max(sizes)})')
+    arch = getattr(learn.model, 'config', {}).get('arch', 'the network')
     for size in sizes:
-        try: body_features(learn.model[0], size)
+        try: body_features(learn.model, size)
         except torch.OutOfMemoryError: pass  # batches can be halved
-        except (AssertionError, RuntimeError, ValueError): raise HPAError(f'sizes: {learn.model.config["arch"]} does not take pictures of {size} px; pass sizes=({learn.size},) (--sizes {learn.size})') from None
-
-# %% ../../nbs/train/65_progressive.ipynb #dd4111ff
-def fit_cycle(learn:Learner,
-    c: Cycle,  # size, batch, epochs and steps
-    lr: float,  # the highest learning rate
-    seconds: float|None = None,  # run by the clock, for this long
-    cbs = None,  # callbacks of this cycle
-    start_epoch: int = 0,  # epochs that are done
-    spent: float = 0.,  # seconds that are gone
-):
-    "Train at one size, through one part of the cycle"
-    learn.dls.set_size(c.size)
-    learn.size = c.size
-    if learn.opt is None: learn.create_opt()
-    learn.model.zero_grad(set_to_none=True)
-    clock = [KeepTime(seconds, c.valid, spent)] if seconds else []
-    with epoch_batches(learn.dls, c.steps, c.bs), full_precision_after(learn):
-        learn.fit(c.epochs*(100 if seconds else 1), slice(lr/20, lr/10) if learn.pretrained else lr,
-                 cbs=[PartOfCycle(c.part), *L(cbs), *clock], start_epoch=start_epoch)
+        except (AssertionError, RuntimeError, ValueError):
+            raise HPAError(f'sizes: {arch} does not take pictures of {size} px; '
+                           f'pass sizes=({learn.size},) (--sizes {learn.size})') from None
 
 # %% ../../nbs/train/65_progressive.ipynb #047bb3f9
-def find_lr(learn:Learner) -> float:  # between 1e-4 and 1e-2
+def search_lr(
+    learn: Learner,  # of `hpa_learner`
+) -> float:  # between 1e-4 and 1e-2
     "The learning rate in the middle of the steepest descent, by fastai's `lr_find`; the weights stay as they are"
-    kept, own, bs = learn.path, [t.clone() for t in learn.model.state_dict().values()], learn.dls.train.bs
+    path, weights = learn.path, copy_weights(learn)
     fitted = {name: getattr(learn, name, None) for name in DECISIONS}
-    while True:
-        with tempfile.TemporaryDirectory() as d, learn.no_bar(), learn.no_logging(), epoch_batches(learn.dls, 0, bs), full_precision_after(learn):
-            learn.path = Path(d)
-            try: return float(np.clip(learn.lr_find(show_plot=False).valley, 1e-4, 1e-2))
+    def search(bs):
+        with (tempfile.TemporaryDirectory() as folder, learn.no_bar(), learn.no_logging(),
+              epoch_batches(learn.dls, 0, bs), full_precision_after(learn)):
+            learn.path = Path(folder)
+            try: return learn.lr_find(show_plot=False).valley
             except torch.OutOfMemoryError:
-                set_weights(learn, own)
+                set_weights(learn, weights)
                 for name,value in fitted.items(): setattr(learn, name, value)
-            finally: learn.path = kept
-        learn.opt, bs = None, halve_batch(learn, learn.dls.preprocess().size, bs)
+                learn.opt = None
+                raise
+            finally: learn.path = path
+    return float(np.clip(fit_in_memory(learn, search, learn.dls.train.bs), 1e-4, 1e-2))
 
-# %% ../../nbs/train/65_progressive.ipynb #68b04d93
-def _measured(learn, size, bs):
-    "How long a step and a validation take at a size, and the batch that memory lasts for"
-    learn.dls.set_size(size)
-    while True:
-        try:
-            with epoch_batches(learn.dls, 0, bs): return measure_steps(learn), bs
-        except torch.OutOfMemoryError: pass
-        bs = halve_batch(learn, size, bs)
+# %% ../../nbs/train/65_progressive.ipynb #dd4111ff
+def fit_stage(
+    learn: Learner,  # of `hpa_learner`
+    stage: Stage,  # with its batches and its part of the cycle
+    lr: float,  # the highest learning rate
+    seconds: float|None = None,  # run by the clock, for this long
+    valid_seconds: float = 0.,  # of them, kept for what comes after the last step
+    cbs: list = (),  # callbacks of this stage
+    state: dict|None = None,  # of a checkpoint of this stage, to go on from
+):
+    "Train at one size, through one part of the cycle of the learning rate"
+    learn.dls.set_size(stage.size)
+    learn.size = stage.size
+    if learn.opt is None: learn.create_opt()
+    learn.model.zero_grad(set_to_none=True)
+    epochs, spent, done = stage.epochs, 0., 0
+    cbs = [PartOfCycle(stage.part), *cbs]
+    if state: spent, done = state['spent'], state['epoch']
+    if seconds:
+        epochs *= 100  # the clock ends it before
+        cbs.append(KeepTime(seconds, valid_seconds, spent))
+    if state and state['ended']: done = epochs
+    with epoch_batches(learn.dls, stage.steps, stage.bs), full_precision_after(learn):
+        learn.fit(epochs, slice(lr/20, lr/10) if learn.pretrained else lr, cbs=cbs, start_epoch=min(done, epochs))
 
-# %% ../../nbs/train/65_progressive.ipynb #b65d8365
-def plan(learn, sizes, epochs, minutes, best, left):
-    "The cycles of a new training"
-    n, bs = max(len(learn.dls.train_ds)//n_processes(), 1), learn.dls.train.bs
-    shares, batches = stage_shares(len(sizes)) if minutes else list(epochs), [stage_batch(bs, s, max(sizes), n) for s in sizes]
-    stages, valid = [Stage(s, e, 0) for s,e in zip(sizes, epochs)], [0.]*len(sizes)
-    if minutes:
-        seconds, batches = zip(*(_measured(learn, size, b) for size,b in zip(sizes, batches)))
-        stages, valid = plan_stages(sizes, seconds, shares, broadcast(left()), [max(1, n//b) for b in batches]), [v for _,v in seconds]
-    cycles = plan_cycles(stages, shares, batches, valid)
-    if minutes and best and learn.start_weights: cycles[-1].valid = 4*valid[-1]+HEAD_SHARE*minutes*60  # going back looks again
-    return stages, cycles
+# %% ../../nbs/train/65_progressive.ipynb #4e5205d3
+@dataclass
+class TrainingPlan:
+    "All that a training in stages must know to be begun, and to be taken up again"
+    stages: list  # of `Stage`
+    settings: dict  # of `training_settings`
+    lr: float = 0.  # the highest learning rate
+    minutes: float|None = None  # train for this long; None: for the stages' numbers of epochs
+    average: bool = True  # keep an average of the weights
+    best: bool = True  # end with the best epoch, and go back towards a pretrained start where that is better
+
+    @classmethod
+    def from_dict(cls,
+        d: dict,  # of `dataclasses.asdict`
+    ):
+        "The plan in a checkpoint"
+        return cls(**{**d, 'stages': [Stage(**s) for s in d['stages']]})
+
+# %% ../../nbs/train/65_progressive.ipynb #10cf194e
+def head_seconds(
+    minutes: float|None,  # of the whole training
+) -> float|None:  # None: as long as it takes
+    "How long a training may look at images for one head"
+    return None if minutes is None else .03*minutes*60
 
 # %% ../../nbs/train/65_progressive.ipynb #25929727
-def fit_cycles(learn, cycles, run, folder, start, first=0, state=None):
-    "Train the cycles from number `first`, inside which `state` goes on"
-    left = lambda: max(run['minutes']*60-(time.monotonic()-start), 1)
-    with stop_on_interrupt() as asked:
-        for i,c in enumerate(cycles[first:], first):
-            if learn.knows_cells and i>first: grow_head(learn, c.size)
-            seconds = state['seconds'] if state else left()*c.share/sum(o.share for o in cycles[i:]) if run['minutes'] else None
-            while not asked.asked:
-                about = dict(run, cycles=[asdict(o) for o in cycles], cycle=i, seconds=seconds, finished=False, elapsed=time.monotonic()-start)
-                cbs = [StopOnNaN(), asked, LogEpochs(c.stage, folder and folder/'log.csv'), SaveEpochs(folder and folder/'checkpoint.pt', about, state)]
-                if run['average']: cbs.append(AverageWeights())
-                if i==len(cycles)-1 and run['best']: cbs.append(KeepBest())
-                done = state and (10**6 if state['ended'] else state['epoch'])
-                try: fit_cycle(learn, c, run['lr'], seconds, cbs, min(done or 0, c.epochs*(100 if seconds else 1)), state['spent'] if state else 0.)
-                except torch.OutOfMemoryError:
-                    c.bs = halve_batch(learn, c.size, c.bs)
-                    continue
-                finally: state = None
-                break
-            learn.history.update(minutes=round((time.monotonic()-start)/60, 2), log=learn.training_log)
-            if asked.asked: break
-        if not broadcast(asked.asked): go_back(learn, run, lambda: not asked.asked and (not run['minutes'] or left()>(c.valid-HEAD_SHARE*run['minutes']*60)/4))
-        learn.history['minutes'] = round((time.monotonic()-start)/60, 2)
-    return end(learn, asked.asked, folder, about, c)
+class ProgressiveRun:
+    "A training in stages, which can be stopped at any moment and taken up again"
+    def __init__(self,
+        learn: Learner,  # of `hpa_learner`
+        plan: TrainingPlan,  # what to train
+        folder: Path|None = None,  # for the checkpoint and the log
+        start: float|None = None,  # when the training began, on the clock `time.monotonic`; None: now
+    ):
+        self.learn, self.plan, self.folder = learn, plan, folder
+        self.start = time.monotonic() if start is None else start
+
+    def run(self,
+        first: int = 0,  # number of the stage to begin with
+        state: dict|None = None,  # of a checkpoint of that stage, to go on from
+    ) -> Learner:
+        "Train stage by stage, and end the training in order"
+        self.state = state
+        with stop_on_interrupt() as self.stop:
+            for number in range(first, len(self.plan.stages)):
+                if number>first and self.learn.knows_cells: match_head(self.learn, self.plan.stages[number].size)
+                self.run_stage(number)
+                if self.stop.asked: break
+            if not broadcast(self.stop.asked): self.go_back()
+        self.note_progress()
+        if self.stop.asked: self.say_stopped(number)
+        elif self.folder: write_finished(self.learn, self.plan, self.folder)
+        return self.learn
+
+    def elapsed(self) -> float: return time.monotonic()-self.start  # seconds
+    def seconds_left(self) -> float: return max(self.plan.minutes*60-self.elapsed(), 1)
+    def is_last(self, number) -> bool: return number==len(self.plan.stages)-1
+
+    def run_stage(self, number):
+        "Train one stage, with smaller batches where memory runs out"
+        seconds = self.state['seconds'] if self.state else self.stage_seconds(number)
+        stage = self.plan.stages[number]
+        def attempt(bs):
+            if self.stop.asked: return
+            stage.bs, state, self.state = bs, self.state, None  # what runs out of memory begins the stage anew
+            fit_stage(self.learn, stage, self.plan.lr, seconds, self.seconds_after(number),
+                      self.callbacks(number, seconds, state), state)
+        fit_in_memory(self.learn, attempt, stage.bs)
+        self.note_progress()
+
+    def stage_seconds(self, number):
+        "The time of a stage: its share of what is left"
+        if self.plan.minutes is None: return None
+        shares = [s.share for s in self.plan.stages[number:]]
+        return self.seconds_left()*shares[0]/sum(shares)
+
+    def seconds_after(self, number):
+        "The time that a stage keeps for what comes after its last step"
+        valid = self.plan.stages[number].valid_seconds
+        if self.plan.minutes is None or not self.is_last(number) or not self.goes_back(): return valid
+        return 4*valid+head_seconds(self.plan.minutes)  # going back looks three times more, and fits a head
+
+    def callbacks(self, number, seconds, state):
+        "What a stage needs to be watched, stopped, and taken up again"
+        about = dict(settings=self.plan.settings, plan=asdict(self.plan), stage=number, seconds=seconds,
+                     elapsed=self.elapsed(), history=self.learn.history, finished=False)
+        log, checkpoint = (self.folder/'log.csv', self.folder/'checkpoint.pt') if self.folder else (None, None)
+        cbs = [StopOnNaN(), self.stop, LogEpochs(number, log), SaveEpochs(checkpoint, about, state)]
+        if self.plan.average: cbs.append(AverageWeights())
+        if self.plan.best and self.is_last(number): cbs.append(KeepBest())
+        return cbs
+
+    def note_progress(self):
+        "Write time and log of the training so far into its history"
+        self.learn.history.update(minutes=round(self.elapsed()/60, 2), log=self.learn.training_log)
+
+    def goes_back(self) -> bool:
+        "Whether this is a fine-tuning that may turn out worse than its start"
+        return self.plan.best and bool(self.learn.start_weights)
+
+    def go_back(self):
+        "Keep as much of a fine-tuning as is clearly better than its start"
+        def time_left():
+            in_time = self.plan.minutes is None or self.seconds_left()>self.plan.stages[-1].valid_seconds
+            return in_time and not self.stop.asked
+        if self.goes_back() and len(self.learn.dls.valid_ds):
+            kept = go_back(self.learn, head_seconds(self.plan.minutes), time_left)
+            self.learn.history['kept_of_start'] = round(1-kept, 2)
+        self.learn.start_weights = None
+
+    def say_stopped(self, number):
+        "Say where the training was stopped, and how it goes on"
+        size = self.plan.stages[number].size
+        self.learn.history['stopped'] = f'at {size} px'
+        how = ', or go on with the same call and resume=True (--resume)' if self.folder else ''
+        warnings.warn(f'training was stopped at {size} px; the model is usable as it is{how}')
 
 # %% ../../nbs/train/65_progressive.ipynb #6bdbbd99
-def end(learn, stopped, folder, about, c):
-    "Say how a training ended, and leave that in its folder"
-    if stopped:
-        learn.history['stopped'] = f'at {c.size} px'
-        more = ', or go on with the same call and resume=True (--resume)' if folder else ''
-        warnings.warn(f'training was stopped at {c.size} px; the model is usable as it is{more}')
-    elif folder and is_first():
-        state = dict(about, finished=True, weights=list(learn.model.state_dict().values()), history=learn.history)
-        try: write_checkpoint(folder/'checkpoint.pt', state)
-        except OSError as e: warnings.warn(f'{folder/"checkpoint.pt"}: the finished training could not be written ({e.strerror}); save the model')
-    return learn
+def write_finished(
+    learn: Learner,  # that was trained
+    plan: TrainingPlan,  # what was trained
+    folder: Path,  # of the training
+):
+    "Leave the finished training in its folder, or warn that it can't be written"
+    if not is_first(): return
+    state = dict(settings=plan.settings, plan=asdict(plan), history=learn.history, weights=copy_weights(learn),
+                 finished=True)
+    file = folder/'checkpoint.pt'
+    try: write_checkpoint(file, state)
+    except OSError as e:
+        warnings.warn(f'{file}: the finished training could not be written ({e.strerror}); save the model')
 
 # %% ../../nbs/train/65_progressive.ipynb #590eddd8
-def go_on(learn, state, folder, start, verbose):
+def resume_training(
+    learn: Learner,  # of `hpa_learner`, made as before
+    state: dict,  # of `find_checkpoint`
+    folder: Path,  # of the training
+    start: float,  # when it was taken up, on the clock `time.monotonic`
+    verbose: bool = True,  # say where it goes on
+) -> Learner:
     "Finish the training of a checkpoint"
-    learn.history, learn.training_log = state['history'], state['history'].get('log', []) if state['finished'] else state['log']
-    cycles = [Cycle(**c) for c in state['cycles']]
-    learn.size = cycles[-1].size
+    plan = TrainingPlan.from_dict(state['plan'])
+    learn.history = state['history']
+    learn.size = plan.stages[-1].size
     learn.dls.set_size(learn.size)
+    verbose = verbose and is_first()
     if state['finished']:
-        if verbose and is_first(): print(f'{folder} holds the finished training')
+        if verbose: print(f'{folder} holds the finished training')
+        learn.training_log, learn.start_weights = learn.history.get('log', []), None
         set_weights(learn, state['weights'])
-        learn.start_weights = None
         return learn
-    c = cycles[state['cycle']]
-    if verbose and is_first(): print(f'going on in {folder} after epoch {state["epoch"]} at {c.size} px')
+    number = state['stage']
+    if verbose: print(f'going on in {folder} after epoch {state["epoch"]} at {plan.stages[number].size} px')
+    learn.training_log = state['log']
     learn.create_opt()
     restore_learner(learn, state)
-    return fit_cycles(learn, cycles, {k: state[k] for k in ('settings', 'minutes', 'lr', 'average', 'best', 'history')}, folder, start-state['elapsed']-state['spent'], state['cycle'], state)
+    return ProgressiveRun(learn, plan, folder, start-state['elapsed']-state['spent']).run(number, state)
 
 # %% ../../nbs/train/65_progressive.ipynb #22ac4c0c
-def head_alone(learn, size, start, folder, settings):
-    "The whole training of a network whose body stays as it is"
-    if not learn.start_weights: raise TrainingError('fine_tune=False fits the head of a pretrained network that was not trained yet; pass pretrained=True or a weights file to hpa_learner (--pretrained)')
+def fit_head_alone(
+    learn: Learner,  # of `hpa_learner`, pretrained and not trained yet
+    size: int,  # of pictures, in pixels
+    folder: Path|None = None,  # for the finished training and its log
+    settings: dict|None = None,  # of `training_settings`
+    start: float|None = None,  # when the training began, on the clock `time.monotonic`; None: now
+) -> Learner:
+    "Give a pretrained network the best head, and leave it as it is otherwise"
+    if not learn.start_weights:
+        raise TrainingError('fine_tune=False fits the head of a pretrained network that was not trained yet; '
+                            'pass pretrained=True or a weights file to hpa_learner (--pretrained)')
+    start = time.monotonic() if start is None else start
     learn.size = size
     learn.dls.set_size(size)
-    fit_best_head(learn, most=20_000)
+    fit_head(learn, most=20_000)
     learn.start_weights, row = None, dict(stage=0, size=size, epoch=1)
     if len(learn.dls.valid_ds):
         with learn.no_bar(), learn.no_logging(): logits, targets = learn.get_preds(act=noop)
-        row.update(valid_loss=float(learn.loss_func(logits, targets)), mean_ap=mean_ap(logits.sigmoid().cpu().numpy(), targets.cpu().numpy()))
-    learn.training_log = [dict(row, seconds=round(time.monotonic()-start, 2))]
-    learn.history = dict(images=len(learn.dls.train_ds), stages=[f'{size} px: the head alone'], lr=0., minutes=round((time.monotonic()-start)/60, 2), log=learn.training_log, kept_of_start=1.)
-    if folder and is_first(): write_log(learn.training_log, folder/'log.csv')
-    c = Cycle(0, size, learn.dls.train.bs, 1, 0, 1.)
-    return end(learn, False, folder, dict(settings=settings, cycles=[asdict(c)]), c)
+        row['valid_loss'] = float(learn.loss_func(logits, targets))
+        row['mean_ap'] = mean_ap(logits.sigmoid().cpu().numpy(), targets.cpu().numpy())
+    seconds = time.monotonic()-start
+    learn.training_log = [dict(row, seconds=round(seconds, 2))]
+    learn.history = dict(images=len(learn.dls.train_ds), stages=[f'{size} px: the head alone'], lr=0.,
+                         minutes=round(seconds/60, 2), log=learn.training_log, kept_of_start=1.)
+    if folder:
+        if is_first(): write_log(learn.training_log, folder/'log.csv')
+        write_finished(learn, TrainingPlan([Stage(size, 1)], settings or {}), folder)
+    return learn

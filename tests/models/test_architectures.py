@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from hpa_fastai.models.architectures import ModelError, create_model, four_channels, list_models
 
 
-@pytest.mark.parametrize('arch', ['lenet5', 'smallresnet', 'alexnet', 'resnet18', 'regnet_x_400mf', 'efficientnet_b0', 'vit_tiny_patch16_224', 'swin_tiny_patch4_window7_224'])
+@pytest.mark.parametrize('arch', ['lenet5', 'smallresnet', 'alexnet', 'resnet18', 'regnet_x_400mf', 'efficientnet_b0',
+                                  'vit_tiny_patch16_224', 'swin_tiny_patch4_window7_224'])
 def test_networks_train_a_step_at_64_px(arch):
     model = create_model(arch, 28, pretrained=False, size=64)
     loss = model(torch.randn(4, 4, 64, 64)).square().mean()
@@ -66,7 +67,8 @@ def test_special_convolutions_survive_the_fourth_channel(tmp_path, arch):
 def test_weights_saved_in_parallel_are_read(tmp_path):
     source = timm.create_model('resnet10t')
     torch.save({f'module.{k}': v for k, v in source.state_dict().items()}, tmp_path/'w.pth')
-    assert torch.equal(create_model('resnet10t', 3, pretrained=tmp_path/'w.pth', size=64)[0].layer1[0].conv1.weight, source.layer1[0].conv1.weight)
+    body = create_model('resnet10t', 3, pretrained=tmp_path/'w.pth', size=64)[0]
+    assert torch.equal(body.layer1[0].conv1.weight, source.layer1[0].conv1.weight)
 
 
 def test_wrong_weights_file_is_one_line(tmp_path):
@@ -75,8 +77,9 @@ def test_wrong_weights_file_is_one_line(tmp_path):
     for f, words in (('none.pth', 'no such'), ('w.pth', 'read safely')):
         with pytest.raises(ModelError, match=words) as e: create_model('resnet10t', 28, pretrained=tmp_path/f, size=64)
         assert '\n' not in str(e.value)
-    with pytest.raises(ModelError, match='not the weights'): create_model('regnet_x_400mf', 28, pretrained=tmp_path/'v.pth', size=64)
-    with pytest.raises(ModelError, match='not the weights'): create_model('resnet10t', 28, pretrained=tmp_path/'v.pth', size=64)
+    for arch in ('regnet_x_400mf', 'resnet10t'):
+        with pytest.raises(ModelError, match='not the weights'):
+            create_model(arch, 28, pretrained=tmp_path/'v.pth', size=64)
 
 
 def test_a_weights_file_cannot_run_code(tmp_path):
@@ -84,7 +87,8 @@ def test_a_weights_file_cannot_run_code(tmp_path):
         def __reduce__(self): return (open, (str(tmp_path/'was_here'), 'w'))
     torch.save(Evil(), tmp_path/'evil.pth')
     for arch in ('resnet10t', 'regnet_x_400mf'):
-        with pytest.raises(ModelError, match='read safely'): create_model(arch, 28, pretrained=tmp_path/'evil.pth', size=64)
+        with pytest.raises(ModelError, match='read safely'):
+            create_model(arch, 28, pretrained=tmp_path/'evil.pth', size=64)
     assert not (tmp_path/'was_here').exists()
 
 
@@ -94,7 +98,8 @@ def test_offline_is_said_at_once(arch, monkeypatch):
     monkeypatch.setattr(m, '_online', lambda url: False)
     import huggingface_hub
     monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', lambda *_: None)
-    with pytest.raises(ModelError, match="can't be reached; pass pretrained=False") as e: create_model(arch, 28, size=64)
+    with pytest.raises(ModelError, match="can't be reached; pass pretrained=False") as e:
+        create_model(arch, 28, size=64)
     assert '\n' not in str(e.value)
 
 
@@ -124,7 +129,8 @@ def test_classes_that_the_weights_know_by_name_start_from_them():
     classes = ['Plasma membrane', 'Something new', 'Nucleoplasm']
     a, b = (create_model('smallresnet', 3, classes=classes)[1] for _ in range(2))
     shuffled = create_model('smallresnet', 3, classes=classes[::-1])[1]
-    assert torch.equal(a[-1].weight[[0, 2]], b[-1].weight[[0, 2]]) and torch.equal(a[-1].weight[0], shuffled[-1].weight[2])
+    assert torch.equal(a[-1].weight[[0, 2]], b[-1].weight[[0, 2]])
+    assert torch.equal(a[-1].weight[0], shuffled[-1].weight[2])
     assert not torch.equal(a[-1].weight[1], b[-1].weight[1]), 'of a new class nothing is known'
     assert torch.equal(a[-1].bias[[0, 2]], b[-1].bias[[0, 2]]) and torch.equal(a[2].running_mean, b[2].running_mean)
 
