@@ -29,18 +29,16 @@ from ..deploy.saving import *
 from ..deploy.predictor import *
 from ..deploy.scoring import *
 
-# %% ../../nbs/cli/50_demo.ipynb #86484dd0
-def _verdicts(
-    row,  # of `predict`
-    true: list,  # names of the true classes
-    n: int = 4,  # lines at the most
-) -> list:  # (text, colour), the most probable first
-    "The names given and missed, with the colours of right, wrong and missed"
-    given = sorted(row.Names.split('|') if row.Names else [], key=lambda o: -row[o])
-    lines = [(o, 'tab:green') if o in true else (f'{o} (wrong)', 'tab:red') for o in given] + [(f'{o} (missed)', 'tab:gray') for o in true if o not in given]
-    return lines if len(lines)<=n else lines[:n-1] + [(f'and {len(lines)-n+1} more', 'tab:gray')]
+# %% ../../nbs/cli/50_demo.ipynb #28d0852b
+def _verdicts(row, true, n=4):
+    "Word the names given and missed, in the colours of right, wrong and missed; the most probable first"
+    given = sorted(row.Names.split('|') if row.Names else [], key=lambda name: -row[name])
+    right_or_wrong = [(name, 'tab:green') if name in true else (f'{name} (wrong)', 'tab:red') for name in given]
+    missed = [(f'{name} (missed)', 'tab:gray') for name in true if name not in given]
+    lines = right_or_wrong + missed
+    return lines if len(lines)<=n else [*lines[:n-1], (f'and {len(lines)-n+1} more', 'tab:gray')]
 
-# %% ../../nbs/cli/50_demo.ipynb #af608bad
+# %% ../../nbs/cli/50_demo.ipynb #d7876e02
 def show_predictions(
     predictions: pd.DataFrame,  # of `predict`
     table: pd.DataFrame,  # of `find_images`, the same fields of view
@@ -49,75 +47,40 @@ def show_predictions(
     n: int = 12,  # pictures
     size: int = 256,  # of each, in pixels
 ) -> plt.Figure:
-    "Cells with their predicted names; names in green are right, in red wrong, in grey missed"
-    true, ok = dict(zip(truth.Id, labels.to_names(labels.encode(truth.Target)))), predictions[predictions.error=='']
-    fig, axs = plt.subplots(-(-n//4), 4, figsize=(13, 4.1*-(-n//4)))
+    "Draw cells with their predicted names; names in green are right, in red wrong, in grey missed"
+    true = dict(zip(truth.Id, labels.to_names(labels.encode(truth.Target))))
+    read = predictions[predictions.error=='']
+    rows = -(-n//4)
+    fig, axs = plt.subplots(rows, 4, figsize=(13, 4.1*rows))
     for ax in axs.flat: ax.axis('off')
-    for ax,i in zip(axs.flat, np.linspace(0, len(ok)-1, min(n, len(ok))).astype(int)):
-        row = ok.iloc[i]
+    shown = np.linspace(0, len(read)-1, min(n, len(read))).astype(int)
+    for ax,i in zip(axs.flat, shown):
+        row = read.iloc[i]
         ax.imshow(composite(read_image(table[table.Id==row.Id].iloc[0], size)))
-        for j,(text,colour) in enumerate(_verdicts(row, true[row.Id])): ax.text(0, -.03-.075*j, text, color=colour, va='top', fontsize=11, transform=ax.transAxes)
+        for line,(text,colour) in enumerate(_verdicts(row, true[row.Id])):
+            ax.text(0, -.03-.075*line, text, color=colour, va='top', fontsize=11, transform=ax.transAxes)
     fig.subplots_adjust(0, .06, 1, 1, .03, .3)
     return fig
 
-# %% ../../nbs/cli/50_demo.ipynb #4cb25fdb
+# %% ../../nbs/cli/50_demo.ipynb #b41c2aae
 @contextmanager
 def _step(times, name):
     "Announce a step and keep its time"
     print(f'\n{len(times)+1}. {name}', flush=True)
-    t = time.perf_counter()
+    start = time.perf_counter()
     yield
-    times[name] = time.perf_counter()-t
+    times[name] = time.perf_counter()-start
 
-# %% ../../nbs/cli/50_demo.ipynb #35592694
-def _simulate(out, n_train, n_test, force, progress):
-    "An atlas to train on, and one to predict"
-    for name,n,seed in (('atlas', n_train, 0), ('unseen', n_test, 1000)):
-        simulate_atlas(out/name, n=n, size=256, balance='even', seed=seed, force=force, progress=progress)
-
-# %% ../../nbs/cli/50_demo.ipynb #684bf281
-def _train(out, size, minutes, arch, progress):
-    "A learner, trained on the first atlas"
-    set_seed(0)
-    dls = HPADataLoaders.from_csv(out/'atlas', size=size, bs=32, group='antibody', cache=out/'cache', progress=progress)
-    learn = hpa_learner(dls, arch, pretrained=False, cbs=TrainingBar() if progress else None)
-    check_room(out/'hpa_model', learn.model)
-    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(minutes=minutes)
-    return learn
-
-# %% ../../nbs/cli/50_demo.ipynb #b975dc3c
-def _save(learn, out, force):
-    "Thresholds, scores, and the model in its folder"
-    learn.fit_thresholds()
-    learn.evaluate()
-    learn.save_bundle(out/'hpa_model', force=force, note=False)
-    shutil.rmtree(out/'cache')
-
-# %% ../../nbs/cli/50_demo.ipynb #f6f90b1b
-def _predict(out, force, progress):
-    "Predictions for the second atlas, their picture, and their scores"
-    preds = predict(out/'unseen'/'train', model=out/'hpa_model', out=out/'predictions.csv', force=force, progress=progress)
-    truth = read_labels(out/'unseen'/'train.csv')
-    show_predictions(preds, find_images(out/'unseen'/'train'), truth).savefig(out/'predictions.png', dpi=80)
-    plt.close()
-    return evaluate_predictions(preds, truth)
-
-# %% ../../nbs/cli/50_demo.ipynb #20c694e3
-def _say(ev, times, out):
-    "Scores, seconds, and what is where"
-    print(f'\n{ev}\n\nSeconds for each step:')
-    for name,t in times.items(): print(f'{t:7.1f}  {name}')
-    print(f'\nThe cells are simulated. In {out}/: hpa_model (the model), predictions.csv, predictions.png. Macro F1 {ev.macro_f1:.3f} on the unseen fields of view.')
-
-# %% ../../nbs/cli/50_demo.ipynb #d7ed4ab2
+# %% ../../nbs/cli/50_demo.ipynb #4c3f374a
 def _check_free(out, force):
     "Refuse to overwrite what an earlier demo left, before minutes of training"
     check_target(out/'hpa_model', force)
     for file in (out/'predictions.csv', out/'predictions.png'):
         if file.exists() and not force:
-            raise HPAError(f'{file} exists; give another folder with out=… (--out), or replace it with force=True (--force)')
+            raise HPAError(f'{file} exists; give another folder with out=… (--out), '
+                           'or replace it with force=True (--force)')
 
-# %% ../../nbs/cli/50_demo.ipynb #94881ce3
+# %% ../../nbs/cli/50_demo.ipynb #14facb08
 def run_demo(
     out: str|Path = 'demo',  # folder for the model, the predictions and the picture
     n_train: int = 2000,  # simulated fields of view to train on
@@ -129,14 +92,42 @@ def run_demo(
     progress: bool = True,  # show bars
 ) -> Evaluation:  # on the unseen fields of view
     "Simulate an atlas, train on it, and predict a second one that training never saw"
-    n_train, n_test = (checked(n=n) for n in (n_train, n_test))
+    n_train, n_test = checked(n=n_train), checked(n=n_test)
     size, minutes = checked(size=size, minutes=minutes)
     out, times = Path(path_text(out, 'out')), {}
     _check_free(out, force)
-    print('The cells of this demo are simulated: its score shows that everything works, not how well real proteins are located.')
-    with _step(times, f'Simulate {n_train} fields of view to train on, and {n_test} to predict'): _simulate(out, n_train, n_test, force, progress)
-    with _step(times, f'Train {arch} for {minutes:g} minutes, on pictures of growing size'): learn = _train(out, size, minutes, arch, progress)
-    with _step(times, 'Fit the thresholds on the validation part, and save the model'): _save(learn, out, force)
-    with _step(times, f'Predict {n_test} fields of view that training never saw'): ev = _predict(out, force, progress)
-    _say(ev, times, out)
-    return ev
+    print('The cells of this demo are simulated: '
+          'its score shows that everything works, not how well real proteins are located.')
+
+    with _step(times, f'Simulate {n_train} fields of view to train on, and {n_test} to predict'):
+        for name,n,seed in (('atlas', n_train, 0), ('unseen', n_test, 1000)):
+            simulate_atlas(out/name, n=n, size=256, balance='even', seed=seed, force=force, progress=progress)
+
+    with _step(times, f'Train {arch} for {minutes:g} minutes, on pictures of growing size'):
+        set_seed(0)
+        dls = HPADataLoaders.from_csv(out/'atlas', size=size, bs=32, group='antibody', cache=out/'cache',
+                                      progress=progress)
+        learn = hpa_learner(dls, arch, pretrained=False, cbs=TrainingBar() if progress else None)
+        check_room(out/'hpa_model', learn.model)
+        with learn.no_bar(), learn.no_logging(): learn.fit_progressive(minutes=minutes)
+
+    with _step(times, 'Fit the thresholds on the validation part, and save the model'):
+        learn.fit_thresholds()
+        learn.evaluate()
+        learn.save_bundle(out/'hpa_model', force=force, note=False)
+        shutil.rmtree(out/'cache')
+
+    unseen = out/'unseen'
+    with _step(times, f'Predict {n_test} fields of view that training never saw'):
+        predictions = predict(unseen/'train', model=out/'hpa_model', out=out/'predictions.csv', force=force,
+                              progress=progress)
+        truth = read_labels(unseen/'train.csv')
+        show_predictions(predictions, find_images(unseen/'train'), truth).savefig(out/'predictions.png', dpi=80)
+        plt.close()
+        evaluation = evaluate_predictions(predictions, truth)
+
+    print(f'\n{evaluation}\n\nSeconds for each step:')
+    for name,seconds in times.items(): print(f'{seconds:7.1f}  {name}')
+    print(f'\nThe cells are simulated. In {out}/: hpa_model (the model), predictions.csv, predictions.png. '
+          f'Macro F1 {evaluation.macro_f1:.3f} on the unseen fields of view.')
+    return evaluation
