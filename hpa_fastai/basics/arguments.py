@@ -46,7 +46,7 @@ RANGES = dict(
 )
 
 # %% ../../nbs/basics/10_arguments.ipynb #63f09817
-def _plain(value, limits):
+def _plain_number(value, limits):
     "A number within its limits as one of Python's own; None where it is none"
     if isinstance(value, (bool, str)) or not isinstance(value, Real): return None
     if not limits.lo<=value<=limits.hi: return None
@@ -54,26 +54,23 @@ def _plain(value, limits):
     return int(value) if isinstance(value, Integral) or value==int(value) else None
 
 # %% ../../nbs/basics/10_arguments.ipynb #aa3a143d
-def _expected(limits):
-    "The words for what may be given"
-    number = lambda v: f'{v:g}' if isinstance(v, float) else f'{v}'
-    return f'{"a whole number" if limits.whole else "a number"} from {number(limits.lo)} to {number(limits.hi)}'
-
-# %% ../../nbs/basics/10_arguments.ipynb #3074e208
-def _told(value):
+def _quoted(value):
     "A value as a message quotes it"
     text = ' '.join(str(value).split()) if isinstance(value, (Real, type(None))) else repr(value)
     return text if len(text)<40 else f'{text[:36]}…'
 
 # %% ../../nbs/basics/10_arguments.ipynb #ce8a5392
 def _checked_one(name, value, error):
-    "One argument, or each number of a list"
+    "One argument within its limits, or each number of a list"
     limits = RANGES[name]
     if value is None and limits.optional: return None
-    if name in ('sizes', 'epochs') and isinstance(value, (list, tuple)) and len(value): return tuple(_checked_one(name, v, error) for v in value)
-    plain = _plain(value, limits)
-    if plain is None: raise error(f'{name}: {_told(value)} is not {_expected(limits)}')
-    return plain
+    if name in ('sizes', 'epochs') and isinstance(value, (list, tuple)) and value:
+        return tuple(_checked_one(name, one, error) for one in value)
+    plain = _plain_number(value, limits)
+    if plain is not None: return plain
+    lo, hi = (f'{o:g}' if isinstance(o, float) else o for o in (limits.lo, limits.hi))
+    kind = 'a whole number' if limits.whole else 'a number'
+    raise error(f'{name}: {_quoted(value)} is not {kind} from {lo} to {hi}')
 
 # %% ../../nbs/basics/10_arguments.ipynb #7e199920
 def checked(
@@ -81,14 +78,14 @@ def checked(
     **given,  # arguments by the names of `RANGES`
 ):  # one, or a list of several
     "Numbers within their limits as Python's own, or one line that says which is not"
-    values = [_checked_one(n, v, error) for n,v in given.items()]
+    values = [_checked_one(name, value, error) for name,value in given.items()]
     return values[0] if len(values)==1 else values
 
 # %% ../../nbs/basics/10_arguments.ipynb #e349a276
 def read_number(
     name: str,  # of the argument
     text: str,  # as it was typed
-):
+):  # within the limits of `RANGES`
     "The number that an option was given"
     try: value = int(text) if RANGES[name].whole else float(text)
     except ValueError: value = text

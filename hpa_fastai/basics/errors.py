@@ -11,7 +11,7 @@ class HPAError(ValueError):
 
 # %% ../../nbs/basics/00_errors.ipynb #7399abab
 class ImageError(HPAError):
-    "A picture that cannot be read: one line that names the field of view, the file and the cause; its parts are its fields."
+    "A picture that cannot be read: its message names the field of view, the file and the cause, as its fields do."
     def __init__(self,
         why:str, # the cause, and what to do about it
         kind:str='unreadable', # the cause in one or two words, the same for all pictures with this fault

@@ -20,32 +20,21 @@ def is_first() -> bool:
     "Whether this process is the one that speaks and writes"
     return int(os.environ.get('RANK', 0))==0
 
-# %% ../../nbs/basics/50_processes.ipynb #fcb94972
-def _own_device(device):
-    "The GPU of this process, where it is to be a GPU"
-    if device.type!='cuda': return device
-    device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
-    torch.cuda.set_device(device)
-    return device
-
-# %% ../../nbs/basics/50_processes.ipynb #e84b6f8c
-def _part():
-    "Let go of the other processes"
-    if dist.is_initialized(): dist.destroy_process_group()
-
 # %% ../../nbs/basics/50_processes.ipynb #56ac66fc
 def start_processes(
     device: torch.device,  # where to train: 'cuda' becomes the GPU of this process
 ) -> torch.device:  # of this process
     "Bring the processes of a launcher together, once"
     if n_processes()==1: return device
-    device = _own_device(device)
+    if device.type=='cuda':
+        device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+        torch.cuda.set_device(device)
     if 'MASTER_ADDR' not in os.environ:
         raise HPAError(f'WORLD_SIZE is {n_processes()}, but nothing says where the other processes are; '
                        'start with torchrun or accelerate launch, or unset WORLD_SIZE')
     if not dist.is_initialized():
         dist.init_process_group('nccl' if device.type=='cuda' else 'gloo')
-        atexit.register(_part)
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return device
 
 # %% ../../nbs/basics/50_processes.ipynb #ecc1e834
@@ -54,19 +43,19 @@ def broadcast(
 ):  # the same in all processes
     "The value that the first process has"
     if n_processes()==1 or not dist.is_initialized(): return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 # %% ../../nbs/basics/50_processes.ipynb #b5e9cfad
 def any_process(
-    it: bool,  # whether something is so in this process
+    condition: bool,  # in this process
 ) -> bool:  # the same in all processes
-    "Whether it is so in any process"
-    if n_processes()==1 or not dist.is_initialized(): return bool(it)
-    found = [None]*n_processes()
-    dist.all_gather_object(found, bool(it))
-    return any(found)
+    "Whether a condition holds in any process"
+    if n_processes()==1 or not dist.is_initialized(): return bool(condition)
+    conditions = [None]*n_processes()
+    dist.all_gather_object(conditions, bool(condition))
+    return any(conditions)
 
 # %% ../../nbs/basics/50_processes.ipynb #4eb57b33
 def barrier() -> None:

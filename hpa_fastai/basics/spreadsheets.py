@@ -39,13 +39,14 @@ def _kind_of_zip(raw):
     return 'a zip archive', 'unpack it, and give the csv that is in it'
 
 # %% ../../nbs/basics/30_spreadsheets.ipynb #6566581e
-_marks = {b'\xff\xfe\0\0': 'utf-32-le', b'\0\0\xfe\xff': 'utf-32-be', b'\xff\xfe': 'utf-16-le', b'\xfe\xff': 'utf-16-be',
-          b'\xef\xbb\xbf': 'utf-8'}
+_byte_order_marks = {
+    b'\xff\xfe\0\0': 'utf-32-le', b'\0\0\xfe\xff': 'utf-32-be', b'\xff\xfe': 'utf-16-le', b'\xfe\xff': 'utf-16-be',
+    b'\xef\xbb\xbf': 'utf-8'}
 
 def _encoding(raw):
     "The encoding that the first bytes of a text show; None where they do not."
-    marked = next((e for mark,e in _marks.items() if raw.startswith(mark)), None)
-    if marked: return marked
+    for mark,encoding in _byte_order_marks.items():
+        if raw.startswith(mark): return encoding
     even, odd = raw[:1000:2].count(0), raw[1:1000:2].count(0)
     pairs = len(raw[:1000])//2
     if pairs and odd>.8*pairs and not even: return 'utf-16-le'
@@ -54,31 +55,34 @@ def _encoding(raw):
 # %% ../../nbs/basics/30_spreadsheets.ipynb #9b5db5e7
 def _decode(raw, where, error):
     "The text of a file in any usual encoding."
-    broken = f'{where} breaks off within a letter: it is a part of a table; copy or export it again'
     encoding = _encoding(raw)
     try: return raw.decode(encoding or 'utf-8').lstrip('\ufeff').rstrip('\x1a')
     except UnicodeDecodeError as e:
-        cut = e.reason=='unexpected end of data' and not raw[:e.start].isascii()
-        if encoding or cut: raise error(broken) from None
+        ends_in_letter = e.reason=='unexpected end of data' and not raw[:e.start].isascii()
+        if encoding or ends_in_letter:
+            raise error(f'{where} breaks off within a letter: it is a part of a table; '
+                        'copy or export it again') from None
     try: return raw.rstrip(b'\x1a').decode('cp1252')
     except UnicodeDecodeError:
-        raise error(f'{where} is neither in UTF-8 nor in UTF-16 nor in the Windows encoding; save it as CSV UTF-8') from None
+        raise error(f'{where} is neither in UTF-8 nor in UTF-16 nor in the Windows encoding; '
+                    'save it as CSV UTF-8') from None
 
 # %% ../../nbs/basics/30_spreadsheets.ipynb #59da9af4
-def _bytes(path, error):
+def _read_bytes(path, error):
     "The content of a file, local or at a URL."
-    if '://' in str(path):
-        try: import fsspec
-        except ImportError: raise error(f'{path} is at a URL; to read it: pip install "hpa_fastai[cloud]"') from None
-        opened = lambda: fsspec.open(str(path), 'rb')
-    else:
-        if os.path.isdir(path): raise error(f'{path} is a folder; give the csv file that holds the table')
-        if os.path.exists(path) and not os.path.isfile(path): raise error(f'{path} is no regular file; give the csv file that holds the table')
-        opened = lambda: open(path, 'rb')
+    give = 'give the csv file that holds the table'
+    if not is_url(path):
+        if os.path.isdir(path): raise error(f'{path} is a folder; {give}')
+        if irregular_kind(path): raise error(f'{path} is no regular file; {give}')
     try:
-        with opened() as f: return f.read()
-    except FileNotFoundError: raise error(f'{path} does not exist: no such file; give the csv file that holds the table') from None
-    except (OSError, ValueError, ImportError) as e: raise error(f'{path} cannot be read: {getattr(e, "strerror", None) or e}') from None
+        if not is_url(path): return Path(path).read_bytes()
+        import fsspec
+        with fsspec.open(path, 'rb') as f: return f.read()
+    except FileNotFoundError: raise error(f'{path} does not exist: no such file; {give}') from None
+    except (OSError, ValueError, ImportError) as e:
+        if is_url(path) and isinstance(e, ModuleNotFoundError) and e.name=='fsspec':
+            raise error(f'{path} is at a URL; to read it: pip install "hpa_fastai[cloud]"') from None
+        raise error(f'{path} cannot be read: {getattr(e, "strerror", None) or e}') from None
 
 # %% ../../nbs/basics/30_spreadsheets.ipynb #f1bc368f
 def read_text(
@@ -87,17 +91,24 @@ def read_text(
 ) -> str: # without a byte order mark
     "The text of a file in any usual encoding; what is no text is refused with a word about what it is."
     path = path_text(path, error=error)
-    raw, path = _bytes(path, error), Path(path)
-    found = next((v for start,v in _no_text.items() if raw.startswith(start)), None)
-    if raw.startswith(b'PK\x03\x04'): found = _kind_of_zip(raw)
-    text = '' if found else _decode(raw, path.name, error)
-    start = text[:1000].lstrip().lower()
-    found = found or next((v for s,v in _no_table.items() if start.startswith(s)), None)
-    if found: raise error(f'{path.name} is {found[0]}, not a table of text; {found[1]}')
-    if not start.strip() and not text.strip(): raise error(f'{path.name} is empty: it needs a header line and one row an image')
-    if '\0' in text:
-        row = len(re.findall('\r\n?|\n', text[:text.index('\0')])) + 1
-        raise error(f'{path.name} row {row}: a zero byte, which no text has; the file is damaged or no table, copy or export it again')
+    raw, name = _read_bytes(path, error), Path(path).name
+    def refuse_known(found):
+        what, advice = found
+        raise error(f'{name} is {what}, not a table of text; {advice}')
+
+    if raw.startswith(b'PK\x03\x04'): refuse_known(_kind_of_zip(raw))
+    for magic,found in _no_text.items():
+        if raw.startswith(magic): refuse_known(found)
+    text = _decode(raw, name, error)
+    beginning = text[:1000].lstrip().lower()
+    for word,found in _no_table.items():
+        if beginning.startswith(word): refuse_known(found)
+    if not text.strip(): raise error(f'{name} is empty: it needs a header line and one row an image')
+    before, zero, _ = text.partition('\0')
+    if zero:
+        row = len(re.findall('\r\n?|\n', before)) + 1
+        raise error(f'{name} row {row}: a zero byte, which no text has; '
+                    'the file is damaged or no table, copy or export it again')
     return text
 
 # %% ../../nbs/basics/30_spreadsheets.ipynb #f5c27092
@@ -106,12 +117,12 @@ def find_delimiter(
 ) -> tuple[str, int]: # the delimiter, and how many lines stand before the header
     "What separates the cells of a table."
     for number,line in enumerate(io.StringIO(text, newline='')):
-        said = re.fullmatch(r'"?sep=(.)"?', line.strip('\r\n '), re.I)
-        if said: return said[1], number+1
+        stated = re.fullmatch(r'"?sep=(.)"?', line.strip('\r\n '), re.I)
+        if stated: return stated[1], number+1
         if line.strip(): break
-    bare = re.sub('"[^"]*"?', '', line)
-    if not any(d in bare for d in ',;\t') and '|' in bare: return '|', number
-    return max(',;\t', key=bare.count), number
+    unquoted = re.sub('"[^"]*"?', '', line)
+    if not any(d in unquoted for d in ',;\t') and '|' in unquoted: return '|', number
+    return max(',;\t', key=unquoted.count), number
 
 # %% ../../nbs/basics/30_spreadsheets.ipynb #1887da8c
 def _fit_row(where, line, row, header, error):
@@ -123,22 +134,23 @@ def _fit_row(where, line, row, header, error):
     return row[:len(header)] + ['']*(len(header)-len(row))
 
 # %% ../../nbs/basics/30_spreadsheets.ipynb #7a46423d
-_longest = 2**31-1  # of a cell, in characters: what the csv module takes on every system
+_LONGEST = 2**31-1  # of a cell, in characters: what the csv module takes on every system
 
 def _read_rows(text, where, error):
     "The rows of a text, each with the number of its line; the first one is the header."
     delimiter, skipped = find_delimiter(text)
-    if csv.field_size_limit()<_longest: csv.field_size_limit(_longest)
+    if csv.field_size_limit()<_LONGEST: csv.field_size_limit(_LONGEST)
     lines = list(io.StringIO(text, newline=''))[skipped:]
-    read = lambda lines, **kwargs: csv.reader(lines, delimiter=delimiter, skipinitialspace=True, **kwargs)
-    reader, rows, last, start = read(lines), [], 0, 0
+    settings = dict(delimiter=delimiter, skipinitialspace=True)
+    reader, rows, end, start = csv.reader(lines, **settings), [], 0, 0
     for row in reader:
-        start, last = last, reader.line_num
-        if any(c.strip() for c in row): rows.append((skipped+last, row))
-    try: list(read(lines[start:], strict=True))
+        start, end = end, reader.line_num
+        if any(cell.strip() for cell in row): rows.append((skipped+end, row))
+    try: list(csv.reader(lines[start:], strict=True, **settings)) # the last row: it has what an open quote takes
     except csv.Error as e:
         if 'end of data' in str(e):
-            raise error(f'{where} row {skipped+start+1}: a quote (") is opened and never closed; close it or take it away') from None
+            raise error(f'{where} row {skipped+start+1}: a quote (") is opened and never closed; '
+                        'close it or take it away') from None
     return rows
 
 # %% ../../nbs/basics/30_spreadsheets.ipynb #476c1ef1
@@ -160,19 +172,19 @@ def read_table(
     error:type=HPAError, # the kind of error that tells what is wrong with it
 ) -> pd.DataFrame: # cells of a file as text; the index is the row as an editor counts it, or 0, 1, … of a DataFrame
     "A table of any usual encoding and delimiter, its columns called as they are compared."
-    if not isinstance(source, pd.DataFrame): source = path_text(source, 'table', error)
+    is_loaded = isinstance(source, pd.DataFrame)
+    if not is_loaded: source = path_text(source, 'table', error)
     where = table_name(source)
-    if isinstance(source, pd.DataFrame):
-        header = [same_form(c) for c in source.columns]
-        _check_header(where, header, error)
-        return source.reset_index(drop=True).set_axis(header, axis=1)
-    (_,header), *rows = _read_rows(read_text(source, error), where, error)
+    if is_loaded: header = source.columns
+    else: (_,header), *rows = _read_rows(read_text(source, error), where, error)
     header = [same_form(c) for c in header]
     _check_header(where, header, error)
-    rows = [(n, r if len(r)==len(header) else _fit_row(where, n, r, header, error)) for n,r in rows]
-    cells = list(zip(*(r for _,r in rows))) or [()]*len(header)
-    named = {c: cells[i] for i,c in reversed(list(enumerate(header)))}
-    return pd.DataFrame({c: named[c] for c in dict.fromkeys(header)}, [n for n,_ in rows], dtype=object)
+    if is_loaded: return source.reset_index(drop=True).set_axis(header, axis=1)
+    lines = [line for line,_ in rows]
+    cells = [_fit_row(where, line, row, header, error) for line,row in rows]
+    named = {}
+    for i,c in enumerate(header): named.setdefault(c, [row[i] for row in cells]) # columns without a name may be several
+    return pd.DataFrame(named, lines, dtype=object)
 
 # %% ../../nbs/basics/30_spreadsheets.ipynb #a8f894fe
 def to_numbers(

@@ -1,160 +1,148 @@
-"Normalising by source: a model sees the same cells whichever microscope is brighter, in training and in prediction."
-import shutil
-from dataclasses import replace
+"Files to fields of view, csvs of paths, and labels beside images."
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from fastai.learner import load_learner
-from fastai.torch_core import set_seed
 from PIL import Image
 
-from hpa_fastai.all import CHANNELS, HPADataLoaders, HPAError, attach_images, export_onnx, find_images
-from hpa_fastai.all import hpa_learner, load_bundle, predict, read_labels, resize
-from hpa_fastai.deploy.predictor import Predictor
-from hpa_fastai.interpret.activation import activation_maps
-from hpa_fastai.interpret.drift import run_traits
+from hpa_fastai.basics.errors import ImageError
+from hpa_fastai.data.files import attach_images, find_images
+from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.data.reader import ImageReader
+from hpa_fastai.data.tensors import TensorRGBY, read_image, read_images
+from pictures import picture, plane_files, read, same, write
 
 
-@pytest.fixture(scope='module')
-def two_microscopes(small_atlas, tmp_path_factory):
-    "The same cells in two folders, half as bright in the second; and the table of labels"
-    folder = tmp_path_factory.mktemp('microscopes')
-    for name in ('bright', 'dim'): (folder/name).mkdir()
-    df = read_labels(small_atlas/'train.csv')
-    for i in df.Id:
-        for c in CHANNELS:
-            img = np.asarray(Image.open(small_atlas/'train'/f'{i}_{c}.png'))
-            Image.fromarray(img - img % 2).save(folder/'bright'/f'{i}_{c}.png')
-            Image.fromarray(img//2).save(folder/'dim'/f'd{i}_{c}.png')
-    both = pd.concat([df, df.assign(Id='d' + df.Id)], ignore_index=True)
-    return folder, both, folder/'cache'
+def test_columns_and_order(tmp_path):
+    for i in ('b','a','C'): write(tmp_path, picture(16), i)
+    t = find_images(tmp_path)
+    assert list(t.columns) == ['Id','layout','red','green','blue','yellow']
+    assert list(t.Id) == ['C','a','b'] and set(t.layout) == {'channels'}
 
 
-def loaders(folder, df, cache, **kwargs):
-    return HPADataLoaders.from_df(df, folder, size=48, bs=16, normalize='source', augment=False, cache=cache, progress=False, num_workers=0, **kwargs)
+def test_same_well_on_two_plates(tmp_path):
+    for p in ('p1','p2'): write(tmp_path/p, picture(16))
+    t = find_images(tmp_path)
+    assert list(t.Id) == ['p1/A1','p2/A1'] and t.red[0].endswith(os.path.join('p1','A1_red.png'))
 
 
-@pytest.mark.parametrize('cached', [True, False])
-def test_sources_look_alike_and_pictures_keep_their_brightness(two_microscopes, cached):
-    folder, df, cache = two_microscopes
-    dls = loaders(folder, df, cache if cached else False)
-    items, xs = dls.valid_ds.items, torch.cat([x for x, _ in dls.valid]).as_subclass(torch.Tensor)
-    dim = items.Id.str.startswith('d').to_numpy()
-    assert abs(xs[dim].std()/xs[~dim].std() - 1) < .2, 'twice as bright would be twice the deviation'
-    assert xs.std((2, 3)).std() > .05, 'normalised picture by picture'
-    assert not hasattr(dls.one_batch()[0], 'figures') and dls.preprocess().source
+def test_a_folder_for_each_channel(tmp_path):
+    x = picture(16)
+    for c in CHANNELS: write(tmp_path/c, x, channels=[c])
+    assert list(find_images(tmp_path).Id) == ['A1'] and same(read(tmp_path), x)
 
 
-def test_the_model_predicts_what_it_validated(two_microscopes, tmp_path):
-    folder, df, cache = two_microscopes
-    set_seed(0)
-    dls = loaders(folder, df, cache)
-    learn = hpa_learner(dls, 'lenet5', pretrained=False)
-    with learn.no_bar(), learn.no_logging():
-        learn.fit_progressive(sizes=(48,), epochs=2, verbose=False)
-        learn.fit_thresholds()
-        learn.save_bundle(tmp_path/'model')
-        probs, _ = learn.get_preds()
-    found = predict(folder, model=tmp_path/'model', progress=False).set_index('Id')
-    said = found.loc[dls.valid_ds.items.Id, list(dls.labels.classes)].to_numpy(float)
-    assert np.abs(said - probs.numpy()).max() < .02  # the figures are measured on other pictures of the same source
-    both = found.loc[df.Id[:90]], found.loc['d' + df.Id[:90]]
-    assert np.abs(both[0][list(dls.labels.classes)].to_numpy(float) - both[1][list(dls.labels.classes)].to_numpy(float)).max() < .05
-    # one picture alone is a source of its own, and a picture with others of its plate is not
-    one = find_images(folder/'dim')[:1]
-    alone, together = (Predictor(tmp_path/'model')(t).set_index('Id').loc[one.Id] for t in (one, find_images(folder/'dim')))
-    assert np.abs(alone.iloc[0, 2:30].to_numpy(float) - together.iloc[0, 2:30].to_numpy(float)).max() > 1e-4
-    assert np.isfinite(activation_maps(tmp_path/'model', find_images(folder/'dim')[:2])).all()
-    ids, traits, embs = run_traits(find_images(folder/'dim')[:8], load_bundle(tmp_path/'model'))
-    assert len(ids) == 8 and np.isfinite(embs).all()
-    assert 'the figures of their source' in (tmp_path/'model'/'README.md').read_text()
-    with pytest.raises(HPAError, match='an ONNX graph does not know'): export_onnx(tmp_path/'model', tmp_path/'m.onnx')
-    with torch.no_grad(): assert np.isfinite(load_bundle(tmp_path/'model').probs(torch.zeros(2, 4, 48, 48, dtype=torch.uint8))).all()
+def test_half_written_plates_are_not_mixed(tmp_path):
+    write(tmp_path/'p1', picture(16), channels=['red','green'])
+    write(tmp_path/'p2', picture(16), channels=['blue','yellow'])
+    assert list(find_images(tmp_path).Id) == ['p1/A1','p2/A1']
 
 
-@pytest.fixture
-def by_source(trained):
-    "A model that normalises by source"
-    b = load_bundle(trained[1])
-    return replace(b, preprocess=replace(b.preprocess, mean=(.1,)*4, std=(.1,)*4, source=True))
+def test_composite_beside_channels_is_passed_over(tmp_path):
+    write(tmp_path, picture(16))
+    (tmp_path/'A1_blue_red_green.jpg').touch()
+    (tmp_path/'A1_red.jpg').touch()
+    with pytest.warns(UserWarning, match='2 files are passed over'): t = find_images(tmp_path)
+    assert len(t) == 1 and t.red[0].endswith('.png')
 
 
-def test_a_picture_alone_is_normalised_as_it_was_among_the_others(two_microscopes, tmp_path):
-    "Of a source with a few pictures each gives the same answer, in training, in a folder and alone, and after the learner was exported"
-    folder = two_microscopes[0]/'dim'
-    df = two_microscopes[1].iloc[90:114].reset_index(drop=True)
-    set_seed(0)
-    learn = hpa_learner(loaders(folder, df, tmp_path/'cache', valid_pct=.3), 'lenet5', pretrained=False)
-    ids, table = learn.dls.valid_ds.items.Id.tolist(), attach_images(df, folder)
-    with learn.no_bar(): want, _ = learn.get_preds()
-    in_folder = predict(table, model=learn, progress=False).set_index('Id').loc[ids, list(learn.dls.labels.classes)]
-    alone = [learn.predict(i)[2] for i in ids], [learn.predict(table[table.Id==i].iloc[0])[2] for i in ids]
-    learn.export((tmp_path/'export.pkl').absolute())
-    loaded = load_learner(tmp_path/'export.pkl')
-    after = [loaded.predict(table[table.Id==i].iloc[0])[2] for i in ids]
-    for probs in (in_folder.to_numpy(float), *map(np.stack, (*alone, after))): assert np.abs(probs - want.numpy()).max() < 1e-5
+def test_csv_of_paths(tmp_path):
+    x = picture(16)
+    for c,p in zip(CHANNELS, x): Image.fromarray(p).save(tmp_path/f'{c[0]}0815.png')
+    row = f'07,r0815.png,g0815.png,b0815.png,{tmp_path}/y0815.png,k'
+    (tmp_path/'paths.csv').write_text(f'ID,Red,Green,Blue,Yellow,group\n{row}\n')
+    t = find_images(tmp_path/'paths.csv')
+    assert t.Id[0]=='07' and t.group[0]=='k' and same(read_image(t.iloc[0]), x)
+    assert same(read_image(find_images(t).iloc[0]), x)
+    (tmp_path/'twice.csv').write_text('Id,path\na,x.png\na,y.png\n')
+    with pytest.raises(ImageError, match='twice.csv row 3: Id a'): find_images(tmp_path/'twice.csv')
 
 
-def pictures(n, brightness, seed=0):
-    return [(brightness*np.random.default_rng(seed + i).random((4, 48, 48))).astype(np.uint8) for i in range(n)]
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-le', 'cp1252'])
+@pytest.mark.parametrize('delimiter', [',', ';', '\t'])
+def test_a_csv_of_paths_is_read_as_every_table(tmp_path, encoding, delimiter):
+    text = 'ID, Größe,Red,Green,\n007,x,r.png, ü.png,\n,,,,\nNA,,r2.png,g2.png,\n'
+    (tmp_path/'paths.csv').write_bytes(text.replace(',', delimiter).encode(encoding))
+    t = find_images(tmp_path/'paths.csv')
+    assert t.Id.tolist()==['007', 'NA'] and t.green.tolist()==[f'{tmp_path}/ü.png', f'{tmp_path}/g2.png']
+    assert list(t.columns)==['Id', 'layout', *CHANNELS, 'Größe']
 
 
-def write(folder, arrays):
-    folder.mkdir(exist_ok=True)
-    for i, a in enumerate(arrays):
-        for c, plane in zip(CHANNELS, a): Image.fromarray(plane).save(folder/f'p{i}_{c}.png')
-    return folder
+@pytest.mark.parametrize('raw,words', [
+    (b'PK\x03\x04', 'a zip archive'),
+    ('Id,path\n'.encode('utf-16')[:-1], 'breaks off'),
+    (b'Id,path\n,a.png\n', 'row 2: the Id is empty'),
+    (b'Id,path,path\na,b,c\n', "two columns called 'path'"),
+    (b'Id,path\na,b,c\n', 'row 2: 3 values for 2 columns')], ids=lambda o: o if isinstance(o, str) else '')
+def test_a_csv_of_paths_that_is_none_is_one_line(tmp_path, raw, words):
+    (tmp_path/'p.csv').write_bytes(raw)
+    with pytest.raises(ImageError, match=words) as e: find_images(tmp_path/'p.csv')
+    assert '\n' not in str(e.value)
 
 
-def test_pictures_in_memory_are_normalised_by_those_of_their_call(by_source):
-    served = Predictor(by_source, device='cpu')
-    for arrays in (pictures(40, 30), pictures(40, 250), pictures(3, 120)):
-        want = Predictor(by_source, device='cpu')(arrays)
-        pd.testing.assert_frame_equal(served(arrays), want)
+def test_an_id_that_a_spreadsheet_rewrote_is_said_beside_the_images(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(tmp_path/'a.png')
+    with pytest.raises(ImageError, match="Id '1-12-01' looks rewritten by a spreadsheet"):
+        attach_images(pd.DataFrame(dict(Id=['a', '1-12-01'], Target=['0', '1'])), tmp_path)
 
 
-def test_figures_are_those_of_the_files_as_they_are(by_source, tmp_path):
-    "A predictor that stays loaded says what a new one says, whatever happens in a folder"
-    served = Predictor(by_source, device='cpu')
-    def same(folder): pd.testing.assert_frame_equal(served(folder), Predictor(by_source, device='cpu')(folder))
-    folder = write(tmp_path/'plate', pictures(40, 30))
-    same(folder)
-    same(write(folder, pictures(40, 250)))           # the same names, other pixels
-    write(folder, pictures(70, 60, seed=7))          # more of them
-    same(folder)
-    for f in folder.glob('p?_*.png'): f.unlink()     # and fewer
-    same(folder)
+def test_csv_without_files(tmp_path):
+    (tmp_path/'e.csv').write_text('Id,red,green\nx,,\n')
+    with pytest.raises(ImageError, match='x: no channel has a file'): read_image(find_images(tmp_path/'e.csv').iloc[0])
+    with pytest.raises(ImageError, match='none.csv does not exist: no such file'): find_images(tmp_path/'none.csv')
 
 
-def test_what_was_measured_serves_a_source_that_grows(by_source, tmp_path, monkeypatch):
-    "Watching does not measure again, but for files that were written anew"
-    from hpa_fastai.batches.sources import Sources
-    sources, looked = Sources(by_source.reader), []
-    real = Sources._measure
-    monkeypatch.setattr(Sources, '_measure', lambda self, some, read: (looked.append(len(some)), real(self, some, read))[1])
-    table = find_images(write(tmp_path/'plate', pictures(60, 30)))
-    first = sources.figures(table[:40].reset_index(drop=True))
-    for k in range(40, 60, 4): assert (sources.figures(table[k:k+4].reset_index(drop=True)) == first[0]).all()
-    assert looked == [40]
-    write(tmp_path/'plate', pictures(60, 250))
-    assert (sources.figures(table[40:].reset_index(drop=True)) > first[0]).all() and len(looked) == 2
+def test_list_of_files(tmp_path):
+    write(tmp_path/'p', picture(16))
+    assert find_images(list((tmp_path/'p').iterdir())).equals(find_images(tmp_path/'p'))
+    assert len(find_images([])) == 0
 
 
-def test_a_column_names_the_sources(two_microscopes):
-    folder, df, cache = two_microscopes
-    dls = loaders(folder, df.assign(plate=np.where(df.Id.str.startswith('d'), 'p1', 'p2')), cache, source='plate')
-    assert set(dls.train.sources.known) == {'p1', 'p2'}
-    with pytest.raises(HPAError, match="no column 'well'"): loaders(folder, df, cache, source='well')
+@pytest.mark.parametrize('typed', ['a1', 'A 1', 'A01', 'A1.png', 'A1_green', 'A1_green.tif', 'A-1'])
+def test_an_id_typed_in_another_way_is_said(tmp_path, typed):
+    write(tmp_path, picture(16))
+    for ids in ([typed], [typed, 'A1']):
+        with pytest.raises(ImageError, match=f"is {typed!r} the image 'A1'"):
+            attach_images(pd.DataFrame(dict(Id=ids)), tmp_path)
 
 
-def test_a_broken_picture_does_not_spoil_its_source(two_microscopes, tmp_path):
-    from hpa_fastai.data.reader import ImageReader
-    from hpa_fastai.batches.sources import Sources
-    shutil.copytree(two_microscopes[0]/'dim', tmp_path/'some')
-    table = find_images(tmp_path/'some')
-    (tmp_path/'some'/f'{table.Id[0]}_green.png').write_bytes(b'no picture')
-    reader = ImageReader(size=48)
-    assert np.allclose(Sources(reader).figures(table)[0], Sources(reader).figures(table[1:].reset_index(drop=True))[0])
-    assert np.isnan(Sources(reader).figures(table[:1])).all()
+def test_attach(tmp_path):
+    for i in 'abc': write(tmp_path, picture(16), i)
+    df = pd.DataFrame(dict(Id=['c','a'], Target=['1','0 2'], group=['x','y']), index=[7,9])
+    with pytest.warns(UserWarning, match='1 of 3 fields of view have no row'): t = attach_images(df, tmp_path)
+    assert list(t.Id) == ['c','a'] and list(t.index) == [7,9]
+    assert list(t.group) == ['x','y'] and t.red[7].endswith('c_red.png')
+    again = attach_images(t, find_images(tmp_path).query('Id!="b"'))
+    assert list(again.columns) == list(t.columns)
+
+
+def test_attach_names_absent_ids(tmp_path):
+    write(tmp_path, picture(16), 'a')
+    df = pd.DataFrame(dict(Id=['a','b','c','d','e'], Target=['0']*5))
+    with pytest.raises(ImageError, match=r'4 of 5 Ids have no image in .*: b, c, d, …'): attach_images(df, tmp_path)
+    with pytest.raises(ImageError, match='none of the 1 Ids.*first Id is a_red.*called a'):
+        attach_images(pd.DataFrame(dict(Id=['a_red'])), tmp_path)
+
+
+def test_ids_never_become_paths(tmp_path):
+    write(tmp_path/'in', picture(16), 'a')
+    write(tmp_path/'out', picture(16), 'secret')
+    for bad in ('../out/secret', '../../etc/passwd', str(tmp_path/'out'/'secret')):
+        with pytest.raises(ImageError, match='1 of 2 Ids have no image'):
+            attach_images(pd.DataFrame(dict(Id=['a',bad])), tmp_path/'in')
+
+
+@pytest.mark.parametrize('name,id_', [
+    ('img{:03}.ome.tif', 'img00'), ('Zürich é_C{}.tif', 'Zürich é'), ('scan_{:02}.TIFF', 'scan_0')])
+def test_no_set_of_ome_files_hides_another(tmp_path, name, id_):
+    x = [picture(32), picture(32)]
+    for k in (0, 1): plane_files(tmp_path, x[k], [name.format(n) for n in range(4*k, 4*k+4)])
+    table = find_images(tmp_path)
+    assert len(table)==2 and all(same(read_image(r), a) for r,a in zip(table.to_dict('records'), x))
+    assert find_images([str(tmp_path/name.format(n)) for n in range(4)]).Id.tolist() == [id_]
+
+
+def test_real_mosaic_has_its_labels(real_data):
+    df = attach_images(pd.read_csv(real_data/'mosaic'/'train.csv'), real_data/'mosaic'/'images')
+    assert len(df)==245 and all(isinstance(x, TensorRGBY) for _,x in read_images(df[:8], ImageReader(128)))
