@@ -19,38 +19,43 @@ from ..data.channels import resize_plane
 class CellError(HPAError): "Cells that can't be outlined, masks that can't be used, or a submission that can't be made."
 
 # %% ../../nbs/cells/10_segmentation.ipynb #4cd9a20f
-def _otsu(a):
-    "Threshold between dark and bright"
+def _otsu(values):
+    "Threshold between dark and bright values"
     try: from skimage.filters import threshold_otsu
-    except ImportError: raise CellError("outlining cells needs scikit-image: pip install 'hpa_fastai[cells]', or give masks") from None
-    return threshold_otsu(a)
+    except ImportError:
+        raise CellError("outlining cells needs scikit-image: pip install 'hpa_fastai[cells]', or give masks") from None
+    return threshold_otsu(values)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #04e84d3f
-_FAINT = 5.  # of 255: a nucleus less bright than this above its surroundings is noise
+_MIN_CONTRAST = 5.  # of 255: a nucleus less bright than this above its surroundings is noise
 
 def _stands_out(root, bright):
-    "Whether bright pixels, in square roots of the light, are more than noise"
-    return 0<bright.sum()<bright.size and (root[bright]**2).mean()-(root[~bright]**2).mean()>_FAINT
+    "Whether the pixels that a threshold calls bright are more than noise; `root` is the square root of the light"
+    if bright.all() or not bright.any(): return False
+    return (root[bright]**2).mean()-(root[~bright]**2).mean()>_MIN_CONTRAST
 
 # %% ../../nbs/cells/10_segmentation.ipynb #350fde7c
 NUCLEUS_UM = 16.  # µm: the usual width of a nucleus in the cell lines of the Atlas
-_GRAIN = 32  # pixels: width of a nucleus at the scale where cells are outlined
+_NUCLEUS_PX = 32  # pixels: width of a nucleus at the working scale, at which cells are outlined
+_MIN_AREA = .06*_NUCLEUS_PX**2  # pixels: smaller areas are no nuclei and no cells
 
 # %% ../../nbs/cells/10_segmentation.ipynb #0eab4f5c
-def _planes(img):
+def _as_255(img):
     "A field of view as float32 4×H×W, 0 to 255"
-    a = np.asarray(img.detach().cpu() if hasattr(img, 'detach') else img)
-    if a.ndim!=3 or len(a)!=4: raise CellError(f'a picture of shape {a.shape}; cells are outlined in 4×H×W: red, green, blue, yellow')
-    return a.astype(np.float32)*(255 if a.dtype.kind=='f' else 255/np.iinfo(a.dtype).max)
+    img = np.asarray(img.detach().cpu() if hasattr(img, 'detach') else img)
+    if img.ndim!=3 or len(img)!=4:
+        raise CellError(f'a picture of shape {img.shape}; cells are outlined in 4×H×W: red, green, blue, yellow')
+    highest = 1 if img.dtype.kind=='f' else np.iinfo(img.dtype).max
+    return img.astype(np.float32)*(255/highest)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #d5f54274
-def _fit(planes, height, width):
+def _resize(planes, height, width):
     "Planes at another size"
     return np.stack([np.asarray(resize_plane(p, (width, height))) for p in planes])
 
 # %% ../../nbs/cells/10_segmentation.ipynb #f42f3c82
-def _typical(area):
-    "Of sizes, the one above which half of the total lies; small ones hardly count"
+def _median_by_area(area):
+    "The area for which half of the total lies in larger ones; specks hardly count"
     area = np.sort(area)
     return area[np.searchsorted(area.cumsum(), area.sum()/2)]
 
@@ -58,48 +63,54 @@ def _typical(area):
 def nucleus_diameter(
     blue: np.ndarray,  # H×W, 0 to 255: the nuclei
 ) -> float|None:  # in pixels; None where there are no nuclei
-    "Width of the typical nucleus, measured"
+    "Measure the width of the typical nucleus"
     h, w = blue.shape
-    k = max(1., max(h, w)/512)
-    a = ndi.gaussian_filter(np.sqrt(_fit([np.asarray(blue, np.float32)], round(h/k), round(w/k))[0]), 1)
-    bright = a>_otsu(a)
-    if not _stands_out(a, bright): return None
+    k = max(1., max(h, w)/512)                          # measured on 512 pixels at most
+    small = _resize([np.asarray(blue, np.float32)], round(h/k), round(w/k))[0]
+    root = ndi.gaussian_filter(np.sqrt(small), 1)
+    bright = root>_otsu(root)
+    if not _stands_out(root, bright): return None
     area = np.bincount(ndi.label(ndi.binary_opening(bright))[0].ravel())[1:]
     if not len(area): return None
-    d = 2*np.sqrt(_typical(area)/np.pi)*k
-    return float(d) if d>max(4, max(h, w)/100) else None
+    diameter = 2*np.sqrt(_median_by_area(area)/np.pi)*k
+    return float(diameter) if diameter>max(4, max(h, w)/100) else None
 
 # %% ../../nbs/cells/10_segmentation.ipynb #6f058648
-def _diameter(img, diameter, pixel_size):
+def _find_diameter(img, diameter, pixel_size):
     "Width of a nucleus in pixels: as given, from the pixel size, or measured; None where there are none"
     diameter, pixel_size = checked(diameter=diameter, pixel_size=pixel_size, error=CellError)
-    d = diameter or (pixel_size and NUCLEUS_UM/pixel_size) or nucleus_diameter(img[2])
-    if d and not max(img.shape)/100<=d<=8*max(img.shape):
-        raise CellError(f'nuclei of {d:.3g} pixels in a picture of {img.shape[2]}x{img.shape[1]}; is {"diameter in pixels" if diameter else "pixel_size in µm a pixel"}?')
-    return d
+    found = diameter or (pixel_size and NUCLEUS_UM/pixel_size) or nucleus_diameter(img[2])
+    if found and not max(img.shape)/100<=found<=8*max(img.shape):
+        doubt = 'diameter in pixels' if diameter else 'pixel_size in µm a pixel'
+        _, h, w = img.shape
+        raise CellError(f'nuclei of {found:.3g} pixels in a picture of {w}x{h}; is {doubt}?')
+    return found
 
 # %% ../../nbs/cells/10_segmentation.ipynb #75ca1734
 def _watershed(height, seeds, where):
-    "To each place the number of the seed whose peak it belongs to"
+    "Label each place of `where` with the seed whose peak it belongs to"
     from skimage.segmentation import watershed
     return watershed(-height, seeds, mask=where)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #ace7a583
-def _peaks(height, least):
-    "Peaks that rise at least so much above the passes to higher ones, numbered"
+def _peaks(height, prominence):
+    "Label the peaks that rise at least `prominence` above the passes to higher ones"
     from skimage.morphology import h_maxima
-    return ndi.label(h_maxima(height, least), np.ones((3, 3)))[0]
+    return ndi.label(h_maxima(height, prominence), np.ones((3, 3)))[0]
 
 # %% ../../nbs/cells/10_segmentation.ipynb #cff5b9af
-def _drop_small(labels, least):
-    "Without the areas of fewer than `least` pixels; numbers 1, 2, …"
-    keep = np.bincount(labels.ravel())>=least
+def _select(labels, keep):
+    "The labelled areas for which `keep` is true, numbered 1, 2, …"
     keep[0] = False
     return (keep.cumsum()*keep)[labels]
 
+def _drop_small(labels, least):
+    "The labelled areas of `least` pixels or more, numbered 1, 2, …"
+    return _select(labels, np.bincount(labels.ravel())>=least)
+
 # %% ../../nbs/cells/10_segmentation.ipynb #9b95fe5a
-def _fill(mask, largest):
-    "Without the holes of up to `largest` pixels"
+def _fill_holes(mask, largest):
+    "Fill the holes of up to `largest` pixels"
     holes = ndi.label(~mask)[0]
     small = np.bincount(holes.ravel())<=largest
     small[0] = False
@@ -107,67 +118,75 @@ def _fill(mask, largest):
 
 # %% ../../nbs/cells/10_segmentation.ipynb #eddaf0ca
 def _find_nuclei(blue):
-    "Nuclei in a plane at the working scale, numbered"
-    a = ndi.gaussian_filter(np.sqrt(blue), 1.2)
-    around = ndi.gaussian_filter(ndi.maximum_filter(a, _GRAIN), _GRAIN/4)
-    bright = a>np.maximum(.8*_otsu(a), .5*around)
-    if not _stands_out(a, bright): return np.zeros(blue.shape, int)
+    "Label the nuclei in a plane at the working scale"
+    root = ndi.gaussian_filter(np.sqrt(blue), 1.2)
+    around = ndi.gaussian_filter(ndi.maximum_filter(root, _NUCLEUS_PX), _NUCLEUS_PX/4)
+    bright = root>np.maximum(.8*_otsu(root), .5*around)
+    if not _stands_out(root, bright): return np.zeros(blue.shape, int)
     bright = ndi.binary_fill_holes(ndi.binary_opening(bright))
     depth = ndi.distance_transform_edt(np.pad(bright, 1, 'edge'))[1:-1, 1:-1]
     depth = ndi.gaussian_filter(depth, 2.)
-    return _drop_small(_watershed(depth, _peaks(depth, .05*_GRAIN), bright), .06*_GRAIN**2)
+    nuclei = _watershed(depth, _peaks(depth, .05*_NUCLEUS_PX), bright)
+    return _drop_small(nuclei, _MIN_AREA)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #fbf9b32d
-def _landmark(img, sigma):
+def _landmarks(img, sigma):
     "Microtubules and ER, each relative to its bright parts, averaged; 0 where there is neither"
-    found = [a for a in (ndi.gaussian_filter(img[k], sigma) for k in (0, 3)) if np.percentile(a, 99)-np.percentile(a, 1)>_FAINT]
-    if not found: return np.zeros(img.shape[1:], np.float32)
-    scaled = lambda a: np.clip(a-np.percentile(a, 1), 0, None)/(np.percentile(a, 99)-np.percentile(a, 1))
-    return np.mean([scaled(a) for a in found], 0)
+    found = []
+    for channel in (0, 3):
+        light = ndi.gaussian_filter(img[channel], sigma)
+        dark, bright = np.percentile(light, (1, 99))
+        if bright-dark>_MIN_CONTRAST: found.append(np.clip(light-dark, 0, None)/(bright-dark))
+    return np.mean(found, 0) if found else np.zeros(img.shape[1:], np.float32)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #8b8a2c1c
 def _cell_area(img, nuclei):
-    "Where there are cells"
-    light = np.sqrt(_landmark(img, 1))
-    if not light.any(): return ndi.distance_transform_edt(nuclei==0)<_GRAIN/2
+    "Find where there are cells: a mask at the working scale"
+    light = np.sqrt(_landmarks(img, 1))
+    if not light.any(): return ndi.distance_transform_edt(nuclei==0)<_NUCLEUS_PX/2
+    vacuole = .5*_NUCLEUS_PX**2
     area = (light>.5*_otsu(light))|(nuclei>0)
     closed = ndi.binary_closing(np.pad(area, 3, 'edge'), iterations=2)[3:-3, 3:-3]
-    return _fill(ndi.binary_opening(_fill(closed|area, .5*_GRAIN**2))|(nuclei>0), .5*_GRAIN**2)
+    opened = ndi.binary_opening(_fill_holes(closed|area, vacuole))
+    return _fill_holes(opened|(nuclei>0), vacuole)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #606dc465
-_VALLEY = .22  # how much darker, as a share, the land between two cells must be for a cell without nucleus to count
+_MIN_VALLEY = .22  # how much darker, as a share, it must be between two cells for one without nucleus to count
 
-def _edge_cells(height, nuclei, area):
-    "Seeds: the nuclei, and the peaks at the edge of the picture that stand for cells whose nucleus is outside"
-    land = np.where(area, np.where(nuclei>0, height.max()+1, height), height.min()-1)
-    peaks = _peaks(land, -np.log(1-_VALLEY))
-    inner = np.zeros(area.shape, bool)
-    inner[_GRAIN//4:-_GRAIN//4, _GRAIN//4:-_GRAIN//4] = True
-    edge = np.zeros(peaks.max()+1, bool)
-    edge[peaks[~inner]] = True
-    edge[peaks[nuclei>0]] = edge[0] = False
-    return np.where(edge[peaks], peaks+nuclei.max(), nuclei)
+def _add_edge_seeds(height, nuclei, area):
+    "Seeds of cells: the nuclei, and the peaks at the edge of the picture that stand for cells whose nucleus is outside"
+    landscape = np.where(area, np.where(nuclei>0, height.max()+1, height), height.min()-1)
+    peaks = _peaks(landscape, -np.log(1-_MIN_VALLEY))
+    margin = _NUCLEUS_PX//4
+    at_edge = np.ones(area.shape, bool)
+    at_edge[margin:-margin, margin:-margin] = False
+    is_seed = np.zeros(peaks.max()+1, bool)
+    is_seed[peaks[at_edge]] = True
+    is_seed[peaks[nuclei>0]] = is_seed[0] = False
+    return np.where(is_seed[peaks], peaks+nuclei.max(), nuclei)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #73a0bb4d
-def _outline(img):
-    "Cells and nuclei at the working scale"
+def _outline_cells(img):
+    "Label cells and nuclei at the working scale"
     nuclei = _find_nuclei(img[2])
     if not nuclei.any(): return nuclei, nuclei
     area = _cell_area(img, nuclei)
-    height, broad = (np.log(_landmark(img, s)+.03) for s in (1.5, 2.5))
-    seeds = _edge_cells(broad, nuclei, area) if np.ptp(broad)>0 else nuclei
-    height = np.where(nuclei>0, height.max(), height) if np.ptp(height)>0 else -ndi.distance_transform_edt(nuclei==0)
-    return _drop_small(_watershed(height, seeds, area), .06*_GRAIN**2), nuclei
+    height, broad = (np.log(_landmarks(img, sigma)+.03) for sigma in (1.5, 2.5))
+    seeds = _add_edge_seeds(broad, nuclei, area) if np.ptp(broad)>0 else nuclei
+    if np.ptp(height)>0: height = np.where(nuclei>0, height.max(), height)
+    else: height = -ndi.distance_transform_edt(nuclei==0)           # no landmarks: the nearest nucleus
+    return _drop_small(_watershed(height, seeds, area), _MIN_AREA), nuclei
 
 # %% ../../nbs/cells/10_segmentation.ipynb #5fc6e1ee
-def _soft(mask, size, box=None):
-    "A mask, or a box of it, at another size (width, height), from 0 to 1"
+def _smooth_mask(mask, size, box=None):
+    "A mask, or a box of it, at another size (width, height), as shares from 0 to 1"
     return np.asarray(Image.fromarray(mask.astype(np.float32)).resize(size, Image.BILINEAR, box))
 
 # %% ../../nbs/cells/10_segmentation.ipynb #72faa63c
-def _span(o, k, n):
-    "Where a slice, and two pixels around it, come to lie when enlarged by `k`; within 0 and `n`"
-    return int(np.clip(np.floor((o.start-2)*k), 0, n)), int(np.clip(np.ceil((o.stop+2)*k), 0, n))
+def _scaled_span(span, k, n):
+    "Start and stop of a slice, and of two pixels around it, when enlarged by `k` to a side of `n`"
+    start, stop = np.floor((span.start-2)*k), np.ceil((span.stop+2)*k)
+    return int(np.clip(start, 0, n)), int(np.clip(stop, 0, n))
 
 # %% ../../nbs/cells/10_segmentation.ipynb #44e669f4
 def enlarge_mask(
@@ -175,17 +194,19 @@ def enlarge_mask(
     height: int,  # in pixels
     width: int,  # likewise
 ) -> np.ndarray:  # int32 H×W
-    "Label masks at another size, with smooth outlines"
+    "Enlarge a label mask, with smooth outlines"
     if labels.shape==(height, width): return labels.astype(np.int32)
     ky, kx = height/labels.shape[0], width/labels.shape[1]
-    best, out = np.full((height, width), .25, np.float32), np.zeros((height, width), np.int32)
-    for i,box in enumerate(ndi.find_objects(labels), 1):
+    largest, enlarged = np.full((height, width), .25, np.float32), np.zeros((height, width), np.int32)
+    for cell,box in enumerate(ndi.find_objects(labels), 1):
         if box is None: continue
-        (y0, y1), (x0, x1) = _span(box[0], ky, height), _span(box[1], kx, width)
-        v, part = _soft(labels==i, (x1-x0, y1-y0), (x0/kx, y0/ky, x1/kx, y1/ky)), np.s_[y0:y1, x0:x1]
-        nearer = v>best[part]
-        best[part][nearer], out[part][nearer] = v[nearer], i
-    return out*(_soft(labels>0, (width, height))>=.5)
+        y0, y1 = _scaled_span(box[0], ky, height)
+        x0, x1 = _scaled_span(box[1], kx, width)
+        share = _smooth_mask(labels==cell, (x1-x0, y1-y0), (x0/kx, y0/ky, x1/kx, y1/ky))
+        before = largest[y0:y1, x0:x1]                              # views: what is set here is set there
+        more = share>before
+        before[more], enlarged[y0:y1, x0:x1][more] = share[more], cell
+    return enlarged*(_smooth_mask(labels>0, (width, height))>=.5)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #7f79fe08
 BORDERS = ('all', 'nucleus', 'drop')
@@ -193,17 +214,16 @@ BORDERS = ('all', 'nucleus', 'drop')
 def touches_border(
     masks: np.ndarray,  # H×W: 0 between cells, then 1, 2, …
 ) -> np.ndarray:  # numbers of cells
-    "The cells that the edge of the picture cuts"
+    "Find the cells that the edge of the picture cuts"
     return np.setdiff1d(np.concatenate([masks[0], masks[-1], masks[:, 0], masks[:, -1]]), 0)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #271f10ab
-def _keep(cells, nuclei, border):
-    "The cells that are wanted, numbered 1, 2, …"
+def _choose_cells(cells, nuclei, border):
+    "The cells that a choice of `BORDERS` wants, numbered 1, 2, …"
     keep = np.ones(cells.max(initial=0)+1, bool)
     if border=='nucleus': keep = np.bincount(cells[nuclei>0], minlength=len(keep))>0
     if border=='drop': keep[touches_border(cells)] = False
-    keep[0] = False
-    return (keep.cumsum()*keep)[cells]
+    return _select(cells, keep)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #88ebe7c0
 def segment_cells(
@@ -214,12 +234,13 @@ def segment_cells(
 ) -> np.ndarray:  # int32 H×W: 0 between cells, then 1, 2, …
     "Outline the cells of a field of view"
     if border not in BORDERS: raise CellError(f'border={border!r}: choose one of {", ".join(BORDERS)}')
-    img = _planes(img)
+    img = _as_255(img)
     h, w = img.shape[1:]
-    d = _diameter(img, diameter, pixel_size)
-    if d is None: return np.zeros((h, w), np.int32)
-    cells, nuclei = _outline(_fit(img, max(8, round(h*_GRAIN/d)), max(8, round(w*_GRAIN/d))))
-    return enlarge_mask(_keep(cells, nuclei, border), h, w)
+    diameter = _find_diameter(img, diameter, pixel_size)
+    if diameter is None: return np.zeros((h, w), np.int32)
+    small = _resize(img, *(max(8, round(side*_NUCLEUS_PX/diameter)) for side in (h, w)))
+    cells, nuclei = _outline_cells(small)
+    return enlarge_mask(_choose_cells(cells, nuclei, border), h, w)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #f2179b0b
 def show_cells(
@@ -233,12 +254,15 @@ def show_cells(
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(5, 5), layout='constrained')[1]
     ax.imshow(composite(img))
-    for i,box in enumerate(ndi.find_objects(masks), 1):
+    for cell,box in enumerate(ndi.find_objects(masks), 1):
         if box is None: continue
-        y, x = (o.start for o in box)
-        padded = np.pad(masks[box]==i, 1)
-        ax.contour(np.arange(padded.shape[1])+x-1, np.arange(padded.shape[0])+y-1, padded, [.5], colors=color, linewidths=1)
-        if numbers: ax.text(*ndi.center_of_mass(masks[box]==i)[::-1]+np.array([x, y]), str(i), color=color, ha='center', va='center', fontsize=9)
+        y, x = (span.start for span in box)
+        padded = np.pad(masks[box]==cell, 1)
+        rows, columns = (np.arange(n)-1 for n in padded.shape)
+        ax.contour(columns+x, rows+y, padded, [.5], colors=color, linewidths=1)
+        if numbers:
+            below, right = ndi.center_of_mass(masks[box]==cell)
+            ax.text(right+x, below+y, str(cell), color=color, ha='center', va='center', fontsize=9)
     ax.set(xlim=(-.5, masks.shape[1]-.5), ylim=(masks.shape[0]-.5, -.5))
     ax.axis('off')
     return ax
@@ -249,11 +273,15 @@ def compare_masks(
     found: np.ndarray,  # H×W, likewise
     iou: float = .5,  # share of the union that must be common to count as the same cell; at least 0.5
 ) -> dict:  # pairs, truth, found (cells), f1, iou (mean of the pairs)
-    "How well outlines agree with the truth"
-    if np.shape(truth)!=np.shape(found): raise CellError(f'masks of {np.shape(truth)} and {np.shape(found)} pixels; give two of the same picture')
-    n, m = int(truth.max())+1, int(found.max())+1
-    both = np.bincount((truth.astype(np.int64)*m+found).ravel(), minlength=n*m).reshape(n, m)
-    share = (both/np.maximum(both.sum(0)+both.sum(1, keepdims=True)-both, 1))[1:, 1:]
-    hits = share[share>iou]
-    n, m = (int((both.sum(k)[1:]>0).sum()) for k in (1, 0))
-    return dict(pairs=len(hits), truth=n, found=m, f1=2*len(hits)/max(n+m, 1), iou=hits.mean() if len(hits) else np.nan)
+    "Measure how well outlines agree with the truth"
+    if np.shape(truth)!=np.shape(found):
+        raise CellError(f'masks of {np.shape(truth)} and {np.shape(found)} pixels; give two of the same picture')
+    shape = int(truth.max())+1, int(found.max())+1
+    pairs = truth.astype(np.int64)*shape[1]+found
+    common = np.bincount(pairs.ravel(), minlength=shape[0]*shape[1]).reshape(shape)     # pixels of each pair of cells
+    union = common.sum(0)+common.sum(1, keepdims=True)-common
+    shares = (common/np.maximum(union, 1))[1:, 1:]
+    hits = shares[shares>iou]
+    n_truth, n_found = (int((common.sum(axis)[1:]>0).sum()) for axis in (1, 0))
+    return dict(pairs=len(hits), truth=n_truth, found=n_found, f1=2*len(hits)/max(n_truth+n_found, 1),
+                iou=hits.mean() if len(hits) else np.nan)
