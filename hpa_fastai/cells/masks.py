@@ -12,174 +12,182 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from scipy import ndimage as ndi
 from PIL import Image
-from ..basics.paths import path_text
+from ..basics.paths import id_form, irregular_kind, path_text
 from ..data.labels import HPAError
-from ..basics.arguments import *
-from ..basics.paths import *
-from ..data.names import *
-from ..data.files import *
-from ..data.tiff import *
-from ..data.formats import *
-from ..data.formats import open_image_file
+from ..data.names import CHANNELS, is_hidden, split_mask, split_name
+from ..data.tiff import check_tiff_pages, check_tiff_segments, tiff_pixels
+from ..data.formats import PNG_MAGIC, open_image_file, png_pixel_chunks
 from .segmentation import CellError, enlarge_mask
 
 # %% ../../nbs/cells/20_masks.ipynb #230d6528
 MASK_EXTS = ('.png', '.tif', '.tiff', '.npy')
-_no_word = .5  # rank of a file that is called like a field of view, behind those that are called masks
+_PLAIN_NAME = .5  # rank of a file that is called like a field of view: behind masks of cells (0), before other masks
 
-def _mask_files(folder):
-    "(rank, folder within, what it is called like, path) of every file that may be a mask, the likeliest first"
-    found = []
+def _list_masks(folder, images):
+    "Files that may be masks, by what they are called like: {Id: [(folder within, path)]}, the likeliest first"
+    found, by_id = [], {}
     for here,folders,names in os.walk(folder):
         folders[:] = [f for f in folders if not is_hidden(f)]
+        within = os.path.relpath(here, folder).replace(os.sep, '/')
         for name in names:
-            if is_hidden(name) or Path(name).suffix.lower() not in MASK_EXTS or irregular_kind(os.path.join(here, name)): continue
-            id_, rank = split_mask(name) or (split_name(name)[0], _no_word)
-            if rank>=0: found.append((rank, os.path.relpath(here, folder).replace(os.sep, '/'), id_form(id_), Path(here, name)))
-    return sorted(found, key=lambda f: (f[0], f[3].name, len(f[1]), f[1]))
-
-def _called(id_, row):
-    "What a mask of a field of view may be called like: its Id, or one of its files"
-    files = () if row is None else dict.fromkeys(row[c] for c in CHANNELS if isinstance(row[c], str))
-    return [id_.rpartition('/')[2], *(id_form(split_name(os.path.basename(f))[0]) for f in files)]
+            path = Path(here, name)
+            if is_hidden(name) or path.suffix.lower() not in MASK_EXTS: continue
+            if irregular_kind(str(path)) or os.path.abspath(path) in images: continue
+            id_, rank = split_mask(name) or (split_name(name)[0], _PLAIN_NAME)
+            if rank>=0: found.append((rank, name, len(within), within, id_form(id_), path))    # below 0: outlines
+    for *_,within,id_,path in sorted(found): by_id.setdefault(id_, []).append((within, path))
+    return by_id
 
 def find_masks(
     folder: str|Path,  # where the files are, nested to any depth
     ids,  # of the fields of view
-    images: pd.DataFrame|None = None,  # rows of `find_images` for the same Ids: their files are no masks, and masks may be called like them
+    images: pd.DataFrame|None = None,  # rows of `find_images` for these Ids: masks may be called like their files
 ) -> dict:  # Id: path
-    "The mask file of each field of view; those that have none are left out"
+    "Find the mask file of each field of view; those that have none are left out"
     folder, ids = Path(path_text(folder, 'masks', CellError)), [id_form(i) for i in ids]
     if not folder.is_dir(): raise CellError(f'{folder}: no such folder of masks')
-    rows = [None]*len(ids) if images is None else images[list(CHANNELS)].to_dict('records')
-    used = {os.path.abspath(r[c]) for r in rows if r for c in CHANNELS if isinstance(r[c], str)}
-    there = {}
-    for _,within,id_,path in _mask_files(folder):
-        if os.path.abspath(path) not in used: there.setdefault(id_, []).append((within, path))
-    called = [_called(i, r) for i,r in zip(ids, rows)]
-    shared = Counter(name for names in called for name in set(names))
+    rows = [{}]*len(ids) if images is None else images[list(CHANNELS)].to_dict('records')
+    files = [dict.fromkeys(f for f in row.values() if isinstance(f, str)) for row in rows]
+    masks = _list_masks(folder, {os.path.abspath(f) for its_files in files for f in its_files})
+    names = [[id_.rpartition('/')[2], *(id_form(split_name(os.path.basename(f))[0]) for f in its_files)]
+             for id_,its_files in zip(ids, files)]
+    n_fovs = Counter(name for its_names in names for name in set(its_names))
     found = {}
-    for id_,names in zip(ids, called):
-        deep = id_.rpartition('/')[0]
-        fits = [path for name in names for within,path in there.get(name, ()) if shared[name]==1 or (deep and f'{within}/'.startswith(f'{deep}/'))]
-        if fits: found[id_] = fits[0]
+    for id_,its_names in zip(ids, names):
+        plate = id_.rpartition('/')[0]
+        for name in its_names:
+            for within,path in masks.get(name, ()):
+                of_its_plate = plate and f'{within}/'.startswith(f'{plate}/')
+                if n_fovs[name]==1 or of_its_plate: found.setdefault(id_, path)
     if not found:
         example = (ids or ['<Id>'])[0]
-        raise CellError(f'{folder}: no masks; a file is looked for that is called {example}.png (or .tif, .npy; or ending in _cellmask.png, _cp_masks.png, _labels.tif, …)')
+        raise CellError(f'{folder}: no masks; a file is looked for that is called {example}.png '
+                        '(or .tif, .npy; or ending in _cellmask.png, _cp_masks.png, _labels.tif, …)')
     return found
 
 # %% ../../nbs/cells/20_masks.ipynb #df212274
-def _numbers_in_tiff(f):
+def _read_tiff(f):
     "The numbers of the first picture in a TIFF, if all of it is there"
     import tifffile
     with tifffile.TiffFile(f) as tif:
         check_tiff_pages(tif)
-        series, contents = tif.series[0], {}
-        for page in series.pages:
-            check_tiff_segments(page)
-            check_tiff_ends(page, contents)
-        try: return series.asarray()
-        except ValueError as e:
-            if 'imagecodecs' not in str(e) or len(series.pages)>1: raise
-    f.seek(0)
-    return np.asarray(Image.open(f)) # Pillow has codecs of its own
+        for page in tif.series[0].pages: check_tiff_segments(page)
+        return tiff_pixels(tif.series[0], f)
 
-def _open_mask(path):
+def _read_file(path):
     "The numbers in a mask file"
     try:
         with open_image_file(str(path)) as f:
             if path.suffix.lower()=='.npy': return np.load(f, allow_pickle=False)
-            if path.suffix.lower() in ('.tif', '.tiff'): return _numbers_in_tiff(f)
+            if path.suffix.lower() in ('.tif', '.tiff'): return _read_tiff(f)
             if (data := f.read())[:8]==PNG_MAGIC: png_pixel_chunks(data) # refuses what is not whole
             return np.asarray(Image.open(f))
     except FileNotFoundError: raise CellError(f'{path}: no such file') from None
     except HPAError as e: raise CellError(f'{path}: {e}') from None
     except Exception as e:
-        hint = 'save the masks alone, as PNG or TIFF (cellpose --save_png)' if 'pickle' in str(e).lower() else 'save it again'
-        raise CellError(f'{path}: not a mask that can be read ({" ".join(str(e).split())[:100]}); {hint}') from None
+        why = ' '.join(str(e).split())[:100]
+        pickled = path.suffix.lower()=='.npy' and 'pickle' in why.lower()
+        hint = 'save the masks alone, as PNG or TIFF (cellpose --save_png)' if pickled else 'save it again'
+        raise CellError(f'{path}: not a mask that can be read ({why}); {hint}') from None
 
 # %% ../../nbs/cells/20_masks.ipynb #ff38d925
 def _one_plane(a):
     "A mask without axes of length one, and without colours and transparency where these say nothing"
     a = a.squeeze()
     if a.ndim!=3 or a.shape[-1] not in (2, 3, 4): return a
-    planes = [a[..., k] for k in range(a.shape[-1] - (a.shape[-1] in (2, 4)))]
-    lit = [p for p in planes if p.any()]
-    return a if any((p!=lit[0]).any() for p in lit[1:]) else (lit or planes)[0]
+    has_alpha = a.shape[-1] in (2, 4)
+    planes = [a[..., k] for k in range(a.shape[-1]-has_alpha)]
+    lit = [p for p in planes if p.any()] or planes
+    return a if any((p!=lit[0]).any() for p in lit) else lit[0]
 
 def _check_mask(a, name):
     "Refuse an array that does not number cells"
-    if a.ndim==3 and a.shape[-1] in (3, 4): raise CellError(f'{name} is a picture in colours; a mask has one number a pixel: save it as grey, 0 between cells, then 1, 2, …')
+    if a.ndim==3 and a.shape[-1] in (3, 4):
+        raise CellError(f'{name} is a picture in colours; a mask has one number a pixel: '
+                        'save it as grey, 0 between cells, then 1, 2, …')
     if a.ndim!=2: raise CellError(f'{name} has the shape {a.shape}; a mask is H×W, one number a pixel')
     whole = a.dtype.kind in 'bui' or (a.dtype.kind=='f' and np.isfinite(a).all() and (a==np.round(a)).all())
-    if not whole: raise CellError(f'{name} holds {a.dtype} values; a mask has 0 between cells and a whole number for each cell')
+    if not whole:
+        raise CellError(f'{name} holds {a.dtype} values; a mask has 0 between cells and a whole number for each cell')
     if a.min(initial=0)<0: raise CellError(f'{name} has negative numbers; a mask has 0 between cells, then 1, 2, …')
     if a.max(initial=0)>=2**24: raise CellError(f'{name} has numbers up to {a.max():.0f}; number the cells 1, 2, …')
 
 # %% ../../nbs/cells/20_masks.ipynb #91592235
-def _two_valued(a):
-    "The number of the foreground, where there is one beside 0"
+def _only_value(a):
+    "The number that a mask has beside 0, if it is a single one"
     top = a.max(initial=0)
     return top.item() if top and ((a==0)|(a==top)).all() and not (a==top).all() else None
 
 def _number_areas(a):
-    "A mask in which each cell has its number"
-    inside = _two_valued(a)
-    if inside is None: return a
+    "A mask in which each cell has its number: connected areas get one where all of them have the same"
+    value = _only_value(a)
+    if value is None: return a
     areas, n = ndi.label(a, np.ones((3, 3)))
     if n<2: return a
-    warnings.warn(f'a mask holds no numbers but 0 and {inside:g}: each area that is connected is taken for a cell', stacklevel=3)
+    warnings.warn(f'a mask holds no numbers but 0 and {value:g}: each area that is connected is taken for a cell',
+                  stacklevel=3)
     return areas
 
-def _check_ground(a, name):
+def _check_background(a, name):
     "Refuse a mask in which 0 is not what lies between the cells"
     edges = (a[0], a[-1], a[:, 0], a[:, -1])
-    if (a==a.flat[0]).all() or any((e==0).any() for e in edges): return
-    around = set.intersection(*(set(e.tolist()) for e in edges))
+    if (a==a.flat[0]).all() or any((edge==0).any() for edge in edges): return
+    around = set.intersection(*(set(edge.tolist()) for edge in edges))
     numbers = np.flatnonzero(np.bincount(a.ravel())).tolist()
-    if around or (len(numbers)==2 and numbers[0]):
-        which = f'0 does not lie between the cells but inside, and {min(around)} around them' if around and not numbers[0] else 'nothing in it is 0'
-        raise CellError(f'{name}: {which} (its numbers are {", ".join(map(str, numbers[:5]))}{", …" if len(numbers)>5 else ""}); give a mask with 0 between the cells')
+    if around and numbers[0]==0: why = f'0 does not lie between the cells but inside, and {min(around)} around them'
+    elif around or (len(numbers)==2 and numbers[0]): why = 'nothing in it is 0'
+    else: return
+    few = ', '.join(map(str, numbers[:5]))+(', …' if len(numbers)>5 else '')
+    raise CellError(f'{name}: {why} (its numbers are {few}); give a mask with 0 between the cells')
+
+def _fit_to_picture(a, height, width, name):
+    "A mask at the size of its picture, if that has the same shape"
+    h, w = a.shape
+    if (h, w)==(height, width): return a
+    if abs(h*width-w*height)>max(h, w)*max(height, width)/100:
+        raise CellError(f'{name} has {w}x{h} pixels, its picture {width}x{height}; give the mask of this picture')
+    if height>h: return enlarge_mask(a, height, width)
+    return np.array(Image.fromarray(a).resize((width, height), Image.NEAREST))
 
 def read_mask(
     source,  # array H×W of numbers, or a file (.png, .tif, .npy)
     height: int|None = None,  # of the picture it belongs to; None: its own
     width: int|None = None,  # likewise
 ) -> np.ndarray:  # int32 H×W: 0 between cells, then 1, 2, …
-    "A label mask, checked, at the size of its picture; where it holds two values only, each connected area is a cell"
-    name = 'the mask' if hasattr(source, '__array__') else str(source)
-    a = _one_plane(np.asarray(source) if hasattr(source, '__array__') else _open_mask(Path(source)))
-    if a.dtype.kind=='f' and _two_valued(a) is not None: a = a>0
+    "Read and check a mask, at the size of its picture; where it holds two values only, each connected area is a cell"
+    is_array = hasattr(source, '__array__')
+    name = 'the mask' if is_array else str(source)
+    a = _one_plane(np.asarray(source) if is_array else _read_file(Path(source)))
+    if a.dtype.kind=='f' and _only_value(a) is not None: a = a>0
     _check_mask(a, name)
     a = a.astype(np.int32)
-    _check_ground(a, name)
+    _check_background(a, name)
     a = _number_areas(a).astype(np.int32)
-    if height is None or a.shape==(height, width): return a
-    if abs(a.shape[0]*width-a.shape[1]*height)>max(a.shape)*max(height, width)/100: raise CellError(f'{name} has {a.shape[1]}x{a.shape[0]} pixels, its picture {width}x{height}; give the mask of this picture')
-    return enlarge_mask(a, height, width) if height>a.shape[0] else np.array(Image.fromarray(a).resize((width, height), Image.NEAREST))
+    return a if height is None else _fit_to_picture(a, height, width, name)
 
 # %% ../../nbs/cells/20_masks.ipynb #0846d4f3
-def _pack(runs):
-    "COCO's text of runs"
-    out = bytearray()
+def _encode_runs(runs):
+    "Lengths of runs as COCO's text"
+    text = bytearray()
     for i,x in enumerate(runs):
         if i>2: x -= runs[i-2]
         more = True
         while more:
             bits, x = x & 31, x>>5
             more = x!=(-1 if bits & 16 else 0)
-            out.append(48+bits+32*more)
-    return bytes(out)
+            text.append(48+bits+32*more)
+    return bytes(text)
 
 # %% ../../nbs/cells/20_masks.ipynb #64e8e919
-def _unpack(text):
-    "Runs of COCO's text"
+def _decode_runs(text):
+    "Lengths of runs from COCO's text"
     runs, x, shift = [], 0, 0
-    for c in text:
-        x |= (c-48 & 31)<<shift
+    for character in text:
+        bits = character-48
+        x |= (bits & 31)<<shift
         shift += 5
-        if c-48 & 32: continue
-        if c-48 & 16: x -= 1<<shift
+        if bits & 32: continue
+        if bits & 16: x -= 1<<shift
         runs.append(x+runs[-2] if len(runs)>2 else x)
         x = shift = 0
     return runs
@@ -188,16 +196,17 @@ def _unpack(text):
 def encode_masks(
     masks: np.ndarray,  # H×W: 0 between cells, then 1, 2, …
 ) -> dict:  # number of the cell: text
-    "The cells of a picture as text, in the format of the 2021 competition"
+    "Write the cells of a picture as text, in the format of the 2021 competition"
     flat = np.asarray(masks).T.ravel()
     start = np.flatnonzero(np.r_[True, flat[1:]!=flat[:-1]])
-    label, end, text = flat[start], np.r_[start[1:], len(flat)], {}
-    for i in np.setdiff1d(label, 0).tolist():
-        own = label==i
-        ends = np.stack([start[own], end[own]], 1).ravel()
-        runs = np.diff(np.r_[0, ends, len(flat)][:None if not own[-1] else -1]).tolist()
-        text[i] = base64.b64encode(zlib.compress(_pack(runs), 9)).decode()
-    return text
+    end, cell_of_run, texts = np.r_[start[1:], len(flat)], flat[start], {}
+    for cell in np.setdiff1d(cell_of_run, 0).tolist():
+        inside = cell_of_run==cell
+        changes = np.stack([start[inside], end[inside]], 1).ravel()
+        if not inside[-1]: changes = np.r_[changes, len(flat)]          # a last run outside
+        runs = np.diff(np.r_[0, changes]).tolist()
+        texts[cell] = base64.b64encode(zlib.compress(_encode_runs(runs), 9)).decode()
+    return texts
 
 # %% ../../nbs/cells/20_masks.ipynb #be0ddb09
 def decode_mask(
@@ -205,8 +214,10 @@ def decode_mask(
     width: int,  # of the picture, in pixels
     height: int,  # likewise
 ) -> np.ndarray:  # bool H×W
-    "The mask that a text stands for"
-    try: runs = _unpack(zlib.decompress(base64.b64decode(text, validate=True)))
+    "Read the mask of a cell from its text"
+    try: runs = _decode_runs(zlib.decompress(base64.b64decode(text, validate=True)))
     except (ValueError, zlib.error) as e: raise CellError(f'{text[:20]!r}… is not an encoded mask ({e})') from None
-    if sum(runs)!=width*height or min(runs, default=0)<0: raise CellError(f'an encoded mask of {sum(runs)} pixels, where the picture has {width}x{height}; is the size right?')
+    if sum(runs)!=width*height or min(runs, default=0)<0:
+        raise CellError(f'an encoded mask of {sum(runs)} pixels, where the picture has {width}x{height}; '
+                        'is the size right?')
     return np.repeat(np.arange(len(runs))%2>0, runs).reshape(width, height).T
