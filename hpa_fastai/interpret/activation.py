@@ -16,16 +16,12 @@ from torch import nn
 from fastcore.basics import chunked, patch
 from fastai.learner import Learner
 from ..basics.arguments import checked
-from ..data.labels import *
-from ..basics.errors import *
-from ..data.files import *
-from ..data.reader import *
-from ..data.tensors import *
-from ..deploy.bundle import *
-from ..deploy.loading import *
+from ..basics.errors import HPAError, ImageError
+from ..data.reader import ImageReader
+from ..data.tensors import composite, read_images
 from ..deploy.saving import *
-from ..deploy.tables import *
-from ..deploy.predictor import *
+from ..deploy.tables import as_predictions
+from ..deploy.predictor import Predictor, locate, square_symmetries
 
 # %% ../../nbs/interpret/20_activation.ipynb #b288fa46
 class InterpretError(HPAError):
@@ -50,34 +46,32 @@ def to_map(self:Layer,
     return o if self.layout=='NCHW' else o.movedim(-1, 1)
 
 # %% ../../nbs/interpret/20_activation.ipynb #489928bb
-def _describe(name, module, o, n):
-    "The layer that a module is, by what it gives for a batch of `n`; None if its output has no places"
-    if not isinstance(o, torch.Tensor) or o.shape[0]!=n or not o.is_floating_point(): return
-    norm = isinstance(module, nn.LayerNorm)
-    if o.ndim==3 and norm:
-        side = math.isqrt(o.shape[1])
-        return Layer(module, name, side, 'NLC') if 0<=o.shape[1]-side**2<=min(5, 2*side) else None
-    if o.ndim!=4: return
-    if o.shape[2]==o.shape[3]: return Layer(module, name, o.shape[2], 'NCHW')
-    if norm and o.shape[1]==o.shape[2]: return Layer(module, name, o.shape[1], 'NHWC')
+def _as_layer(name, module, output, n):
+    "The `Layer` that a module is, by what it gives for a batch of `n`; None if its output has no places"
+    if not isinstance(output, torch.Tensor) or output.shape[0]!=n or not output.is_floating_point(): return None
+    shape, is_norm = output.shape, isinstance(module, nn.LayerNorm)
+    if len(shape)==3 and is_norm:
+        side = math.isqrt(shape[1])
+        tokens_left = shape[1]-side**2
+        return Layer(module, name, side, 'NLC') if tokens_left<=min(5, 2*side) else None
+    if len(shape)==4 and shape[2]==shape[3]: return Layer(module, name, shape[2], 'NCHW')
+    if len(shape)==4 and is_norm and shape[1]==shape[2]: return Layer(module, name, shape[1], 'NHWC')
+    return None
 
 # %% ../../nbs/interpret/20_activation.ipynb #8f7ca8c3
-def _look(seen, name, n):
-    "A hook that notes the layer that a module is, and what it gives"
-    def hook(m, i, o):
-        layer = _describe(name or 'body', m, o, n)
-        if layer: seen.append((layer, o))
-    return hook
-
-# %% ../../nbs/interpret/20_activation.ipynb #57e97008
-def _watch(model, x):
-    "Every layer with places, in the order of the computation, with what it gives; and the output"
+def _run_and_look(model, x):
+    "Every layer of the body that has places, in the order of the computation, with what it gives; and the output"
     seen, hooks = [], []
+    def note(name):
+        def hook(module, _, output):
+            layer = _as_layer(name or 'body', module, output, len(x))
+            if layer: seen.append((layer, output))
+        return hook
     try:
-        hooks += [m.register_forward_hook(_look(seen, name, len(x))) for name,m in model[0].named_modules()]
+        for name,module in model[0].named_modules(): hooks.append(module.register_forward_hook(note(name)))
         return seen, model(x)
     finally:
-        for h in hooks: h.remove()
+        for hook in hooks: hook.remove()
 
 # %% ../../nbs/interpret/20_activation.ipynb #a8ef2fe9
 def place_layers(
@@ -85,14 +79,17 @@ def place_layers(
     size: int,  # pixels: of the network's input
 ) -> list[Layer]:  # the last one of each size that counts, from coarse to fine
     "The layers in which an explanation can be read"
-    p = next(model.parameters())
-    x = torch.randn(2, 4, size, size, generator=torch.Generator().manual_seed(0)).to(p.device)
+    x = torch.randn(2, 4, size, size, generator=torch.Generator().manual_seed(0))
+    x = x.to(next(model.parameters()).device).requires_grad_()
     with torch.enable_grad():
-        seen, out = _watch(model, x.requires_grad_())
-        seen = [(l, o) for l,o in seen if o.requires_grad and 1<l.side<=size]
-        grads = torch.autograd.grad(out.sum(), [o for _,o in seen], allow_unused=True) if seen else []
-    found = {l.side: l for (l,_),g in zip(seen, grads) if g is not None and l.to_map(g).abs().sum()>0}
-    return [found[s] for s in sorted(found)]
+        seen, out = _run_and_look(model, x)
+        seen = [(layer, output) for layer,output in seen if output.requires_grad and 1<layer.side<=size]
+        if not seen: return []
+        gradients = torch.autograd.grad(out.sum(), [output for _,output in seen], allow_unused=True)
+    last_of_size = {}
+    for (layer,_),gradient in zip(seen, gradients):
+        if gradient is not None and layer.to_map(gradient).abs().sum()>0: last_of_size[layer.side] = layer
+    return [last_of_size[side] for side in sorted(last_of_size)]
 
 # %% ../../nbs/interpret/20_activation.ipynb #39cab6ab
 METHODS = ('layercam', 'gradcam')
@@ -101,16 +98,17 @@ METHODS = ('layercam', 'gradcam')
 def _captum():
     "Captum's attributions, or a word on how to get them"
     try: import captum.attr
-    except ImportError: raise InterpretError("activation maps need Captum: pip install 'hpa_fastai[interpret]'") from None
+    except ImportError:
+        raise InterpretError("activation maps need Captum: pip install 'hpa_fastai[interpret]'") from None
     return captum.attr
 
 # %% ../../nbs/interpret/20_activation.ipynb #b0ea849c
-def _resized(a, size):
-    "B×h×w to B×size×size"
+def _resize_maps(a, size):
+    "Maps B×h×w at another size, B×size×size"
     return F.interpolate(a[:,None], (size, size), mode='bilinear', align_corners=False)[:,0]
 
 # %% ../../nbs/interpret/20_activation.ipynb #e2f6758f
-def _scaled(a):
+def _scale_maps(a):
     "Each map from 0 to 1; one without anything stays zero"
     top = a.flatten(1).amax(1)[:,None,None]
     return torch.where(top>0, a/top.clamp_min(1e-30), 0.)
@@ -125,11 +123,12 @@ def _layercam(model, x, targets, layers):
 # %% ../../nbs/interpret/20_activation.ipynb #e5324066
 @torch.enable_grad()
 def _gradcam(model, x, targets, layers):
-    "Features of the coarsest layer times their mean gradient"
+    "Features of the coarsest layer times their mean gradient: one B×h×w map, in a list"
     attr, layer = _captum(), layers[0]
-    grad = attr.LayerGradientXActivation(model, layer.module, multiply_by_inputs=False).attribute(x, target=targets)
-    value = attr.LayerActivation(model, layer.module).attribute(x)
-    return [(layer.to_map(grad).mean((2, 3), keepdim=True)*layer.to_map(value)).sum(1).clamp_min(0).detach()]
+    of_inputs = attr.LayerGradientXActivation(model, layer.module, multiply_by_inputs=False)
+    gradient = layer.to_map(of_inputs.attribute(x, target=targets))
+    features = layer.to_map(attr.LayerActivation(model, layer.module).attribute(x))
+    return [(gradient.mean((2, 3), keepdim=True)*features).sum(1).clamp_min(0).detach()]
 
 # %% ../../nbs/interpret/20_activation.ipynb #2543f5d6
 def layer_maps(
@@ -140,25 +139,15 @@ def layer_maps(
     method: str = 'layercam',  # 'layercam': all layers, multiplied; 'gradcam': the coarsest
 ) -> torch.Tensor:  # B×S×S, from 0 to 1
     "How much each place speaks for a class"
-    if not layers: raise InterpretError('no layer of this network keeps the places of a picture, so it has no activation map; take a convolutional network or a transformer')
-    maps = (_gradcam if method=='gradcam' else _layercam)(model, x, torch.as_tensor(targets, device=x.device), layers)
-    return _scaled(torch.stack([_scaled(_resized(m.float(), x.shape[-1])) for m in maps]).prod(0))
+    if not layers:
+        raise InterpretError('no layer of this network keeps the places of a picture, so it has no activation map; '
+                             'take a convolutional network or a transformer')
+    explain = _gradcam if method=='gradcam' else _layercam
+    maps = explain(model, x, torch.as_tensor(targets, device=x.device), layers)
+    maps = [_scale_maps(_resize_maps(m.float(), x.shape[-1])) for m in maps]
+    return _scale_maps(torch.stack(maps).prod(0))
 
 # %% ../../nbs/interpret/20_activation.ipynb #e45b9a1b
-def _predictor(model, device, bs):
-    "A `Predictor` from whatever holds a network"
-    if isinstance(model, Predictor): return model
-    return Predictor(model.to_bundle() if isinstance(model, Learner) else model, device, bs)
-
-# %% ../../nbs/interpret/20_activation.ipynb #c6705225
-def _views(x, tta):
-    "A batch, or its eight symmetries, each with the way back for its maps"
-    for k in range(4 if tta else 1):
-        turned = torch.rot90(x, k, (2, 3))
-        yield turned, lambda m, k=k: torch.rot90(m, -k, (1, 2))
-        if tta: yield turned.flip(3), lambda m, k=k: torch.rot90(m.flip(2), -k, (1, 2))
-
-# %% ../../nbs/interpret/20_activation.ipynb #ffb19f29
 class Explainer:
     "A model that stays loaded, with its layers"
     def __init__(self,
@@ -170,12 +159,14 @@ class Explainer:
     ):
         if method not in METHODS: raise InterpretError(f'method {method!r} is not one of {", ".join(METHODS)}')
         bs = checked(bs=bs, error=InterpretError)
-        self.predictor, self.tta, self.bs, self.method = _predictor(model, device, bs), tta, bs, method
+        if isinstance(model, Learner): model = model.to_bundle()
+        self.predictor = model if isinstance(model, Predictor) else Predictor(model, device, bs)
+        self.tta, self.bs, self.method = tta, bs, method
         self.labels, self.bundles = self.predictor.labels, self.predictor.bundles
         self.size = max(b.preprocess.size for b in self.bundles)
         self.layers = [place_layers(b.model, b.preprocess.size) for b in self.bundles]
 
-# %% ../../nbs/interpret/20_activation.ipynb #7d2e0149
+# %% ../../nbs/interpret/20_activation.ipynb #c6705225
 @patch
 def maps(self:Explainer,
     places: list,  # {reader: 4×H×W uint8} a picture
@@ -183,28 +174,31 @@ def maps(self:Explainer,
 ) -> torch.Tensor:  # n×size×size, from 0 to 1
     "Maps of a few pictures, over all symmetries and models"
     total = torch.zeros(len(places), self.size, self.size)
-    for b,layers in zip(self.bundles, self.layers):
-        x = self.predictor.inputs(b, places)
-        for view,back in _views(x, self.tta): total += _resized(back(layer_maps(b.model, view, targets, layers, self.method)).cpu(), self.size)
-    return _scaled(total)
-
-# %% ../../nbs/interpret/20_activation.ipynb #68de536d
-def _named(labels, classes):
-    "Numbers of the classes to explain"
-    return [n for c in classes for n in labels.parse(c)]
+    for bundle,layers in zip(self.bundles, self.layers):
+        x = self.predictor.inputs(bundle, places)
+        for view,turn_back in square_symmetries(x) if self.tta else [(x, lambda m: m)]:
+            found = layer_maps(bundle.model, view, targets, layers, self.method)
+            total += _resize_maps(turn_back(found).cpu(), self.size)
+    return _scale_maps(total)
 
 # %% ../../nbs/interpret/20_activation.ipynb #0ae45627
 def _explain(explainer, table, targets):
-    "For each field of view, in order: its number, the classes explained, and their maps; a picture that can't be read has an error instead of maps"
-    p = explainer.predictor
-    for group in chunked(p.read(table, patience=None), explainer.bs):
-        good = [o for _,o in group if not isinstance(o, str)]
-        probs = iter(p.infer(good)[0] if good else [])
-        found = [(i, o, None if isinstance(o, str) else next(probs)) for i,o in group]
-        wanted = [[] if q is None else targets(i, q) for i,_,q in found]
-        jobs = [(o, c) for (_,o,_),cs in zip(found, wanted) for c in cs]
-        maps = [m for part in chunked(jobs, explainer.bs) for m in explainer.maps(*zip(*part)).numpy()]
-        for (i,o,q),cs in zip(found, wanted): yield i, q, cs, o if q is None else np.array([maps.pop(0) for _ in cs])
+    "Number, probabilities, explained classes and maps of each field of view; None for maps where it can't be read"
+    predictor = explainer.predictor
+    for group in chunked(predictor.read(table, patience=None), explainer.bs):
+        readable = [pixels for _,pixels in group if not isinstance(pixels, str)]
+        probabilities = iter(predictor.infer(readable)[0] if readable else [])
+        found, jobs = [], []
+        for i,pixels in group:
+            if isinstance(pixels, str): found.append((i, None, []))
+            else:
+                probs = next(probabilities)
+                found.append((i, probs, targets(i, probs)))
+                jobs += [(pixels, c) for c in found[-1][2]]
+        parts = [explainer.maps(*zip(*part)).numpy() for part in chunked(jobs, explainer.bs)]
+        maps = iter([m for part in parts for m in part])
+        for i,probs,classes in found:
+            yield i, probs, classes, None if probs is None else np.array([next(maps) for _ in classes])
 
 # %% ../../nbs/interpret/20_activation.ipynb #42855a78
 def activation_maps(
@@ -216,73 +210,73 @@ def activation_maps(
     method: str = 'layercam',  # 'layercam': fine; 'gradcam': the coarsest layer alone
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …; a loaded model stays where it is
 ) -> np.ndarray:  # n×S×S from 0 to 1, or n×k×S×S for a list of classes; NaN where a picture can't be read
-    "Where the network found a class, for each field of view"
+    "Show where the network found a class, for each field of view"
     explainer = Explainer(model, tta, bs, method, device)
-    one = classes is None or np.ndim(classes)==0
-    numbers = None if classes is None else _named(explainer.labels, [classes] if one else classes)
-    k, side = 1 if one else len(numbers), explainer.size
-    if hasattr(images, '__len__') and not isinstance(images, str) and not len(images): return np.zeros((0, side, side) if one else (0, k, side, side), np.float32)
-    table = locate(images)
-    res = np.full((len(table), k, side, side), np.nan, np.float32)
-    for i,_,_,maps in _explain(explainer, table, lambda i, q: [int(q.argmax())] if numbers is None else numbers):
-        if not isinstance(maps, str): res[i] = maps
-    return res[:,0] if one else res
+    one_class = classes is None or np.ndim(classes)==0
+    numbers = None
+    if classes is not None:
+        numbers = [n for c in ([classes] if one_class else classes) for n in explainer.labels.parse(c)]
+    shape = (1 if numbers is None else len(numbers), explainer.size, explainer.size)
+    if hasattr(images, '__len__') and not isinstance(images, str) and not len(images): table = []
+    else: table = locate(images)
+    res = np.full((len(table), *shape), np.nan, np.float32)
+    def targets(i, probs): return [int(probs.argmax())] if numbers is None else numbers
+    for i,_,_,maps in _explain(explainer, table, targets) if len(table) else ():
+        if maps is not None: res[i] = maps
+    return res[:,0] if one_class else res
 
 # %% ../../nbs/interpret/20_activation.ipynb #db3421b9
 def draw_map(
-    img,  # 4×H×W, uint8, or float from 0 to 1
+    img: np.ndarray|torch.Tensor,  # 4×H×W, uint8, or float from 0 to 1
     heat: np.ndarray,  # h×w from 0 to 1; of any size
     gamma: float = .25,  # exponent of the map: below 1, faint places show
 ) -> np.ndarray:  # H×W×3 uint8
     "A picture that keeps its colours where the network looked"
     rgb = composite(img).astype(np.float32)
-    m = _resized(torch.as_tensor(np.asarray(heat, np.float32))[None], rgb.shape[0])[0].numpy()[...,None]**gamma
+    heat = torch.as_tensor(np.asarray(heat, np.float32))[None]
+    share = _resize_maps(heat, rgb.shape[0])[0].numpy()[...,None]**gamma
     grey = rgb[...,1:2]*.55
-    return (rgb*m + grey*(1-m)).clip(0, 255).astype(np.uint8)
+    return (rgb*share + grey*(1-share)).clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/interpret/20_activation.ipynb #6d925be4
-def _panel(ax, picture, title):
-    "A picture or a word in its place"
+def _fill_panel(ax, picture, title):
+    "A picture, or a word in its place"
     ax.axis('off')
     ax.set_title(title, fontsize=9)
-    if isinstance(picture, str): ax.text(.5, .5, picture, ha='center', va='center', transform=ax.transAxes, fontsize=9, color='gray')
-    else: ax.imshow(picture)
+    if not isinstance(picture, str): ax.imshow(picture)
+    else: ax.text(.5, .5, picture, ha='center', va='center', transform=ax.transAxes, fontsize=9, color='gray')
 
 # %% ../../nbs/interpret/20_activation.ipynb #3795c6f7
-def _with_map(img, heat):
-    "The picture with its map, or why there is none"
-    if img is None or np.isnan(heat).any(): return "can't be read"
-    return draw_map(img, heat) if heat.any() else 'nothing speaks for it'
-
-# %% ../../nbs/interpret/20_activation.ipynb #f7f0cd3a
-def _names_of(titles, i, k):
-    "The names above the `k` maps of picture `i`"
-    if titles is None or isinstance(titles, str): return [titles]*k
-    return [titles[i]] if isinstance(titles[i], str) else titles[i]
-
-# %% ../../nbs/interpret/20_activation.ipynb #4de5273b
 def show_maps(
     images,  # what `activation_maps` took
     maps: np.ndarray,  # n×S×S or n×k×S×S, from `activation_maps`
-    titles: list|None = None,  # names of the class or classes, one item a picture; or one name for all
+    titles: list|str|None = None,  # names of the class or classes, one item a picture; or one name for all
     max_n: int = 8,  # pictures
     size: int = 256,  # of each, in pixels
 ) -> plt.Figure:
-    "Each field of view, and beside it what speaks for the classes"
+    "Draw each field of view, and beside it what speaks for the classes"
     maps = np.asarray(maps)[:max_n]
     maps = maps[:,None] if maps.ndim==3 else maps
     n, k = maps.shape[:2]
     if not n: raise InterpretError('no pictures to show; give at least one')
     table = locate(images)[:n]
-    if len(table)<n: raise InterpretError(f'{n} maps but {len(table)} pictures; give the images that the maps were made of')
-    read = dict(read_images(table, ImageReader(size=size), n_workers=2))
-    cols = max(1, 4//(k+1))
-    fig, axs = plt.subplots(-(-n//cols), cols*(k+1), figsize=(2.2*cols*(k+1), 2.5*-(-n//cols)), squeeze=False, layout='constrained')
+    if len(table)<n:
+        raise InterpretError(f'{n} maps but {len(table)} pictures; give the images that the maps were made of')
+    if titles is None or isinstance(titles, str): titles = [[titles or '']*k]*n
+    titles = [[t] if isinstance(t, str) else t for t in titles]
+    across = max(1, 4//(k+1))
+    down = -(-n//across)
+    shape = dict(figsize=(2.2*across*(k+1), 2.5*down), squeeze=False, layout='constrained')
+    fig, axs = plt.subplots(down, across*(k+1), **shape)
     for ax in axs.flat: ax.axis('off')
-    for i,row in enumerate(axs.reshape(-1, k+1)[:n]):
-        img = None if isinstance(read[i], ImageError) else read[i]
-        _panel(row[0], "can't be read" if img is None else composite(img), table.Id[i][-16:])
-        for ax,m,name in zip(row[1:], maps[i], _names_of(titles, i, k)): _panel(ax, _with_map(img, m), name or '')
+    rows = axs.reshape(-1, k+1)
+    for i,img in read_images(table, ImageReader(size=size), n_workers=2):
+        unreadable = isinstance(img, ImageError)
+        _fill_panel(rows[i,0], "can't be read" if unreadable else composite(img), table.Id[i][-16:])
+        for ax,heat,title in zip(rows[i,1:], maps[i], titles[i]):
+            if unreadable or np.isnan(heat).any(): drawn = "can't be read"
+            else: drawn = draw_map(img, heat) if heat.any() else 'nothing speaks for it'
+            _fill_panel(ax, drawn, title or '')
     return fig
 
 # %% ../../nbs/interpret/20_activation.ipynb #f4454fb2
@@ -293,13 +287,18 @@ def prediction_maps(
     tta: bool = False,  # average over the eight symmetries: eight times the work, smoother
     bs: int = 32,  # maps in a batch
     method: str = 'layercam',  # of `METHODS`
-) -> Iterator[tuple]:  # Id, name of the class, its probability, S×S map from 0 to 1; one that can't be read is left out
-    "Where each predicted location was found"
+) -> Iterator[tuple]:  # Id, name of a class, its probability, S×S map from 0 to 1; of the pictures that can be read
+    "Show where each predicted location was found, one map after the other"
     explainer, table = Explainer(model, tta, bs, method), locate(images)
-    predictions = as_predictions(predictions, explainer.labels, probs=False)[0]
+    labels = explainer.labels
+    predictions = as_predictions(predictions, labels, probs=False)[0]
     absent = set(predictions.Id)-set(table.Id)
-    if absent: raise InterpretError(f'{len(absent)} of {len(predictions)} predictions have no pictures, {min(absent)} among them; give the folder that was predicted')
-    given = dict(zip(predictions.Id, map(explainer.labels.parse, predictions.Predicted)))
+    if absent:
+        raise InterpretError(f'{len(absent)} of {len(predictions)} predictions have no pictures, {min(absent)} among '
+                             'them; give the folder that was predicted')
+    given = dict(zip(predictions.Id, map(labels.parse, predictions.Predicted)))
     table = table[table.Id.isin(given)].reset_index(drop=True)
-    for i,q,cs,maps in _explain(explainer, table, lambda i, q: given[table.Id[i]] or [int(q.argmax())]):
-        if not isinstance(maps, str): yield from ((table.Id[i], explainer.labels.classes[c], float(q[c]), m) for c,m in zip(cs, maps))
+    def targets(i, probs): return given[table.Id[i]] or [int(probs.argmax())]
+    for i,probs,classes,maps in _explain(explainer, table, targets):
+        if maps is None: continue
+        for c,heat in zip(classes, maps): yield table.Id[i], labels.classes[c], float(probs[c]), heat
