@@ -2,9 +2,10 @@
 
     python benchmarks/calibration.py [--real-data DIR]
 
-A small convolutional network is trained with focal loss on half of a simulated atlas; the other half calibrates it, cross-fitted in
-five parts, so that no image's own label takes part in its calibration. The error is over all image–class decisions, in 15 bins of
-equally many; 'equal width' is the other common definition, in 15 bins of equal width.
+A small convolutional network is trained with focal loss on half of a simulated atlas; the other half calibrates
+it, cross-fitted in five parts, so that no image's own label takes part in its calibration. The error is over
+all image–class decisions, in 15 bins of equally many; 'equal width' is the other common definition, in 15 bins
+of equal width.
 """
 import argparse, tempfile
 from pathlib import Path
@@ -23,11 +24,24 @@ def atlas_scores(n, size, epochs, seed):
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as d:
         table = simulate_atlas(d, n=n, size=size, seed=seed)
-        x = np.stack([np.stack([np.asarray(Image.open(f'{d}/train/{i}_{c}.png')) for c in ('red', 'green', 'blue', 'yellow')]) for i in table.Id])
+        x = np.stack(
+            [
+                np.stack([np.asarray(Image.open(f'{d}/train/{i}_{c}.png')) for c in ('red', 'green', 'blue', 'yellow')])
+                for i in table.Id
+            ]
+        )
     x, y = torch.tensor(x).float()/255, torch.tensor(HPA28.encode(table.Target)).float()
     x = (x - x.mean((2, 3), keepdim=True))/(x.std((2, 3), keepdim=True) + .02)
     block = lambda i, o: [nn.Conv2d(i, o, 3, padding=1, stride=2), nn.BatchNorm2d(o), nn.ReLU()]
-    net = nn.Sequential(*block(4, 24), *block(24, 48), *block(48, 64), *block(64, 96), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 28))
+    net = nn.Sequential(
+        *block(4, 24),
+        *block(24, 48),
+        *block(48, 64),
+        *block(64, 96),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(96, 28),
+    )
     order, loss = torch.randperm(n), SigmoidFocalLoss()
     train, test = order[:n//2], order[n//2:]
     opt = torch.optim.AdamW(net.parameters(), 3e-3)
@@ -54,7 +68,13 @@ def report(name, p, t, repeats=5):
         for r in range(repeats):
             q = crossfit_calibration(p, t, method, seed=r)
             rows[method].append((calibration_error(q, t), equal_width(q, t), log_losses(q, t).mean()))
-    print(pd.DataFrame({k: np.mean(v, 0) for k, v in rows.items()}, index=['calibration error', 'equal width', 'log loss']).T.round(5).to_string())
+    print(
+        pd.DataFrame(
+            {k: np.mean(v, 0) for k, v in rows.items()}, index=['calibration error', 'equal width', 'log loss']
+        )
+        .T.round(5)
+        .to_string()
+    )
 
 
 if __name__ == '__main__':
@@ -69,5 +89,9 @@ if __name__ == '__main__':
     if a.real_data:
         known = pd.read_csv(a.real_data/'scores/known_labels.csv', dtype=str)
         for f in sorted((a.real_data/'scores').glob('*.npz')):
-            z = np.load(f, allow_pickle=True)     # the published tables keep their ids as Python strings
-            report(f.stem, z['scores'][pd.Index(z['ids'].astype(str)).get_indexer(known.Id)].astype(float), HPA28.encode(known.Target).astype(bool))
+            z = np.load(f, allow_pickle=True)  # the published tables keep their ids as Python strings
+            report(
+                f.stem,
+                z['scores'][pd.Index(z['ids'].astype(str)).get_indexer(known.Id)].astype(float),
+                HPA28.encode(known.Target).astype(bool),
+            )

@@ -1,4 +1,5 @@
-"Cells: how well outlines fit simulated cells beside two baselines, how fast they are found, and what the field of view adds to predictions of cells."
+"""Cells: how well outlines fit simulated cells beside two baselines, how fast they are found, and what the field
+of view adds to predictions of cells."""
 import argparse, time
 import numpy as np
 from scipy import ndimage as ndi
@@ -8,7 +9,20 @@ from hpa_fastai.cells.segmentation import compare_masks, segment_cells
 from hpa_fastai.data.labels import HPA28, LabelSet
 from hpa_fastai.simulate.atlas import simulate_fov
 
-EIGHT = LabelSet('eight', ('Nucleoplasm', 'Nucleoli', 'Nuclear membrane', 'Endoplasmic reticulum', 'Golgi apparatus', 'Plasma membrane', 'Mitochondria', 'Negative'), negative=7)
+EIGHT = LabelSet(
+    'eight',
+    (
+        'Nucleoplasm',
+        'Nucleoli',
+        'Nuclear membrane',
+        'Endoplasmic reticulum',
+        'Golgi apparatus',
+        'Plasma membrane',
+        'Mitochondria',
+        'Negative',
+    ),
+    negative=7,
+)
 
 
 def components(img):
@@ -40,14 +54,26 @@ def with_nucleus(img, masks):
 
 def outlines(a):
     fovs = [simulate_fov([k % len(HPA28)], a.size, seed=[a.seed, k]) for k in range(a.n)]
-    print(f'{a.n} simulated fields of {a.size} px, seed {a.seed}, {sum(len(np.unique(m))-1 for _, m in fovs)} cells, {sum(len(np.unique(with_nucleus(i, m)))-1 for i, m in fovs)} with their nucleus in the picture', flush=True)
+    print(
+        f'{a.n} simulated fields of {a.size} px, seed {a.seed}, {sum(len(np.unique(m)) - 1 for _, m in fovs)} cells, '
+        f'{sum(len(np.unique(with_nucleus(i, m))) - 1 for i, m in fovs)} with their nucleus in the picture',
+        flush=True,
+    )
     for name, f in dict(components=components, voronoi=voronoi, segment_cells=segment_cells).items():
         f1, precision, recall, iou = total([compare_masks(m, f(i)) for i, m in fovs])
-        print(f'{name:14} all cells: F1 at IoU 0.5 {f1:.3f} (precision {precision:.3f}, recall {recall:.3f}), mean IoU of the pairs {iou:.3f}', flush=True)
+        print(
+            f'{name:14} all cells: F1 at IoU 0.5 {f1:.3f} (precision {precision:.3f}, recall {recall:.3f}), mean IoU '
+            f'of the pairs {iou:.3f}',
+            flush=True,
+        )
     for name, f in dict(voronoi=voronoi, segment_cells=lambda i: segment_cells(i, border='nucleus')).items():
         rows = [compare_masks(with_nucleus(i, m), f(i)) for i, m in fovs]
         f1, precision, recall, iou = total(rows)
-        print(f'{name:14} cells with nucleus: F1 at IoU 0.5 {f1:.3f} (precision {precision:.3f}, recall {recall:.3f}), mean IoU of the pairs {iou:.3f}', flush=True)
+        print(
+            f'{name:14} cells with nucleus: F1 at IoU 0.5 {f1:.3f} (precision {precision:.3f}, recall {recall:.3f}), '
+            f'mean IoU of the pairs {iou:.3f}',
+            flush=True,
+        )
     print('wanted: F1 0.85, mean IoU 0.75')
 
 
@@ -60,7 +86,15 @@ def speed(a):
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(a.repeat): f(img)
             times.append(((time.perf_counter()-wall)/a.repeat, (time.process_time()-cpu)/a.repeat))
-        print(f'speed, {size} px: ' + '; '.join(f'{n} {w:.2f} s ({c:.2f} s of one core)' for n, (w, c) in zip(('components', 'voronoi', 'segment_cells'), times)) + '; wanted: 1 s a core at 512 px', flush=True)
+        print(
+            f'speed, {size} px: '
+            + '; '.join(
+                f'{n} {w:.2f} s ({c:.2f} s of one core)'
+                for n, (w, c) in zip(('components', 'voronoi', 'segment_cells'), times)
+            )
+            + '; wanted: 1 s a core at 512 px',
+            flush=True,
+        )
 
 
 def mixed_fov(rng, seed, size):
@@ -85,7 +119,9 @@ def prior(a):
     with tempfile.TemporaryDirectory() as tmp:
         simulate_atlas(f'{tmp}/atlas', n=480, size=192, labels=EIGHT, balance='even', seed=11, progress=False)
         set_seed(0)
-        dls = HPADataLoaders.from_csv(f'{tmp}/atlas', labels=EIGHT, size=96, bs=16, group='antibody', cache=f'{tmp}/cache', progress=False)
+        dls = HPADataLoaders.from_csv(
+            f'{tmp}/atlas', labels=EIGHT, size=96, bs=16, group='antibody', cache=f'{tmp}/cache', progress=False
+        )
         learn = hpa_learner(dls, 'resnet10t', pretrained=False)
         with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(64, 96), minutes=a.minutes, verbose=False)
         p = Predictor(learn.save_bundle(f'{tmp}/model'), device='cpu')
@@ -93,12 +129,19 @@ def prior(a):
     fovs = [mixed_fov(rng, [a.seed, 1, k], 192) for k in range(a.mixed)]
     truth = np.concatenate([t for *_, t in fovs])
     large = np.concatenate([np.bincount(m.ravel())[1:] for _, m, _ in fovs])>800
-    print(f'{large.sum()} cells of at least 800 px in {a.mixed} fields with two patterns each; mean average precision over the classes, by weight of the field of view:')
+    print(
+        f'{large.sum()} cells of at least 800 px in {a.mixed} fields with two patterns each; mean average precision '
+        'over the classes, by weight of the field of view:'
+    )
     for w in (0, .25, .5, .75, 1):
         df = predict_cells(p, [i for i, *_ in fovs], masks=[m for _, m, _ in fovs], prior=w, progress=False)
         probs = df[list(EIGHT.classes)].to_numpy()
         score = np.mean([average_precision_score(truth[large, c], probs[large, c]) for c in range(len(EIGHT))])
-        print(f'   {w:4}: {score:.3f}' + {0: ' (the cell alone)', .5: ' (the default)', 1: ' (the field alone: baseline)'}.get(w, ''), flush=True)
+        print(
+            f'   {w:4}: {score:.3f}'
+            + {0: ' (the cell alone)', 0.5: ' (the default)', 1: ' (the field alone: baseline)'}.get(w, ''),
+            flush=True,
+        )
 
 
 if __name__=='__main__':

@@ -15,14 +15,22 @@ def brighter(fov, rng): return (fov*1.2).clip(0, 255).astype(np.uint8)
 def same(fov, rng): return fov
 def everything(fov, rng): return turned(flipped(brighter(fov, rng), rng), rng)
 
-kinds = {'turned': (turned, 'png'), 'flipped': (flipped, 'png'), 'jpg q85': (same, 'jpg'), 'brightness x1.2': (brighter, 'png'), 'all four': (everything, 'jpg')}
+kinds = {
+    'turned': (turned, 'png'),
+    'flipped': (flipped, 'png'),
+    'jpg q85': (same, 'jpg'),
+    'brightness x1.2': (brighter, 'png'),
+    'all four': (everything, 'jpg'),
+}
 
 def plant(table, folder, seed=0):
     "One changed copy of every field, the kinds of change in turn; gives the kind by Id of the copy."
     rng, reader, kind_of = np.random.default_rng(seed), ImageReader(missing='zero'), {}
     for row,(kind,(change,ending)) in zip(table.to_dict('records'), itertools.cycle(kinds.items())):
         for channel,plane in zip(CHANNELS, np.ascontiguousarray(change(reader.array(row), rng))):
-            Image.fromarray(plane).save(folder/f'copy-{row["Id"]}_{channel}.{ending}', **(dict(quality=85) if ending=='jpg' else {}))
+            Image.fromarray(plane).save(
+                folder / f'copy-{row["Id"]}_{channel}.{ending}', **(dict(quality=85) if ending == 'jpg' else {})
+            )
         kind_of[f'copy-{row["Id"]}'] = kind
     return kind_of
 
@@ -31,7 +39,11 @@ def blank(folder, n, size=128):
     rng = np.random.default_rng(1)
     for i in range(n):
         for channel in CHANNELS:
-            green = np.zeros((size, size)) if i%3==0 else np.full((size, size), 7.) + (i%3==2)*rng.normal(0, 1, (size, size))
+            green = (
+                np.zeros((size, size))
+                if i % 3 == 0
+                else np.full((size, size), 7.0) + (i % 3 == 2) * rng.normal(0, 1, (size, size))
+            )
             plane = green if channel=='green' else np.zeros((size, size))
             Image.fromarray(plane.clip(0, 255).astype(np.uint8)).save(folder/f'blank{i}_{channel}.png')
 
@@ -52,30 +64,43 @@ def recall(name, table, of_group):
     print(f'{name}: {len(table)} fields, one copy each, 30 blank fields')
     for k in kinds: print(f'   recall, {k:<16} {hit[k]:7.2%}')
     print(f'   recall, all              {np.mean([p in found for p in planted.values()]):7.2%}')
-    print(f'   pairs that were not planted: {len(other)} of {len(found)} found ({len(related)} of these within one group of the source), {len(other)/(n*(n-1)/2):.1e} of all pairs')
+    print(
+        f'   pairs that were not planted: {len(other)} of {len(found)} found ({len(related)} of these within one '
+        f'group of the source), {len(other) / (n * (n - 1) / 2):.1e} of all pairs'
+    )
     print(f'   pairs with a blank field: {sum(any(i.startswith("blank") for i in p) for p in found)}')
 
 def speed(name, table, fields, chunk=25):
-    "Fields a second, decoded in full and fingerprinted, on one thread; in small chunks taken in turn, since other work on the machine comes and goes."
+    """Fields a second, decoded in full and fingerprinted, on one thread; in small chunks taken in turn, since
+    other work on the machine comes and goes."""
     rows = pd.concat([table]*-(-fields//len(table)), ignore_index=True).head(fields)
     reader, times = ImageReader(missing='zero'), []
     decode = lambda part: [reader.array(row) for row in part.to_dict('records')]
     for k in range(0, len(rows), chunk):
         part, took = rows.iloc[k:k+chunk], {}
-        for what,f in list(dict(decode=decode, fingerprint=lambda p: fingerprints(p, n_workers=1)).items())[::1 if k//chunk%2 else -1]:
+        for what, f in list(dict(decode=decode, fingerprint=lambda p: fingerprints(p, n_workers=1)).items())[
+            :: 1 if k // chunk % 2 else -1
+        ]:
             t = time.perf_counter()
             f(part)
-            took[what] = (time.perf_counter()-t)/len(part)
+            took[what] = (time.perf_counter() - t) / len(part)
         times.append(took)
     t = pd.DataFrame(times)
     ratio = (t.decode/t.fingerprint).median()
-    print(f'{name}, {fields} fields: decode {1/t.decode.median():.0f} fields/s, fingerprint (files to fingerprint) {1/t.fingerprint.median():.0f} fields/s, {ratio:.0%} of the speed of decoding')
+    print(
+        f'{name}, {fields} fields: decode {1 / t.decode.median():.0f} fields/s, fingerprint (files to fingerprint) '
+        f'{1 / t.fingerprint.median():.0f} fields/s, {ratio:.0%} of the speed of decoding'
+    )
 
 def search(n):
     "Seconds to find the pairs among n fingerprints."
     rng = np.random.default_rng(0)
     prints = rng.normal(size=(n, 4, 144)).astype(np.float32)
-    fp = Fingerprints([f'{i:06}' for i in range(n)], (prints/np.linalg.norm(prints, axis=2, keepdims=True)).astype(np.float16), np.full((n, 4), 9.))
+    fp = Fingerprints(
+        [f'{i:06}' for i in range(n)],
+        (prints / np.linalg.norm(prints, axis=2, keepdims=True)).astype(np.float16),
+        np.full((n, 4), 9.0),
+    )
     t = time.perf_counter()
     found = len(duplicate_pairs(fp))
     print(f'search among {n} fields: {time.perf_counter()-t:.1f} s, {found} pairs')

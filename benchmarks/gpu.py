@@ -390,7 +390,7 @@ def resume(lab):
 
 def train_among_processes(lab, out):
     "What each process of a launcher does"
-    import fastai.distributed  # gives learners their `distrib_ctx`
+    import fastai.distributed  # noqa: F401, it gives learners their `distrib_ctx`
     warnings.simplefilter('ignore')
     if lab.gpu: torch.cuda.set_device(0)
     torch.distributed.init_process_group('nccl' if lab.gpu else 'gloo')
@@ -591,7 +591,9 @@ def about(lab):
 def main(argv=None):
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--device', default='cuda', help='cuda, or cpu for a trial')
-    ap.add_argument('--tiny', action='store_true', help='a trial on small pictures, without goals of speed and accuracy')
+    ap.add_argument(
+        '--tiny', action='store_true', help='a trial on small pictures, without goals of speed and accuracy'
+    )
     ap.add_argument('--only', nargs='+', choices=CHECKS, metavar='NAME', help=f'{", ".join(CHECKS)}; all unless given')
     ap.add_argument('--json', type=Path, help='file for all figures, written after each check')
     ap.add_argument('--minutes', type=float, default=6, help='for everything')

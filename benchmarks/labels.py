@@ -35,7 +35,12 @@ def main():
         assert (onehot==other).all()
         print(f'{name} ({len(set(cells))} distinct): encode {t:.3f} s, plain loop {tp:.3f} s, decode {td:.3f} s')
     if a.real_data:
-        for n,ls in (('kaggle2018_train', 'hpa28'), ('hpav18', 'hpa28'), ('kaggle2021_train', 'hpa19'), ('zero_to_gans_train', 'ztg10')):
+        for n, ls in (
+            ('kaggle2018_train', 'hpa28'),
+            ('hpav18', 'hpa28'),
+            ('kaggle2021_train', 'hpa19'),
+            ('zero_to_gans_train', 'ztg10'),
+        ):
             path = f'{a.real_data}/labels/{n}.csv'
             t, df = best(lambda: read_labels(path, ls), a.repeats)
             tp, _ = best(lambda: pd.read_csv(path), a.repeats)

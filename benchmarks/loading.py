@@ -1,4 +1,5 @@
-"Loading: batches a second beside plain fastai, while the cache is built and after; memory as the data grows; how long training waits for images."
+"""Loading: batches a second beside plain fastai, while the cache is built and after; memory as the data grows;
+how long training waits for images."""
 import argparse, os, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
@@ -12,9 +13,12 @@ def memory():
     gc.collect()
     ctypes.CDLL('libc.so.6').malloc_trim(0)  # what was freed goes back to the system
     return read_memory()
-def read_memory(): return {k.strip(':'): int(v)/1024 for k,v,*_ in (o.split() for o in open('/proc/self/smaps_rollup') if o.split()[0] in ('Anonymous:', 'Rss:'))}
+def read_memory():
+    rows = [line.split() for line in open('/proc/self/smaps_rollup')]
+    return {row[0].strip(':'): int(row[1])/1024 for row in rows if row[0] in ('Anonymous:', 'Rss:')}
 rows, cache = read_labels(sys.argv[1]), sys.argv[3]
-dls = HPADataLoaders.from_df(rows, sys.argv[2], size=128, bs=64, cache=cache, progress=False, device=torch.device('cpu'), num_workers=0)
+dls = HPADataLoaders.from_df(rows, sys.argv[2], size=128, bs=64, cache=cache, progress=False,
+                              device=torch.device('cpu'), num_workers=0)
 before = memory()['Anonymous']
 for dl in dls:
     for x,_ in dl: pass
@@ -28,24 +32,57 @@ def clone(source, folder, n):
     from hpa_fastai.data.names import CHANNELS
     from hpa_fastai.data.files import find_images
     from hpa_fastai.data.labels import read_labels
-    rows, target = find_images(source/'train').to_dict('records'), read_labels(source/'train.csv').set_index('Id').Target
+
+    rows, target = (
+        find_images(source / 'train').to_dict('records'),
+        read_labels(source / 'train.csv').set_index('Id').Target,
+    )
     (folder/'train').mkdir(parents=True)
     ids = [f'fov{i:06}' for i in range(n)]
     for i,name in enumerate(ids):
         for c in CHANNELS: os.link(rows[i % len(rows)][c], folder/'train'/f'{name}_{c}.png')
-    pd.DataFrame(dict(Id=ids, Target=[target[rows[i % len(rows)]['Id']] for i in range(n)])).to_csv(folder/'train.csv', index=False)
+    pd.DataFrame(dict(Id=ids, Target=[target[rows[i % len(rows)]['Id']] for i in range(n)])).to_csv(
+        folder / 'train.csv', index=False
+    )
     return folder
 
 
 def plain_loaders(folder, size, bs):
     "What a fastai user writes: a DataBlock that opens four PNG with Pillow"
-    from fastai.vision.all import DataBlock, IndexSplitter, MultiCategoryBlock, Normalize, TensorImage, TransformBlock, IntToFloatTensor
+    from fastai.vision.all import (
+        DataBlock,
+        IndexSplitter,
+        MultiCategoryBlock,
+        Normalize,
+        TensorImage,
+        TransformBlock,
+        IntToFloatTensor,
+    )
     from PIL import Image
     import pandas as pd
     df = pd.read_csv(folder/'train.csv')
-    def opened(row): return TensorImage(np.stack([np.asarray(Image.open(folder/'train'/f'{row.Id}_{c}.png').convert('L').resize((size, size), Image.BILINEAR)) for c in ('red', 'green', 'blue', 'yellow')]))
-    block = DataBlock(blocks=(TransformBlock(batch_tfms=IntToFloatTensor), MultiCategoryBlock), get_x=opened, get_y=lambda row: str(row.Target).split(),
-                      splitter=IndexSplitter(list(range(8))), batch_tfms=[Normalize.from_stats([.08]*4, [.14]*4, cuda=False)])
+
+    def opened(row):
+        return TensorImage(
+            np.stack(
+                [
+                    np.asarray(
+                        Image.open(folder / 'train' / f'{row.Id}_{c}.png')
+                        .convert('L')
+                        .resize((size, size), Image.BILINEAR)
+                    )
+                    for c in ('red', 'green', 'blue', 'yellow')
+                ]
+            )
+        )
+
+    block = DataBlock(
+        blocks=(TransformBlock(batch_tfms=IntToFloatTensor), MultiCategoryBlock),
+        get_x=opened,
+        get_y=lambda row: str(row.Target).split(),
+        splitter=IndexSplitter(list(range(8))),
+        batch_tfms=[Normalize.from_stats([0.08] * 4, [0.14] * 4, cuda=False)],
+    )
     return block.dataloaders(df, bs=bs, device='cpu')
 
 
@@ -71,14 +108,30 @@ def speed(tmp, a):
     base, build, ready, augmented = [], [], [], []
     for k in range(a.repeat):
         base.append(rate(lambda: look(plain.train), len(plain.train)*64))
-        build.append(rate(lambda: build_cache(table, ImageReader(size=128), tmp/f'cache{k}', progress=False), len(table)))
+        build.append(
+            rate(lambda: build_cache(table, ImageReader(size=128), tmp / f'cache{k}', progress=False), len(table))
+        )
         for augment,res in ((False, ready), (True, augmented)):
-            dls = HPADataLoaders.from_df(df, folder/'train', size=128, bs=64, cache=tmp/f'cache{k}', augment=augment, progress=False, device=torch.device('cpu'))
+            dls = HPADataLoaders.from_df(
+                df,
+                folder / 'train',
+                size=128,
+                bs=64,
+                cache=tmp / f'cache{k}',
+                augment=augment,
+                progress=False,
+                device=torch.device('cpu'),
+            )
             look(dls.train)
             res.append(rate(lambda: [look(dls.train) for _ in range(4)], 4*len(dls.train)*64))
     b, c, r, g = (np.median(o) for o in (base, build, ready, augmented))
-    print(f'speed ({a.n} FOVs, 512 px PNG, batches of 64 at 128 px, normalised, {os.cpu_count()} cores, median of {a.repeat}): fastai DataBlock with Pillow {b:.0f} FOVs/s; '
-          f'while the cache is built {c:.0f} ({c/b:.2f} times, wanted 1.5); with the cache {r:.0f} ({r/b:.1f} times, wanted 10); with augmentation too {g:.0f} ({g/b:.1f} times)', flush=True)
+    print(
+        f'speed ({a.n} FOVs, 512 px PNG, batches of 64 at 128 px, normalised, {os.cpu_count()} cores, median of '
+        f'{a.repeat}): fastai DataBlock with Pillow {b:.0f} FOVs/s; '
+        f'while the cache is built {c:.0f} ({c / b:.2f} times, wanted 1.5); with the cache {r:.0f} ({r / b:.1f} '
+        f'times, wanted 10); with augmentation too {g:.0f} ({g / b:.1f} times)',
+        flush=True,
+    )
 
 
 def memory(tmp, a):
@@ -88,19 +141,36 @@ def memory(tmp, a):
     for n in (500, a.many):
         folder = clone(tmp/'little', tmp/f'memory{n}', n)
         args = [folder/'train.csv', folder/'train', tmp/f'memory{n}-cache']
-        runs = [subprocess.run([sys.executable, '-c', MEMORY, *map(str, args)], capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
+        runs = [
+            subprocess.run(
+                [sys.executable, '-c', MEMORY, *map(str, args)], capture_output=True, text=True, check=True
+            ).stdout.split()
+            for _ in range(2)
+        ]
         before, own, mapped, size = map(float, runs[-1])  # the second run: the cache is there already
         found.append((own, own-before))
-        print(f'memory, {n} FOVs (cache of {size:.0f} MB): {own:.0f} MB of the process\'s own after an epoch, {own-before:+.0f} by reading it ({float(runs[0][1]):.0f} MB when it built the cache too); {mapped:.0f} MB mapped from files, which the system takes back', flush=True)
+        print(
+            f'memory, {n} FOVs (cache of {size:.0f} MB): {own:.0f} MB of the process\'s own after an epoch, '
+            f'{own - before:+.0f} by reading it ({float(runs[0][1]):.0f} MB when it built the cache too); '
+            f'{mapped:.0f} MB mapped from files, which the system takes back',
+            flush=True,
+        )
     (all0, read0), (all1, read1) = found
-    print(f'memory: {100*(all1/all0-1):+.1f} % ({read1-read0:+.0f} MB by reading, {all1-all0-(read1-read0):+.0f} MB by table, labels and split) for {a.many/500:.0f} times the images (wanted: no growth with their number)', flush=True)
+    print(
+        f'memory: {100 * (all1 / all0 - 1):+.1f} % ({read1 - read0:+.0f} MB by reading, '
+        f'{all1 - all0 - (read1 - read0):+.0f} MB by table, labels and split) for {a.many / 500:.0f} times the images '
+        '(wanted: no growth with their number)',
+        flush=True,
+    )
 
 
 def starvation(tmp, a):
     import torch
     from hpa_fastai.all import HPADataLoaders, hpa_learner, simulate_atlas
     if not (tmp/'few').exists(): simulate_atlas(tmp/'few', n=64, size=a.size, balance='even', progress=False)
-    dls = HPADataLoaders.from_csv(tmp/'few', size=a.size, bs=32, cache=tmp/'few-cache', progress=False, device=torch.device(a.device))
+    dls = HPADataLoaders.from_csv(
+        tmp / 'few', size=a.size, bs=32, cache=tmp / 'few-cache', progress=False, device=torch.device(a.device)
+    )
     learn = hpa_learner(dls, a.arch, pretrained=False)
     opt, dl = torch.optim.Adam(learn.model.parameters()), dls.train
     dl.draw = a.steps*dl.bs
@@ -114,12 +184,23 @@ def starvation(tmp, a):
             opt.step()
             opt.zero_grad()
         if dls.device.type=='cuda': torch.cuda.synchronize()
-    kinds = dict(loader=lambda: dl, same=lambda: (dl.after_batch(raw) for _ in range(a.steps)), still=lambda: (done for _ in range(a.steps)))
+
+    kinds = dict(
+        loader=lambda: dl,
+        same=lambda: (dl.after_batch(raw) for _ in range(a.steps)),
+        still=lambda: (done for _ in range(a.steps)),
+    )
     epoch(kinds['loader']())
     t = np.array([[seconds(lambda: epoch(k())) for k in kinds.values()] for _ in range(a.repeat)])
     loader, same, still = np.median(t, 0)
-    print(f'starvation ({a.arch}, {a.size} px, {a.steps} steps of {dl.bs} on {dls.device}, median of {a.repeat}): an epoch {loader:.2f} s, {a.steps*dl.bs/loader:.0f} images/s; one batch held in memory, augmented anew each step, {same:.2f} s: '
-          f'{np.median(t[:,0]/t[:,1]):.3f} times (wanted at most 1.10); one batch already augmented {still:.2f} s: {np.median(t[:,0]/t[:,2]):.3f} times', flush=True)
+    print(
+        f'starvation ({a.arch}, {a.size} px, {a.steps} steps of {dl.bs} on {dls.device}, median of {a.repeat}): an '
+        f'epoch {loader:.2f} s, {a.steps * dl.bs / loader:.0f} images/s; one batch held in memory, augmented anew '
+        f'each step, {same:.2f} s: '
+        f'{np.median(t[:, 0] / t[:, 1]):.3f} times (wanted at most 1.10); one batch already augmented {still:.2f} s: '
+        f'{np.median(t[:, 0] / t[:, 2]):.3f} times',
+        flush=True,
+    )
 
 
 if __name__ == '__main__':

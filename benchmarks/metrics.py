@@ -24,10 +24,25 @@ if __name__ == '__main__':
     probs, targets = simulate_scores(a.images)
     probs = probs.astype(np.float32)
     preds = probs > .5
-    ours = {'macro_f1': (lambda: macro_f1(preds, targets), lambda: f1_score(targets, preds, average='macro', zero_division=0)),
-            'micro_f1': (lambda: micro_f1(preds, targets), lambda: f1_score(targets, preds, average='micro')),
-            'sample_f1': (lambda: sample_f1(preds, targets), lambda: f1_score(targets, preds, average='samples', zero_division=1)),
-            'class_table with average precision': (lambda: class_table(preds, targets, probs=probs), lambda: (precision_recall_fscore_support(targets, preds, zero_division=0), average_precision_score(targets, probs, average=None))),
-            'f1_interval, 500 draws': (lambda: f1_interval(preds, targets), None)}
+    ours = {
+        'macro_f1': (
+            lambda: macro_f1(preds, targets),
+            lambda: f1_score(targets, preds, average='macro', zero_division=0),
+        ),
+        'micro_f1': (lambda: micro_f1(preds, targets), lambda: f1_score(targets, preds, average='micro')),
+        'sample_f1': (
+            lambda: sample_f1(preds, targets),
+            lambda: f1_score(targets, preds, average='samples', zero_division=1),
+        ),
+        'class_table with average precision': (
+            lambda: class_table(preds, targets, probs=probs),
+            lambda: (
+                precision_recall_fscore_support(targets, preds, zero_division=0),
+                average_precision_score(targets, probs, average=None),
+            ),
+        ),
+        'f1_interval, 500 draws': (lambda: f1_interval(preds, targets), None),
+    }
     print(f'{a.images:,} × 28, milliseconds, best of five (of two for scikit-learn)')
-    for name, (f, sk) in ours.items(): print(f"{name:36} {best_of(f, 5):8.1f}   scikit-learn {f'{best_of(sk, 2):8.1f}' if sk else '       –'}")
+    for name, (f, sk) in ours.items():
+        print(f"{name:36} {best_of(f, 5):8.1f}   scikit-learn {f'{best_of(sk, 2):8.1f}' if sk else '       –'}")

@@ -32,9 +32,12 @@ def make_model(folder, a):
     from fastai.torch_core import set_seed
     from hpa_fastai.all import HPADataLoaders, hpa_learner
     set_seed(0)
-    dls = HPADataLoaders.from_csv(folder/'atlas', size=a.read, bs=32, group='antibody', valid_pct=.3, cache=folder/'cache', progress=False)
+    dls = HPADataLoaders.from_csv(
+        folder / 'atlas', size=a.read, bs=32, group='antibody', valid_pct=0.3, cache=folder / 'cache', progress=False
+    )
     learn = hpa_learner(dls, 'resnet10t', pretrained=False)
-    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(a.read//2, a.read), epochs=a.epochs, verbose=False)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_progressive(sizes=(a.read // 2, a.read), epochs=a.epochs, verbose=False)
     learn.fit_thresholds()
     return learn.save_bundle(folder/'model')
 
@@ -55,16 +58,23 @@ def draws(run, traits, bundle, a, rng, weights=None):
     from hpa_fastai.interpret.drift import compare_run
     for _ in range(a.draws):
         i = rng.choice(len(run), a.m, replace=False, p=weights)
-        yield compare_run(run.iloc[i], run.Id.iloc[i].tolist(), {k: traits[k].to_numpy()[i] for k in traits}, bundle).kinds
+        yield compare_run(
+            run.iloc[i], run.Id.iloc[i].tolist(), {k: traits[k].to_numpy()[i] for k in traits}, bundle
+        ).kinds
 
 
 def main(folder, a):
     from hpa_fastai.all import find_images, read_labels, simulate_atlas
     from hpa_fastai.deploy.predictor import Predictor
     for name, n, seed in (('atlas', a.n_train, 0), ('plate', a.n_plate, 1)):
-        if not (folder/name).exists(): simulate_atlas(folder/name, n=n, size=a.size, balance='even', seed=seed, progress=False)
+        if not (folder / name).exists():
+            simulate_atlas(folder / name, n=n, size=a.size, balance='even', seed=seed, progress=False)
     model = folder/'model' if (folder/'model').exists() else make_model(folder, a)
-    predictor, table, rng = Predictor(model, device='cpu'), find_images(folder/'plate'/'train'), np.random.default_rng(0)
+    predictor, table, rng = (
+        Predictor(model, device='cpu'),
+        find_images(folder / 'plate' / 'train'),
+        np.random.default_rng(0),
+    )
     bundle, found = predictor.bundles[0], {k: measured(table, f, predictor) for k, f in CHANGES.items()}
     truth = read_labels(folder/'plate'/'train.csv').set_index('Id').Target
     often = found['unchanged'][0].Predicted.str.split()
@@ -72,14 +82,32 @@ def main(folder, a):
     one = int(np.abs(share-.3).argmin())
     weights = np.array([50. if str(one) in o else 1. for o in often])
     rare = 100*share[one]
-    print(f'monitor: {bundle.config["reference"]["n"]} validation images, plates of {a.m} images drawn {a.draws} times from {len(table)}, {len(set(truth))} label sets', flush=True)
-    print(f'prevalence: {bundle.labels.classes[one]}, which {rare:.0f} % of the plate are named, is drawn 50 times as often', flush=True)
+    print(
+        f'monitor: {bundle.config["reference"]["n"]} validation images, plates of {a.m} images drawn {a.draws} times '
+        f'from {len(table)}, {len(set(truth))} label sets',
+        flush=True,
+    )
+    print(
+        f'prevalence: {bundle.labels.classes[one]}, which {rare:.0f} % of the plate are named, is drawn 50 times as '
+        'often',
+        flush=True,
+    )
     for k in (*CHANGES, 'prevalence'):
         run, traits = found.get(k, found['unchanged'])
         kinds = list(draws(run, traits, bundle, a, rng, weights/weights.sum() if k == 'prevalence' else None))
         others = pd.Series([o for ks in kinds for o in ks]).value_counts().to_dict()
-        if k == 'unchanged': print(f'unchanged: no alarm in {np.mean([not ks for ks in kinds]):.0%} of draws (wanted 95 %); alarms {others}', flush=True)
-        else: print(f'{k}: named {NAMES[k]!r} first in {np.mean([ks[:1] == [NAMES[k]] for ks in kinds]):.0%} of draws, at all in {np.mean([NAMES[k] in ks for ks in kinds]):.0%}; alarms {others}', flush=True)
+        if k == 'unchanged':
+            print(
+                f'unchanged: no alarm in {np.mean([not ks for ks in kinds]):.0%} of draws (wanted 95 %); alarms '
+                f'{others}',
+                flush=True,
+            )
+        else:
+            print(
+                f'{k}: named {NAMES[k]!r} first in {np.mean([ks[:1] == [NAMES[k]] for ks in kinds]):.0%} of draws, at '
+                f'all in {np.mean([NAMES[k] in ks for ks in kinds]):.0%}; alarms {others}',
+                flush=True,
+            )
 
 
 if __name__ == '__main__':

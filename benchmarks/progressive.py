@@ -1,7 +1,8 @@
 """What progressive resizing earns: the same macro F1 in a part of the time.
 
-One network is trained at the final size throughout, another in stages of growing size for 0.6 of that time. Both see the same
-simulated cells, and both are judged on simulated cells of another seed, with thresholds of their own validation images.
+One network is trained at the final size throughout, another in stages of growing size for 0.6 of that time.
+Both see the same simulated cells, and both are judged on simulated cells of another seed, with thresholds of
+their own validation images.
 
     python benchmarks/progressive.py [--minutes 4] [--share 0.6] [--size 256] [--plot curves.png]
 """
@@ -31,20 +32,28 @@ class Curve(Callback):
         if self.training: return
         self.probs.append(self.pred.sigmoid().cpu().numpy()), self.truth.append(self.y.cpu().numpy())
     def after_validate(self):
-        self.seen.append((self.seconds, self.dls.preprocess().size, np.concatenate(self.probs), np.concatenate(self.truth)))
+        self.seen.append(
+            (self.seconds, self.dls.preprocess().size, np.concatenate(self.probs), np.concatenate(self.truth))
+        )
     def points(self):
         "Worked out when the training is over: its clock does not stop for it"
-        return [(s, size, macro_f1(fit_thresholds(probs, truth).predict(probs), truth)) for s,size,probs,truth in self.seen]
+        return [
+            (s, size, macro_f1(fit_thresholds(probs, truth).predict(probs), truth))
+            for s, size, probs, truth in self.seen
+        ]
 
 
 def train(atlas, test, sizes, minutes, arch, seed):
     "Macro F1 on unseen cells, minutes, and the curve"
     set_seed(seed)
-    dls = HPADataLoaders.from_csv(atlas, size=max(sizes), bs=32, group='antibody', cache=atlas.parent/'cache', progress=False)
+    dls = HPADataLoaders.from_csv(
+        atlas, size=max(sizes), bs=32, group='antibody', cache=atlas.parent / 'cache', progress=False
+    )
     curve = Curve()
     learn = hpa_learner(dls, arch, pretrained=False)
     start = time.perf_counter()
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(curve): learn.fit_progressive(sizes=sizes, minutes=minutes, verbose=False)
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(curve):
+        learn.fit_progressive(sizes=sizes, minutes=minutes, verbose=False)
     took = (time.perf_counter() - start)/60
     learn.calibrate(), learn.fit_thresholds()
     probs, truth = unseen(learn, test)
@@ -77,14 +86,25 @@ def main():
         simulate_atlas(d/'test', n=400, size=a.size, balance='even', seed=32, progress=False)
         runs = {}
         for seed in a.seeds:
-            for name, sizes, minutes in ((f'{a.size} px throughout', (a.size,), a.minutes), (f'{", ".join(map(str, half))} px', half, a.minutes*a.share)):
-                made, truth, probs, took, points = train(d/'atlas', d/'test', sizes, minutes, a.arch, seed)
+            for name, sizes, minutes in (
+                (f'{a.size} px throughout', (a.size,), a.minutes),
+                (f'{", ".join(map(str, half))} px', half, a.minutes * a.share),
+            ):
+                made, truth, probs, took, points = train(d / 'atlas', d / 'test', sizes, minutes, a.arch, seed)
                 runs.setdefault(name, []).append((macro_f1(made, truth), took))
                 print(f'seed {seed}  {name:22} {took:5.2f} min  macro F1 on unseen cells {macro_f1(made, truth):.3f}')
-                print('   seconds of training: size, macro F1 on validation:', '  '.join(f'{s:.0f}: {z}, {f:.3f}' for s, z, f in points), flush=True)
-                if a.plot and seed == a.seeds[0]: draw(a.plot, name, points)
+                print(
+                    '   seconds of training: size, macro F1 on validation:',
+                    '  '.join(f'{s:.0f}: {z}, {f:.3f}' for s, z, f in points),
+                    flush=True,
+                )
+                if a.plot and seed == a.seeds[0]:
+                    draw(a.plot, name, points)
         (f0, t0), (f1, t1) = (np.mean(o, 0) for o in runs.values())
-        print(f'\nthroughout {f0:.3f} in {t0:.2f} min; growing {f1:.3f} in {t1:.2f} min: {t1/t0:.2f} of the time, macro F1 {f1 - f0:+.3f}')
+        print(
+            f'\nthroughout {f0:.3f} in {t0:.2f} min; growing {f1:.3f} in {t1:.2f} min: {t1 / t0:.2f} of the time, '
+            f'macro F1 {f1 - f0:+.3f}'
+        )
 
 
 def draw(file, name, points):

@@ -11,7 +11,8 @@ from hpa_fastai.data.names import CHANNELS
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.verify import verify_images
 
-def plain_loop(row, size): return np.stack([np.asarray(Image.open(row[c]).convert('L').resize((size,size))) for c in CHANNELS])
+def plain_loop(row, size):
+    return np.stack([np.asarray(Image.open(row[c]).convert('L').resize((size, size))) for c in CHANNELS])
 
 def decode_only(row, size):
     for c in CHANNELS: Image.open(row[c]).load()
@@ -29,7 +30,8 @@ def compare(name, rows, size, repeat, wanted, bound=False):
     runs = [[seconds(f, rows)/len(rows) for f in loops] for _ in range(repeat)]
     ratio = [statistics.median(r[0]/r[i] for r in runs) for i in range(1, len(loops))]
     best = [min(t) for t in zip(*runs)]
-    line = f'{name:34} {ratio[0]:5.2f} times the plain loop (wanted {wanted}); FOVs/s a core: ours {1/best[1]:.1f}, plain {1/best[0]:.1f}'
+    line = f'{name:34} {ratio[0]:5.2f} times the plain loop (wanted {wanted})'
+    line += f'; FOVs/s a core: ours {1/best[1]:.1f}, plain {1/best[0]:.1f}'
     print(line + (f'; decoding alone would be {ratio[1]:.2f} times' if bound else ''), flush=True)
 
 def read_all(rows, size):
@@ -40,9 +42,17 @@ def threads(name, rows, size, repeat):
     def run(pool): return seconds(lambda _: list(pool.map(read_all, [rows]*2, [size]*2)), [0])/2
     with reading_pool(2) as t, ProcessPoolExecutor(2, mp_context=get_context('forkserver')) as p:
         for pool in (t, p): list(pool.map(read_all, [rows[:2]]*2, [size]*2))
-        runs = [(seconds(lambda r: plain_loop(r, size), rows), seconds(lambda _: read_all(rows, size), [0]), run(t), run(p)) for _ in range(repeat)]
+        runs = [
+            (seconds(lambda r: plain_loop(r, size), rows), seconds(lambda _: read_all(rows, size), [0]), run(t), run(p))
+            for _ in range(repeat)
+        ]
     plain, one, two, processes = (len(rows)/min(r) for r in zip(*runs))
-    print(f'{name:34} {two/plain:5.2f} times the plain loop by two threads ({two:.0f} FOVs/s; one {one:.0f}, plain {plain:.0f}); {processes/plain:.2f} times by two processes ({len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f})', flush=True)
+    print(
+        f'{name:34} {two / plain:5.2f} times the plain loop by two threads ({two:.0f} FOVs/s; one {one:.0f}, plain '
+        f'{plain:.0f}); {processes / plain:.2f} times by two processes ({len(os.sched_getaffinity(0))} cores, load '
+        f'{os.getloadavg()[0]:.1f})',
+        flush=True,
+    )
 
 def listing(n=25_000):
     with tempfile.TemporaryDirectory() as folder:
@@ -85,13 +95,23 @@ def large_copy(row, folder, ext, depth):
         yield to
 
 def memory(row):
-    "Largest resident size of a new process while it reads a field, less that before, in units of the decoded size (Linux)"
+    """Largest resident size of a new process while it reads a field, less that before, in units of the decoded
+    size (Linux)"""
     with tempfile.TemporaryDirectory() as folder:
         for ext,depth in (('png',1), ('png',2), ('tif',2)):
             large,small = large_copy(row, Path(folder), ext, depth)
             for size in (512, 0):
-                out = subprocess.run([sys.executable, '-c', _memory, large, small, str(size), str(depth)], capture_output=True, text=True, check=True)
-                print(f'{f"memory, 3072 px {8*depth}-bit {ext} to {size or 3072}":34} {float(out.stdout):5.2f} times the decoded size (wanted at most 3)', flush=True)
+                out = subprocess.run(
+                    [sys.executable, '-c', _memory, large, small, str(size), str(depth)],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                print(
+                    f'{f"memory, 3072 px {8 * depth}-bit {ext} to {size or 3072}":34} {float(out.stdout):5.2f} times '
+                    'the decoded size (wanted at most 3)',
+                    flush=True,
+                )
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)

@@ -1,7 +1,8 @@
-"Report: seconds for the page of a run of 2,000 predictions with pictures, maps and comparison with training, beside the page without pictures and a bare table."
+"""Report: seconds for the page of a run of 2,000 predictions with pictures, maps and comparison with training,
+beside the page without pictures and a bare table."""
 import argparse, os, tempfile, time, warnings
 from pathlib import Path
-import numpy as np, pandas as pd
+import pandas as pd
 
 
 def seconds(f):
@@ -27,17 +28,35 @@ def main(tmp, a):
     from hpa_fastai.deploy.predictor import Predictor
     from hpa_fastai.deploy.loading import load_bundle
     from hpa_fastai.interpret.report import report
-    for name, n, size, seed in (('atlas', 80, 64, 0), ('plate', 60, a.size, 1)): simulate_atlas(tmp/name, n=n, size=size, balance='even', seed=seed, progress=False)
-    learn = hpa_learner(HPADataLoaders.from_csv(tmp/'atlas', size=a.read, bs=16, cache=tmp/'cache', progress=False), a.arch, pretrained=False)
+
+    for name, n, size, seed in (('atlas', 80, 64, 0), ('plate', 60, a.size, 1)):
+        simulate_atlas(tmp / name, n=n, size=size, balance='even', seed=seed, progress=False)
+    learn = hpa_learner(
+        HPADataLoaders.from_csv(tmp / 'atlas', size=a.read, bs=16, cache=tmp / 'cache', progress=False),
+        a.arch,
+        pretrained=False,
+    )
     learn.fit_thresholds()
     learn.evaluate()
     model = load_bundle(learn.save_bundle(tmp/'model'))
     run = many(Predictor(model, device='cpu')(tmp/'plate'/'train'), tmp/'plate'/'train', tmp/'many', a.n)
     out = tmp/'page.html'
-    t = [min(seconds(f) for _ in range(a.repeat)) for f in (lambda: report(run, out, model, tmp/'many', force=True), lambda: report(run, tmp/'bare.html', model, force=True), lambda: run.to_html(tmp/'table.html'))]
+    t = [
+        min(seconds(f) for _ in range(a.repeat))
+        for f in (
+            lambda: report(run, out, model, tmp / 'many', force=True),
+            lambda: report(run, tmp / 'bare.html', model, force=True),
+            lambda: run.to_html(tmp / 'table.html'),
+        )
+    ]
     shown = out.read_text(encoding='utf-8').count('<figure')
-    print(f'report of {a.n} predictions ({a.size} px PNG, {a.arch} at {a.read} px, {shown} pictures): {t[0][0]:.1f} s, of which {t[0][1]:.1f} s of computing (wanted under 30), {out.stat().st_size/1e6:.1f} MB (wanted under 10); '
-          f'without pictures {t[1][0]:.1f} s; pandas\' to_html, the table alone, {t[2][0]:.1f} s', flush=True)
+    print(
+        f'report of {a.n} predictions ({a.size} px PNG, {a.arch} at {a.read} px, {shown} pictures): {t[0][0]:.1f} s, '
+        f'of which {t[0][1]:.1f} s of computing (wanted under 30), {out.stat().st_size / 1e6:.1f} MB (wanted under '
+        '10); '
+        f'without pictures {t[1][0]:.1f} s; pandas\' to_html, the table alone, {t[2][0]:.1f} s',
+        flush=True,
+    )
     if a.keep: out.replace(a.keep)
 
 

@@ -1,4 +1,5 @@
-"How long the package makes you wait before it does anything: each start as a process of its own, beside a bare Python and fastai."
+"""How long the package makes you wait before it does anything: each start as a process of its own, beside a bare
+Python and fastai."""
 import argparse
 import resource
 import statistics
@@ -24,9 +25,23 @@ def first_predictions(folder):
     simulate_atlas(folder/'one', n=1, size=512, progress=False)
     dls = HPADataLoaders.from_csv(folder/'atlas', size=128, bs=16, cache=folder/'cache', progress=False)
     model = hpa_learner(dls, 'resnet18', pretrained=False).save_bundle(folder/'model')
-    command = [str(Path(sys.executable).parent/'hpa_fastai'), 'predict', folder/'one', '--model', model, '--out', folder/'out.csv', '--force', '--no-progress']
-    return [('import torch', [sys.executable, '-c', 'import torch'], None), ('import torch, timm', [sys.executable, '-c', 'import torch, timm'], None),
-            ('first prediction, Python', [sys.executable, '-W', 'ignore', '-c', HERE, folder/'one', model], 6.), ('first prediction, command', command, 6.)]
+    command = [
+        str(Path(sys.executable).parent / 'hpa_fastai'),
+        'predict',
+        folder / 'one',
+        '--model',
+        model,
+        '--out',
+        folder / 'out.csv',
+        '--force',
+        '--no-progress',
+    ]
+    return [
+        ('import torch', [sys.executable, '-c', 'import torch'], None),
+        ('import torch, timm', [sys.executable, '-c', 'import torch, timm'], None),
+        ('first prediction, Python', [sys.executable, '-W', 'ignore', '-c', HERE, folder / 'one', model], 6.0),
+        ('first prediction, command', command, 6.0),
+    ]
 
 
 def seconds(cmd):
@@ -50,7 +65,10 @@ def main():
             for name, cmd, _ in starts: times[name].append(seconds(cmd))
     for name, _, wanted in starts:
         took, computed = map(statistics.median, zip(*times[name]))
-        print(f'{name:26} {took:6.3f} s, computing {computed:6.3f} s' + (f'  (wanted: under {wanted} s)' if wanted else ''))
+        print(
+            f'{name:26} {took:6.3f} s, computing {computed:6.3f} s'
+            + (f'  (wanted: under {wanted} s)' if wanted else '')
+        )
 
 
 if __name__ == '__main__': main()

@@ -14,7 +14,11 @@ def main():
         fields = [ImageReader(128).array(r) for r in find_images(args.real_data/name).to_dict('records')]
         right = [likeness(x[0], x[3]) for x in fields]
         wrong = [likeness(x[0], fields[(i+k)%len(fields)][3]) for i,x in enumerate(fields) for k in (1,2,3)]
-        print(f'{name}: {len(right)} right pairs, lowest {min(right):.2f}, median {np.median(right):.2f}; {len(wrong)} wrong pairs, median {np.median(wrong):.2f}, highest {max(wrong):.2f}; '
-              f'below 0.4: {np.mean(np.array(right)<.4):.1%} of the right, {np.mean(np.array(wrong)<.4):.1%} of the wrong')
+        print(
+            f'{name}: {len(right)} right pairs, lowest {min(right):.2f}, median {np.median(right):.2f}; {len(wrong)} '
+            f'wrong pairs, median {np.median(wrong):.2f}, highest {max(wrong):.2f}; '
+            f'below 0.4: {np.mean(np.array(right) < 0.4):.1%} of the right, {np.mean(np.array(wrong) < 0.4):.1%} of '
+            'the wrong'
+        )
 
 if __name__ == '__main__': main()

@@ -1,11 +1,13 @@
-"""Every threshold method side by side: on real score tables, on small validation sets, on made-believe models, and by the clock.
+"""Every threshold method side by side: on real score tables, on small validation sets, on made-believe models, and
+by the clock.
 
     python benchmarks/thresholds.py --real-data DIR [--repeats 20] [--scores FILE.npz ...]
 
-Cross-fitting: the labelled images are cut into five random parts; thresholds fitted on four are applied to the fifth. The pooled
-predictions of all images are scored once with macro F1 (the organisers': over the whole set, classes present in the truth), which
-gives one figure a repeat. Only labels and scores of the four parts are used; unlabelled images and training prevalences are not.
-Intervals: 95 %, of the difference to the best simple method, by repeats (over random cuts of the same images, not over new images).
+Cross-fitting: the labelled images are cut into five random parts; thresholds fitted on four are applied to the
+fifth. The pooled predictions of all images are scored once with macro F1 (the organisers': over the whole set,
+classes present in the truth), which gives one figure a repeat. Only labels and scores of the four parts are
+used; unlabelled images and training prevalences are not. Intervals: 95 %, of the difference to the best simple
+method, by repeats (over random cuts of the same images, not over new images).
 """
 import argparse, time
 from pathlib import Path
@@ -16,9 +18,14 @@ from hpa_fastai.evaluate.threshold_methods import f1_optimum
 from hpa_fastai.evaluate.thresholds import fit_thresholds, THRESHOLD_METHODS
 
 fit = lambda p, t, method: fit_thresholds(p, t, method, folds=0).values
-WAYS = {f'constant {c}': (lambda p, t, c=c: fit(p, t, c)) for c in (.5, .15, .3)} | {
-    'best constant': lambda p, t: fit(p, t, 'constant'), 'optimum': lambda p, t: fit(p, t, 'f1'), 'optimum × 0.7': lambda p, t: .7*fit(p, t, 'f1'),
-    'prevalence': lambda p, t: fit(p, t, 'prevalence'), '100 cross-fitted optima': lambda p, t: fit(p, t, 'crossfit'), 'auto': lambda p, t: fit(p, t, 'auto')}
+WAYS = {f'constant {c}': (lambda p, t, c=c: fit(p, t, c)) for c in (0.5, 0.15, 0.3)} | {
+    'best constant': lambda p, t: fit(p, t, 'constant'),
+    'optimum': lambda p, t: fit(p, t, 'f1'),
+    'optimum × 0.7': lambda p, t: 0.7 * fit(p, t, 'f1'),
+    'prevalence': lambda p, t: fit(p, t, 'prevalence'),
+    '100 cross-fitted optima': lambda p, t: fit(p, t, 'crossfit'),
+    'auto': lambda p, t: fit(p, t, 'auto'),
+}
 
 
 def load(real, files):
@@ -47,8 +54,14 @@ def row(x, base):
 
 
 def real_tables(tables, repeats):
-    out = {name: {w: np.array([crossfit(p, t, f, r) for r in range(repeats)]) for w, f in WAYS.items()} for name, p, t in tables}
-    print(f'\nFive-fold cross-fitting, {repeats} repeats: mean macro F1 [difference to the best other method on that table]')
+    out = {
+        name: {w: np.array([crossfit(p, t, f, r) for r in range(repeats)]) for w, f in WAYS.items()}
+        for name, p, t in tables
+    }
+    print(
+        f'\nFive-fold cross-fitting, {repeats} repeats: mean macro F1 [difference to the best other method on that '
+        'table]'
+    )
     show = {}
     for name, res in out.items():
         best = max((w for w in res if w != 'auto'), key=lambda w: res[w].mean())
@@ -58,7 +71,10 @@ def real_tables(tables, repeats):
 
 
 def small_sets(tables, repeats):
-    print(f'\nSmall validation sets, {repeats} draws, applied to the rest: mean macro F1 [difference to the best constant]')
+    print(
+        f'\nSmall validation sets, {repeats} draws, applied to the rest: mean macro F1 [difference to the best '
+        'constant]'
+    )
     for n in (60, 120, 300):
         show = {}
         for name, p, t in tables:
@@ -73,8 +89,15 @@ def make_believe(models):
         skill, noise = (3.5, 4., 5.)[seed % 3], (0., .5, 1.)[seed//3 % 3]
         p, t = simulate_scores(24000, skill=skill, noise=noise, seed=1000 + seed)
         top = macro_f1(p[4000:] > f1_optimum(p[4000:], t[4000:]), t[4000:])
-        rows += [dict(n=n, way=w, loss=top - macro_f1(p[4000:] > f(p[:n], t[:n]), t[4000:])) for n in (60, 120, 300, 600, 4000) for w, f in WAYS.items()]
-    print(f'\n{models} make-believe models (`simulate_scores`): macro F1 lost against the best possible thresholds, by labelled images')
+        rows += [
+            dict(n=n, way=w, loss=top - macro_f1(p[4000:] > f(p[:n], t[:n]), t[4000:]))
+            for n in (60, 120, 300, 600, 4000)
+            for w, f in WAYS.items()
+        ]
+    print(
+        f'\n{models} make-believe models (`simulate_scores`): macro F1 lost against the best possible thresholds, by '
+        'labelled images'
+    )
     print(pd.DataFrame(rows).pivot_table(index='way', columns='n', values='loss').loc[list(WAYS)].round(4).to_string())
 
 

@@ -21,20 +21,34 @@ class Browser:
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             port = s.getsockname()[1]
-        self.process = subprocess.Popen([driver, f'--port={port}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [driver, f'--port={port}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         self.base = f'http://127.0.0.1:{port}'
-        options = dict(binary=chromium, args=['--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1200,900'])
+        options = dict(
+            binary=chromium,
+            args=[
+                '--headless=new',
+                '--no-sandbox',
+                '--disable-gpu',
+                '--disable-dev-shm-usage',
+                '--window-size=1200,900',
+            ],
+        )
         for _ in range(100):
             try: self._call('GET', '/status')
             except OSError: time.sleep(.1)
             else: break
         always = {'browserName': 'chrome', 'goog:chromeOptions': options, 'goog:loggingPrefs': {'browser': 'ALL'}}
-        self.base += '/session/' + self._call('POST', '/session', dict(capabilities=dict(alwaysMatch=always)))['sessionId']
+        self.base += (
+            '/session/' + self._call('POST', '/session', dict(capabilities=dict(alwaysMatch=always)))['sessionId']
+        )
 
     def _call(self, method, path, body=None):
         data = None if method == 'GET' else json.dumps(body or {}).encode()
         request = urllib.request.Request(self.base + path, data, {'Content-Type': 'application/json'}, method=method)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as answer: return json.load(answer)['value']
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as answer:
+            return json.load(answer)['value']
 
     def open(self, page):
         "Open a file"
@@ -47,29 +61,49 @@ class Browser:
 
     def errors(self):
         "What the console complained of since the last call"
-        return [e['message'] for e in self._call('POST', '/se/log', dict(type='browser')) if e['level'] in ('SEVERE', 'WARNING')]
+        return [
+            e['message']
+            for e in self._call('POST', '/se/log', dict(type='browser'))
+            if e['level'] in ('SEVERE', 'WARNING')
+        ]
 
     def _element(self, css): return self._call('POST', '/element', dict(using='css selector', value=css))
 
     def click(self, css): self._call('POST', f'/element/{next(iter(self._element(css).values()))}/click')
 
-    def type(self, css, text): self._call('POST', f'/element/{next(iter(self._element(css).values()))}/value', dict(text=text))
+    def type(self, css, text):
+        self._call('POST', f'/element/{next(iter(self._element(css).values()))}/value', dict(text=text))
 
     def hover(self, css):
         "Point at the middle of an element"
         self.run('document.querySelector(arguments[0]).scrollIntoView({block: "center"})', css)
         move = dict(type='pointerMove', duration=0, origin=self._element(css), x=0, y=0)
-        self._call('POST', '/actions', dict(actions=[dict(type='pointer', id='mouse', parameters=dict(pointerType='mouse'), actions=[move])]))
+        self._call(
+            'POST',
+            '/actions',
+            dict(actions=[dict(type='pointer', id='mouse', parameters=dict(pointerType='mouse'), actions=[move])]),
+        )
 
     def emulate(self, width=1200, height=900, dark=False, phone=False):
         "Size of the window, and the reader's taste"
         cdp = lambda cmd, **params: self._call('POST', '/goog/cdp/execute', dict(cmd=cmd, params=params))
-        cdp('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone)
-        cdp('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value='dark' if dark else 'light')])
+        cdp(
+            'Emulation.setDeviceMetricsOverride',
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )
+        cdp(
+            'Emulation.setEmulatedMedia',
+            features=[dict(name='prefers-color-scheme', value='dark' if dark else 'light')],
+        )
 
     def screenshot(self, out):
         "The whole page as a picture"
-        shot = self._call('POST', '/goog/cdp/execute', dict(cmd='Page.captureScreenshot', params=dict(captureBeyondViewport=True)))
+        shot = self._call(
+            'POST', '/goog/cdp/execute', dict(cmd='Page.captureScreenshot', params=dict(captureBeyondViewport=True))
+        )
         Path(out).write_bytes(base64.b64decode(shot['data']))
 
     def close(self):

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background deaf to Ctrl-C, and their children with them
+# A shell starts jobs in the background deaf to Ctrl-C, and their children with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
-    parser.addoption('--real-data', default=os.environ.get('HPA_FASTAI_REAL_DATA'), help='folder with real HPA images and tables')
+    parser.addoption('--real-data', default=os.environ.get('HPA_FASTAI_REAL_DATA'),
+                     help='folder with real HPA images and tables')
 
 
 @pytest.fixture(scope='session')

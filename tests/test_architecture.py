@@ -7,8 +7,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT/'hpa_fastai'
 MODULES = sorted(p for p in LIBRARY.rglob('*.py') if p.name != '_modidx.py' and p.stat().st_size)
@@ -31,7 +29,8 @@ def test_no_module_imports_private_names_of_another():
     found = []
     for module in MODULES:
         for node in ast.walk(ast.parse(module.read_text(encoding='utf-8'))):
-            if not isinstance(node, ast.ImportFrom) or not (node.level or (node.module or '').startswith('hpa_fastai')): continue
+            if not isinstance(node, ast.ImportFrom) or not (node.level or (node.module or '').startswith('hpa_fastai')):
+                continue
             found += [f'{module.relative_to(LIBRARY)}: {a.name}' for a in node.names if re.match(r'_[^_]', a.name)]
     assert found == []
 
@@ -54,7 +53,9 @@ def test_few_private_functions_are_used_once():
 
 def test_code_is_clean():
     "No line over 120 characters, no name that is never used or hides another"
-    done = run('ruff', 'check', '--no-cache', '--output-format', 'concise', 'hpa_fastai', 'tests', 'benchmarks', 'setup.py')
+    done = run(
+        'ruff', 'check', '--no-cache', '--output-format', 'concise', 'hpa_fastai', 'tests', 'benchmarks', 'setup.py'
+    )
     found = [line for line in done.stdout.splitlines() if re.match(r'\S+:\d+:\d+: ', line)]
     def text(line):
         name, row = line.split(':')[:2]
@@ -66,7 +67,10 @@ def test_one_import_hides_nothing_of_fastai_and_fastcore():
     import fastai.vision.all
     import fastcore.all
     import hpa_fastai.all
-    theirs = {name: o for name, o in {**vars(fastcore.all), **vars(fastai.vision.all)}.items() if not name.startswith('_')}
+
+    theirs = {
+        name: o for name, o in {**vars(fastcore.all), **vars(fastai.vision.all)}.items() if not name.startswith('_')
+    }
     assert {name for name, o in theirs.items() if vars(hpa_fastai.all).get(name, o) is not o} == set()
 
 

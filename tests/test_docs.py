@@ -11,13 +11,27 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-MODULES = sorted('.'.join(p.relative_to(ROOT/'hpa_fastai').with_suffix('').parts) for p in (ROOT/'hpa_fastai').rglob('*.py')
-                 if p.stem not in ('_modidx', '__init__', 'all'))
+MODULES = sorted(
+    '.'.join(p.relative_to(ROOT / 'hpa_fastai').with_suffix('').parts)
+    for p in (ROOT / 'hpa_fastai').rglob('*.py')
+    if p.stem not in ('_modidx', '__init__', 'all')
+)
 
 
 # Docstrings and parameters
 
-PROTOCOL = {'encodes', 'decodes', 'setups', 'to_detach', *(f'{when}_{what}' for when in ('before', 'after') for what in ('fit', 'epoch', 'train', 'validate', 'batch', 'pred', 'loss', 'backward', 'step'))}  # of fastai's transforms, loaders and callbacks
+PROTOCOL = {
+    'encodes',
+    'decodes',
+    'setups',
+    'to_detach',
+    *(
+        f'{when}_{what}'
+        for when in ('before', 'after')
+        for what in ('fit', 'epoch', 'train', 'validate', 'batch', 'pred', 'loss', 'backward', 'step')
+    ),
+}  # of fastai's transforms, loaders and callbacks
+
 
 def decorated(node, name): return any(name in ast.unparse(d) for d in node.decorator_list)
 
@@ -34,7 +48,9 @@ def undocumented(source, module=None):
     "What a reader of `source` would look for in vain: (line, name, what is missing)"
     lines = source.splitlines()
     tree = ast.parse(source)
-    public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__'), [])
+    public = next(
+        (ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__'), []
+    )
     def commented(a): return '#' in lines[a.end_lineno-1][a.end_col_offset:]
     def function(node, name, doc=True):
         if doc and not ast.get_docstring(node): yield node.lineno, name, 'docstring'
@@ -46,10 +62,13 @@ def undocumented(source, module=None):
         cls = getattr(module, node.name, None)
         if not ast.get_docstring(node): yield node.lineno, node.name, 'docstring'
         for n in node.body:
-            if isinstance(n, ast.AnnAssign) and not n.target.id.startswith('_') and not commented(n): yield n.lineno, f'{node.name}.{n.target.id}', 'comment'
+            if isinstance(n, ast.AnnAssign) and not n.target.id.startswith('_') and not commented(n):
+                yield n.lineno, f'{node.name}.{n.target.id}', 'comment'
             if isinstance(n, ast.FunctionDef):
-                if n.name == '__init__': yield from function(n, f'{node.name}()', doc=False)
-                elif not n.name.startswith('_') and not inherited(cls, n.name): yield from function(n, f'{node.name}.{n.name}')
+                if n.name == '__init__':
+                    yield from function(n, f'{node.name}()', doc=False)
+                elif not n.name.startswith('_') and not inherited(cls, n.name):
+                    yield from function(n, f'{node.name}.{n.name}')
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name in public: yield from klass(node)
         elif isinstance(node, ast.FunctionDef) and not node.name.startswith('_'):
@@ -63,7 +82,10 @@ def undocumented(source, module=None):
 @pytest.mark.parametrize('name', MODULES)
 def test_public_names_are_documented(name):
     module = importlib.import_module(f'hpa_fastai.{name}')
-    assert [f'{n}: no {what} (line {i})' for i, n, what in undocumented(Path(module.__file__).read_text(encoding='utf-8'), module)] == []
+    assert [
+        f'{n}: no {what} (line {i})'
+        for i, n, what in undocumented(Path(module.__file__).read_text(encoding='utf-8'), module)
+    ] == []
 
 
 def test_what_is_undocumented_is_found():
@@ -83,8 +105,15 @@ class A:
     def _private(self, y): return y
     def method(self): return 1
 '''
-    assert [(n, what) for _, n, what in undocumented(source)] == [('f', 'line of its own for a'), ('f', 'line of its own for b'), ('g', 'docstring'), ('g', 'comment behind b'),
-                                                   ('A.m', 'comment'), ('A()', 'comment behind x'), ('A.method', 'docstring')]
+    assert [(n, what) for _, n, what in undocumented(source)] == [
+        ('f', 'line of its own for a'),
+        ('f', 'line of its own for b'),
+        ('g', 'docstring'),
+        ('g', 'comment behind b'),
+        ('A.m', 'comment'),
+        ('A()', 'comment behind x'),
+        ('A.method', 'docstring'),
+    ]
 
 
 # Links
@@ -95,9 +124,17 @@ def anchors(page):
     "The headings of a notebook or a Markdown file, as links write them"
     text = page.read_text(encoding='utf-8')
     if page.suffix == '.ipynb': text = '\n'.join(prose(page))
-    return {re.sub(r'[^\w\- ]', '', words(h).lower()).strip().replace(' ', '-') for h in re.findall(r'^#+ (.+)$', text, re.M)}
+    return {
+        re.sub(r'[^\w\- ]', '', words(h).lower()).strip().replace(' ', '-')
+        for h in re.findall(r'^#+ (.+)$', text, re.M)
+    }
 
-def prose(nb): return [''.join(c['source']) for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown']
+def prose(nb):
+    return [
+        ''.join(c['source'])
+        for c in json.loads(nb.read_text(encoding='utf-8'))['cells']
+        if c['cell_type'] == 'markdown'
+    ]
 
 def broken_links(page, text):
     "Links of `text` in the file `page` to files or headings that aren't there"
@@ -128,7 +165,8 @@ def test_broken_links_are_found(tmp_path):
 
 # README
 
-def code_blocks(page, lang): return re.findall(rf'^```{lang}\n(.*?)^```', (ROOT/page).read_text(encoding='utf-8'), re.M | re.S)
+def code_blocks(page, lang):
+    return re.findall(rf'^```{lang}\n(.*?)^```', (ROOT / page).read_text(encoding='utf-8'), re.M | re.S)
 
 SHORTER = {'minutes=30': 'minutes=.02', "arch='resnet18'": "arch='lenet5', pretrained=False", 'size=128': 'size=32',
            '--minutes 30': '--minutes .02 --arch lenet5 --pretrained no --size 32 --no-progress'}
@@ -154,7 +192,9 @@ def test_what_is_shortened_stands_in_the_readme():
     assert all(long in text for long in SHORTER)
 
 
-@pytest.mark.parametrize('code', code_blocks('README.md', 'python'), ids=lambda c: re.search(r'predict|train|\w+\(', c)[0])
+def named(code): return re.search(r'predict|train|\w+\(', code)[0]
+
+@pytest.mark.parametrize('code', code_blocks('README.md', 'python'), ids=named)
 def test_python_of_the_readme_runs(place, code):
     if 'save_bundle' in code: (place/'hpa_model').rename(place/'older')
     found = {}
@@ -174,7 +214,9 @@ def test_commands_of_the_readme_run(place, capsys):
 
 def test_make_targets_of_the_readme_exist():
     targets = set(re.findall(r'^(\w+):', (ROOT/'Makefile').read_text(encoding='utf-8'), re.M))
-    assert {l.split()[1] for b in code_blocks('README.md', 'sh') for l in b.splitlines() if l.startswith('make ')} <= targets
+    assert {
+        l.split()[1] for b in code_blocks('README.md', 'sh') for l in b.splitlines() if l.startswith('make ')
+    } <= targets
 
 
 def test_readme_is_short(): assert len((ROOT/'README.md').read_text(encoding='utf-8').splitlines()) < 200
@@ -189,7 +231,12 @@ def listed(contents):
 
 def test_sidebar_lists_every_notebook_once():
     import yaml
-    pages = list(listed(yaml.safe_load((ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']))
+
+    pages = list(
+        listed(
+            yaml.safe_load((ROOT / 'nbs' / 'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+        )
+    )
     there = sorted(p.relative_to(ROOT/'nbs').as_posix() for p in NOTEBOOKS)
     assert sorted(pages) == there, 'add the notebook to a part of nbs/sidebar.yml'
 
@@ -200,21 +247,32 @@ def imports_and_more(source):
     except SyntaxError: return False
     return kinds == {True, False}
 
-@pytest.mark.parametrize('nb', [p for p in NOTEBOOKS if p.parent.name != 'tutorials' and p.name != 'index.ipynb'], ids=lambda p: p.stem)
+PAGES = [p for p in NOTEBOOKS if p.parent.name != 'tutorials' and p.name != 'index.ipynb']
+
+@pytest.mark.parametrize('nb', PAGES, ids=lambda p: p.stem)
 def test_imports_have_cells_of_their_own(nb):
     "The site runs every cell that imports, and no other: what else stands in it would be run alone"
-    code = [''.join(c['source']) for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    code = [
+        ''.join(c['source']) for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code'
+    ]
     assert [c[:80] for c in code if imports_and_more(c) and not c.startswith('#|')] == []
 
 
 def test_site_and_templates_are_yaml():
     import yaml
     quarto = yaml.safe_load((ROOT/'nbs'/'_quarto.yml').read_text(encoding='utf-8'))
-    assert quarto['metadata-files'] == ['nbdev.yml', 'sidebar.yml'] and (ROOT/'nbs'/quarto['format']['html']['css']).is_file()
+    assert (
+        quarto['metadata-files'] == ['nbdev.yml', 'sidebar.yml']
+        and (ROOT / 'nbs' / quarto['format']['html']['css']).is_file()
+    )
     assert all((ROOT/'nbs'/o['href']).is_file() for o in quarto['website']['navbar']['left'])
     for form in (ROOT/'.github'/'ISSUE_TEMPLATE').glob('*.yml'):
         text = form.read_text(encoding='utf-8')
-        assert form.name == 'config.yml' or {'name', 'description', 'body'} <= yaml.safe_load(text).keys() and 'hpa_fastai --version' in text
+        assert (
+            form.name == 'config.yml'
+            or {'name', 'description', 'body'} <= yaml.safe_load(text).keys()
+            and 'hpa_fastai --version' in text
+        )
 
 
 def test_citation_names_this_version():

@@ -12,8 +12,22 @@ PROGRAM = Path(__file__).parent.parent/'benchmarks'/'gpu.py'
 
 def judge(tmp_path, *checks):
     "What it found, by check"
-    command = [sys.executable, '-W', 'ignore', PROGRAM, '--device', 'cpu', '--tiny', '--json', tmp_path/'gpu.json', '--only', *checks]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    command = [
+        sys.executable,
+        '-W',
+        'ignore',
+        PROGRAM,
+        '--device',
+        'cpu',
+        '--tiny',
+        '--json',
+        tmp_path / 'gpu.json',
+        '--only',
+        *checks,
+    ]
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path/'gpu.json').read_text())
     assert found['tiny'] and found['device'] == 'cpu'
@@ -43,5 +57,8 @@ def test_a_check_that_fails_stops_no_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, 'CHECKS', dict(broken=broken, short=short))
     assert gpu.main(['--device', 'cpu', '--json', str(tmp_path/'gpu.json')]) == 1
     found = json.loads((tmp_path/'gpu.json').read_text())['checks']
-    assert [(o['fine'], o['reason'], o['short']) for o in found] == [(False, 'ValueError: no such thing', []), (False, '', ['share'])]
+    assert [(o['fine'], o['reason'], o['short']) for o in found] == [
+        (False, 'ValueError: no such thing', []),
+        (False, '', ['share']),
+    ]
     assert 'FALLS SHORT' in capsys.readouterr().out

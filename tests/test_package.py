@@ -27,7 +27,8 @@ def run(*args, cwd=ROOT, **kwargs):
 def copy(tmp_path_factory):
     "A copy of the project, exported and cleaned anew"
     top = tmp_path_factory.mktemp('project')
-    for name in ('nbs', 'hpa_fastai'): shutil.copytree(ROOT/name, top/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('nbs', 'hpa_fastai'):
+        shutil.copytree(ROOT / name, top / name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
     for name in ('pyproject.toml', 'settings.ini', 'README.md'): shutil.copy(ROOT/name, top)
     for cmd in ('nbdev-export', 'nbdev-clean'):
         done = run(BIN/cmd, cwd=top)
@@ -35,7 +36,8 @@ def copy(tmp_path_factory):
     return top
 
 
-def texts(top, pattern): return {p.relative_to(top).as_posix(): p.read_text(encoding='utf-8') for p in sorted(top.glob(pattern))}
+def texts(top, pattern):
+    return {p.relative_to(top).as_posix(): p.read_text(encoding='utf-8') for p in sorted(top.glob(pattern))}
 
 
 def test_library_is_exported_from_notebooks(copy):
@@ -72,14 +74,20 @@ def test_notebook_is_a_page(nb):
 
 
 def test_import_is_light():
-    done = run(sys.executable, '-c', "import sys, hpa_fastai, hpa_fastai.cli.main; print(sorted({'torch', 'fastai', 'numpy', 'pandas'} & set(sys.modules)))")
+    done = run(
+        sys.executable,
+        '-c',
+        "import sys, hpa_fastai, hpa_fastai.cli.main; print(sorted({'torch', 'fastai', 'numpy', 'pandas'} & "
+        "set(sys.modules)))",
+    )
     assert done.stdout.strip() == '[]', done.stderr
 
 
 def test_wheel_holds_modules_and_weights(tmp_path):
     top = tmp_path/'project'
     shutil.copytree(ROOT/'hpa_fastai', top/'hpa_fastai', ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, top)
+    for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, top)
     built = run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-v', '-w', tmp_path, top)
     assert built.returncode == 0, built.stderr
     assert 'absent from setuptools' not in built.stdout + built.stderr
@@ -114,7 +122,10 @@ def test_all_that_is_written_follows_the_umask(small_atlas, trained, tmp_path):
         trained[0].save_bundle(tmp_path/'m')
         build_cache(few, ImageReader(size=16), tmp_path/'cache', progress=False)
         predictor = Predictor(trained[1], device='cpu')
-        for end in ('csv', 'parquet'): predictor.to_file(few, tmp_path/f'p.{end}', embeddings=tmp_path/f'e.{"npy" if end == "csv" else end}', progress=False)
+        for end in ('csv', 'parquet'):
+            predictor.to_file(
+                few, tmp_path / f'p.{end}', embeddings=tmp_path / f'e.{"npy" if end == "csv" else end}', progress=False
+            )
         predict_cells(predictor, few, out=tmp_path/'cells.csv', progress=False)
         write_checkpoint(tmp_path/'checkpoint.pt', {})
         simulate_atlas(tmp_path/'atlas', n=2, size=64, masks=True, progress=False)
@@ -133,7 +144,9 @@ def test_versions_are_known_without_metadata(tmp_path, monkeypatch):
     def none(name): raise metadata.PackageNotFoundError(name)
     before = library_versions()
     monkeypatch.setattr(metadata, 'version', none)
-    assert {k: v.split('+')[0] for k, v in library_versions().items()} == {k: v.split('+')[0] for k, v in before.items()}
+    assert {k: v.split('+')[0] for k, v in library_versions().items()} == {
+        k: v.split('+')[0] for k, v in before.items()
+    }
     assert hpa_fastai.__version__ == before['hpa_fastai']
 
 
@@ -143,6 +156,19 @@ def test_nbdev_test_hands_arguments_on():
 
 
 def test_nbdev_test_without_nbdev_says_what_to_install(tmp_path):
-    done = subprocess.run([sys.executable, '-c', f"import sys; sys.executable = {str(tmp_path/'python')!r}; from hpa_fastai.dev.readme import nbdev_test; nbdev_test()"],
-                          capture_output=True, text=True, env={**os.environ, 'PATH': str(tmp_path)})
-    assert done.returncode == 1 and "pip install 'hpa_fastai[dev]'" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-c',
+            f"import sys; sys.executable = {str(tmp_path / 'python')!r}; from hpa_fastai.dev.readme import "
+            "nbdev_test; nbdev_test()",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PATH': str(tmp_path)},
+    )
+    assert (
+        done.returncode == 1
+        and "pip install 'hpa_fastai[dev]'" in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+    )

@@ -24,13 +24,20 @@ def test_help_and_version():
     done = run('--help')
     assert done.returncode == 0 and all(c in done.stdout for c in ('demo', 'simulate', 'train', 'evaluate', 'predict'))
     done = run('--version')
-    assert all(w in done.stdout for w in ('hpa_fastai', 'python', 'torch', 'fastai', 'timm', 'device')) and len(done.stdout.splitlines()) == 1
+    assert (
+        all(w in done.stdout for w in ('hpa_fastai', 'python', 'torch', 'fastai', 'timm', 'device'))
+        and len(done.stdout.splitlines()) == 1
+    )
 
 
 def test_version_without_torch(tmp_path):
     (tmp_path/'torch.py').write_text('raise ImportError', encoding='utf-8')
-    done = subprocess.run([sys.executable, '-c', 'from hpa_fastai.cli.main import main; main(["--version"])'], capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])})
+    done = subprocess.run(
+        [sys.executable, '-c', 'from hpa_fastai.cli.main import main; main(["--version"])'],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])},
+    )
     assert done.returncode == 0 and 'device none, without torch' in done.stdout
 
 
@@ -41,8 +48,12 @@ def test_wrong_usage_is_code_2(args): assert run(*args).returncode == 2
 NUMBERS = dict(  # of each command: options that take numbers
     train=('size', 'sizes', 'minutes', 'epochs', 'bs', 'lr', 'seed', 'valid-pct', 'fold', 'folds'),
     compare=('size', 'sizes', 'minutes', 'epochs', 'bs', 'lr', 'seed', 'folds'),
-    predict=('bs', 'n-workers', 'timeout', 'settle'), evaluate=('bs', 'n-workers'), cells=('bs', 'n-workers', 'prior', 'pixel-size'),
-    simulate=('n', 'size', 'seed'), demo=('minutes',))
+    predict=('bs', 'n-workers', 'timeout', 'settle'),
+    evaluate=('bs', 'n-workers'),
+    cells=('bs', 'n-workers', 'prior', 'pixel-size'),
+    simulate=('n', 'size', 'seed'),
+    demo=('minutes',),
+)
 
 
 @pytest.mark.parametrize('number', ['-2', 'nan', 'inf', '99999999999999999999', '1e400', 'many', '', '0x10', '9'*5000])
@@ -60,17 +71,41 @@ def test_numbers_that_make_no_sense_are_told_in_one_line(number, tmp_path, monke
 def test_every_number_of_the_command_has_limits():
     from hpa_fastai.cli.main import make_parser
     commands = make_parser()._subparsers._group_actions[0].choices
-    found = {name: {a.option_strings[0][2:] for a in p._actions if type(a.default) in (int, float)} for name, p in commands.items()}
+    found = {
+        name: {a.option_strings[0][2:] for a in p._actions if type(a.default) in (int, float)}
+        for name, p in commands.items()
+    }
     assert all(options <= set(NUMBERS.get(name, ())) for name, options in found.items()), found
     of_the_reader = {'bits', 'percentiles', 'pixel_size'}  # which `ImageReader` checks
     assert {a.dest for p in commands.values() for a in p._actions if a.type in (int, float)} <= of_the_reader
 
 
 def test_train_evaluate_predict(small_atlas, tmp_path):
-    done = run('train', small_atlas, '--group', 'antibody', '--arch', 'lenet5', '--pretrained', 'no', '--sizes', 32, '--epochs', 1,
-               '--cache', tmp_path/'cache', '--out', tmp_path/'model', cwd=tmp_path)
+    done = run(
+        'train',
+        small_atlas,
+        '--group',
+        'antibody',
+        '--arch',
+        'lenet5',
+        '--pretrained',
+        'no',
+        '--sizes',
+        32,
+        '--epochs',
+        1,
+        '--cache',
+        tmp_path / 'cache',
+        '--out',
+        tmp_path / 'model',
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    assert 'images to train on' in done.stdout and 'macro F1' in done.stdout and (tmp_path/'model'/'config.json').is_file()
+    assert (
+        'images to train on' in done.stdout
+        and 'macro F1' in done.stdout
+        and (tmp_path / 'model' / 'config.json').is_file()
+    )
     done = run('evaluate', small_atlas, '--model', tmp_path/'model', '--out', tmp_path/'classes.csv', '--no-progress')
     assert done.returncode == 0 and 'macro F1' in done.stdout, done.stderr
     assert len(pd.read_csv(tmp_path/'classes.csv')) == 28
@@ -85,7 +120,17 @@ def test_some_inputs_failed_is_code_1(small_atlas, trained, tmp_path, capsys):
     shutil.copytree(small_atlas/'train', tmp_path/'plate')
     broken = Path(find_images(tmp_path/'plate').red[7])
     broken.write_bytes(broken.read_bytes()[:100])
-    code = main(['predict', str(tmp_path/'plate'), '--model', str(trained[1]), '--out', str(tmp_path/'p.csv'), '--no-progress'])
+    code = main(
+        [
+            'predict',
+            str(tmp_path / 'plate'),
+            '--model',
+            str(trained[1]),
+            '--out',
+            str(tmp_path / 'p.csv'),
+            '--no-progress',
+        ]
+    )
     err = capsys.readouterr().err
     assert code == 1 and broken.name in err and '1 of 90' in err
     assert len(pd.read_csv(tmp_path/'p.csv')) == 90
@@ -93,17 +138,40 @@ def test_some_inputs_failed_is_code_1(small_atlas, trained, tmp_path, capsys):
 
 def test_predict_says_what_it_does_and_writes_what_is_asked(small_atlas, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    base = ['predict', str(small_atlas/'train'), '--model', str(trained[1]), '--bs', '16', '--device', 'cpu', '--no-progress']
+    base = [
+        'predict',
+        str(small_atlas / 'train'),
+        '--model',
+        str(trained[1]),
+        '--bs',
+        '16',
+        '--device',
+        'cpu',
+        '--no-progress',
+    ]
     assert main([*base, '--dry-run']) == 0
     said = capsys.readouterr().out
-    assert '90 fields of view' in said and 'cpu, full precision' in said and 'nothing was written' in said and not os.listdir(tmp_path)
+    assert (
+        '90 fields of view' in said
+        and 'cpu, full precision' in said
+        and 'nothing was written' in said
+        and not os.listdir(tmp_path)
+    )
     ids = find_images(small_atlas/'train').Id.tolist()
     (tmp_path/'sample.csv').write_text('Id,Predicted\n' + ''.join(f'{i},0\n' for i in reversed(ids)))
-    assert main([*base, '--out', 'p.parquet', '--embeddings', 'e.npy', '--submission', 's.csv', '--sample', 'sample.csv']) == 0
+    assert (
+        main([*base, '--out', 'p.parquet', '--embeddings', 'e.npy', '--submission', 's.csv', '--sample', 'sample.csv'])
+        == 0
+    )
     assert sorted(os.listdir(tmp_path)) == ['e.ids.json', 'e.npy', 'p.parquet', 's.csv', 'sample.csv']
     assert pd.read_csv('s.csv').Id.tolist() == ids[::-1] and pd.read_parquet('p.parquet').Id.tolist() == ids
-    for more in (['--out', 'p.parquet'], ['--out', 'q.csv', '--submission', 's.csv', '--sample', 'sample.csv'], ['--out', 'q.csv', '--submission', 't.csv'],
-                 ['--out', 'q.csv', '--embeddings', 'e.npy'], ['--out', 'q.csv', '--submission', 't.csv', '--sample', 'none.csv']):
+    for more in (
+        ['--out', 'p.parquet'],
+        ['--out', 'q.csv', '--submission', 's.csv', '--sample', 'sample.csv'],
+        ['--out', 'q.csv', '--submission', 't.csv'],
+        ['--out', 'q.csv', '--embeddings', 'e.npy'],
+        ['--out', 'q.csv', '--submission', 't.csv', '--sample', 'none.csv'],
+    ):
         assert main([*base, *more]) == 2
     assert not (tmp_path/'q.csv').exists()
 
@@ -130,7 +198,12 @@ def test_could_not_start_is_code_2_and_one_line(small_atlas, trained, tmp_path, 
     args = [a.replace('ATLAS', str(small_atlas)).replace('MODEL', str(trained[1])) for a in args]
     assert main(args + ['--no-progress']) == 2
     err = capsys.readouterr().err
-    assert words in err and err.startswith('hpa_fastai: ') and len(err.strip().splitlines()) == 1 and 'Traceback' not in err
+    assert (
+        words in err
+        and err.startswith('hpa_fastai: ')
+        and len(err.strip().splitlines()) == 1
+        and 'Traceback' not in err
+    )
     assert not (tmp_path/'hpa_model').exists() and not (tmp_path/'predictions.csv').exists()
 
 
@@ -145,7 +218,24 @@ def test_offline_training_goes_on_from_scratch(small_atlas, tmp_path, monkeypatc
     import hpa_fastai.models.architectures as m
     monkeypatch.setattr(m, '_timm_file', lambda arch: (_ for _ in ()).throw(m._no_weights(arch, 'no network')))
     monkeypatch.chdir(tmp_path)
-    assert main(['train', str(small_atlas), '--arch', 'resnet10t', '--sizes', '32', '--epochs', '1', '--cache', str(tmp_path/'cache'), '--no-progress']) == 0
+    assert (
+        main(
+            [
+                'train',
+                str(small_atlas),
+                '--arch',
+                'resnet10t',
+                '--sizes',
+                '32',
+                '--epochs',
+                '1',
+                '--cache',
+                str(tmp_path / 'cache'),
+                '--no-progress',
+            ]
+        )
+        == 0
+    )
     assert 'Training from scratch: the pretrained weights of resnet10t' in capsys.readouterr().out
 
 
@@ -153,7 +243,22 @@ def test_offline_training_starts_from_simulated_cells(small_atlas, tmp_path, mon
     import hpa_fastai.models.architectures as m
     monkeypatch.setattr(m, '_timm_file', lambda arch: (_ for _ in ()).throw(m._no_weights(arch, 'no network')))
     monkeypatch.chdir(tmp_path)
-    assert main(['train', str(small_atlas), '--sizes', '32', '--epochs', '1', '--cache', str(tmp_path/'cache'), '--no-progress']) == 0
+    assert (
+        main(
+            [
+                'train',
+                str(small_atlas),
+                '--sizes',
+                '32',
+                '--epochs',
+                '1',
+                '--cache',
+                str(tmp_path / 'cache'),
+                '--no-progress',
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert 'Starting with smallresnet, which knows simulated cells: the pretrained weights of resnet18' in said
     assert 'the head alone, a few seconds (--fine-tune yes trains the body too)' in said
@@ -175,7 +280,12 @@ def test_a_stopped_training_is_kept_and_goes_on(small_atlas, tmp_path):
     while not log.exists() and p.poll() is None: time.sleep(.05)
     p.send_signal(signal.SIGINT)
     out = p.communicate()[0]
-    assert p.returncode == 1 and 'training was stopped' in out and (tmp_path/'m'/'model.safetensors').exists() and log.exists(), out
+    assert (
+        p.returncode == 1
+        and 'training was stopped' in out
+        and (tmp_path / 'm' / 'model.safetensors').exists()
+        and log.exists()
+    ), out
     again = subprocess.run(args, capture_output=True, text=True)
     assert again.returncode == 2 and again.stderr.count('\n') == 1 and '--resume goes on' in again.stderr
     mine = (tmp_path/'m'/'config.json').read_text()
@@ -189,15 +299,35 @@ def test_a_stopped_training_is_kept_and_goes_on(small_atlas, tmp_path):
 
 
 def test_a_model_that_cannot_be_saved_is_kept(small_atlas, tmp_path, monkeypatch, capsys):
-    from hpa_fastai.deploy.bundle import Bundle
-    args = ['train', str(small_atlas), '--arch', 'lenet5', '--pretrained', 'no', '--size', '32', '--sizes', '32', '--epochs', '1',
-            '--out', str(tmp_path/'m'), '--no-cache', '--no-progress']
+
+    args = [
+        'train',
+        str(small_atlas),
+        '--arch',
+        'lenet5',
+        '--pretrained',
+        'no',
+        '--size',
+        '32',
+        '--sizes',
+        '32',
+        '--epochs',
+        '1',
+        '--out',
+        str(tmp_path / 'm'),
+        '--no-cache',
+        '--no-progress',
+    ]
     def full(*_): raise OSError(28, 'No space left on device')
     with monkeypatch.context() as m:
         m.setattr('hpa_fastai.deploy.saving._write_files', full)
         assert main(args) == 2
     said = capsys.readouterr().err
-    assert f'the training is kept in {tmp_path/"m.training"}' in said and 'No space left' in said and 'Traceback' not in said
+    assert (
+        f'the training is kept in {tmp_path / "m.training"}' in said
+        and 'No space left' in said
+        and 'Traceback' not in said
+    )
     with monkeypatch.context() as m:
         m.setattr('hpa_fastai.train.callbacks.AverageWeights.before_fit', full)  # nothing is trained again
         assert main([*args, '--resume']) == 0
@@ -206,7 +336,20 @@ def test_a_model_that_cannot_be_saved_is_kept(small_atlas, tmp_path, monkeypatch
 
 def test_places_that_cannot_take_a_model_are_refused_before_training(small_atlas, tmp_path, monkeypatch, capsys):
     import shutil
-    args = ['train', str(small_atlas), '--arch', 'lenet5', '--pretrained', 'no', '--size', '32', '--no-cache', '--no-progress', '--out']
+
+    args = [
+        'train',
+        str(small_atlas),
+        '--arch',
+        'lenet5',
+        '--pretrained',
+        'no',
+        '--size',
+        '32',
+        '--no-cache',
+        '--no-progress',
+        '--out',
+    ]
     monkeypatch.setattr('hpa_fastai.experiments.training.fit_and_save', None)
     assert main([*args, '/proc/nowhere/m']) == 2 and "can't be made" in capsys.readouterr().err
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(100, 99, 1))
@@ -218,20 +361,52 @@ def test_a_reader_who_leaves_changes_nothing(small_atlas, command):
     "As in `hpa_fastai … 2>&1 | true`: all lines come after the other end is closed"
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([str(COMMAND), *command.replace('ATLAS', str(small_atlas)).split()], stdout=writer, stderr=writer)
+    done = subprocess.run(
+        [str(COMMAND), *command.replace('ATLAS', str(small_atlas)).split()], stdout=writer, stderr=writer
+    )
     os.close(writer)
     assert done.returncode == 0
 
 
 def test_training_reads_as_it_is_told(small_atlas, tmp_path, capsys):
     import json
-    args = ['train', str(small_atlas), '--arch', 'lenet5', '--pretrained', 'no', '--sizes', '32', '--epochs', '1', '--no-cache', '--no-progress']
-    reading = ['--channels', 'rgb', '--missing', 'zero', '--z', 'channels', '--scale', 'percentile', '--percentiles', '2', '98']
+
+    args = [
+        'train',
+        str(small_atlas),
+        '--arch',
+        'lenet5',
+        '--pretrained',
+        'no',
+        '--sizes',
+        '32',
+        '--epochs',
+        '1',
+        '--no-cache',
+        '--no-progress',
+    ]
+    reading = [
+        '--channels',
+        'rgb',
+        '--missing',
+        'zero',
+        '--z',
+        'channels',
+        '--scale',
+        'percentile',
+        '--percentiles',
+        '2',
+        '98',
+    ]
     assert main([*args, *reading, '--out', str(tmp_path/'m')]) == 0
     model = json.loads((tmp_path/'m'/'config.json').read_text())['model']
     assert 'rgb' in json.dumps(model) or 'rgb' in (tmp_path/'m'/'config.json').read_text()
-    for wrong, words in ((['--channels', 'pink'], "channels='pink'"), (['--bits', '99'], 'bits=99'), (['--pixel-size', '-1'], 'pixel_size=-1')):
-        assert main([*args, *wrong, '--out', str(tmp_path/'n')]) == 2 and words in capsys.readouterr().err
+    for wrong, words in (
+        (['--channels', 'pink'], "channels='pink'"),
+        (['--bits', '99'], 'bits=99'),
+        (['--pixel-size', '-1'], 'pixel_size=-1'),
+    ):
+        assert main([*args, *wrong, '--out', str(tmp_path / 'n')]) == 2 and words in capsys.readouterr().err
 
 
 def test_names_that_are_not_utf8_by_every_door(small_atlas, trained, tmp_path, monkeypatch):
@@ -246,10 +421,29 @@ def test_names_that_are_not_utf8_by_every_door(small_atlas, trained, tmp_path, m
     (tmp_path/'train.csv').write_text('Id,Target\n'+''.join(f'{i},{k%2}\n' for k, i in enumerate(ids)))
     monkeypatch.chdir(tmp_path)
     model = str(trained[1])
-    for argv in (['verify', os.fsdecode(plate), '--csv', 'train.csv', '--deep', '--out', 'v.csv'], ['predict', 'tr', '--model', model, '--out', 'p.csv'],
-                 ['cells', 'tr', '--model', model, '--out', 'c.csv'],
-                 ['explore', 'tr', '--csv', str(tmp_path/'train.csv'), '--out', 'e.html'],
-                 ['train', '.', '--images', 'tr', '--out', 'm', '--epochs', '1', '--sizes', '32', '--arch', 'lenet5', '--cache', 'cc', '--dry-run']):
+    for argv in (
+        ['verify', os.fsdecode(plate), '--csv', 'train.csv', '--deep', '--out', 'v.csv'],
+        ['predict', 'tr', '--model', model, '--out', 'p.csv'],
+        ['cells', 'tr', '--model', model, '--out', 'c.csv'],
+        ['explore', 'tr', '--csv', str(tmp_path / 'train.csv'), '--out', 'e.html'],
+        [
+            'train',
+            '.',
+            '--images',
+            'tr',
+            '--out',
+            'm',
+            '--epochs',
+            '1',
+            '--sizes',
+            '32',
+            '--arch',
+            'lenet5',
+            '--cache',
+            'cc',
+            '--dry-run',
+        ],
+    ):
         assert main([*argv, *(() if argv[0] in ('explore', 'verify') else ('--no-progress',))]) in (0, None), argv
     assert sorted(pd.read_csv('p.csv').Id) == sorted(ids)
 
@@ -257,9 +451,19 @@ def test_names_that_are_not_utf8_by_every_door(small_atlas, trained, tmp_path, m
 def test_hints_are_true_by_both_doors():
     import re
     import hpa_fastai
-    options = {'force=True': '--force', 'resume=True': '--resume', 'cache=…': '--cache', 'group=antibody_of': '--group', 'pretrained=False': '--pretrained', 'model=…': '--model'}
+
+    options = {
+        'force=True': '--force',
+        'resume=True': '--resume',
+        'cache=…': '--cache',
+        'group=antibody_of': '--group',
+        'pretrained=False': '--pretrained',
+        'model=…': '--model',
+    }
     for module in Path(hpa_fastai.__file__).parent.rglob('*.py'):
-        if module.stem == 'onnx' or module.parent.name == 'cli': continue  # there is no command for the one, and the other is the command
+        if module.stem == 'onnx' or module.parent.name == 'cli':
+            continue  # there is no command for the one, and the other is the command
         for line in module.read_text(encoding='utf-8').splitlines():
             for argument, option in options.items():
-                if argument in line and re.search(r"Error\(|warn\(|^\s+f?['\"]", line): assert option in line, f'{module.name}: {line.strip()}'
+                if argument in line and re.search(r"Error\(|warn\(|^\s+f?['\"]", line):
+                    assert option in line, f'{module.name}: {line.strip()}'

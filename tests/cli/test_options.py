@@ -62,22 +62,40 @@ def test_every_option_is_declared_once():
     package, seen = Path(hpa_fastai.__file__).parent/'cli', {}
     for module in sorted(package.glob('*.py')):
         for node in ast.walk(ast.parse(module.read_text(encoding='utf-8'))):
-            if not (isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'add_argument' and node.args): continue
+            if not (isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'add_argument' and node.args):
+                continue
             name = node.args[0]
-            if isinstance(name, ast.Constant) and name.value.startswith('--'): seen.setdefault(name.value, []).append(module.name)
-    assert '--watch' in seen and {option: where for option, where in seen.items() if len(where) > 1 and option != '--masks'} == {}  # of simulate and of cells
+            if isinstance(name, ast.Constant) and name.value.startswith('--'):
+                seen.setdefault(name.value, []).append(module.name)
+    assert (
+        '--watch' in seen
+        and {option: where for option, where in seen.items() if len(where) > 1 and option != '--masks'} == {}
+    )  # of simulate and of cells
     from hpa_fastai.cli.options import OPTIONS
     assert not {'--'+name.replace('_', '-') for name in OPTIONS} & set(seen)
 
 
-@pytest.mark.parametrize('command', [name for name, parser in COMMANDS.items() if any(a.dest == 'csv' for a in parser._actions)])
-def test_tables_are_found_beside_the_data_and_where_one_stands(command, small_atlas, trained, tmp_path, monkeypatch, capsys):
+WITH_TABLES = [name for name, parser in COMMANDS.items() if any(a.dest == 'csv' for a in parser._actions)]
+
+@pytest.mark.parametrize('command', WITH_TABLES)
+def test_tables_are_found_beside_the_data_and_where_one_stands(
+    command, small_atlas, trained, tmp_path, monkeypatch, capsys
+):
     "--csv is looked for in the data folder first and then in the working folder, by every command"
     from hpa_fastai.cli.main import main
-    (tmp_path/'mine.csv').write_bytes((small_atlas/'train.csv').read_bytes())
+
+    (tmp_path / 'mine.csv').write_bytes((small_atlas / 'train.csv').read_bytes())
     monkeypatch.chdir(tmp_path)
-    more = {'train': ['--dry-run'], 'compare': ['--archs', 'no_such_network'], 'evaluate': ['--model', str(trained[1])],
-            'verify': [], 'explore': ['--out', 'e.html'], 'report': ['--out', 'r.html']}[command]
+    more = {
+        'train': ['--dry-run'],
+        'compare': ['--archs', 'no_such_network'],
+        'evaluate': ['--model', str(trained[1])],
+        'verify': [],
+        'explore': ['--out', 'e.html'],
+        'report': ['--out', 'r.html'],
+    }[command]
     for csv, found in (('train.csv', True), ('mine.csv', True), ('none.csv', False)):
-        main([command, str(small_atlas), '--csv', csv, *more, *(['--force'] if command in ('explore', 'report') else [])])
+        main(
+            [command, str(small_atlas), '--csv', csv, *more, *(['--force'] if command in ('explore', 'report') else [])]
+        )
         assert ('none.csv' in capsys.readouterr().err) == (not found)
