@@ -185,7 +185,7 @@ def predict_cells(
     "Say where the protein is in every cell: a row a cell"
     prior, diameter, pixel_size = checked(prior=prior, diameter=diameter, pixel_size=pixel_size, error=CellError)
     if out is not None: out = Path(path_text(out, 'out', CellError))
-    if out and not Path(f'{out}.part.json').is_file(): check_out(out, force)
+    if out: check_start(out, force)
     if border not in BORDERS: raise CellError(f'border={border!r}: choose one of {", ".join(BORDERS)}')
     p = model if isinstance(model, Predictor) else Predictor(model, device, bs, n_workers=n_workers)
     images = plain_source(images)
@@ -195,7 +195,7 @@ def predict_cells(
     if not out: return with_labels(pd.concat(fovs(range(len(table))), ignore_index=True), p.labels)
     about = dict(source=about_source(images), **p.about(), masks=masks if masks is None else about_source(masks), prior=float(prior), border=border,
                  diameter=diameter and float(diameter), pixel_size=pixel_size and float(pixel_size))
-    with CellJournal(out, [*_about, 'Predicted', 'Names', *p.labels.classes, 'mask', 'error'], about, force) as journal:
+    with Journal(out, cell_columns(p.labels), about, force, several_rows=True) as journal:
         if not journal.complete:
             outlines, stamps = _mask_stamps(found, table.Id), {}
             now = {i: s+outlines[i] for i,s in stamps_now(table, journal.done).items()}
@@ -203,7 +203,7 @@ def predict_cells(
                 for rows in parts:
                     id_ = rows.Id.iloc[0]
                     journal.note({id_: stamps.pop(id_)+outlines[id_]})
-                    journal.add(rows)
+                    journal.add(rows.itertuples(index=False, name=None))
             journal.finish(table.Id.tolist())
     return with_labels(read_cells(out), p.labels)
 

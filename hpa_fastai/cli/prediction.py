@@ -49,8 +49,9 @@ def add_evaluate(
 def _check_places(args):
     "Refuse what can't be written"
     from hpa_fastai.basics.errors import HPAError
-    from hpa_fastai.deploy.tables import check_out, check_writable
-    if not Path(f'{args.out}.part.json').is_file(): check_out(args.out, args.force)
+    from hpa_fastai.deploy.journal import check_start
+    from hpa_fastai.deploy.tables import check_writable
+    check_start(args.out, args.force)
     wanted = {args.embeddings: ('.npy', '.parquet'), args.submission: ('.csv',), args.report: ('.html',)}
     for file,formats in wanted.items():
         if file is None: continue
@@ -163,8 +164,9 @@ def cells(
 ) -> int:  # the exit code
     "Predict every cell of a folder"
     from hpa_fastai.cells.cells import cells_submission, predict_cells
-    from hpa_fastai.deploy.tables import check_out, check_writable
-    if not Path(f'{args.out}.part.json').is_file(): check_out(args.out, args.force)
+    from hpa_fastai.deploy.journal import check_start
+    from hpa_fastai.deploy.tables import check_writable
+    check_start(args.out, args.force)
     if args.submission: check_writable(args.submission, ('.csv',))
     check_free(args.submission, args.force)
     predictor = predictor_of(args)

@@ -357,7 +357,7 @@ def to_file(self:Predictor,
     if embeddings is not None: embeddings = Path(path_text(embeddings, 'embeddings'))
     table = locate(source)
     about = dict(source=about_source(source), **self.about(), embeddings=embeddings and str(embeddings))
-    with Journal(out, self.labels, about, force, embeddings and EmbeddingFile(embeddings)) as journal:
+    with Journal(out, result_columns(self.labels), about, force, embeddings=embeddings and EmbeddingFile(embeddings)) as journal:
         if not journal.complete: self._fill(journal, table, progress)
     return journal
 
@@ -379,7 +379,7 @@ def predict(
     "Say where the protein is, for every field of view in a folder"
     if out is not None: out = Path(path_text(out, 'out'))
     if embeddings and not out: raise HPAError(f'{embeddings}: embeddings are written beside a table of predictions; name it with out=… (--out)')
-    if out and not Path(f'{out}.part.json').is_file(): check_out(out, force)
+    if out: check_start(out, force)
     predictor = Predictor(model, device, bs, tta, at_least_one, precision, n_workers)
     if not out: return predictor(folder, progress)
     return with_labels(read_predictions(predictor.to_file(folder, out, force, embeddings, progress).out), predictor.labels)

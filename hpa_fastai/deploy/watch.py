@@ -187,7 +187,7 @@ def _close(journal, ripening, final):
     left = left[~_is_answered(journal, left)]
     left['Id'] = check_ids(left.Id)
     journal.waiting, done = list(_incomplete(left, ripening.channels)), set(journal.done)
-    nothing = [float('nan')]*len(journal.labels)
+    nothing = [float('nan')]*(len(journal.columns)-5)
     rows = [(i, '', '', *nothing, '', why) for i,why in journal.waiting if i not in journal.seen or i not in done]
     if final: journal.replace(rows)
 
@@ -211,7 +211,7 @@ def watch(
     stop, ripening = stop or threading.Event(), Ripening(folder, _needed(predictor), settle)
     about = dict(watched=os.path.abspath(folder), **predictor.about())
     told = dict(unit='FOV', desc=f'watching on {predictor.where}', disable=not progress)
-    with Journal(out, predictor.labels, about, force, growing=True) as journal, tqdm_bar(initial=len(journal), **told) as bar:
+    with Journal(out, result_columns(predictor.labels), about, force, growing=True) as journal, tqdm_bar(initial=len(journal), **told) as bar:
         try:
             for n in _looks(predictor, ripening, journal, _wake_ups(folder, poll, stop, min(1., settle)), timeout): bar.update(n)
         except KeyboardInterrupt: stop.set()

@@ -210,12 +210,6 @@ def _equip(path, d, evaluation):
     with np.load(path/'sample.npz') as f: sample = torch.from_numpy(f['images'])
     return write_bundle(replace(b, thresholds=d.thresholds, calibration=d.calibration, config=json.loads(json.dumps(config))), path, sample, force=True)
 
-# %% ../../nbs/experiments/20_folds.ipynb #1424e444
-def _write_table(df, path):
-    "A table of predictions, as `predict` writes it"
-    text = {c: df[c].map(escape_cell) for c in ('Id', 'Predicted', 'Names', 'flags', 'error')}
-    write_whole(path, df.assign(**text).rename(columns=escape_cell).to_csv(index=False, float_format='%.6f', lineterminator='\n'))
-
 # %% ../../nbs/experiments/20_folds.ipynb #59ffed6f
 def labelled_table(
     df: pd.DataFrame | str | Path,  # Id, Target, and any other columns; or a csv of them
@@ -237,7 +231,8 @@ def _which(folds, n_folds):
 def _write_folds(out, res, d):
     "Leave the models with all they need, and the tables beside them"
     for m in res.models: _equip(m, d, res.evaluation)
-    _write_table(res.predictions, out/'predictions.csv')
+    table = res.predictions
+    write_whole(out/'predictions.csv', csv_text([list(table), *table.itertuples(index=False, name=None)]))
     write_whole(out/'classes.csv', res.evaluation.table.to_csv())
 
 # %% ../../nbs/experiments/20_folds.ipynb #9295ad81

@@ -325,13 +325,13 @@ def test_a_killed_run_goes_on(plate, trained, tmp_path):
     from hpa_fastai.data.files import find_images
     from hpa_fastai.deploy.tables import ResultError, read_cells
     whole = predict_cells(trained[1], plate, out=tmp_path/'whole.csv', progress=False)
-    code = f"""import time, hpa_fastai.deploy.tables as r
+    code = f"""import time, hpa_fastai.deploy.journal as r
 from hpa_fastai.cells.cells import predict_cells
-add = r.CellJournal.add
-def slow(self, table):
-    add(self, table)
+add = r.Journal.add
+def slow(self, rows, embeddings=None):
+    add(self, rows, embeddings)
     time.sleep(60 if len(self)==2 else 0)
-r.CellJournal.add = slow
+r.Journal.add = slow
 predict_cells({str(trained[1])!r}, {str(plate)!r}, out={str(tmp_path/'cells.csv')!r}, progress=False)"""
     run, part = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code]), tmp_path/'cells.csv.part'
     ids = find_images(plate).Id.tolist()

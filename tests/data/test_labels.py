@@ -163,9 +163,8 @@ def test_names_that_would_break_a_table_are_refused(classes, message):
     assert '\n' not in str(e.value)
 
 def test_columns_of_tables_are_no_names():
-    from hpa_fastai.cells.cells import _about
-    from hpa_fastai.deploy.tables import result_columns
-    for column in {*result_columns(LabelSet('none', ('a',))), *_about, 'mask', 'Target'}-{'a'}:
+    from hpa_fastai.deploy.tables import cell_columns, result_columns
+    for column in {*result_columns(LabelSet('none', ('a',))), *cell_columns(LabelSet('none', ('a',))), 'Target'}-{'a'}:
         for name in (column, column.upper()):
             with pytest.raises(LabelError, match='as a column of the tables of results'): get_labels(['a', name])
 

@@ -23,6 +23,7 @@ from hpa_fastai.deploy.predictor import Predictor, predict
 from hpa_fastai.deploy.scoring import evaluate_predictions
 from hpa_fastai.data.labels import HPA28, HPAError, read_labels
 from hpa_fastai.deploy.journal import Journal
+from hpa_fastai.deploy.tables import result_columns
 from hpa_fastai.evaluate.thresholds import plain_thresholds
 
 NAMES = list(HPA28.classes)
@@ -295,7 +296,7 @@ def test_images_that_came_in_the_meantime_get_their_place(plate, trained, tmp_pa
 def test_two_runs_do_not_write_one_table(plate, trained, tmp_path):
     predictor = Predictor(trained[1])
     about = dict(source=str(plate), **predictor.about(), embeddings=None)
-    with Journal(tmp_path/'p.csv', HPA28, about):
+    with Journal(tmp_path/'p.csv', result_columns(HPA28), about):
         with pytest.raises(HPAError, match='another run'): predictor.to_file(plate, tmp_path/'p.csv', progress=False)
 
 

@@ -13,7 +13,7 @@ from hpa_fastai.data.labels import HPA19, HPA28, ZTG10, LabelSet, get_labels
 from hpa_fastai.deploy.embeddings import EmbeddingFile
 from hpa_fastai.deploy.journal import Journal
 from hpa_fastai.deploy.tables import (ResultError, as_predictions, check_ids, labels_of, read_cells,
-                                      read_predictions, with_labels)
+                                      read_predictions, result_columns, with_labels)
 
 ODD = ['=HYPERLINK("http://x")', '+1', '-1', '@SUM(1)', '\t=1', "'=1", "'plain", '../../etc/passwd', 'a\nb', 'a\r\nb', 'a,b', '"a"', 'x'*300, '🔬', ' a ', 'nan', 'NA', '', '007']
 
@@ -23,7 +23,7 @@ def row(id_, labels=ZTG10, error='', p=.123456789):
 
 
 def write(out, rows, labels=ZTG10, about=None):
-    with Journal(out, labels, about or {}) as j:
+    with Journal(out, result_columns(labels), about or {}) as j:
         j.add(rows)
         j.finish([r[0] for r in rows])
 
@@ -62,7 +62,7 @@ def test_a_planted_link_is_refused(tmp_path):
     (tmp_path/'mine').write_text('years of work')
     (tmp_path/'p.csv.part').symlink_to(tmp_path/'mine')
     (tmp_path/'p.csv.part.json').write_text('{}')
-    with pytest.raises(ResultError, match='link'): Journal(tmp_path/'p.csv', ZTG10, {})
+    with pytest.raises(ResultError, match='link'): Journal(tmp_path/'p.csv', result_columns(ZTG10), {})
     assert (tmp_path/'mine').read_text() == 'years of work'
 
 
@@ -70,10 +70,10 @@ def test_a_planted_link_is_refused(tmp_path):
 def test_a_cut_line_is_written_again(tmp_path, cut):
     rows = [row(i) for i in ('one', 'two\nlines', 'three "quoted"', 'four')]
     write(tmp_path/'whole.csv', rows)
-    with Journal(tmp_path/'p.csv', ZTG10, {}) as j: j.add(rows[:3])
+    with Journal(tmp_path/'p.csv', result_columns(ZTG10), {}) as j: j.add(rows[:3])
     part = tmp_path/'p.csv.part'
     os.truncate(part, part.stat().st_size - cut)
-    with Journal(tmp_path/'p.csv', ZTG10, {}) as j:
+    with Journal(tmp_path/'p.csv', result_columns(ZTG10), {}) as j:
         assert j.done == [r[0] for r in rows[:len(j)]] and len(j) < 3
         j.add(rows[len(j):])
         j.finish([r[0] for r in rows])
@@ -83,23 +83,23 @@ def test_a_cut_line_is_written_again(tmp_path, cut):
 def test_killed_between_the_name_and_the_end(tmp_path):
     write(tmp_path/'p.csv', [row('a'), row('b', error='bad')])
     (tmp_path/'p.csv.part.json').write_text('{}')
-    with Journal(tmp_path/'p.csv', ZTG10, {}) as j: assert j.complete and j.done == ['a', 'b'] and j.failed == [('b', 'bad')]
+    with Journal(tmp_path/'p.csv', result_columns(ZTG10), {}) as j: assert j.complete and j.done == ['a', 'b'] and j.failed == [('b', 'bad')]
     assert os.listdir(tmp_path) == ['p.csv']
 
 
 def test_a_foreign_part_is_left_alone(tmp_path):
     (tmp_path/'p.csv.part').write_text('mine')
-    with pytest.raises(ResultError, match='no record'): Journal(tmp_path/'p.csv', ZTG10, {})
+    with pytest.raises(ResultError, match='no record'): Journal(tmp_path/'p.csv', result_columns(ZTG10), {})
     (tmp_path/'p.csv.part.json').write_text('{"bs": ')
-    with pytest.raises(ResultError, match='damaged'): Journal(tmp_path/'p.csv', ZTG10, {})
+    with pytest.raises(ResultError, match='damaged'): Journal(tmp_path/'p.csv', result_columns(ZTG10), {})
     assert (tmp_path/'p.csv.part').read_text() == 'mine'
 
 
 def test_an_old_table_stays_until_the_new_one_is_whole(tmp_path):
     write(tmp_path/'p.csv', [row('old')])
-    with Journal(tmp_path/'p.csv', ZTG10, {}, force=True) as j: j.add([row('new')])
+    with Journal(tmp_path/'p.csv', result_columns(ZTG10), {}, force=True) as j: j.add([row('new')])
     assert read_predictions(tmp_path/'p.csv').Id.tolist() == ['old']
-    with Journal(tmp_path/'p.csv', ZTG10, {}, force=True) as j:
+    with Journal(tmp_path/'p.csv', result_columns(ZTG10), {}, force=True) as j:
         assert j.done == ['new']
         j.finish()
     assert read_predictions(tmp_path/'p.csv').Id.tolist() == ['new']
@@ -148,12 +148,12 @@ def test_a_kill_while_names_are_given_loses_nothing(tmp_path, monkeypatch, name,
             calls.append(b)
             if len(calls) == at+1: raise KeyboardInterrupt
         replace(a, b)
-    with Journal(tmp_path/name, ZTG10, {}, embeddings=EmbeddingFile(tmp_path/'e.npy')) as j:
+    with Journal(tmp_path/name, result_columns(ZTG10), {}, embeddings=EmbeddingFile(tmp_path/'e.npy')) as j:
         j.add([row('b'), row('a')], np.array([[1., 2], [3, 4]]))
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
             m.setattr(os, 'replace', killed)
             j.finish(['a', 'b'])
-    with Journal(tmp_path/name, ZTG10, {}, embeddings=EmbeddingFile(tmp_path/'e.npy')) as j: j.finish(['a', 'b'])
+    with Journal(tmp_path/name, result_columns(ZTG10), {}, embeddings=EmbeddingFile(tmp_path/'e.npy')) as j: j.finish(['a', 'b'])
     assert read_predictions(tmp_path/name).Id.tolist() == ['a', 'b'] and np.load(tmp_path/'e.npy').tolist() == [[3, 4], [1, 2]]
     assert sorted(os.listdir(tmp_path)) == ['e.ids.json', 'e.npy', name]
 
