@@ -219,7 +219,7 @@ def nan(lab):
     learn.dls.train.bs = n
     learn.add_cb(Spoil(4))
     folder, said = lab.tmp/'nan', ''
-    try: learn.fit_progressive(sizes=(learn.size,), epochs=3, folder=folder, verbose=False)
+    try: learn.fit_progressive(sizes=(learn.dls.settings.size,), epochs=3, folder=folder, verbose=False)
     except TrainingError as e: said = str(e)
     yield holds('training stops, and says why', 'is not a number' in said)
     yield holds('the weights that are kept are numbers', finite(learn.model.state_dict().values()))
@@ -250,7 +250,7 @@ def memory(lab):
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter('always')
-            learn.fit_progressive(sizes=(learn.size,), epochs=2, verbose=False)
+            learn.fit_progressive(sizes=(learn.dls.settings.size,), epochs=2, verbose=False)
     finally:
         if lab.gpu: torch.cuda.set_per_process_memory_fraction(1.)
     halved = [int(n) for o in said for n in re.findall(r'going on with (\d+)', str(o.message))]
@@ -287,7 +287,7 @@ def scaler(lab):
             learn, watch = lab.learner(lab.few()), Watch()
             if not hasattr(learn, 'training_precision'): return
             learn.add_cb(watch)
-            learn.fit_progressive(sizes=(learn.size,), epochs=lab.of(6, 1), verbose=False)
+            learn.fit_progressive(sizes=(learn.dls.settings.size,), epochs=lab.of(6, 1), verbose=False)
         losses[name] = learn.training_log[-1]['valid_loss']
         if dtype is not None:
             yield holds('the loss is scaled', min(watch.scales) > 1)
@@ -310,7 +310,7 @@ def answer_on_cpu(export, model, images, out):
 def export(lab):
     "What was trained here, loaded where there is no GPU"
     learn = lab.learner(lab.few())
-    learn.fit_progressive(sizes=(learn.size,), epochs=lab.of(4, 1), verbose=False)
+    learn.fit_progressive(sizes=(learn.dls.settings.size,), epochs=lab.of(4, 1), verbose=False)
     learn.fit_thresholds()
     images = lab.few()/'train'
     here, _ = learn.get_preds(dl=learn.dls.test_dl(find_images(images), num_workers=0))
@@ -355,7 +355,7 @@ def train_on(lab, atlas, folder, out, slow):
     learn = lab.learner(atlas)
     learn.add_cb(Slow(slow))
     set_seed(3, reproducible=True)
-    learn.fit_progressive(sizes=(learn.size,), epochs=lab.of(4, 3), folder=folder, resume=True, verbose=False)
+    learn.fit_progressive(sizes=(learn.dls.settings.size,), epochs=lab.of(4, 3), folder=folder, resume=True, verbose=False)
     torch.save([t.detach().cpu() for t in learn.model.state_dict().values()], out)
 
 
@@ -395,7 +395,7 @@ def train_among_processes(lab, out):
     if lab.gpu: torch.cuda.set_device(0)
     torch.distributed.init_process_group('nccl' if lab.gpu else 'gloo')
     learn = lab.learner(lab.few())
-    with learn.distrib_ctx(): learn.fit_progressive(sizes=(learn.size,), epochs=lab.of(2, 1), verbose=False)
+    with learn.distrib_ctx(): learn.fit_progressive(sizes=(learn.dls.settings.size,), epochs=lab.of(2, 1), verbose=False)
     learn.fit_thresholds()
     learn.save_bundle(out/'model', note=False)
     about = dict(backend=torch.distributed.get_backend(), losses=[o['valid_loss'] for o in learn.training_log],
@@ -502,9 +502,9 @@ def speeds(lab, model, folder, repeat):
     "Fields a second, predicted and in parts; the share of decoding, and of the slower part; memory; and the predictor"
     p = Predictor(model, lab.device)
     bundle, rows = p.folded[0], find_images(folder).to_dict('records')
-    batch = torch.stack([bundle.reader(r).as_subclass(torch.Tensor) for r in rows[:p.bs]])
+    batch = torch.stack([bundle.settings.reader(r).as_subclass(torch.Tensor) for r in rows[:p.bs]])
     def decode():
-        with ThreadPoolExecutor(p.n_workers) as pool: list(pool.map(bundle.reader.array, rows))
+        with ThreadPoolExecutor(p.n_workers) as pool: list(pool.map(bundle.settings.reader.array, rows))
     def forward():
         for _ in range(max(len(rows)//len(batch), 1)): bundle.run(bundle.inputs(batch), p.half)
     def predict(): p.to_file(folder, lab.tmp/'speed.csv', force=True, progress=False)

@@ -59,9 +59,9 @@ def speed(tmp, a):
     folder = clone(tmp/'large', tmp/'many', a.n)
     table, p = find_images(folder), Predictor(model, device='cpu')
     b, rows = p.bundles[0], table.to_dict('records')
-    x = torch.stack([b.reader(r).as_subclass(torch.Tensor) for r in rows[:32]])
+    x = torch.stack([b.settings.reader(r).as_subclass(torch.Tensor) for r in rows[:32]])
     def decode():
-        with ThreadPoolExecutor(p.n_workers) as pool: list(pool.map(b.reader.array, rows))
+        with ThreadPoolExecutor(p.n_workers) as pool: list(pool.map(b.settings.reader.array, rows))
     def forward():
         for _ in range(a.n//32): b.run(b.inputs(x))
     def plain():
@@ -217,7 +217,7 @@ def odd(tmp, a):
         noise=[rng.integers(0, 256, (4, 192, 192), np.uint8) for _ in range(50)],
     )
     def unlike(arrays):
-        x = b.pixels([b.reader(o) for o in arrays])
+        x = b.pixels([b.settings.reader(o) for o in arrays])
         return b.flagger.unlikeness(x, b.run(b.inputs(x))[1])
     base = unlike(cells)
     known = p(dls.valid_ds.items)['flags'].str.contains('unlike-training').mean()

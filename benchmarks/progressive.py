@@ -33,7 +33,7 @@ class Curve(Callback):
         self.probs.append(self.pred.sigmoid().cpu().numpy()), self.truth.append(self.y.cpu().numpy())
     def after_validate(self):
         self.seen.append(
-            (self.seconds, self.dls.preprocess().size, np.concatenate(self.probs), np.concatenate(self.truth))
+            (self.seconds, self.dls.settings.size, np.concatenate(self.probs), np.concatenate(self.truth))
         )
     def points(self):
         "Worked out when the training is over: its clock does not stop for it"

@@ -39,12 +39,13 @@ class NormalizeRGBY(DisplayedTransform):
     "Normalise batches, by the figures of each picture, of its source, or of all"
     order = 99
     def __init__(self,
-        mean:tuple|None=None,  # one a channel, 0..1; None: each picture's own
-        std:tuple|None=None,  # one a channel, 0..1; None: each picture's own
+        mean:tuple|None=None,  # of each channel, 0..1; None: each picture's own
+        std:tuple|None=None,  # of each channel, 0..1; None: each picture's own
         source:bool=False,  # by the figures that a batch carries as `figures`, B×2×4
     ): self.mean, self.std, self.source = mean, std, source
     def encodes(self, x:TensorRGBY):
-        return Preprocess(x.shape[-1], self.mean, self.std, self.source).normalize(x, x.__dict__.pop('figures', None))
+        figures = x.__dict__.pop('figures', None)
+        return normalize(x, self.mean, self.std, figures if self.source else None)
     def decodes(self, x:TensorRGBY):
         "Back to 0..1 for showing; exact where mean and deviation were given"
         return _stretched(x) if self.mean is None else _denormalized(x, self.mean, self.std)

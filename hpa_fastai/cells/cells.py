@@ -134,7 +134,7 @@ def _cell_probs(predictor, places, masks, cells):
     probs = []
     for b in predictor.bundles:
         x = predictor.inputs(b, [places])[0]
-        small = _mask_input(masks, b.reader, x.shape[-1])
+        small = _mask_input(masks, b.settings.reader, x.shape[-1])
         parts = (single_cells(x, small, cells[k:k+predictor.bs]) for k in range(0, len(cells), predictor.bs))
         probs.append(np.concatenate([b.run(o.contiguous(memory_format=torch.channels_last), predictor.half)[0] for o in parts]))
     return np.mean(probs, 0)

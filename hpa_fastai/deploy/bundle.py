@@ -13,8 +13,7 @@ from fastcore.basics import patch
 from ..basics.packages import version_of
 from ..basics.errors import HPAError
 from ..data.labels import LabelSet
-from ..data.reader import ImageReader
-from ..batches.settings import Preprocess, resize
+from ..batches.settings import ImageSettings, resize
 from ..evaluate.calibration import Calibration
 from ..evaluate.thresholds import Thresholds, plain_thresholds
 from ..evaluate.flags import Flagger
@@ -32,8 +31,7 @@ class Bundle:
     "A trained network and all that turns a field of view into its input, and its output into locations."
     model: torch.nn.Module  # B×4×S×S to B×C logits
     labels: LabelSet  # the classes, in the order of the outputs
-    reader: ImageReader  # files to pixels
-    preprocess: Preprocess  # pixels to the network's input
+    settings: ImageSettings  # files to pixels, and pixels to the network's input
     thresholds: Thresholds  # probabilities to locations
     calibration: Calibration|None  # of the probabilities, before the thresholds
     config: dict  # as in config.json
@@ -44,7 +42,7 @@ class Bundle:
         self.thresholds = replace(self.thresholds, exclusive=self.labels.negative)
 
     def probs(self,
-        x: torch.Tensor,  # B×4×S×S uint8, as `reader` gives it
+        x: torch.Tensor,  # B×4×S×S uint8, as `settings.reader` gives it
     ) -> np.ndarray:  # B×C
         "Compute the probability of each class."
         return self.run(self.inputs(x))[0]
@@ -58,11 +56,11 @@ def inputs(self:Bundle,
 ) -> torch.Tensor:  # B×4×S×S float, on the device
     "Turn pictures into the network's input."
     def prepare(x, figures):
-        x = self.preprocess(x.as_subclass(torch.Tensor).to(self.device), figures)
+        x = self.settings(x.as_subclass(torch.Tensor).to(self.device), figures)
         return x.contiguous(memory_format=torch.channels_last)
     if isinstance(imgs, torch.Tensor): return prepare(imgs, figures)
     shapes = {tuple(o.shape) for o in imgs if o is not None}
-    size = self.preprocess.size
+    size = self.settings.size
     blank = torch.zeros(shapes.pop() if len(shapes) == 1 else (4, size, size), dtype=torch.uint8)
     imgs = [blank if o is None else o.as_subclass(torch.Tensor) for o in imgs]
     if len({o.shape for o in imgs}) == 1: return prepare(torch.stack(imgs), figures)
@@ -75,7 +73,7 @@ def pixels(self:Bundle,
     imgs: list,  # 4×H×W uint8 of any size, None where there is no picture
 ) -> torch.Tensor:  # B×4×S×S uint8
     "Bring pictures to one size, for the flags."
-    size = self.reader.size or self.preprocess.size
+    size = self.settings.reader.size or self.settings.size
     def fit(x):
         if x is None: return torch.zeros(4, size, size, dtype=torch.uint8)
         x = x.as_subclass(torch.Tensor)
@@ -115,7 +113,7 @@ def to(self:Bundle,
 def folded(self:Bundle) -> Bundle:
     "A copy for predicting, its batch norms folded into the convolutions before them where that can be done."
     from torch.fx.experimental.optimization import fuse
-    size = self.preprocess.size
+    size = self.settings.size
     x = torch.arange(4.*size*size, device=self.device).sin().view(1, 4, size, size)
     try: body = fuse(self.model[0]).eval()
     except Exception: return self  # tracing raises whatever the code of the network raises
@@ -134,15 +132,15 @@ def from_learner(cls:Bundle,
     learn,  # of `hpa_learner`
 ) -> Bundle:
     "Gather a learner's model and settings."
-    labels, reader = learn.dls.labels, learn.dls.reader
-    preprocess = learn.dls.set_size(learn.size).preprocess()
+    labels, settings = learn.dls.labels, learn.dls.settings
+    preprocess = {k: v for k,v in asdict(settings).items() if k!='reader'}
     thresholds, calibration, evaluation = (getattr(learn, k, None) for k in ('thresholds', 'calibration', 'evaluation'))
     thresholds = replace(thresholds or plain_thresholds(.5, len(labels)), exclusive=labels.negative)
     config = dict(
-        format_version=FORMAT, model=learn.model.config, labels=asdict(labels), reader=asdict(reader),
-        preprocess=asdict(preprocess), thresholds=thresholds.to_dict(),
+        format_version=FORMAT, model=learn.model.config, labels=asdict(labels), reader=asdict(settings.reader),
+        preprocess=preprocess, thresholds=thresholds.to_dict(),
         calibration=calibration and calibration.to_dict(),
         training=getattr(learn, 'history', {}), metrics=None if evaluation is None else evaluation.class_records(),
         validation=None if evaluation is None else evaluation.to_dict(), reference=None, versions=library_versions())
     config = json.loads(json.dumps(config))
-    return Bundle(learn.model.eval(), labels, reader, preprocess, thresholds, calibration, config, learn.dls.device)
+    return Bundle(learn.model.eval(), labels, settings, thresholds, calibration, config, learn.dls.device)

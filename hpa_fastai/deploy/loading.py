@@ -17,7 +17,7 @@ from ..basics.errors import HPAError
 from ..basics.paths import path_text
 from ..data.labels import LabelSet
 from ..data.reader import ImageReader
-from ..batches.settings import Preprocess
+from ..batches.settings import ImageSettings
 from ..evaluate.calibration import Calibration
 from ..evaluate.thresholds import Thresholds
 from ..evaluate.flags import Flagger
@@ -146,14 +146,14 @@ def load_bundle(
         config = _read_config(folder)
         labels = _build(LabelSet, config['labels'], f'{folder}: labels')
         reader = _build(ImageReader, config['reader'], f'{folder}: reader')
-        preprocess = _build(Preprocess, config['preprocess'], f'{folder}: preprocess')
+        settings = _build(ImageSettings, dict(config['preprocess'], reader=reader), f'{folder}: preprocess')
         model, figures = _load_network(folder, config)
     try: flagger = config['flags'] and Flagger.from_arrays(figures, config['flags'], model.n_features)
     except (KeyError, ValueError) as e:
         raise BundleError(f'{folder}: the figures of the training pictures are not valid: {e}') from None
     thresholds = Thresholds.from_dict(config['thresholds'])
     calibration = config['calibration'] and Calibration.from_dict(config['calibration'])
-    return Bundle(model, labels, reader, preprocess, thresholds, calibration, config, flagger=flagger).to(device)
+    return Bundle(model, labels, settings, thresholds, calibration, config, flagger=flagger).to(device)
 
 # %% ../../nbs/deploy/15_loading.ipynb #455eadd8
 MAX_SAMPLE = 2**28  # bytes of all arrays of a sample

@@ -20,12 +20,12 @@ class _Whole(nn.Module):
     "From pixels to probabilities"
     def __init__(self, bundle):
         super().__init__()
-        self.model, self.preprocess, cal = bundle.model, bundle.preprocess, bundle.calibration
-        if self.preprocess.source: raise BundleError("normalised by the figures of each picture's source, which an ONNX graph does not know; train with normalize='image' or 'dataset'")
+        self.model, self.settings, cal = bundle.model, bundle.settings, bundle.calibration
+        if self.settings.source: raise BundleError("normalised by the figures of each picture's source, which an ONNX graph does not know; train with normalize='image' or 'dataset'")
         if cal and cal.steps: raise BundleError("isotonic calibration has no place in an ONNX graph; calibrate with method='platt' or 'temperature'")
         self.line = cal and [torch.tensor(o, dtype=torch.float32) for o in (cal.slope, cal.offset)]
     def forward(self, images):
-        logits = self.model(self.preprocess(images))
+        logits = self.model(self.settings(images))
         return torch.sigmoid(logits.clamp(-14, 14)*self.line[0]+self.line[1] if self.line else logits)
 
 # %% ../../nbs/deploy/40_onnx.ipynb #4e80a7fb
@@ -48,7 +48,7 @@ def export_onnx(
     out, bundle = Path(path_text(out, 'out', BundleError)), model if isinstance(model, Bundle) else load_bundle(model)
     if out.exists() and not force: raise BundleError(f'{out} exists; give another name, or overwrite it with force=True')
     tmp, device = out.with_name(out.name+'.tmp'), bundle.device
-    _trace(_Whole(bundle.to('cpu')).eval(), bundle.reader.size or bundle.preprocess.size, tmp)
+    _trace(_Whole(bundle.to('cpu')).eval(), bundle.settings.reader.size or bundle.settings.size, tmp)
     os.replace(tmp, out)
     bundle.to(device)
     return out

@@ -60,9 +60,9 @@ def _odd_pictures(bundles, places, embs):
     "By flag, the pictures that half of the models or more find odd"
     seen, votes = {}, {}
     for bundle,emb in zip(bundles, embs):
-        kind = bundle.reader, bundle.reader.size or bundle.preprocess.size
+        kind = bundle.settings.reader, bundle.settings.reader.size or bundle.settings.size
         if kind not in seen:
-            x = bundle.pixels([o and o[bundle.reader] for o in places])
+            x = bundle.pixels([o and o[bundle.settings.reader] for o in places])
             if bundle.device.type=='cuda': x = x.to(bundle.device)  # pictures are measured there too
             seen[kind] = x, np.concatenate([picture_figures(o) for o in x.split(max(1, 2**23//x.shape[-1]**2))])
         x, figures = seen[kind]
@@ -157,8 +157,8 @@ class Predictor:
         self.folded, first = [b.folded() for b in self.bundles], self.bundles[0]
         self.labels, self.device, self.half = first.labels, first.device, _is_half(precision, first.device)
         self.thresholds = average_thresholds([b.thresholds for b in self.bundles])
-        self.readers = list(dict.fromkeys(b.reader for b in self.bundles))
-        self.sources = {b.reader: Sources(b.reader) for b in self.bundles if b.preprocess.source}
+        self.readers = list(dict.fromkeys(b.settings.reader for b in self.bundles))
+        self.sources = {b.settings.reader: Sources(b.settings.reader) for b in self.bundles if b.settings.source}
         self.bs, self.tta, self.at_least_one, self.n_workers = bs, tta, at_least_one, n_workers or default_workers()
         self.n_threads = torch.get_num_threads()
 
@@ -204,9 +204,9 @@ def inputs(self:Predictor,
     places: list,  # of `read`: an image each, None where there is none
 ) -> torch.Tensor:  # B×4×S×S float, on the device
     "A model's input"
-    of = lambda o: (o or {}).get('figures', {}).get(bundle.reader, torch.full((2, len(CHANNELS)), torch.nan))
-    figures = torch.stack([of(o) for o in places]) if bundle.preprocess.source else None
-    return bundle.inputs([o and o[bundle.reader] for o in places], figures)
+    of = lambda o: (o or {}).get('figures', {}).get(bundle.settings.reader, torch.full((2, len(CHANNELS)), torch.nan))
+    figures = torch.stack([of(o) for o in places]) if bundle.settings.source else None
+    return bundle.inputs([o and o[bundle.settings.reader] for o in places], figures)
 
 # %% ../../nbs/deploy/80_predictor.ipynb #b06766df
 @patch

@@ -96,7 +96,7 @@ def _card_settings(config):
     "Input, thresholds and training, as a list"
     reader, prep, cal = config['reader'], config['preprocess'], config['calibration']
     return [
-        f"- input: red, green, blue, yellow (microtubules, protein, nucleus, ER), read at {reader['size']} px, {prep['size']} px for the network, normalised by {Preprocess(**prep).by}",
+        f"- input: red, green, blue, yellow (microtubules, protein, nucleus, ER), read at {reader['size']} px, {prep['size']} px for the network, normalised by {ImageSettings(**prep).normalized_by}",
         f"- thresholds: {config['thresholds']['method']}; probabilities {'calibrated ('+cal['method']+')' if cal else 'as the network gives them'}",
         *(f'- {k}: {v if not isinstance(v, list) else "; ".join(map(str, v))}' for k,v in config['training'].items())]
 
@@ -160,8 +160,8 @@ def to_bundle(self:HPALearner) -> Bundle:
 # %% ../../nbs/deploy/20_saving.ipynb #2a0e2839
 def _pixels(dl, bundle, take):
     "The pictures of some rows of a loader"
-    if getattr(dl, 'cache', None) is not None: x = dl.cache.batch(dl._rows[take])
-    else: x = bundle.pixels([bundle.reader(r) for r in dl.dataset.items.iloc[take].to_dict('records')])
+    if getattr(dl, 'cache', None) is not None: x = dl.cache.batch(dl.places[take])
+    else: x = bundle.pixels([bundle.settings.reader(r) for r in dl.dataset.items.iloc[take].to_dict('records')])
     return x.as_subclass(torch.Tensor)
 
 # %% ../../nbs/deploy/20_saving.ipynb #0b4d4e5d
@@ -170,7 +170,7 @@ def _pictures(dl, bundle, most=600, bs=32):
     items = dl.dataset.items
     take = np.sort(np.random.default_rng(0).permutation(len(items))[:most])
     x = _pixels(dl, bundle, take)
-    figures = dl._figures[take].split(bs) if bundle.preprocess.source else cycle([None])
+    figures = dl.figures[take].split(bs) if bundle.settings.source else cycle([None])
     probs, embs = (np.concatenate(o) for o in zip(*(bundle.run(bundle.inputs(o, f)) for o,f in zip(x.split(bs), figures))))
     return x, embs, probs, items.iloc[take]
 
@@ -184,7 +184,7 @@ def _reference(bundle, x, embs, probs, items, group):
 # %% ../../nbs/deploy/20_saving.ipynb #db9a6e2d
 def _sample(dls):
     "A few validation pictures as they are read"
-    n, valid = 2 if dls.reader.size else 1, dls.valid  # pictures as large as their files may differ in size
+    n, valid = 2 if dls.settings.reader.size else 1, dls.valid  # pictures as large as their files may differ in size
     if not len(valid.dataset): raise BundleError('this learner has no images (it was loaded from a file), and a bundle needs some to test itself with; save the bundle where the model was trained')
     return next(iter(valid.create_batches(iter(range(min(n, len(valid.dataset)))))))[0].as_subclass(torch.Tensor).cpu()
 
@@ -206,7 +206,7 @@ def save_bundle(self:HPALearner,
     path = Path(path_text(path, 'model', BundleError))
     if not is_first(): return path  # of several processes with the same model, one writes it
     sample, bundle = _sample(self.dls), self.to_bundle()
-    if n_processes()==1 and not self.dls.is_described():
+    if n_processes()==1 and not self.dls.settings_suffice():
         raise BundleError(f'{path}: item_tfms or batch_tfms of your own change validation pictures, and a bundle can\'t describe them; '
                           'make them for training alone (split_idx=0), or save with learn.export')
     train, held_out = (_pictures(dl, bundle) for dl in (self.dls.train, self.dls.valid))

@@ -161,7 +161,7 @@ class ReaderConfig(ConfigPart):
 FourShares = Annotated[list[Share], Field(min_length=4, max_length=4)]
 
 class PreprocessConfig(ConfigPart):
-    "The fields of `Preprocess`."
+    "The fields of `ImageSettings` beside its reader."
     size: Pixels  # side of the network's input, in pixels
     mean: FourShares|None  # of each channel
     std: FourShares|None  # of each channel

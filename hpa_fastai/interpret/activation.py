@@ -163,8 +163,8 @@ class Explainer:
         self.predictor = model if isinstance(model, Predictor) else Predictor(model, device, bs)
         self.tta, self.bs, self.method = tta, bs, method
         self.labels, self.bundles = self.predictor.labels, self.predictor.bundles
-        self.size = max(b.preprocess.size for b in self.bundles)
-        self.layers = [place_layers(b.model, b.preprocess.size) for b in self.bundles]
+        self.size = max(b.settings.size for b in self.bundles)
+        self.layers = [place_layers(b.model, b.settings.size) for b in self.bundles]
 
 # %% ../../nbs/interpret/20_activation.ipynb #c6705225
 @patch

@@ -36,8 +36,8 @@ def run_traits(
     keep = None,  # called with the Id and the pixels of each picture, for whoever needs them too
 ) -> tuple:  # Ids of those that can be read, trait -> one value each, and their embeddings (n×D)
     "Brightness, sharpness and unlikeness of pictures"
-    read, ids, parts, embs = read_images(table, bundle.reader), [], [], []
-    figures = torch.from_numpy(Sources(bundle.reader).figures(table)) if bundle.preprocess.source else None
+    read, ids, parts, embs = read_images(table, bundle.settings.reader), [], [], []
+    figures = torch.from_numpy(Sources(bundle.settings.reader).figures(table)) if bundle.settings.source else None
     good = ((i, img) for i,img in read if not isinstance(img, Exception))
     while batch := [o for _,o in zip(range(bs), good)]:
         rows, imgs = [i for i,_ in batch], [img for _,img in batch]
@@ -195,7 +195,7 @@ def compare_run(
     ref = Reference(**bundle.config['reference'])
     rows = [_trait_row(ref, k, v, effective_size(_groups(ids), ref.icc[k])) for k,v in traits.items()]
     rows += _of_table(ref, as_predictions(ok, bundle.labels, probs=False)[0], bundle.labels, seen=bool(traits)) if len(ok) else []
-    table, said = _conclude(rows, alpha, bundle.preprocess.mean is None or bundle.preprocess.source)
+    table, said = _conclude(rows, alpha, bundle.settings.mean is None or bundle.settings.source)
     return Monitoring(table, [s for _,s in said], [k for k,_ in said], len(ok), len(ids), {k: np.quantile(v, np.linspace(0, 1, N_QUANTILES)).tolist() for k,v in traits.items()})
 
 # %% ../../nbs/interpret/40_drift.ipynb #563a0ed2

@@ -11,7 +11,7 @@ import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgba
 from fastcore.basics import patch
-from ..batches.settings import Preprocess
+from ..batches.settings import ImageSettings
 from ..deploy.bundle import Bundle
 from ..deploy.predictor import Predictor
 from .drawing import *
@@ -191,7 +191,7 @@ def example_section(self:ModelReport,
     some = self.table.sample(min(most, len(self.table)), random_state=0)
     run = RunReport(Predictor(self.bundle)(some), bundle=self.bundle, table=some, per_class=self.per_class)
     examples = run.examples()
-    pixels = read_pixels(some, {i for ids in examples.values() for i in ids}, self.bundle.reader)
+    pixels = read_pixels(some, {i for ids in examples.values() for i in ids}, self.bundle.settings.reader)
     maps, why = example_maps(self.bundle, examples, pixels)
     text = f'The most probable images of each location among {len(run.read):,} of the folder. {why}'
     return Section('What it takes for each location', text, [pixel_gallery(examples, pixels, run.caption, maps)])
@@ -208,7 +208,7 @@ def card_section(self:ModelReport) -> Section:
         'pictures are read at': f'{reader["size"] or "their own"} px',
         'and given to the network at': f'{preprocess["size"]} px',
         'channels': reader['channels'],
-        'normalised by': Preprocess(**preprocess).by,
+        'normalised by': ImageSettings(**preprocess).normalized_by,
         'thresholds': thresholds['method'],
         'macro F1 expected on other images': '–' if expected is None else f'{expected:.3f}',
         'calibration': calibration['method'] if calibration else 'none',
@@ -249,7 +249,7 @@ def sections(self:ModelReport):  # yields `Section`s
     mistakes, pixels = {i for ids in self.mistake_groups().values() for i in ids}, {}
     if self.table is not None and self.validation:
         wanted = mistakes | {image['Id'] for image in self.validation['hardest']}
-        pixels = read_pixels(self.table, wanted, self.bundle.reader)
+        pixels = read_pixels(self.table, wanted, self.bundle.settings.reader)
     yield self.hardest_section(pixels)
     if mistakes & pixels.keys(): yield self.mistake_section(pixels)
     if self.table is not None: yield self.example_section()

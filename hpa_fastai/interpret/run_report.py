@@ -131,7 +131,7 @@ def example_maps(
         explainer, found = Explainer(bundle), {}
         for part in chunked(pairs, explainer.bs):
             classes = [bundle.labels.classes.index(c) for c,_ in part]
-            heat = explainer.maps([{bundle.reader: pixels[i]} for _,i in part], classes).numpy()
+            heat = explainer.maps([{bundle.settings.reader: pixels[i]} for _,i in part], classes).numpy()
             found |= {(c, i): draw_map(pixels[i], h) for (c,i),h in zip(part, heat)}
     except InterpretError as e: return None, f'Where the network looked is not shown: {e}.'
     return found, 'Point at a picture, or tap it: what keeps its colour is where the network looked.'
@@ -278,7 +278,7 @@ def sections(self:RunReport,
     examples, pixels = self.examples(), {}
     if self.table is not None:
         shown = {i for ids in [*examples.values(), *self.flag_groups().values()] for i in ids}
-        pixels = read_pixels(self.table, shown, self.bundle.reader if self.bundle else ImageReader())
+        pixels = read_pixels(self.table, shown, self.bundle.settings.reader if self.bundle else ImageReader())
     if len(self.read): yield self.location_section()
     if found: yield self.training_section(found)
     if len(self.read) or self.table is None: yield self.picture_section(examples, pixels)

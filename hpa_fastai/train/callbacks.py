@@ -58,7 +58,7 @@ class TrainingBar(Callback):
     def before_fit(self):
         self.run = is_training_run(self) and is_first()
         if not self.run: return
-        self.bar = tqdm_bar(total=100, desc=f'training at {self.dls.preprocess().size} px', mininterval=1,
+        self.bar = tqdm_bar(total=100, desc=f'training at {self.dls.settings.size} px', mininterval=1,
                             bar_format='{desc}: {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining}{postfix}')
 
     def after_batch(self):
@@ -340,7 +340,7 @@ class LogEpochs(Callback):
     def after_epoch(self):
         if not self.trained: return  # an epoch that was skipped
         self.trained = False
-        row = dict(stage=self.stage, size=self.dls.preprocess().size, epoch=self.epoch+1, **epoch_figures(self.learn))
+        row = dict(stage=self.stage, size=self.dls.settings.size, epoch=self.epoch+1, **epoch_figures(self.learn))
         row.update(lr=float(self.opt.hypers[-1]['lr']), seconds=round(time.monotonic()-self.started, 2))
         self.learn.training_log.append(row)
         if self.file is None or not is_first(): return

@@ -128,7 +128,6 @@ def match_head(
         var, mean = torch.var_mean(head_inputs(learn, some), 0, correction=0)
         return var.to(norm.running_var), mean.to(norm.running_mean)
     old_var, old_mean = statistics()
-    learn.size = size
     learn.dls.set_size(size)
     var, mean = statistics()
     ratio = ((var+norm.eps)/(old_var+norm.eps)).sqrt()

@@ -20,6 +20,7 @@ from fastai.vision.learner import default_split
 from ..basics.arguments import checked
 from ..basics.errors import HPAError
 from ..basics.processes import is_first, n_processes
+from ..batches.loaders import HPADataLoaders
 from ..batches.splits import group_codes
 from ..evaluate.calibration import Calibration, calibrate as fit_calibration
 from ..evaluate.thresholds import Thresholds, as_thresholds, fit_thresholds
@@ -44,12 +45,11 @@ class HPALearner(Learner):
 
     @delegates(Learner.__init__)
     def __init__(self,
-        dls: DataLoaders,  # of `HPADataLoaders` or `HPADataBlock`
+        dls: HPADataLoaders,  # or loaders of `HPADataBlock`; the learner takes loaders of its own, of the same images
         model: torch.nn.Module,  # B×4×size×size to B×C logits
         **kwargs
     ):
-        super().__init__(dls, model, **kwargs)
-        self.size = dls.preprocess().size
+        super().__init__(dls.new(), model, **kwargs)
         self.add_cb(ForgetDecisions())
 
     @property
@@ -107,7 +107,6 @@ class HPALearner(Learner):
             raise HPAError(f'learn.predict takes one field of view and got {len(table)}; take '
                            'hpa_fastai.predict(…, model=learn), or '
                            'learn.get_preds(dl=learn.dls.test_dl(…), with_decoded=True)')
-        self.dls.set_size(self.size)
         with self.no_bar(): return super().predict(table.iloc[0], rm_type_tfms, with_input)
 
     @delegates(Learner.load)
@@ -123,7 +122,7 @@ class HPALearner(Learner):
 # %% ../../nbs/train/70_learner.ipynb #44305e3d
 @delegates(Learner.__init__)
 def hpa_learner(
-    dls: DataLoaders,  # of `HPADataLoaders` or `HPADataBlock`
+    dls: HPADataLoaders,  # or loaders of `HPADataBlock`
     arch: str = 'resnet18',  # a timm or torchvision name, or 'lenet5'; see `list_models`
     pretrained: bool|str|Path = True,  # published weights, none, or a weights file on this machine
     stem: str = 'copy',  # the yellow filters of a pretrained stem: 'copy' those of red, their 'mean', or 'zero'
@@ -137,10 +136,10 @@ def hpa_learner(
     **kwargs
 ) -> HPALearner:
     "A `Learner` for four-channel pictures and many labels"
-    if not dls.is_described():
+    if not dls.settings_suffice():
         warnings.warn('item_tfms or batch_tfms of your own change validation pictures too: save_bundle will refuse '
                       'what it can\'t describe; make them for training alone (split_idx=0), or save with learn.export')
-    model = create_model(arch, len(dls.vocab), pretrained, dls.preprocess().size, stem, dropout, dls.vocab)
+    model = create_model(arch, len(dls.vocab), pretrained, dls.settings.size, stem, dropout, dls.vocab)
     knows_cells = source_library(arch)=='hpa_fastai' and (pretrained is True or bool(model.known))
     ours = [GradientClip(1.)]
     if amp_dtype(dls.device): ours.append(TrainingPrecision())
@@ -156,7 +155,6 @@ def hpa_learner(
 # %% ../../nbs/train/70_learner.ipynb #45483769
 def _labelled_predictions(learn, dl):
     "Probabilities (calibrated, where the learner is), targets, Ids and groups of labelled images"
-    learn.dls.set_size(learn.size)
     with learn.no_bar(), learn.no_logging(): probs, targets = learn.get_preds(dl=dl)
     items, group = (dl or learn.dls.valid).dataset.items, getattr(learn.dls, 'group', None)
     groups = group_codes(items, group) if group in getattr(items, 'columns', ()) else None
@@ -249,7 +247,7 @@ def fit_progressive(self:HPALearner,
 ) -> HPALearner:
     "Train in stages of growing size, through one cycle of the learning rate"
     start = time.monotonic()
-    made_for = getattr(self.model, 'config', {}).get('size', self.size)
+    made_for = getattr(self.model, 'config', {}).get('size', self.dls.settings.size)
     sizes = default_sizes(made_for, self.knows_cells) if sizes is None else tuple(L(sizes))
     if not np.isscalar(epochs): epochs = tuple(epochs)
     sizes, epochs, minutes = checked(sizes=sizes, epochs=epochs, minutes=minutes)

@@ -29,7 +29,7 @@ def check_sizes(
     sizes: tuple,  # of the stages, in pixels
 ):
     "Refuse sizes that the data or the network can't have"
-    read = getattr(learn.dls.reader, 'size', None)
+    now, read = learn.dls.settings.size, learn.dls.settings.reader.size
     if read and max(sizes)>read:
         raise HPAError(f'sizes: {max(sizes)} px is larger than the {read} px that the images are read at; '
                        f'make the loaders with size={max(sizes)} (--size {max(sizes)})')
@@ -39,7 +39,7 @@ def check_sizes(
         except torch.OutOfMemoryError: pass  # batches can be halved
         except (AssertionError, RuntimeError, ValueError):
             raise HPAError(f'sizes: {arch} does not take pictures of {size} px; '
-                           f'pass sizes=({learn.size},) (--sizes {learn.size})') from None
+                           f'pass sizes=({now},) (--sizes {now})') from None
 
 # %% ../../nbs/train/65_progressive.ipynb #047bb3f9
 def search_lr(
@@ -73,7 +73,6 @@ def fit_stage(
 ):
     "Train at one size, through one part of the cycle of the learning rate"
     learn.dls.set_size(stage.size)
-    learn.size = stage.size
     if learn.opt is None: learn.create_opt()
     learn.model.zero_grad(set_to_none=True)
     epochs, spent, done = stage.epochs, 0., 0
@@ -229,8 +228,7 @@ def resume_training(
     "Finish the training of a checkpoint"
     plan = TrainingPlan.from_dict(state['plan'])
     learn.history = state['history']
-    learn.size = plan.stages[-1].size
-    learn.dls.set_size(learn.size)
+    learn.dls.set_size(plan.stages[-1].size)
     verbose = verbose and is_first()
     if state['finished']:
         if verbose: print(f'{folder} holds the finished training')
@@ -257,7 +255,6 @@ def fit_head_alone(
         raise TrainingError('fine_tune=False fits the head of a pretrained network that was not trained yet; '
                             'pass pretrained=True or a weights file to hpa_learner (--pretrained)')
     start = time.monotonic() if start is None else start
-    learn.size = size
     learn.dls.set_size(size)
     fit_head(learn, most=20_000)
     learn.start_weights, row = None, dict(stage=0, size=size, epoch=1)

@@ -109,7 +109,7 @@ def halve_batch(
     least: int = 2,  # images in a batch
 ) -> int:  # images in a batch
     "Let go of what a broken step holds in memory, and halve the batch"
-    trouble = f'out of memory at {learn.dls.preprocess().size} px with'
+    trouble = f'out of memory at {learn.dls.settings.size} px with'
     if n_processes()>1:
         raise TrainingError(f'{trouble} {bs} images in the batch of one of {n_processes()} processes; '
                             'pass a smaller bs (--bs)')

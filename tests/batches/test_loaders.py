@@ -12,7 +12,8 @@ import torch
 from fastai.vision.all import DisplayedTransform, aug_transforms
 
 from hpa_fastai.all import MeanAP, NormalizeRGBY, Predictor, TensorRGBY, TrainingBar, hpa_learner, predict_cells
-from hpa_fastai.batches.loaders import HPADataBlock, HPADataLoaders, dataset_stats, rarity_weights
+from hpa_fastai.batches.loaders import HPADataBlock, HPADataLoaders, rarity_weights
+from hpa_fastai.batches.sources import dataset_stats
 from hpa_fastai.basics.errors import ImageError
 from hpa_fastai.data.files import attach_images, find_images
 from hpa_fastai.data.labels import HPA28, HPAError, LabelError, read_labels
@@ -75,10 +76,10 @@ def test_transforms_of_ones_own(small_atlas, cache, tmp_path, kind, cached):
     "Seen in every batch; and no bundle is saved that would not know of them"
     make = lambda **own: loaders(small_atlas, cache if cached else False, normalize='dataset', augment=False, num_workers=0, **own)
     plain, dark = make(), make(**{kind: Darker()})
-    norm = lambda x: x.as_subclass(torch.Tensor)*torch.tensor(plain.preprocess().std)[:, None, None] + torch.tensor(plain.preprocess().mean)[:, None, None]
+    norm = lambda x: x.as_subclass(torch.Tensor)*torch.tensor(plain.settings.std)[:, None, None] + torch.tensor(plain.settings.mean)[:, None, None]
     x, y = (norm(d.valid.one_batch()[0]) for d in (plain, dark))
     assert (y - x/2).abs().max() < .01 and x.max() > .2
-    assert plain.is_described() and not dark.is_described()
+    assert plain.settings_suffice() and not dark.settings_suffice()
     with pytest.warns(UserWarning, match='change validation pictures'): learn = hpa_learner(dark, 'lenet5', pretrained=False)
     with pytest.raises(HPAError, match="a bundle can't describe them"): learn.save_bundle(tmp_path/'m')
     assert not (tmp_path/'m').exists()
@@ -87,8 +88,8 @@ def test_transforms_of_ones_own(small_atlas, cache, tmp_path, kind, cached):
 def test_transforms_of_the_same_kind_take_the_place_of_ours(small_atlas, cache, tmp_path):
     own = [NormalizeRGBY((.1,)*4, (.2,)*4), *aug_transforms(size=None)]
     dls = loaders(small_atlas, cache, batch_tfms=own)
-    assert dls.preprocess().mean == (.1,)*4 and sum(isinstance(t, NormalizeRGBY) for t in dls.valid.after_batch.fs) == 1
-    assert dls.is_described() and dls.one_batch()[0].shape == (16, 4, 32, 32)
+    assert dls.settings.mean == (.1,)*4 and sum(isinstance(t, NormalizeRGBY) for t in dls.valid.after_batch.fs) == 1
+    assert dls.settings_suffice() and dls.one_batch()[0].shape == (16, 4, 32, 32)
 
 
 def test_what_the_learner_is_made_with_stands_in_its_signature(small_atlas, cache):
@@ -189,7 +190,7 @@ def test_label_out_of_range_names_its_row(small_atlas, cache, tmp_path):
 def test_dataset_normalisation_uses_training_images(small_atlas, cache):
     dls = loaders(small_atlas, cache, normalize='dataset')
     mean, std = dataset_stats(dls.train_ds.items, dls.reader)
-    assert np.allclose(dls.preprocess().mean, mean) and np.allclose(dls.preprocess().std, std)
+    assert np.allclose(dls.settings.mean, mean) and np.allclose(dls.settings.std, std)
 
 
 def test_block_is_a_plain_datablock(small_atlas):

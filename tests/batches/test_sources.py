@@ -12,6 +12,8 @@ from PIL import Image
 
 from hpa_fastai.all import CHANNELS, HPADataLoaders, HPAError, attach_images, export_onnx, find_images
 from hpa_fastai.all import hpa_learner, load_bundle, predict, read_labels, resize
+from hpa_fastai.batches.sources import Sources, read_pictures
+from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.interpret.activation import activation_maps
 from hpa_fastai.interpret.drift import run_traits
@@ -44,7 +46,7 @@ def test_sources_look_alike_and_pictures_keep_their_brightness(two_microscopes, 
     dim = items.Id.str.startswith('d').to_numpy()
     assert abs(xs[dim].std()/xs[~dim].std() - 1) < .2, 'twice as bright would be twice the deviation'
     assert xs.std((2, 3)).std() > .05, 'normalised picture by picture'
-    assert not hasattr(dls.one_batch()[0], 'figures') and dls.preprocess().source
+    assert not hasattr(dls.one_batch()[0], 'figures') and dls.settings.source
 
 
 def test_the_model_predicts_what_it_validated(two_microscopes, tmp_path):
@@ -78,7 +80,7 @@ def test_the_model_predicts_what_it_validated(two_microscopes, tmp_path):
 def by_source(trained):
     "A model that normalises by source"
     b = load_bundle(trained[1])
-    return replace(b, preprocess=replace(b.preprocess, mean=(.1,)*4, std=(.1,)*4, source=True))
+    return replace(b, settings=replace(b.settings, mean=(.1,)*4, std=(.1,)*4, source=True))
 
 
 def test_a_picture_alone_is_normalised_as_it_was_among_the_others(two_microscopes, tmp_path):
@@ -128,18 +130,20 @@ def test_figures_are_those_of_the_files_as_they_are(by_source, tmp_path):
     same(folder)
 
 
-def test_what_was_measured_serves_a_source_that_grows(by_source, tmp_path, monkeypatch):
+def test_what_was_measured_serves_a_source_that_grows(by_source, tmp_path):
     "Watching does not measure again, but for files that were written anew"
-    from hpa_fastai.batches.sources import Sources
-    sources, looked = Sources(by_source.reader), []
-    real = Sources._measure
-    monkeypatch.setattr(Sources, '_measure', lambda self, some, read: (looked.append(len(some)), real(self, some, read))[1])
+    reader, looked = by_source.settings.reader, []
+    sources = Sources(reader)
+    def read(rows):
+        looked.append(len(rows))
+        return read_pictures(rows, reader)
     table = find_images(write(tmp_path/'plate', pictures(60, 30)))
-    first = sources.figures(table[:40].reset_index(drop=True))
-    for k in range(40, 60, 4): assert (sources.figures(table[k:k+4].reset_index(drop=True)) == first[0]).all()
+    first = sources.figures(table[:40].reset_index(drop=True), read)
+    for k in range(40, 60, 4):
+        assert (sources.figures(table[k:k+4].reset_index(drop=True), read) == first[0]).all()
     assert looked == [40]
     write(tmp_path/'plate', pictures(60, 250))
-    assert (sources.figures(table[40:].reset_index(drop=True)) > first[0]).all() and len(looked) == 2
+    assert (sources.figures(table[40:].reset_index(drop=True), read) > first[0]).all() and len(looked) == 2
 
 
 def test_a_column_names_the_sources(two_microscopes):
@@ -150,8 +154,6 @@ def test_a_column_names_the_sources(two_microscopes):
 
 
 def test_a_broken_picture_does_not_spoil_its_source(two_microscopes, tmp_path):
-    from hpa_fastai.data.reader import ImageReader
-    from hpa_fastai.batches.sources import Sources
     shutil.copytree(two_microscopes[0]/'dim', tmp_path/'some')
     table = find_images(tmp_path/'some')
     (tmp_path/'some'/f'{table.Id[0]}_green.png').write_bytes(b'no picture')

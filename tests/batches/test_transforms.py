@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hpa_fastai.data.tensors import TensorRGBY
-from hpa_fastai.batches.settings import Preprocess, normalize, resize
+from hpa_fastai.batches.settings import ImageSettings, normalize, resize
 from hpa_fastai.batches.transforms import AugmentRGBY, NormalizeRGBY, ResizeRGBY, random_affine
 
 
@@ -22,13 +22,13 @@ def test_resizing_averages_areas():
 
 def test_blank_channel_becomes_zeros_not_nan(batch):
     batch[:, 1] = 7
-    out = Preprocess(32)(batch)
+    out = ImageSettings(size=32)(batch)
     assert torch.isfinite(out).all() and out[:, 1].abs().max() < 1e-3 and out[:, 0].std() > .5
 
 
 def test_faint_noise_is_not_amplified_to_full_contrast():
     faint = torch.randint(0, 2, (1, 4, 64, 64), dtype=torch.uint8)
-    assert Preprocess(64)(faint).std() < .5
+    assert ImageSettings(size=64)(faint).std() < .5
 
 
 def test_transforms_agree_with_preprocess(batch):
@@ -36,7 +36,7 @@ def test_transforms_agree_with_preprocess(batch):
     x = TensorRGBY(batch.float()/255)
     for m, s in ((None, None), (mean, std)):
         ours = NormalizeRGBY(m, s)(ResizeRGBY(32)(x))
-        assert torch.allclose(ours.as_subclass(torch.Tensor), Preprocess(32, m, s)(batch), atol=1e-6)
+        assert torch.allclose(ours.as_subclass(torch.Tensor), ImageSettings(size=32, mean=m, std=s)(batch), atol=1e-6)
 
 
 def test_normalising_ignores_brightness(batch):

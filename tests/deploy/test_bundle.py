@@ -28,7 +28,7 @@ def test_same_probabilities_as_validation(trained):
     learn, path = trained
     with learn.no_bar(): probs, _ = learn.get_preds()
     bundle = load_bundle(path)
-    images = torch.stack([bundle.reader(r) for r in learn.dls.valid_ds.items.to_dict('records')])
+    images = torch.stack([bundle.settings.reader(r) for r in learn.dls.valid_ds.items.to_dict('records')])
     assert np.abs(bundle.probs(images) - probs.numpy()).max() < 1e-4
 
 
@@ -47,7 +47,7 @@ def test_every_kind_of_network_comes_back_as_it_was_trained(small_atlas, tmp_pat
     assert any(not torch.equal(a, b) for a, b in zip(before, learn.model.parameters())) and torch.isfinite(probs).all()
     learn.save_bundle(tmp_path/'model')
     bundle = load_bundle(tmp_path/'model')
-    images = torch.stack([bundle.reader(r) for r in dls.valid_ds.items.to_dict('records')])
+    images = torch.stack([bundle.settings.reader(r) for r in dls.valid_ds.items.to_dict('records')])
     assert np.abs(bundle.probs(images) - probs.numpy()).max() < 1e-4
     assert check_bundle(tmp_path/'model') < 1e-4
 
@@ -55,7 +55,7 @@ def test_every_kind_of_network_comes_back_as_it_was_trained(small_atlas, tmp_pat
 def test_settings_travel(trained):
     learn, path = trained
     b = load_bundle(path)
-    assert (b.labels, b.reader, b.preprocess) == (learn.dls.labels, learn.dls.reader, learn.dls.preprocess())
+    assert (b.labels, b.settings) == (learn.dls.labels, learn.dls.settings)
     assert np.allclose(b.thresholds.values, learn.thresholds.values)
     assert b.config['training']['images'] == len(learn.dls.train_ds) and len(b.config['metrics']) == 28
     assert 'Nucleoplasm' in (path/'README.md').read_text()

@@ -339,7 +339,7 @@ def test_whatever_names_pictures_can_be_predicted(plate, trained, tmp_path):
 def test_fields_of_different_sizes_share_a_batch(trained, plate):
     from dataclasses import replace
     bundle = load_bundle(trained[1])
-    bundle.reader = replace(bundle.reader, size=None)
+    bundle.settings = replace(bundle.settings, reader=replace(bundle.settings.reader, size=None))
     arrays = [np.random.default_rng(i).integers(0, 255, (4, *s), np.uint8) for i, s in enumerate([(64, 64), (96, 80), (64, 64), (100, 100)])]
     together, alone = Predictor(bundle)(arrays), [Predictor(bundle)(a) for a in arrays]
     assert np.abs(probs(together) - np.concatenate([probs(a) for a in alone])).max() < 1e-5
@@ -354,11 +354,11 @@ def test_a_mapping_of_channels_goes_from_the_model_to_the_answer(plate, trained,
     table, bundle = find_images(plate), load_bundle(trained[1])
     (tmp_path/'stacks').mkdir()
     for r in table.to_dict('records'): tifffile.imwrite(tmp_path/'stacks'/f'{r["Id"]}.tif', read_image(r).numpy()[[1, 3, 0, 2]], photometric='minisblack')
-    reader = replace(bundle.reader, channels={'g': 0, 'yellow': 1, 'r': 2, 'blue': 3})
-    mapped = replace(bundle, reader=reader, config={**bundle.config, 'reader': asdict(reader)})
+    reader = replace(bundle.settings.reader, channels={'g': 0, 'yellow': 1, 'r': 2, 'blue': 3})
+    mapped = replace(bundle, settings=replace(bundle.settings, reader=reader), config={**bundle.config, 'reader': asdict(reader)})
     write_bundle(mapped, tmp_path/'mapped', torch.stack([read_image(r, 48) for r in table.head(2).to_dict('records')]))
     saved = load_bundle(tmp_path/'mapped')
-    assert saved.reader == reader and hash(saved.reader) == hash(reader) and cache_key(table, saved.reader) == cache_key(table, reader)
+    assert saved.settings.reader == reader and hash(saved.settings.reader) == hash(reader) and cache_key(table, saved.settings.reader) == cache_key(table, reader)
     want, got = predict(plate, model=trained[1], progress=False), predict(tmp_path/'stacks', model=tmp_path/'mapped', progress=False)
     assert (got['error'] == '').all() and got.Id.tolist() == want.Id.tolist() and np.abs(probs(got) - probs(want)).max() < 1e-5
     both = predict(tmp_path/'stacks', model=[saved, tmp_path/'mapped'], progress=False)
@@ -427,7 +427,7 @@ def test_embeddings_stand_beside_their_ids(plate, trained, tmp_path, name):
     assert ids == df.Id.tolist() and (np.isnan(e).all(1) == (df['error'] != '')).all() and np.isnan(e).any(1).sum() == 1
     b = Predictor(trained[1]).bundles[0]
     k = int(np.flatnonzero(df['error'] == '')[-1])
-    assert np.abs(b.run(b.inputs(b.reader(find_images(plate).iloc[k])[None]))[1][0] - e[k]).max() < 1e-4
+    assert np.abs(b.run(b.inputs(b.settings.reader(find_images(plate).iloc[k])[None]))[1][0] - e[k]).max() < 1e-4
 
 
 ODD = ['=1+1', '-1', '@SUM(A1)', 'two\nlines', 'with, comma', 'with "quotes"', "it's", 'x'*240, '\U0001f52c', '..', ' leading', '%s%n', '$(touch pwned)']

@@ -165,10 +165,14 @@ def test_unknown_antibodies_are_groups_of_their_own(small_atlas, tmp_path, cache
 
 
 def test_learners_that_share_loaders_keep_their_own_size(loaders):
+    "What another learner does with the loaders changes neither what this one sees nor what is saved of it"
     a, b = (hpa_learner(loaders, 'lenet5', pretrained=False) for _ in range(2))
-    with a.no_bar(), a.no_logging(): a.fit_progressive(sizes=(48,), epochs=1, verbose=False)
-    with b.no_bar(), b.no_logging(): b.fit_progressive(sizes=(32,), epochs=1, verbose=False)
-    assert a.to_bundle().preprocess.size == 48 and b.to_bundle().preprocess.size == 32
+    for learn, size in ((a, 48), (b, 32)):
+        with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(size,), epochs=1, verbose=False)
+    with a.no_bar(), a.no_logging(): validated, evaluated = a.validate()[1], a.evaluate()
+    assert validated == pytest.approx(evaluated.table.average_precision.mean(), abs=1e-6)
+    assert a.dls.valid.one_batch()[0].shape[-1] == 48
+    assert [o.to_bundle().settings.size for o in (a, b)] == [48, 32]
 
 
 # Fastai's own learners
