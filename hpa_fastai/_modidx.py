@@ -1980,8 +1980,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'hpa_fastai/models/architectures.py'),
                                                  'hpa_fastai.models.architectures._timm': ( 'models/architectures.html#_timm',
                                                                                             'hpa_fastai/models/architectures.py'),
-                                                 'hpa_fastai.models.architectures._timm_body': ( 'models/architectures.html#_timm_body',
-                                                                                                 'hpa_fastai/models/architectures.py'),
                                                  'hpa_fastai.models.architectures._timm_file': ( 'models/architectures.html#_timm_file',
                                                                                                  'hpa_fastai/models/architectures.py'),
                                                  'hpa_fastai.models.architectures._timm_options': ( 'models/architectures.html#_timm_options',

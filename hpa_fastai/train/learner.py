@@ -27,14 +27,15 @@ from ..evaluate.thresholds import Thresholds, as_thresholds, fit_thresholds
 from ..evaluate.evaluation import Evaluation, evaluate
 from ..models.architectures import create_model, source_library
 from .losses import get_loss
-from .callbacks import (ForgetDecisions, KeepStatistics, MeanAP, TrainingError, TrainingPrecision, amp_dtype,
-                                        copy_weights, forget_decisions)
+from hpa_fastai.train.callbacks import (
+    ForgetDecisions, KeepStatistics, MeanAP, TrainingError, TrainingPrecision, amp_dtype, copy_weights,
+    forget_decisions)
 from .checkpoints import find_checkpoint, training_settings
 from .schedule import default_sizes, plan_epochs, plan_time
 from .head import fit_head
 from .distributed import join_processes, leave_processes
-from .progressive import (ProgressiveRun, TrainingPlan, check_sizes, fit_head_alone, head_seconds,
-                                          resume_training, search_lr)
+from .progressive import (
+    ProgressiveRun, TrainingPlan, check_sizes, fit_head_alone, head_seconds, resume_training, search_lr)
 
 # %% ../../nbs/train/70_learner.ipynb #14ceaa89
 class HPALearner(Learner):

@@ -16,8 +16,9 @@ from fastai.learner import *
 from ..basics.processes import broadcast, is_first
 from ..basics.errors import HPAError
 from ..models.architectures import body_features
-from .callbacks import (DECISIONS, AverageWeights, KeepBest, KeepTime, LogEpochs, StopOnNaN,
-                                        TrainingError, copy_weights, mean_ap, set_weights, stop_on_interrupt, write_log)
+from .callbacks import (
+    DECISIONS, AverageWeights, KeepBest, KeepTime, LogEpochs, StopOnNaN, TrainingError, copy_weights, mean_ap,
+    set_weights, stop_on_interrupt, write_log)
 from .checkpoints import SaveEpochs, restore_learner, write_checkpoint
 from .schedule import PartOfCycle, Stage, epoch_batches, fit_in_memory, full_precision_after
 from .head import fit_head, match_head
