@@ -15,14 +15,14 @@ from fastcore.basics import patch
 from fastai.data.all import *
 from ..basics.errors import *
 from ..basics.arguments import *
-from ..basics.environment import tqdm_bar
 from ..basics.paths import *
 from ..basics.processes import *
-from ..data.labels import *
 from ..data.names import *
 from ..data.files import *
 from ..data.reader import *
 from ..data.tensors import *
+from ..basics.environment import tqdm_bar
+from ..data.labels import *
 from ..data.show import *
 from .splits import *
 from .cache import *

@@ -6,12 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hpa_fastai.all import (HPADataLoaders, HPAError, ImageReader, MultilabelStratifiedSplitter, Predictor, compare, create_model, evaluate_predictions, explore,
-                            find_images, get_labels, load_bundle, monitor, predict, predict_cells, read_images, read_labels, read_predictions, report, run_demo,
-                            simulate_atlas, simulate_fov, stratified_folds, test_bundle as check_bundle, train_folds, verify_images, watch)
+from hpa_fastai.all import (HPADataLoaders, HPAError, ImageReader, MultilabelStratifiedSplitter, Predictor, compare,
+                            create_model, evaluate_predictions, explore, find_images, get_labels, load_bundle, monitor,
+                            predict, predict_cells, read_images, read_labels, read_predictions, report, run_demo,
+                            simulate_atlas, simulate_fov, stratified_folds, test_bundle as check_bundle, train_folds,
+                            verify_images, watch)
 from hpa_fastai.basics.arguments import RANGES
 from hpa_fastai.deploy.saving import write_bundle
 from hpa_fastai.data.files import image_table
+from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.data.names import CHANNELS
 
 WRONG = [-2, float('nan'), float('inf'), 10**20, 'many', True, [7.5], np.float32('nan')]
 
@@ -19,22 +23,26 @@ WRONG = [-2, float('nan'), float('inf'), 10**20, 'many', True, [7.5], np.float32
 def doors(atlas, bundle, tmp):
     "Functions of one number, by the name that the message gives it"
     df = read_labels(atlas/'train.csv')
-    from_df = lambda **number: HPADataLoaders.from_df(df, atlas/'train', cache=False, progress=False, **number)
-    folds = lambda **number: train_folds(df, atlas/'train', tmp/'folds', **number)
-    yield from ((name, from_df) for name in ('size', 'bs', 'valid_pct', 'fold', 'n_folds', 'seed', 'oversample', 'num_workers'))
-    yield from ((name, folds) for name in ('n_folds', 'seed', 'size', 'bs', 'lr', 'minutes', 'epochs', 'dropout', 'oversample'))
-    yield from ((name, lambda **number: compare(df, atlas/'train', tmp/'compared', archs=['lenet5'], **number)) for name in ('folds', 'n_folds', 'minutes'))
-    yield from ((name, lambda **number: Predictor(bundle, **number)) for name in ('bs', 'n_workers'))
-    yield from ((name, lambda **number: predict_cells(bundle, atlas/'train', **number)) for name in ('prior', 'diameter', 'pixel_size', 'bs', 'n_workers'))
-    yield from ((name, lambda **number: simulate_atlas(tmp/'atlas', progress=False, **number)) for name in ('n', 'size', 'seed', 'n_workers'))
-    yield from ((name, lambda **number: simulate_fov([0], **number)) for name in ('size', 'seed'))
-    yield from ((name, lambda **number: watch(tmp, None, **number)) for name in ('timeout', 'settle'))
-    yield from ((name, lambda **number: run_demo(tmp/'demo', **number)) for name in ('size', 'minutes'))
-    yield from ((name, lambda **number: monitor(tmp/'p.csv', bundle, **number)) for name in ('most', 'alpha', 'seed'))
+    images, quiet = atlas/'train', dict(progress=False)
+    several = {
+        'size bs valid_pct fold n_folds seed oversample num_workers':
+            lambda **number: HPADataLoaders.from_df(df, images, cache=False, **quiet, **number),
+        'n_folds seed size bs lr minutes epochs dropout oversample':
+            lambda **number: train_folds(df, images, tmp/'folds', **number),
+        'folds n_folds minutes': lambda **number: compare(df, images, tmp/'compared', archs=['lenet5'], **number),
+        'bs n_workers': lambda **number: Predictor(bundle, **number),
+        'prior diameter pixel_size bs n_workers': lambda **number: predict_cells(bundle, images, **number),
+        'n size seed n_workers': lambda **number: simulate_atlas(tmp/'atlas', **quiet, **number),
+        'size seed': lambda **number: simulate_fov([0], **number),
+        'timeout settle': lambda **number: watch(tmp, None, **number),
+        'size minutes': lambda **number: run_demo(tmp/'demo', **number),
+        'most alpha seed': lambda **number: monitor(tmp/'p.csv', bundle, **number)}
+    for names,door in several.items():
+        for name in names.split(): yield name, door
     yield 'n_folds', lambda n_folds: stratified_folds(df, n_folds)
     yield 'valid_pct', lambda valid_pct: MultilabelStratifiedSplitter(valid_pct)(df)
-    yield 'n_workers', lambda n_workers: list(read_images(find_images(atlas/'train')[:1], ImageReader(size=32), n_workers))
-    yield 'n_workers', lambda n_workers: verify_images(atlas/'train', n_workers=n_workers)
+    yield 'n_workers', lambda n_workers: list(read_images(find_images(images)[:1], ImageReader(size=32), n_workers))
+    yield 'n_workers', lambda n_workers: verify_images(images, n_workers=n_workers)
     yield 'tol', lambda tol: check_bundle(bundle, tol=tol)
     yield 'dropout', lambda dropout: create_model('lenet5', 28, False, 32, dropout=dropout)
 
@@ -43,14 +51,18 @@ def test_every_door_tells_a_wrong_number_in_one_line(small_atlas, trained, tmp_p
     for name, door in doors(small_atlas, trained[1], tmp_path):
         for wrong in WRONG:
             if name == 'seed' and isinstance(wrong, list): continue  # simulate_fov takes a list of seeds
-            with pytest.raises(HPAError, match=rf'^{name}: .* is not a (whole )?number from') as told: door(**{name: wrong})
-            assert '\n' not in str(told.value) and len(str(told.value)) < 150
+            message = rf'^{name}: .* is not a (whole )?number from'
+            with pytest.raises(HPAError, match=message) as e: door(**{name: wrong})
+            assert '\n' not in str(e.value) and len(str(e.value)) < 150
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('wrong', [dict(lr=-1), dict(lr=0), dict(lr=float('nan')), dict(epochs=0), dict(epochs=(1, 0), sizes=(32, 48)), dict(minutes=float('inf')), dict(sizes=(7,))])
+@pytest.mark.parametrize('wrong', [
+    dict(lr=-1), dict(lr=0), dict(lr=float('nan')), dict(epochs=0), dict(epochs=(1, 0), sizes=(32, 48)),
+    dict(minutes=float('inf')), dict(sizes=(7,))])
 def test_training_refuses_before_it_begins(trained, wrong):
-    with pytest.raises(HPAError, match=f'^{next(iter(wrong))}: '): trained[0].fit_progressive(**{'sizes': (32,), **wrong})
+    settings = {'sizes': (32,), **wrong}
+    with pytest.raises(HPAError, match=f'^{next(iter(wrong))}: '): trained[0].fit_progressive(**settings)
 
 
 @pytest.mark.parametrize('name', RANGES)
@@ -113,9 +125,11 @@ def test_what_is_no_path_is_told_in_one_line_by_every_door(small_atlas, trained,
             except HPAError as e: assert len(str(e)) < 200 and '\n' not in str(e), name
             else: pytest.fail(f'{name} takes {wrong!r}')
     for wrong in NO_PATHS[1:]:
-        with pytest.raises(HPAError, match='^out: .* is no path'): predict(small_atlas/'train', trained[1], wrong)
-        with pytest.raises(HPAError, match='^out: .* is no path'): predict_cells(trained[1], small_atlas/'train', out=wrong)
-        with pytest.raises(HPAError, match='^masks: '): predict_cells(trained[1], find_images(small_atlas/'train')[:1], masks=wrong, progress=False)
+        images, model = small_atlas/'train', trained[1]
+        with pytest.raises(HPAError, match='^out: .* is no path'): predict(images, model, wrong)
+        with pytest.raises(HPAError, match='^out: .* is no path'): predict_cells(model, images, out=wrong)
+        with pytest.raises(HPAError, match='^masks: '):
+            predict_cells(model, find_images(images)[:1], masks=wrong, progress=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -124,21 +138,32 @@ class Named:
     def __fspath__(self): return self.path
 
 
-@pytest.mark.parametrize('form', ['~', 'bytes', 'PathLike', 'glob', 'keys', 'array', 'bytes of files', '~ of files', 'csv with ~'])
+FORMS = ['~', 'bytes', 'PathLike', 'glob', 'keys', 'array', 'bytes of files', '~ of files', 'csv with ~']
+
+@pytest.mark.parametrize('form', FORMS)
 def test_a_folder_and_its_files_in_any_form_are_the_same(form, small_atlas, trained, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path/'some').mkdir()
     ids = find_images(small_atlas/'train').Id[:2].tolist()
-    for f in sorted(f for i in ids for f in (small_atlas/'train').glob(f'{i}_*')): (tmp_path/'some'/f.name).symlink_to(f)
+    for i in ids:
+        for f in sorted((small_atlas/'train').glob(f'{i}_*')): (tmp_path/'some'/f.name).symlink_to(f)
     folder, files = tmp_path/'some', sorted(map(str, (tmp_path/'some').iterdir()))
-    pd.DataFrame({'Id': ids, **{c: [f'~/some/{i}_{c}.png' for i in ids] for c in ('red', 'green', 'blue', 'yellow')}}).to_csv(tmp_path/'paths.csv', index=False)
-    forms = {'~': lambda: '~/some', 'bytes': lambda: os.fsencode(folder), 'PathLike': lambda: Named(folder),
-             'glob': lambda: folder.glob('*'), 'keys': lambda: dict.fromkeys(files).keys(), 'array': lambda: np.array(files),
-             'bytes of files': lambda: map(os.fsencode, files), '~ of files': lambda: [f'~/some/{Path(f).name}' for f in files], 'csv with ~': lambda: '~/paths.csv'}
+    paths = {c: [f'~/some/{i}_{c}.png' for i in ids] for c in CHANNELS}
+    pd.DataFrame({'Id': ids, **paths}).to_csv(tmp_path/'paths.csv', index=False)
+    forms = {
+        '~': lambda: '~/some',
+        'bytes': lambda: os.fsencode(folder),
+        'PathLike': lambda: Named(folder),
+        'glob': lambda: folder.glob('*'),
+        'keys': lambda: dict.fromkeys(files).keys(),
+        'array': lambda: np.array(files),
+        'bytes of files': lambda: map(os.fsencode, files),
+        '~ of files': lambda: [f'~/some/{Path(f).name}' for f in files],
+        'csv with ~': lambda: '~/paths.csv'}
     source = forms[form]
     want = find_images(folder)
-    assert find_images(source()).to_dict('records') == image_table(source()).to_dict('records') == want.to_dict('records')
+    for find in (find_images, image_table): assert find(source()).to_dict('records') == want.to_dict('records')
     assert not verify_images(source(), progress=False).exit_code
     assert sorted(predict(source(), trained[1], '~/p.csv', progress=False).Id) == ids
     assert (tmp_path/'p.csv').is_file() and not (tmp_path/'~').exists()
@@ -151,8 +176,9 @@ def test_home_folders_in_paths_that_no_shell_saw(small_atlas, trained, tmp_path,
     (tmp_path/'atlas').symlink_to(small_atlas)
     (tmp_path/'model').symlink_to(trained[1])
     assert len(load_bundle('~/model').labels) == 28 and len(Predictor(Path('~/model')).bundles) == 1
-    df = HPADataLoaders.from_csv('~/atlas', '~/atlas/train.csv', '~/atlas/train', size=32, cache=False, progress=False).items
-    assert len(df) and len(read_labels('~/atlas/train.csv')) == 90
+    settings = dict(size=32, cache=False, progress=False)
+    dls = HPADataLoaders.from_csv('~/atlas', '~/atlas/train.csv', '~/atlas/train', **settings)
+    assert len(dls.items) and len(read_labels('~/atlas/train.csv')) == 90
     simulate_atlas('~/simulated', n=1, size=32, progress=False)
     assert main(['predict', '~/simulated', '--model=~/model', '--out=~/p.csv', '--no-progress']) in (0, None)
     report('~/p.csv', '~/r.html')

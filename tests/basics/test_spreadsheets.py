@@ -38,11 +38,17 @@ READ = {
     'UTF-16 BE': ('\ufeff'+TEXT).encode('utf-16-be'), 'UTF-16 LE': ('\ufeff'+TEXT).encode('utf-16-le'),
     'UTF-32': TEXT.encode('utf-32'), 'two marks': b'\xef\xbb\xbf'*2 + TEXT.encode(),
     'carriage returns': TEXT.replace('\n', '\r').encode(), 'Windows lines': TEXT.replace('\n', '\r\n').encode(),
-    'blanks after commas': b'Id, Target\na, 16 0\nb, 5\n', 'quotes after blanks': b'"Id", "Target"\n"a", "16 0"\n"b", "5"\n',
-    'semicolons': TEXT.replace(',', ';').encode(), 'tabs': TEXT.replace(',', '\t').encode(), 'bars': TEXT.replace(',', '|').encode(),
-    'the line of Excel': b'sep=;\r\n' + TEXT.replace(',', ';').encode(), 'that line and tabs': b'sep=\t\r\n' + TEXT.replace(',', '\t').encode(),
-    'blank rows of a spreadsheet': b'Id;Target;\n;;\na;16 0;\n;;\nb;5;\n;;\n', 'no break of blanks': 'Id\xa0,Target\na,16 0\nb\xa0,5\n'.encode(),
-    'the end of a DOS file': TEXT.encode()+b'\x1a', 'marks that were copied': 'Id,Target\na,\ufeff16 0\n\u200bb,5\n'.encode(),
+    'blanks after commas': b'Id, Target\na, 16 0\nb, 5\n',
+    'quotes after blanks': b'"Id", "Target"\n"a", "16 0"\n"b", "5"\n',
+    'semicolons': TEXT.replace(',', ';').encode(),
+    'tabs': TEXT.replace(',', '\t').encode(),
+    'bars': TEXT.replace(',', '|').encode(),
+    'the line of Excel': b'sep=;\r\n' + TEXT.replace(',', ';').encode(),
+    'that line and tabs': b'sep=\t\r\n' + TEXT.replace(',', '\t').encode(),
+    'blank rows of a spreadsheet': b'Id;Target;\n;;\na;16 0;\n;;\nb;5;\n;;\n',
+    'no break of blanks': 'Id\xa0,Target\na,16 0\nb\xa0,5\n'.encode(),
+    'the end of a DOS file': TEXT.encode()+b'\x1a',
+    'marks that were copied': 'Id,Target\na,\ufeff16 0\n\u200bb,5\n'.encode(),
     'a header with commas in quotes': b'"Id";"Target";"a, b, c"\n"a";"16 0";\n"b";"5";\n',
 }
 
@@ -65,13 +71,16 @@ def test_cells_may_be_very_long(tmp_path):
 
 
 REFUSED = {
-    'an Excel workbook': (archive('xl/workbook.xml'), 'is an Excel workbook, not a table of text; open it and save it as CSV'),
+    'an Excel workbook': (archive('xl/workbook.xml'),
+                          'is an Excel workbook, not a table of text; open it and save it as CSV'),
     'an old workbook': (b'\xd0\xcf\x11\xe0'+b'\0'*99, 'is an old Excel workbook'),
     'a LibreOffice spreadsheet': (archive('mimetype', 'content.xml'), 'is a LibreOffice spreadsheet'),
     'a Numbers spreadsheet': (archive('Index/Document.iwa'), 'is a Numbers spreadsheet'),
     'a zip archive': (archive('train.csv'), 'is a zip archive, not a table of text; unpack it'),
-    'a cut archive': (archive('train.csv')[:20], 'is a zip archive'), 'gzip': (b'\x1f\x8b\x08'+b'\0'*9, 'is a gzip archive'),
-    'parquet': (b'PAR1'+b'\0'*9, 'is a parquet file'), 'a web page': (b'\n<!DOCTYPE html><html>', 'is a web page, not a table'),
+    'a cut archive': (archive('train.csv')[:20], 'is a zip archive'),
+    'gzip': (b'\x1f\x8b\x08'+b'\0'*9, 'is a gzip archive'),
+    'parquet': (b'PAR1'+b'\0'*9, 'is a parquet file'),
+    'a web page': (b'\n<!DOCTYPE html><html>', 'is a web page, not a table'),
     'a pointer': (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'is a pointer of Git LFS'),
     'UTF-16 cut at an odd byte': (TEXT.encode('utf-16')[:-1], 'breaks off within a letter'),
     'that without a mark': (TEXT.encode('utf-16-le')[:-1], 'breaks off within a letter'),
@@ -131,8 +140,9 @@ def _from_csv(folder, csv):
 
 def _train(folder, csv):
     from hpa_fastai.cli.main import main
-    with contextlib.redirect_stderr(io.StringIO()) as said: code = main(['train', str(folder), '--csv', str(csv), '--dry-run', '--out', 'm'])
-    if code == 2: raise HPAError(said.getvalue())
+    line = ['train', str(folder), '--csv', str(csv), '--dry-run', '--out', 'm']
+    with contextlib.redirect_stderr(io.StringIO()) as printed: code = main(line)
+    if code == 2: raise HPAError(printed.getvalue())
 
 
 @pytest.mark.parametrize('door', [_explore, _report, _from_csv, _train])

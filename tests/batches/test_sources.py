@@ -11,7 +11,7 @@ from fastai.torch_core import set_seed
 from PIL import Image
 
 from hpa_fastai.all import CHANNELS, HPADataLoaders, HPAError, attach_images, export_onnx, find_images
-from hpa_fastai.all import hpa_learner, load_bundle, predict, read_labels, resize
+from hpa_fastai.all import hpa_learner, load_bundle, predict, read_labels
 from hpa_fastai.batches.sources import Sources, read_pictures
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.deploy.predictor import Predictor
@@ -35,7 +35,8 @@ def two_microscopes(small_atlas, tmp_path_factory):
 
 
 def loaders(folder, df, cache, **kwargs):
-    return HPADataLoaders.from_df(df, folder, size=48, bs=16, normalize='source', augment=False, cache=cache, progress=False, num_workers=0, **kwargs)
+    settings = dict(size=48, bs=16, normalize='source', augment=False, progress=False, num_workers=0)
+    return HPADataLoaders.from_df(df, folder, cache=cache, **settings, **kwargs)
 
 
 @pytest.mark.parametrize('cached', [True, False])
@@ -63,17 +64,20 @@ def test_the_model_predicts_what_it_validated(two_microscopes, tmp_path):
     said = found.loc[dls.valid_ds.items.Id, list(dls.labels.classes)].to_numpy(float)
     assert np.abs(said - probs.numpy()).max() < .02  # the figures are measured on other pictures of the same source
     both = found.loc[df.Id[:90]], found.loc['d' + df.Id[:90]]
-    assert np.abs(both[0][list(dls.labels.classes)].to_numpy(float) - both[1][list(dls.labels.classes)].to_numpy(float)).max() < .05
+    probs = [o[list(dls.labels.classes)].to_numpy(float) for o in both]
+    assert np.abs(probs[0]-probs[1]).max() < .05
     # one picture alone is a source of its own, and a picture with others of its plate is not
     one = find_images(folder/'dim')[:1]
-    alone, together = (Predictor(tmp_path/'model')(t).set_index('Id').loc[one.Id] for t in (one, find_images(folder/'dim')))
+    tables = one, find_images(folder/'dim')
+    alone, together = (Predictor(tmp_path/'model')(t).set_index('Id').loc[one.Id] for t in tables)
     assert np.abs(alone.iloc[0, 2:30].to_numpy(float) - together.iloc[0, 2:30].to_numpy(float)).max() > 1e-4
     assert np.isfinite(activation_maps(tmp_path/'model', find_images(folder/'dim')[:2])).all()
     ids, traits, embs = run_traits(find_images(folder/'dim')[:8], load_bundle(tmp_path/'model'))
     assert len(ids) == 8 and np.isfinite(embs).all()
     assert 'the figures of their source' in (tmp_path/'model'/'README.md').read_text()
     with pytest.raises(HPAError, match='an ONNX graph does not know'): export_onnx(tmp_path/'model', tmp_path/'m.onnx')
-    with torch.no_grad(): assert np.isfinite(load_bundle(tmp_path/'model').probs(torch.zeros(2, 4, 48, 48, dtype=torch.uint8))).all()
+    black = torch.zeros(2, 4, 48, 48, dtype=torch.uint8)
+    with torch.no_grad(): assert np.isfinite(load_bundle(tmp_path/'model').probs(black)).all()
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def by_source(trained):
 
 
 def test_a_picture_alone_is_normalised_as_it_was_among_the_others(two_microscopes, tmp_path):
-    "Of a source with a few pictures each gives the same answer, in training, in a folder and alone, and after the learner was exported"
+    "Each of a few pictures gives the same answer in training, in a folder and alone, and after an export"
     folder = two_microscopes[0]/'dim'
     df = two_microscopes[1].iloc[90:114].reset_index(drop=True)
     set_seed(0)
@@ -96,7 +100,8 @@ def test_a_picture_alone_is_normalised_as_it_was_among_the_others(two_microscope
     learn.export((tmp_path/'export.pkl').absolute())
     loaded = load_learner(tmp_path/'export.pkl')
     after = [loaded.predict(table[table.Id==i].iloc[0])[2] for i in ids]
-    for probs in (in_folder.to_numpy(float), *map(np.stack, (*alone, after))): assert np.abs(probs - want.numpy()).max() < 1e-5
+    for probs in (in_folder.to_numpy(float), *map(np.stack, (*alone, after))):
+        assert np.abs(probs - want.numpy()).max() < 1e-5
 
 
 def pictures(n, brightness, seed=0):

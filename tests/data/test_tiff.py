@@ -87,7 +87,7 @@ def test_a_folder_called_zarr(tmp_path):
 
 
 def test_bombs_in_tiff_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr('hpa_fastai.data.tiff._tiff_pixels', lambda *args: pytest.fail('was decoded'))
+    monkeypatch.setattr('hpa_fastai.data.tiff.tiff_pixels', lambda *args: pytest.fail('was decoded'))
     side = int(MAX_PIXELS**.5)+16
     tifffile.imwrite(tmp_path/'a.tif', np.zeros((side,side), np.uint8), compression='zlib')
     fails('is refused', tmp_path)
