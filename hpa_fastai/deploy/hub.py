@@ -8,52 +8,40 @@ __all__ = ['FILES', 'is_hub_name', 'pull_model', 'find_model', 'push_model']
 # %% ../../nbs/deploy/30_hub.ipynb #cfa60852
 import re
 from pathlib import Path
-from ..basics.environment import cache_home
 from ..basics.paths import path_text
-from .bundle import *
-from .loading import *
+from .bundle import BundleError
+from .loading import test_bundle
 
 # %% ../../nbs/deploy/30_hub.ipynb #aa295910
-_repo = re.compile(r'[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*')
+_repository = re.compile(r'[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*')
 
 def is_hub_name(
     model: str|Path,  # as a user names a model
 ) -> bool:
-    "Whether it names a model of the Hub rather than a folder"
-    return isinstance(model, str) and bool(_repo.fullmatch(model)) and not Path(model).exists() and not Path(model).parent.is_dir()
+    "Whether it names a model of the Hub rather than a folder."
+    if not isinstance(model, str) or not _repository.fullmatch(model): return False
+    return not Path(model).exists() and not Path(model).parent.is_dir()
 
 # %% ../../nbs/deploy/30_hub.ipynb #788147cc
-def _place(name):
-    "Where a model of the Hub is kept on this machine"
-    return cache_home()/'hpa_fastai'/'models'/name.replace('/', '--')
-
-# %% ../../nbs/deploy/30_hub.ipynb #d70d67be
-def _hub_error(name, e):
-    "What a user needs to know about an error of the Hub"
-    from huggingface_hub import errors, constants
-    if isinstance(e, errors.RepositoryNotFoundError):
-        return BundleError(f'{name}: neither a folder here nor a model on {constants.ENDPOINT} that you may see; for a private one log in with `hf auth login`')
-    return BundleError(f'{name}: no folder here, and {constants.ENDPOINT} can\'t be reached ({type(e).__name__}); check the network, or give the folder of a model')
-
-# %% ../../nbs/deploy/30_hub.ipynb #57763ceb
 FILES = ('model.safetensors', 'config.json', 'README.md', 'sample.npz')
 
 def pull_model(
     name: str,  # user/name on the Hub
 ) -> Path:  # folder of the bundle
-    "Fetch a model from the Hub, or find it where it was fetched before"
-    from huggingface_hub import snapshot_download
-    here = _place(name)
-    try: snapshot_download(name, local_dir=here, allow_patterns=list(FILES))
-    except Exception as e:
-        if not (here/'config.json').is_file(): raise _hub_error(name, e) from None
-    return here
+    "Fetch a model from the Hub, or find it where it was fetched before."
+    from huggingface_hub import constants, errors, snapshot_download
+    try: return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except errors.RepositoryNotFoundError:
+        raise BundleError(f'{name}: neither a folder here nor a model on {constants.ENDPOINT} that you may see; '
+                          'for a private one log in with `hf auth login`') from None
+    except Exception as e:  # of the network, of which each library has errors of its own
+        raise BundleError(f"{name}: no folder here, and {constants.ENDPOINT} can't be reached ({type(e).__name__}); "
+                          'check the network, or give the folder of a model') from None
 
-# %% ../../nbs/deploy/30_hub.ipynb #4d4ae47f
 def find_model(
     model: str|Path,  # folder of a bundle, or user/name on the Hub
 ) -> Path:
-    "The folder of a model, fetched if need be"
+    "Find the folder of a model, fetched if need be."
     return pull_model(model) if is_hub_name(model) else Path(path_text(model, 'model'))
 
 # %% ../../nbs/deploy/30_hub.ipynb #6a60ab6b
@@ -62,12 +50,15 @@ def push_model(
     name: str,  # user/name on the Hub
     private: bool = True,  # whether only you can see it, where it is new
 ) -> str:  # address
-    "Share a model on the Hub"
+    "Share a model on the Hub."
     from huggingface_hub import HfApi
     test_bundle(path)
-    api = HfApi()
+    api, message = HfApi(), 'Model made with hpa_fastai'
     try:
         url = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=str(path), allow_patterns=list(FILES), commit_message='Model made with hpa_fastai')
-    except Exception as e: raise BundleError(f'{name}: could not be shared ({type(e).__name__}: {" ".join(str(e).split())[:150]}); log in with `hf auth login`') from None
+        api.upload_folder(repo_id=name, folder_path=str(path), allow_patterns=list(FILES), commit_message=message)
+    except Exception as e:  # of the network or the Hub
+        reason = ' '.join(str(e).split())[:150]
+        raise BundleError(f'{name}: could not be shared ({type(e).__name__}: {reason}); '
+                          'log in with `hf auth login`') from None
     return str(url)

@@ -6,52 +6,36 @@
 __all__ = ['check_target', 'check_room', 'model_card', 'write_bundle']
 
 # %% ../../nbs/deploy/20_saving.ipynb #eee62bf0
-import hashlib, json, os, secrets, shutil, warnings
+import json, os, re, secrets, shutil, warnings
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from ..train.learner import HPALearner
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from ..basics.processes import *
 from ..basics.paths import path_text
-from ..batches.loaders import *
-from ..batches.settings import *
+from ..basics.processes import is_first, n_processes
+from ..batches.settings import ImageSettings
 from ..batches.splits import antibody_of, group_codes
-from ..evaluate.flags import *
+from ..evaluate.flags import Flagger
 from ..evaluate.picture_statistics import picture_traits
-from ..evaluate.reference import *
+from ..evaluate.reference import Reference
+from ..train.learner import HPALearner
 from .bundle import *
-from .loading import *
+from .loading import file_sha256
 
-# %% ../../nbs/deploy/20_saving.ipynb #d38e5aee
-def _tensors(model):
-    "The weights, in the order of memory that the file wants"
-    return {k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}
-
-# %% ../../nbs/deploy/20_saving.ipynb #ec4fd9f3
-def _replace(tmp, path):
-    "Put the folder `tmp` in the place of `path`"
-    if not path.exists(): return os.rename(tmp, path)
-    old = tmp.with_name(tmp.name+'-old')
-    os.rename(path, old)
-    try: os.rename(tmp, path)
-    except OSError:
-        os.rename(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-# %% ../../nbs/deploy/20_saving.ipynb #0fc0c157
+# %% ../../nbs/deploy/20_saving.ipynb #9ac3e5e4
 def check_target(
     path: Path,  # where a bundle is to be saved
     force: bool = False,  # replace a bundle that is there
 ) -> None:
-    "Refuse a place that is taken or can't be written to, before hours of training end there"
-    if path.exists():
-        if not (path/'config.json').is_file(): raise BundleError(f'{path} exists and is not a model bundle; give another name')
-        if not force: raise BundleError(f'{path} already holds a model; give another name, or replace it with force=True (--force)')
+    "Refuse a place that is taken or can't be written to, before hours of training end there."
+    if path.exists() and not (path/'config.json').is_file():
+        raise BundleError(f'{path} exists and is not a model bundle; give another name')
+    if path.exists() and not force:
+        raise BundleError(f'{path} already holds a model; give another name, or replace it with force=True (--force)')
     trial = path.with_name(f'.{path.name}-{secrets.token_hex(4)}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,154 +48,178 @@ def check_room(
     path: Path,  # where a bundle is to be saved, in a folder that is there
     model: torch.nn.Module,  # the network
 ) -> None:
-    "Refuse a disk on which a bundle of this network has no place, before hours of training end there"
+    "Refuse a disk on which a bundle of this network has no place, before hours of training end there."
     weights = sum(t.numel()*t.element_size() for t in model.state_dict().values())
-    need, free = 2*(1.1*weights+4e6), shutil.disk_usage(path.parent).free
-    if need>free:
+    need, free = 2*(1.1*weights + 4e6), shutil.disk_usage(path.parent).free
+    if need > free:
         raise BundleError(f'{path}: to save the model takes {need/1e6:.0f} MB, and {free/1e6:.0f} MB are free; '
                           'make room, or give another place')
 
 # %% ../../nbs/deploy/20_saving.ipynb #d3abe2da
-def _cell(v):
-    "A value as a cell of a Markdown table"
-    if v is None: return ''
-    return f'{v:.3f}' if isinstance(v, float) else str(v).replace('|', '/').replace('\n', ' ')
+@contextmanager
+def _holding(folder):
+    "Hold a lock on a folder; yields whether nobody else has it, which is False where there are no locks."
+    try:
+        import fcntl
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        free = False
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX|fcntl.LOCK_NB)
+            free = True
+        yield free
+    finally: os.close(descriptor)
+
+def _remove_leftovers(path):
+    "Remove what saves that were killed have left beside a bundle, but not the only model that there is."
+    for folder in path.parent.iterdir():
+        if not re.fullmatch(rf'\.{re.escape(path.name)}-[0-9a-f]{{8}}(-old)?', folder.name): continue
+        if folder.name.endswith('-old') and not path.exists(): continue
+        with _holding(folder) as free:
+            if free: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/deploy/20_saving.ipynb #5b50d61c
-def _markdown_table(cols, rows):
-    "Rows of a table in Markdown"
-    return ['| '+' | '.join(cols)+' |', '|'+'---|'*len(cols)] + ['| '+' | '.join(_cell(r.get(c)) for c in cols)+' |' for r in rows]
+def _markdown_table(columns, rows):
+    "Lines of a table in Markdown; a | would end a cell, also one in the name of a class."
+    def cell(value):
+        if value is None: return ''
+        return f'{value:.3f}' if isinstance(value, float) else str(value).replace('|', '/').replace('\n', ' ')
+    lines = [columns, ['---']*len(columns), *([cell(r.get(c)) for c in columns] for r in rows)]
+    return [f'| {" | ".join(line)} |' for line in lines]
 
-# %% ../../nbs/deploy/20_saving.ipynb #66eec942
-def _card_head(config):
-    "The header for the Hub, and what the model is for"
-    m, made_with = config['model'], config['versions']['hpa_fastai']
-    return ['---', 'library_name: hpa_fastai', 'pipeline_tag: image-classification', 'tags: [human-protein-atlas, microscopy, multilabel]', '---', '',
-            f"# {m['arch']} for {m['n_out']} protein locations", '',
-            f"Names the subcellular locations of a protein in four-channel confocal images like those of the Human Protein Atlas. Made with hpa_fastai {made_with}.", '',
-            '```', 'hpa_fastai predict FOLDER --model THIS_FOLDER', 'hpa_fastai test-model THIS_FOLDER', '```', '']
-
-# %% ../../nbs/deploy/20_saving.ipynb #29b9ce5c
-def _card_settings(config):
-    "Input, thresholds and training, as a list"
-    reader, prep, cal = config['reader'], config['preprocess'], config['calibration']
-    return [
-        f"- input: red, green, blue, yellow (microtubules, protein, nucleus, ER), read at {reader['size']} px, {prep['size']} px for the network, normalised by {ImageSettings(**prep).normalized_by}",
-        f"- thresholds: {config['thresholds']['method']}; probabilities {'calibrated ('+cal['method']+')' if cal else 'as the network gives them'}",
-        *(f'- {k}: {v if not isinstance(v, list) else "; ".join(map(str, v))}' for k,v in config['training'].items())]
-
-# %% ../../nbs/deploy/20_saving.ipynb #d156cdd3
-def _card_classes(rows):
-    "The figures by class"
-    f1 = [r['f1'] for r in rows if r.get('f1') is not None and r.get('support')]
-    if not f1: return ['Not evaluated.']
-    table = _markdown_table(('class', 'precision', 'recall', 'f1', 'average_precision', 'support'), rows)
-    return [f'Macro F1 {np.mean(f1):.3f}, on the images that the thresholds were fitted on.', '', *table]
-
-# %% ../../nbs/deploy/20_saving.ipynb #8e3803c6
-_limits = ('Trust it on images of the kind it was validated on. Another microscope, scale, stain or cell line needs a new validation; '
-           'rare classes with little support above are known badly. Not for diagnosis.')
+_limits = ('Trust it on images of the kind it was validated on. Another microscope, scale, stain or cell line needs '
+           'a new validation; rare classes with little support above are known badly. Not for diagnosis.')
 
 def model_card(
     config: dict,  # as in config.json
 ) -> str:  # Markdown, with the header of the Hugging Face Hub
-    "What a person wants to know about a model"
-    return '\n'.join([*_card_head(config), *_card_settings(config), '', '## Validation by class', '', *_card_classes(config['metrics'] or []), '',
-                      '## Limits', '', _limits, ''])
+    "Write down what a person wants to know about a model."
+    network, reader, calibration = config['model'], config['reader'], config['calibration']
+    images, metrics = ImageSettings(**config['preprocess']), config['metrics'] or []
+    head = ['---', 'library_name: hpa_fastai', 'pipeline_tag: image-classification',
+            'tags: [human-protein-atlas, microscopy, multilabel]', '---', '']
+    purpose = [f'# {network["arch"]} for {network["n_out"]} protein locations', '',
+               'Names the subcellular locations of a protein in four-channel confocal images like those of the Human '
+               f'Protein Atlas. Made with hpa_fastai {config["versions"]["hpa_fastai"]}.', '',
+               '```', 'hpa_fastai predict FOLDER --model THIS_FOLDER', 'hpa_fastai test-model THIS_FOLDER', '```', '']
+    calibrated = f'calibrated ({calibration["method"]})' if calibration else 'as the network gives them'
+    settings = ['- input: red, green, blue, yellow (microtubules, protein, nucleus, ER), '
+                f'read at {reader["size"]} px, {images.size} px for the network, normalised by {images.normalized_by}',
+                f'- thresholds: {config["thresholds"]["method"]}; probabilities {calibrated}']
+    for name, value in config['training'].items():
+        settings.append(f'- {name}: {"; ".join(map(str, value)) if isinstance(value, list) else value}')
+    f1 = [r['f1'] for r in metrics if r.get('f1') is not None and r.get('support')]
+    classes = ['Not evaluated.']
+    if f1:
+        table = _markdown_table(['class', 'precision', 'recall', 'f1', 'average_precision', 'support'], metrics)
+        classes = [f'Macro F1 {np.mean(f1):.3f}, on the images that the thresholds were fitted on.', '', *table]
+    sections = ['', '## Validation by class', '', *classes, '', '## Limits', '', _limits, '']
+    return '\n'.join([*head, *purpose, *settings, *sections])
 
-# %% ../../nbs/deploy/20_saving.ipynb #ee45f5ab
+# %% ../../nbs/deploy/20_saving.ipynb #66eec942
 def _write_files(bundle, folder, sample):
-    "The files of a bundle"
-    figures = {FIGURES_PREFIX+k: torch.from_numpy(v) for k,v in bundle.flagger.to_arrays().items()} if bundle.flagger else {}
-    save_file({**_tensors(bundle.model), **figures}, folder/'model.safetensors')
-    config = dict(bundle.config, flags=bundle.flagger and bundle.flagger.limits, sha256=file_sha256(folder/'model.safetensors'))
+    "The four files of a bundle."
+    weights = {k: v.detach().cpu().contiguous() for k, v in bundle.model.state_dict().items()}
+    arrays, limits = (bundle.flagger.to_arrays(), bundle.flagger.limits) if bundle.flagger else ({}, None)
+    figures = {FIGURES_PREFIX + k: torch.from_numpy(v) for k, v in arrays.items()}
+    save_file({**weights, **figures}, folder/'model.safetensors')
+    config = dict(bundle.config, flags=limits, sha256=file_sha256(folder/'model.safetensors'))
     (folder/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
     (folder/'README.md').write_text(model_card(config), encoding='utf-8')
     np.savez_compressed(folder/'sample.npz', images=sample.numpy(), probs=bundle.probs(sample))
     shutil.copymode(folder/'config.json', folder/'model.safetensors')  # safetensors keeps its files from all others
 
-# %% ../../nbs/deploy/20_saving.ipynb #15a624b4
+def _replace(new, path):
+    "Put the folder `new` in the place of `path`."
+    if not path.exists(): return os.rename(new, path)
+    old = new.with_name(new.name + '-old')
+    os.rename(path, old)
+    try: os.rename(new, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
 def write_bundle(
     bundle: Bundle,  # what to write
     path: str|Path,  # the folder to make
     sample: torch.Tensor,  # B×4×S×S uint8: a few pictures to check the model with
     force: bool = False,  # replace a bundle that is there
 ) -> Path:
-    "Save a bundle, whole or not at all"
+    "Save a bundle, whole or not at all."
     path = Path(path_text(path, 'model', BundleError))
     check_target(path, force)
-    tmp = path.with_name(f'.{path.name}-{secrets.token_hex(4)}')
+    _remove_leftovers(path)
+    new = path.with_name(f'.{path.name}-{secrets.token_hex(4)}')
     try:
-        tmp.mkdir()
-        _write_files(bundle, tmp, sample)
-        _replace(tmp, path)
+        new.mkdir()
+        with _holding(new):
+            _write_files(bundle, new, sample)
+            _replace(new, path)
     except (OSError, SafetensorError) as e:
-        why = getattr(e, 'strerror', None) or ' '.join(str(e).split())
-        raise BundleError(f"{path}: the model can't be saved ({why}); make room, or give another place") from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+        reason = getattr(e, 'strerror', None) or ' '.join(str(e).split())
+        raise BundleError(f"{path}: the model can't be saved ({reason}); make room, or give another place") from e
+    finally: shutil.rmtree(new, ignore_errors=True)
+    _remove_leftovers(path)
     return path
 
 # %% ../../nbs/deploy/20_saving.ipynb #bd906e8c
-@patch
-def to_bundle(self:HPALearner) -> Bundle:
-    "The learner's model and settings as a `Bundle`, without saving it"
-    return Bundle.from_learner(self)
-
-# %% ../../nbs/deploy/20_saving.ipynb #2a0e2839
-def _pixels(dl, bundle, take):
-    "The pictures of some rows of a loader"
-    if getattr(dl, 'cache', None) is not None: x = dl.cache.batch(dl.places[take])
-    else: x = bundle.pixels([bundle.settings.reader(r) for r in dl.dataset.items.iloc[take].to_dict('records')])
-    return x.as_subclass(torch.Tensor)
-
-# %% ../../nbs/deploy/20_saving.ipynb #0b4d4e5d
-def _pictures(dl, bundle, most=600, bs=32):
-    "Some pictures of a loader as they are read, their embeddings and probabilities, and their rows"
+def _run_on_pictures(bundle, dl, n=600, bs=32):
+    "Some pictures of a loader as they are read, their embeddings and probabilities, and their rows."
     items = dl.dataset.items
-    take = np.sort(np.random.default_rng(0).permutation(len(items))[:most])
-    x = _pixels(dl, bundle, take)
-    figures = dl.figures[take].split(bs) if bundle.settings.source else cycle([None])
-    probs, embs = (np.concatenate(o) for o in zip(*(bundle.run(bundle.inputs(o, f)) for o,f in zip(x.split(bs), figures))))
-    return x, embs, probs, items.iloc[take]
+    rows = np.sort(np.random.default_rng(0).permutation(len(items))[:n])
+    if getattr(dl, 'cache', None) is not None: x = dl.cache.batch(dl.places[rows])
+    else: x = bundle.pixels([bundle.settings.reader(r) for r in items.iloc[rows].to_dict('records')])
+    x = x.as_subclass(torch.Tensor)
+    figures = dl.figures[rows].split(bs) if bundle.settings.source else cycle([None])
+    batches = [bundle.run(bundle.inputs(part, f)) for part, f in zip(x.split(bs), figures)]
+    probs, embeddings = map(np.concatenate, zip(*batches))
+    return x, embeddings, probs, items.iloc[rows]
 
 # %% ../../nbs/deploy/20_saving.ipynb #7e1b2c40
-def _reference(bundle, x, embs, probs, items, group):
-    "How held-out pictures look, and what the model names on them"
+def _describe_data(bundle, dls):
+    "Take the figures of training pictures, and how held-out pictures look, into a bundle."
+    train, held_out = (_run_on_pictures(bundle, dl) for dl in (dls.train, dls.valid))
+    bundle.flagger = Flagger.fit(train[:2], held_out[:2])
+    x, embeddings, probs, items = held_out
+    group = getattr(dls, 'group', None)
     groups = group_codes(items, group if group in items else antibody_of)
-    traits = {**picture_traits(x), 'unlikeness': bundle.flagger.unlikeness(x, embs)}
-    return asdict(Reference.fit(traits, bundle.thresholds.predict(probs), groups))
+    traits = {**picture_traits(x), 'unlikeness': bundle.flagger.unlikeness(x, embeddings)}
+    bundle.config['reference'] = asdict(Reference.fit(traits, bundle.thresholds.predict(probs), groups))
 
-# %% ../../nbs/deploy/20_saving.ipynb #db9a6e2d
-def _sample(dls):
-    "A few validation pictures as they are read"
-    n, valid = 2 if dls.settings.reader.size else 1, dls.valid  # pictures as large as their files may differ in size
-    if not len(valid.dataset): raise BundleError('this learner has no images (it was loaded from a file), and a bundle needs some to test itself with; save the bundle where the model was trained')
-    return next(iter(valid.create_batches(iter(range(min(n, len(valid.dataset)))))))[0].as_subclass(torch.Tensor).cpu()
+# %% ../../nbs/deploy/20_saving.ipynb #5eb22ed5
+@patch
+def to_bundle(self:HPALearner) -> Bundle:
+    "Gather the learner's model and settings, without saving them."
+    return Bundle.from_learner(self)
 
-# %% ../../nbs/deploy/20_saving.ipynb #e5bbbf8d
-def _missing(learn):
-    "What a learner has no decisions of its own for, in a line; '' where there is nothing to say"
-    said = dict(thresholds='no thresholds were fitted, so one half decides for every class (learn.fit_thresholds())',
-                calibration='the probabilities are not calibrated (learn.calibrate(), before the thresholds)')
-    return '; '.join(line for name,line in said.items() if getattr(learn, name, None) is None)
-
-# %% ../../nbs/deploy/20_saving.ipynb #ca828c68
 @patch
 def save_bundle(self:HPALearner,
     path: str|Path,  # the folder to make
     force: bool = False,  # replace a bundle that is there
     note: bool = True,  # warn if thresholds or calibration were never fitted to these weights
 ) -> Path:
-    "Save the model with its labels, settings, thresholds and figures, loadable without pickle"
+    "Save the model with its labels, settings, thresholds and figures, loadable without pickle."
     path = Path(path_text(path, 'model', BundleError))
     if not is_first(): return path  # of several processes with the same model, one writes it
-    sample, bundle = _sample(self.dls), self.to_bundle()
-    if n_processes()==1 and not self.dls.settings_suffice():
-        raise BundleError(f'{path}: item_tfms or batch_tfms of your own change validation pictures, and a bundle can\'t describe them; '
-                          'make them for training alone (split_idx=0), or save with learn.export')
-    train, held_out = (_pictures(dl, bundle) for dl in (self.dls.train, self.dls.valid))
-    bundle.flagger = Flagger.fit(train[:2], held_out[:2])
-    bundle.config['reference'] = _reference(bundle, *held_out, getattr(self.dls, 'group', None))
-    saved, missing = write_bundle(bundle, path, sample, force), _missing(self)
-    if note and missing: warnings.warn(f'{path}: saved, but {missing}')
+    valid = self.dls.valid
+    if not len(valid.dataset):
+        raise BundleError('this learner has no images (it was loaded from a file), and a bundle needs some to test '
+                          'itself with; save the bundle where the model was trained')
+    if n_processes() == 1 and not self.dls.settings_suffice():
+        raise BundleError(f"{path}: item_tfms or batch_tfms of your own change validation pictures, and a bundle can't "
+                          'describe them; make them for training alone (split_idx=0), or save with learn.export')
+    n_samples = min(2 if self.dls.settings.reader.size else 1, len(valid.dataset))
+    sample = next(iter(valid.create_batches(iter(range(n_samples)))))[0].as_subclass(torch.Tensor)
+    bundle = self.to_bundle()
+    _describe_data(bundle, self.dls)
+    saved, missing = write_bundle(bundle, path, sample, force), []
+    if self.thresholds is None:
+        missing.append('no thresholds were fitted, so one half decides for every class (learn.fit_thresholds())')
+    if self.calibration is None:
+        missing.append('the probabilities are not calibrated (learn.calibrate(), before the thresholds)')
+    if note and missing: warnings.warn(f'{path}: saved, but {"; ".join(missing)}')
     return saved

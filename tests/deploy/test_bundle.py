@@ -5,8 +5,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from hpa_fastai.all import HPA28, HPADataLoaders, hpa_learner, plain_thresholds
+from hpa_fastai.deploy import saving
 from hpa_fastai.deploy.bundle import BundleError
 from hpa_fastai.deploy.loading import load_bundle, test_bundle as check_bundle
 
@@ -85,27 +85,43 @@ def test_replacing_leaves_nothing_behind(trained, copy):
     load_bundle(copy)
 
 
-SAVE = """
-import sys, time, torch
-import hpa_fastai.deploy.saving as b
-from hpa_fastai.deploy.loading import load_bundle
-real = b.np.savez_compressed
-def slow(*args, **kwargs):
-    print('saving', flush=True)
-    time.sleep(60)
-b.np.savez_compressed = slow
-old = load_bundle(sys.argv[1])
-b.write_bundle(old, sys.argv[1], torch.zeros(1, 4, 48, 48, dtype=torch.uint8), force=True)
-"""
-
-
-def test_a_killed_save_leaves_the_old_bundle_whole(copy):
+def test_a_killed_save_leaves_the_old_bundle_whole_and_the_next_one_cleans_up(copy):
+    "The folder of a save that still runs is left alone, that of a killed one is removed"
+    bundle, sample = load_bundle(copy), torch.zeros(1, 4, 48, 48, dtype=torch.uint8)
     before = {p.name: p.read_bytes() for p in copy.iterdir()}
-    p = subprocess.Popen([sys.executable, '-c', SAVE, copy], stdout=subprocess.PIPE, text=True)
-    assert p.stdout.readline().strip() == 'saving'
-    p.send_signal(signal.SIGKILL)
-    p.wait()
-    assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
+    reached, reach = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        def stop_here(file):
+            os.write(reach, b'.')
+            time.sleep(60)
+        try:
+            saving.file_sha256 = stop_here
+            saving.write_bundle(bundle, copy, sample, force=True)
+        finally: os._exit(1)
+    os.read(reached, 1)
+    leftover, = copy.parent.glob('.copy-*')
+    saving.write_bundle(bundle, copy.parent/'copy', sample, force=True)
+    assert leftover.is_dir()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert {p.name for p in copy.iterdir()} == before.keys() and load_bundle(copy) and leftover.is_dir()
+    saving.write_bundle(bundle, copy, sample, force=True)
+    assert [p.name for p in copy.parent.iterdir()] == ['copy']
+
+
+def test_the_only_model_is_not_cleaned_up_before_there_is_another(copy, monkeypatch):
+    "A replacement that was killed between its two renames leaves the old model under another name"
+    bundle, sample = load_bundle(copy), torch.zeros(1, 4, 48, 48, dtype=torch.uint8)
+    old = copy.with_name('.copy-0123abcd-old')
+    copy.rename(old)
+    def full(*_): raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as m, pytest.raises(BundleError, match='make room'):
+        m.setattr(saving, 'file_sha256', full)
+        saving.write_bundle(bundle, copy, sample)
+    load_bundle(old)
+    saving.write_bundle(bundle, copy, sample)
+    assert [p.name for p in copy.parent.iterdir()] == ['copy']
 
 
 def change(path, f):

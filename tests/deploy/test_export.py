@@ -39,13 +39,16 @@ def test_isotonic_calibration_is_not_left_out_silently(trained, tmp_path):
 
 @pytest.fixture
 def the_hub(trained, tmp_path, monkeypatch):
-    "A folder in the place of the Hub"
-    fetched = []
-    def download(name, local_dir, allow_patterns):
+    "A folder in the place of the Hub; its cache holds links to the contents of the files"
+    fetched, download = [], tmp_path/'cache'/'models--lab--model'
+    def snapshot_download(name, allow_patterns):
         fetched.append(name)
-        shutil.copytree(trained[1], local_dir, dirs_exist_ok=True)
-    monkeypatch.setattr('huggingface_hub.snapshot_download', download)
-    monkeypatch.setattr(hub, 'cache_home', lambda: tmp_path/'cache')
+        shutil.copytree(trained[1], download/'blobs')
+        snapshot = download/'snapshots'/'0123abcd'
+        snapshot.mkdir(parents=True)
+        for file in allow_patterns: (snapshot/file).symlink_to(f'../../blobs/{file}')
+        return str(snapshot)
+    monkeypatch.setattr('huggingface_hub.snapshot_download', snapshot_download)
     monkeypatch.chdir(tmp_path)
     return fetched
 
@@ -59,6 +62,15 @@ def test_a_folder_wins(the_hub, trained, tmp_path):
     Predictor('lab/model')
     with pytest.raises(BundleError, match='train one'): Predictor('lab/modle')  # a slip of the pen is not looked for elsewhere
     assert not the_hub
+
+
+def test_links_of_a_download_lead_nowhere_else(the_hub, tmp_path):
+    folder = hub.pull_model('lab/model')
+    load_bundle(folder)
+    (tmp_path/'mine.json').write_text((folder/'config.json').read_text())
+    (folder/'config.json').unlink()
+    (folder/'config.json').symlink_to(tmp_path/'mine.json')
+    with pytest.raises(BundleError, match='leaves the bundle'): load_bundle(folder)
 
 
 def test_offline_says_so(the_hub, monkeypatch):
