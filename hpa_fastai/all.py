@@ -9,69 +9,80 @@ __all__ = []
 from fastai.vision.all import *
 
 # %% ../nbs/99_all.ipynb #144c0432
-from .basics.errors import *
-from .basics.spreadsheets import *
-from .data.labels import *
-from .data.names import *
-from .data.files import *
+from .basics.errors import HPAError, ImageError
+from .data.labels import HPA19, HPA28, LabelError, LabelSet, ZTG10, get_labels, guess_labels, read_labels
+from .data.names import CHANNELS
+from .data.files import attach_images, find_images, image_table
 from .data.reader import ImageReader
-from .data.tensors import *
-from .data.verify import verify_images, Verification
-from .data.show import *
-from .simulate.atlas import *
-from .data.duplicates import *
-from .batches.splits import *
-from .interpret.explore import *
+from .data.tensors import RGBYBlock, TensorRGBY, composite, read_image, read_images
+from .data.verify import Verification, verify_images
+from .data.show import draw_scale_bar, gallery, show_channels
+from .data.duplicates import (Fingerprints, duplicate_groups, duplicate_pairs, fingerprint, fingerprints,
+                                        symmetries)
+from .batches.splits import (MultilabelStratifiedSplitter, SplitCheck, SplitError, antibody_of, check_split,
+                                       group_codes, join_groups, stratified_folds, stratified_parts)
+from .simulate.atlas import simulate_atlas, simulate_fov
+from .interpret.explore import (channel_stats, class_counts, cooccurrence, explore, plot_channel_stats,
+                                          plot_class_counts, plot_cooccurrence, plot_duplicates, plot_labels_per_image,
+                                          plot_split)
 
 # %% ../nbs/99_all.ipynb #de051bb0
-from .batches.cache import *
-from .batches.settings import *
-from .batches.sources import *
-from .batches.transforms import *
-from .batches.dataloader import *
-from .batches.loaders import *
-from .train.losses import *
-from .evaluate.metrics import *
-from .models.architectures import *
-from .train.callbacks import *
-from .train.checkpoints import *
-from .train.schedule import *
-from .train.head import *
-from .train.fine_tuning import *
-from .train.learner import *
-from .train.distributed import *
+from .batches.cache import ImageCache, build_cache, default_cache_folder, remove_old_caches
+from .batches.settings import ImageSettings
+from .batches.transforms import AugmentRGBY, NormalizeRGBY, ResizeRGBY, random_affine
+from .batches.dataloader import HPADataLoader
+from .batches.loaders import HPADataBlock, HPADataLoaders, rarity_weights
+from .models.architectures import (LeNet5, ModelError, NoWeights, SmallResNet, create_model, four_channels,
+                                             list_models)
+from .train.losses import (AsymmetricLoss, BCELoss, MultilabelLoss, SigmoidFocalLoss, SoftF1Loss,
+                                     SymmetricLovaszLoss, WeightedSumLoss, get_loss)
+from .train.callbacks import (AverageWeights, KeepBest, KeepStatistics, KeepTime, LogEpochs, MeanAP, StopOnNaN,
+                                        StopWhenAsked, TrainingBar, TrainingError, TrainingPrecision, mean_ap,
+                                        stop_on_interrupt)
+from .train.checkpoints import SaveEpochs, read_checkpoint
+from .train.schedule import Stage, default_sizes, measure_steps, plan_stages
+from .train.fine_tuning import worth_fine_tuning
+from .train.distributed import shared_training
+from .train.learner import HPALearner, hpa_learner
 
 # %% ../nbs/99_all.ipynb #92357fbe
-from .evaluate.calibration import *
-from .evaluate.thresholds import *
-from .evaluate.crossfit import *
-from .evaluate.failures import *
-from .evaluate.evaluation import *
-from .evaluate.flags import *
-from .evaluate.reference import *
+from .evaluate.metrics import (MetricError, average_precision, bootstrap_f1, class_table, confusion_counts,
+                                         f1_interval, f1_scores, macro_f1, micro_f1, plot_class_table, sample_f1,
+                                         simulate_scores)
+from .evaluate.calibration import (Calibration, calibrate, calibration_error, crossfit_calibration,
+                                             plot_reliability, reliability, shift_prior)
+from .evaluate.thresholds import (Thresholds, decide, f1_curves, fit_thresholds, plain_thresholds,
+                                            plot_f1_curves)
+from .evaluate.crossfit import Decisions, crossfit
+from .evaluate.failures import find_failures, label_candidates
+from .evaluate.gallery import show_failures
+from .evaluate.evaluation import Comparison, Evaluation, compare_models, confusion_table, evaluate, top_confusions
+from .evaluate.flags import Flagger
+from .evaluate.reference import Reference, shift_test
 
 # %% ../nbs/99_all.ipynb #00334d1f
-from .deploy.bundle import *
-from .deploy.loading import *
-from .deploy.hub import *
-from .deploy.onnx import *
-from .deploy.saving import *
-from .deploy.tables import *
-from .deploy.journal import *
-from .deploy.predictor import *
-from .deploy.scoring import *
-from .experiments.folds import *
-from .experiments.compare import *
-from .deploy.watch import *
+from .deploy.bundle import Bundle, BundleError
+from .deploy.loading import load_bundle, test_bundle
+from .deploy.saving import write_bundle
+from .deploy.hub import pull_model, push_model
+from .deploy.onnx import export_onnx
+from .deploy.tables import ResultError, read_cells, read_predictions
+from .deploy.predictor import Predictor, predict
+from .deploy.scoring import evaluate_predictions, write_submission
+from .deploy.watch import watch
+from .experiments.training import auto_learner, train_model
+from .experiments.folds import Folds, train_folds
+from .experiments.compare import compare, plot_experiments, read_experiments
 
 # %% ../nbs/99_all.ipynb #50388601
-from .cells.segmentation import *
-from .cells.masks import *
-from .cells.cells import *
-from .interpret.activation import *
-from .interpret.drift import *
-from .interpret.report import *
-from .cli.demo import *
+from .cells.segmentation import CellError, compare_masks, nucleus_diameter, segment_cells, show_cells
+from .cells.masks import decode_mask, encode_masks, find_masks, read_mask
+from .cells.cells import cells_submission, combine_probs, predict_cells, single_cells
+from .interpret.activation import Explainer, activation_maps, show_maps
+from .interpret.embedding_map import map_html, map_points, plot_map
+from .interpret.drift import Monitoring, compare_run, monitor, plot_names, plot_traits, run_traits
+from .interpret.report import report
+from .cli.demo import run_demo, show_predictions
 
 # %% ../nbs/99_all.ipynb #ffbc64b7
 __all__ = [o for o in globals() if not o.startswith('_')]
