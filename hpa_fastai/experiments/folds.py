@@ -283,8 +283,8 @@ def train_folds(
     models = [out/f'fold{k}' for k in folds]
     if is_first():
         for model in models: _update_bundle(model, decisions, evaluation)
-        rows = predictions.itertuples(index=False, name=None)
-        write_whole(out/'predictions.csv', csv_text([list(predictions), *rows]))
+        table = predictions.assign(fold=predictions.fold.astype(object).fillna(''))   # what is in no fold has none
+        write_whole(out/'predictions.csv', csv_text([list(table), *table.itertuples(index=False, name=None)]))
         write_whole(out/'classes.csv', evaluation.table.to_csv())
     barrier()
     return Folds(models, predictions, evaluation, decisions.thresholds)

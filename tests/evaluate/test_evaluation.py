@@ -1,8 +1,12 @@
 "Evaluation and comparison of models."
+import json
 from dataclasses import replace
-import numpy as np, pytest
-from hpa_fastai.evaluate.evaluation import compare_models, confusion_table, evaluate, top_confusions
+
+import numpy as np
+import pytest
+
 from hpa_fastai.data.labels import HPA28
+from hpa_fastai.evaluate.evaluation import compare_models, confusion_table, evaluate, top_confusions
 from hpa_fastai.evaluate.metrics import MetricError, class_table, f1_interval, macro_f1, simulate_scores
 from hpa_fastai.evaluate.thresholds import fit_thresholds, plain_thresholds
 
@@ -18,14 +22,17 @@ def test_figures_are_those_of_the_metrics(scores):
     assert ev.macro_f1 == macro_f1(d, t) and ev.interval == pytest.approx(f1_interval(d, t))
     table = class_table(d, t, HPA28, p)
     assert (ev.table[table.columns].fillna(-1) == table.fillna(-1)).all().all()
-    assert ((ev.table.low <= ev.table.f1 + 1e-9) & (ev.table.f1 <= ev.table.high + 1e-9))[t.any(0)].all()
+    inside = (ev.table.low <= ev.table.f1 + 1e-9) & (ev.table.f1 <= ev.table.high + 1e-9)
+    assert inside[t.any(0)].all()
 
 def test_thresholds_of_three_kinds(scores):
     p, t = scores
     assert evaluate(p, t, .3).macro_f1 == evaluate(p, t, np.full(28, .3)).macro_f1 == macro_f1(p > .3, t)
     with pytest.raises(MetricError, match='one for each of the 28'): evaluate(p, t, [.3, .2])
 
-@pytest.mark.parametrize('thresholds', [.1, np.full(28, .1), plain_thresholds(.1, 28)], ids=['one', 'each', 'Thresholds'])
+KINDS = dict(one=.1, each=np.full(28, .1), thresholds=plain_thresholds(.1, 28))
+
+@pytest.mark.parametrize('thresholds', KINDS.values(), ids=KINDS)
 def test_a_class_that_stands_alone_is_scored_alone(scores, thresholds):
     p, t = scores
     want = plain_thresholds(.1, 28, exclusive=0).predict(p)
@@ -35,7 +42,8 @@ def test_a_class_that_stands_alone_is_scored_alone(scores, thresholds):
 
 def test_text_fits_one_screen(scores):
     p, t = scores
-    ev = evaluate(p, t, .4, HPA28, ids=[f'{i:08}-bad3-11e8-b2b8-ac1f6b6435d0' for i in range(400)], groups=np.arange(400)//8)
+    ids = [f'{i:08}-bad3-11e8-b2b8-ac1f6b6435d0' for i in range(400)]
+    ev = evaluate(p, t, .4, HPA28, ids=ids, groups=np.arange(400)//8)
     lines = str(ev).splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 100 and 'in 50 groups' in lines[0]
 
@@ -86,3 +94,17 @@ def test_a_model_against_itself(scores):
     p, t = scores
     duel = compare_models(p, p, t, .4, .4)
     assert duel.difference == 0 and duel.interval == (0, 0) and duel.p_better == .5 and 'cannot tell' in repr(duel)
+
+def test_decisions_that_were_made_already(scores):
+    p, t = scores
+    decided = p > .35
+    assert evaluate(p, t, decided).macro_f1 == macro_f1(decided, t)
+    assert compare_models(p, p, t, decided, .2, n_draws=20).scores == (macro_f1(decided, t), macro_f1(p > .2, t))
+    with pytest.raises(MetricError, match='preds has shape'): evaluate(p, t, decided[:, :3])
+
+def test_what_is_saved_has_one_row_a_class_and_plain_values(scores):
+    p, t = scores
+    ev = evaluate(p, t & (np.arange(28) < 27), .4, HPA28)
+    records = ev.class_records()
+    assert [r['class'] for r in records] == list(HPA28.classes) and records[27]['f1'] is None
+    assert json.loads(json.dumps([records, ev.to_dict()], allow_nan=False)) == [records, ev.to_dict()]

@@ -12,6 +12,7 @@ from hpa_fastai.evaluate.calibration import log_losses
 from hpa_fastai.evaluate.failures import confident_limits, find_failures, label_candidates, top_losses
 from hpa_fastai.evaluate.gallery import show_failures
 from hpa_fastai.evaluate.metrics import MetricError, simulate_scores
+from hpa_fastai.evaluate.thresholds import plain_thresholds
 
 @pytest.fixture(autouse=True)
 def close_figures():
@@ -25,13 +26,15 @@ TARGETS = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]])
 def test_top_losses_names_what_was_right_missed_and_wrong():
     t = top_losses(PROBS, TARGETS, labels=THREE, ids=list('wxyz'))
     assert t.Id.tolist()[:2]==['x', 'y']
-    assert t.iloc[0][['right', 'missed', 'wrongly_given', 'worst']].tolist()==['b', 'a', '', 'a'] and t.probability[0]==.1
-    assert t.iloc[1][['right', 'missed', 'wrongly_given', 'worst']].tolist()==['b', '', 'a', 'a']
+    names = t[['right', 'missed', 'wrongly_given', 'worst']].to_numpy().tolist()
+    assert names[0]==['b', 'a', '', 'a'] and t.probability[0]==.1
+    assert names[1]==['b', '', 'a', 'a']
     assert np.allclose(np.sort(t.loss), np.sort(3*log_losses(PROBS, TARGETS)))
 
 def test_decisions_as_array_number_one_a_class_or_thresholds():
     d = PROBS>.65
-    for preds in (d, .65, [.65]*3): assert find_failures(PROBS, TARGETS, preds, THREE).values.tolist()==[['a', 'missed', 1, .1]]
+    for preds in (d, .65, [.65]*3, plain_thresholds(.65, 3)):
+        assert find_failures(PROBS, TARGETS, preds, THREE).values.tolist()==[['a', 'missed', 1, .1]]
 
 def test_every_failure_once_most_confident_first():
     p, t = simulate_scores(400, seed=1)
@@ -44,19 +47,23 @@ def test_every_failure_once_most_confident_first():
         assert g.probability.is_monotonic_increasing if kind=='missed' else g.probability.is_monotonic_decreasing
 
 def test_tables_become_arrays():
-    pred = pd.DataFrame(PROBS, columns=THREE.classes).assign(Id=list('wxyz'), Predicted=['0', '1', '', '2'], error=['', np.nan, '', 'broken'])
+    pred = pd.DataFrame(PROBS, columns=THREE.classes).assign(
+        Id=list('wxyz'), Predicted=['0', '1', '', '2'], error=['', np.nan, '', 'broken'])
     truth = pd.DataFrame(dict(Id=list('zyxq'), Target=['2', '1', '0 1', '0']))
     with pytest.warns(UserWarning, match='2 of 4 images'): known = judged(pred, truth, THREE)
-    assert known['ids'].tolist()==['x', 'y'] and known['targets'].tolist()==[[True, True, False], [False, True, False]] and known['preds'].tolist()==[[False, True, False], [False]*3]
+    assert known['ids'].tolist()==['x', 'y']
+    assert known['targets'].tolist()==[[True, True, False], [False, True, False]]
+    assert known['preds'].tolist()==[[False, True, False], [False]*3]
     assert top_losses(**known).Id.tolist()==['x', 'y'] and find_failures(**known)['class'].tolist()==['a', 'b']
     with pytest.raises(HPAError, match="no column 'Nucleoplasm'"): judged(pred, truth)
 
 def test_no_images_one_image_no_failures():
     none = np.zeros((0, 3))
-    assert len(top_losses(none, none, labels=THREE))==len(find_failures(none, none, labels=THREE))==len(label_candidates(none, none, labels=THREE))==0
-    assert top_losses(PROBS[:1], TARGETS[:1], labels=THREE).Id.tolist()==[0] and len(find_failures(PROBS[:1], TARGETS[:1], labels=THREE))==0
-    assert len(label_candidates(PROBS[:1], TARGETS[:1], labels=THREE))==0
-    with pytest.raises(MetricError, match='no failures to show'): show_failures(find_failures(PROBS[:1], TARGETS[:1]), pd.DataFrame())
+    for table in (top_losses, find_failures, label_candidates): assert len(table(none, none, labels=THREE))==0
+    one = PROBS[:1], TARGETS[:1]
+    assert top_losses(*one, labels=THREE).Id.tolist()==[0]
+    for table in (find_failures, label_candidates): assert len(table(*one, labels=THREE))==0
+    with pytest.raises(MetricError, match='no failures to show'): show_failures(find_failures(*one), pd.DataFrame())
     with pytest.raises(MetricError, match='ids names 2 images but there are 4'): top_losses(PROBS, TARGETS, ids=[1, 2])
 
 def test_turned_labels_are_found():

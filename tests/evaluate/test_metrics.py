@@ -1,9 +1,15 @@
 "Metrics against scikit-learn and by hand, intervals, and what is refused."
-import numpy as np, pandas as pd, pytest, subprocess, sys
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
 from hpa_fastai.data.labels import HPA19, HPA28
-from hpa_fastai.evaluate.metrics import (MetricError, average_precision, bootstrap_f1, check_probs, class_table, confusion_counts, f1_interval, f1_scores,
-                                macro_f1, micro_f1, plot_class_table, sample_f1, simulate_scores)
+from hpa_fastai.evaluate.metrics import (
+    MetricError, average_precision, bootstrap_f1, check_probs, class_table, f1_interval, f1_scores, macro_f1, micro_f1,
+    plot_class_table, sample_f1, simulate_scores)
 
 
 def case(seed, n=200, c=7, ties=False):
@@ -24,8 +30,10 @@ def test_equal_to_sklearn(seed, ties):
     np.testing.assert_allclose(table.recall, r)
     np.testing.assert_allclose(table.f1[here], f[here])
     assert table.f1[~here].isna().all() and (table.support == n).all()
-    np.testing.assert_allclose(table.average_precision[here], [average_precision_score(targets[:, c], probs[:, c]) for c in np.flatnonzero(here)])
-    assert macro_f1(preds, targets) == pytest.approx(f1_score(targets[:, here], preds[:, here], average='macro', zero_division=0))
+    ap = [average_precision_score(targets[:, c], probs[:, c]) for c in np.flatnonzero(here)]
+    np.testing.assert_allclose(table.average_precision[here], ap)
+    macro = f1_score(targets[:, here], preds[:, here], average='macro', zero_division=0)
+    assert macro_f1(preds, targets) == pytest.approx(macro)
     assert micro_f1(preds, targets) == pytest.approx(f1_score(targets, preds, average='micro'))
     assert sample_f1(preds, targets) == pytest.approx(f1_score(targets, preds, average='samples', zero_division=1))
 
@@ -38,9 +46,11 @@ def test_macro_f1_counts_only_classes_present_and_is_not_the_mean_of_batches():
 def test_inputs_of_many_kinds():
     probs, targets = case(0)
     preds = probs > .5
-    for kind in (int, float, np.uint8, bool): assert macro_f1(preds.astype(kind), targets.astype(kind).tolist()) == macro_f1(preds, targets)
-    assert macro_f1(pd.DataFrame(preds), pd.DataFrame(targets)) == macro_f1(preds, targets)
-    assert average_precision(probs.astype(np.float16), targets) == pytest.approx(average_precision(probs, targets), abs=.02, nan_ok=True)
+    score, ap = macro_f1(preds, targets), average_precision(probs, targets)
+    for kind in (int, float, np.uint8, bool):
+        assert macro_f1(preds.astype(kind), targets.astype(kind).tolist()) == score
+    assert macro_f1(pd.DataFrame(preds), pd.DataFrame(targets)) == score
+    assert average_precision(probs.astype(np.float16), targets) == pytest.approx(ap, abs=.02, nan_ok=True)
 
 def test_one_row_and_constant_scores():
     assert macro_f1([[1, 0]], [[1, 0]]) == 1
@@ -75,7 +85,8 @@ def test_groups_are_drawn_whole():
     probs, targets = case(4)
     copies = np.repeat(np.arange(len(probs)), 4)
     p, t = (probs > .5)[copies], targets[copies]
-    alone, grouped, blind = f1_interval(probs > .5, targets), f1_interval(p, t, groups=[f'antibody {i}' for i in copies]), f1_interval(p, t)
+    alone, blind = f1_interval(probs > .5, targets), f1_interval(p, t)
+    grouped = f1_interval(p, t, groups=[f'antibody {i}' for i in copies])
     np.testing.assert_allclose(grouped, alone, atol=1e-6)
     assert blind[1] - blind[0] < .65*(grouped[1] - grouped[0])
 
@@ -101,8 +112,10 @@ def test_picture_has_every_class():
     assert sorted(t.get_text().split('  (')[0] for t in ax.get_yticklabels()) == sorted(HPA28.classes)
 
 def test_needs_no_torch():
-    code = 'import sys, hpa_fastai.evaluate.metrics, hpa_fastai.evaluate.calibration, hpa_fastai.evaluate.thresholds, hpa_fastai.evaluate.evaluation; print([m for m in ("torch", "fastai", "sklearn", "matplotlib") if m in sys.modules])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+    code = ('import sys, hpa_fastai.evaluate.evaluation; '
+            'print([m for m in ("torch", "fastai", "sklearn", "matplotlib") if m in sys.modules])')
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == '[]'
 
 def test_real_labels(real_data):
     table = pd.read_csv(real_data/'labels/kaggle2018_train.csv')

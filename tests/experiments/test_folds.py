@@ -1,0 +1,140 @@
+"Folds: every image judged by a model that has not seen it; runs go on where they stopped."
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from fastai.callback.core import Callback
+
+from hpa_fastai.all import HPA28, Predictor, predict, read_labels, stratified_folds
+from hpa_fastai.deploy.loading import test_bundle as check_bundle
+from hpa_fastai.deploy.tables import read_predictions
+from hpa_fastai.evaluate.metrics import macro_f1
+from hpa_fastai.experiments.folds import train_folds
+from hpa_fastai.experiments.options import ExperimentError
+
+
+@pytest.fixture(scope='module')
+def train(small_atlas, fast):
+    "Train folds of the small atlas into a folder"
+    def run(out, n_folds=3, atlas=small_atlas, **options):
+        return train_folds(atlas/'train.csv', atlas/'train', out, n_folds, **{**fast, **options})
+    return run
+
+
+@pytest.fixture(scope='module')
+def folds(train, tmp_path_factory):
+    "Three folds of a moment's training, and the folder they are in"
+    out = tmp_path_factory.mktemp('folds')/'out'
+    return train(out), out
+
+
+def test_every_image_is_judged_by_the_model_of_its_fold(folds, small_atlas):
+    res, out = folds
+    df = read_labels(small_atlas/'train.csv')
+    expected = stratified_folds(df, 3, group='antibody', seed=42)
+    assert res.predictions.Id.tolist() == df.Id.tolist() and res.predictions.fold.tolist() == expected.tolist()
+    for k in range(3): assert set(read_predictions(out/f'fold{k}.csv').Id) == set(df.Id[expected == k])
+
+
+def test_tables_are_those_of_predict(folds):
+    res, out = folds
+    written = read_predictions(out/'predictions.csv')
+    assert list(written) == ['Id', 'Predicted', 'Names', *HPA28.classes, 'flags', 'error', 'fold']
+    for c in ('Id', 'Predicted', 'Names', 'flags', 'fold'): assert written[c].tolist() == res.predictions[c].tolist()
+    assert len(pd.read_csv(out/'classes.csv')) == 28
+    assert (written['flags'].str.contains('no-location') == (written.Names == '')).all()
+
+
+def test_evaluation_is_of_the_decisions_in_the_table(folds, small_atlas):
+    res, _ = folds
+    targets = HPA28.encode(read_labels(small_atlas/'train.csv').Target) > 0
+    assert np.isclose(res.evaluation.macro_f1, macro_f1(HPA28.encode(res.predictions.Predicted) > 0, targets))
+    assert res.evaluation.n_groups
+
+
+def test_models_decide_as_they_were_judged(folds, small_atlas):
+    res, out = folds
+    p = Predictor(out)
+    assert len(p.bundles) == 3 and np.allclose(p.thresholds.values, res.thresholds.values)
+    metrics = p.bundles[0].config['metrics']
+    assert [r['class'] for r in metrics] == list(HPA28.classes)
+    assert np.isclose(metrics[0]['f1'], res.evaluation.table.f1.iloc[0])
+    by_folder, by_list = (predict(small_atlas/'train', model=m, progress=False).head(8) for m in (out, res.models))
+    assert by_folder.equals(by_list)
+
+
+def test_models_pass_their_own_test(folds):
+    assert check_bundle(folds[0].models[1]) < 1e-3
+
+
+def test_finished_folds_are_kept_and_missing_ones_come_back_the_same(folds, train):
+    res, out = folds
+    written = lambda: {k: (out/f'fold{k}.csv').stat().st_mtime_ns for k in (0, 2)}
+    before = written()
+    shutil.rmtree(out/'fold1')
+    new = train(out)
+    assert written() == before
+    probs, new_probs = (o.predictions[list(HPA28.classes)].to_numpy(float) for o in (res, new))
+    assert np.allclose(new_probs, probs, atol=2e-4)
+
+
+@pytest.mark.parametrize('options, words', [
+    (dict(epochs=2), 'epochs was 1 and is now 2'),
+    (dict(seed=1), 'seed was 42 and is now 1'),
+    (dict(loss_func='bce'), 'loss_func'),
+    (dict(n_folds=4), 'n_folds was 3 and is now 4'),
+    (dict(group=None), 'group')])
+def test_settings_that_differ_are_named(folds, train, options, words):
+    with pytest.raises(ExperimentError, match=words) as e: train(folds[1], **options)
+    assert '\n' not in str(e.value)
+
+
+def test_changed_labels_are_noticed(folds, small_atlas, fast):
+    df = read_labels(small_atlas/'train.csv')
+    df.loc[3, 'Target'] = '27'
+    with pytest.raises(ExperimentError, match='labelled_images'):
+        train_folds(df, small_atlas/'train', folds[1], 3, **fast)
+
+
+def test_a_strange_folder_is_left_alone(train, tmp_path):
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'thesis.txt').write_text('years of work')
+    for force in (False, True):
+        with pytest.raises(ExperimentError, match='holds no folds'): train(tmp_path/'mine', force=force)
+    assert (tmp_path/'mine'/'thesis.txt').exists()
+
+
+def test_some_folds_only_and_force_begins_again(train, tmp_path):
+    res = train(tmp_path/'out', folds=[0])
+    assert set(res.predictions.fold) == {0} and len(res.models) == 1
+    assert res.evaluation.n_images == len(res.predictions) < 60
+    with pytest.raises(ExperimentError, match='folds'): train(tmp_path/'out', folds=[3])
+    res = train(tmp_path/'out', folds=[2], n_folds=4, force=True)
+    assert not (tmp_path/'out'/'fold0').exists() and set(res.predictions.fold) == {2}
+
+
+def test_broken_images_are_in_the_table_with_the_reason(small_atlas, train, tmp_path):
+    atlas, out = tmp_path/'atlas', tmp_path/'out'
+    shutil.copytree(small_atlas, atlas)
+    df = read_labels(atlas/'train.csv')
+    (atlas/'train'/f'{df.Id[4]}_green.png').write_bytes(b'')
+    with pytest.warns(UserWarning, match='1 of 90'): res = train(out, n_folds=2, atlas=atlas, cache=tmp_path/'cache')
+    row = res.predictions.set_index('Id').loc[df.Id[4]]
+    assert len(res.predictions) == 90 and 'green' in row['error'] and row.Predicted == '' and pd.isna(row.fold)
+    assert res.evaluation.n_images == 89
+    written = pd.read_csv(out/'predictions.csv', dtype=str, keep_default_na=False).set_index('Id')
+    assert written.fold[df.Id[4]] == '' and set(written.fold) == {'', '0', '1'}
+
+
+class Stop(Callback):
+    "Ask for a stop after the first epoch"
+    order = 100
+    def after_epoch(self): self.stop_when_asked.asked = True
+
+def test_a_stopped_training_is_no_finished_fold(train, tmp_path):
+    "Ctrl-C ends the run, keeps the checkpoint, and the next run goes on from it"
+    out = tmp_path/'out'
+    with pytest.warns(UserWarning, match='stopped'), pytest.raises(KeyboardInterrupt):
+        train(out, folds=[0], epochs=3, cbs=[Stop()])
+    assert (out/'fold0-training'/'checkpoint.pt').is_file() and not (out/'fold0').exists()
