@@ -53,12 +53,6 @@ def _plain_number(value, limits):
     if not limits.whole: return float(value)
     return int(value) if isinstance(value, Integral) or value==int(value) else None
 
-# %% ../../nbs/basics/10_arguments.ipynb #aa3a143d
-def _quoted(value):
-    "A value as a message quotes it"
-    text = ' '.join(str(value).split()) if isinstance(value, (Real, type(None))) else repr(value)
-    return text if len(text)<40 else f'{text[:36]}…'
-
 # %% ../../nbs/basics/10_arguments.ipynb #ce8a5392
 def _checked_one(name, value, error):
     "One argument within its limits, or each number of a list"
@@ -68,9 +62,11 @@ def _checked_one(name, value, error):
         return tuple(_checked_one(name, one, error) for one in value)
     plain = _plain_number(value, limits)
     if plain is not None: return plain
+    given = ' '.join(str(value).split()) if isinstance(value, (Real, type(None))) else repr(value)
+    if len(given)>=40: given = f'{given[:36]}…' # there may be pages of it
     lo, hi = (f'{o:g}' if isinstance(o, float) else o for o in (limits.lo, limits.hi))
     kind = 'a whole number' if limits.whole else 'a number'
-    raise error(f'{name}: {_quoted(value)} is not {kind} from {lo} to {hi}')
+    raise error(f'{name}: {given} is not {kind} from {lo} to {hi}')
 
 # %% ../../nbs/basics/10_arguments.ipynb #7e199920
 def checked(

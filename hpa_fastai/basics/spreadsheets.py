@@ -38,24 +38,17 @@ def _kind_of_zip(raw):
     if any(n.endswith('.iwa') for n in names): return 'a Numbers spreadsheet', 'open it and export it as CSV'
     return 'a zip archive', 'unpack it, and give the csv that is in it'
 
-# %% ../../nbs/basics/30_spreadsheets.ipynb #6566581e
+# %% ../../nbs/basics/30_spreadsheets.ipynb #9b5db5e7
 _byte_order_marks = {
     b'\xff\xfe\0\0': 'utf-32-le', b'\0\0\xfe\xff': 'utf-32-be', b'\xff\xfe': 'utf-16-le', b'\xfe\xff': 'utf-16-be',
     b'\xef\xbb\xbf': 'utf-8'}
 
-def _encoding(raw):
-    "The encoding that the first bytes of a text show; None where they do not."
-    for mark,encoding in _byte_order_marks.items():
-        if raw.startswith(mark): return encoding
-    even, odd = raw[:1000:2].count(0), raw[1:1000:2].count(0)
-    pairs = len(raw[:1000])//2
-    if pairs and odd>.8*pairs and not even: return 'utf-16-le'
-    if pairs and even>.8*pairs and not odd: return 'utf-16-be'
-
-# %% ../../nbs/basics/30_spreadsheets.ipynb #9b5db5e7
 def _decode(raw, where, error):
     "The text of a file in any usual encoding."
-    encoding = _encoding(raw)
+    encoding = next((e for mark,e in _byte_order_marks.items() if raw.startswith(mark)), None)
+    even, odd, pairs = raw[:1000:2].count(0), raw[1:1000:2].count(0), len(raw[:1000])//2
+    if encoding is None and odd>.8*pairs and not even: encoding = 'utf-16-le'
+    if encoding is None and even>.8*pairs and not odd: encoding = 'utf-16-be'
     try: return raw.decode(encoding or 'utf-8').lstrip('\ufeff').rstrip('\x1a')
     except UnicodeDecodeError as e:
         ends_in_letter = e.reason=='unexpected end of data' and not raw[:e.start].isascii()
@@ -124,15 +117,6 @@ def find_delimiter(
     if not any(d in unquoted for d in ',;\t') and '|' in unquoted: return '|', number
     return max(',;\t', key=unquoted.count), number
 
-# %% ../../nbs/basics/30_spreadsheets.ipynb #1887da8c
-def _fit_row(where, line, row, header, error):
-    "A row as long as the header; blanks may be added or dropped, a value may not."
-    extra = [c for c in row[len(header):] if c.strip()]
-    if extra:
-        raise error(f'{where} row {line}: {len(row)} values for {len(header)} columns; '
-                    f'is {extra[0]!r} part of a label? Put labels with a comma in quotes')
-    return row[:len(header)] + ['']*(len(header)-len(row))
-
 # %% ../../nbs/basics/30_spreadsheets.ipynb #7a46423d
 _LONGEST = 2**31-1  # of a cell, in characters: what the csv module takes on every system
 
@@ -153,12 +137,6 @@ def _read_rows(text, where, error):
                         'close it or take it away') from None
     return rows
 
-# %% ../../nbs/basics/30_spreadsheets.ipynb #476c1ef1
-def _check_header(where, header, error):
-    "Refuse two columns of one name."
-    twice = [c for i,c in enumerate(header) if c and c in header[:i]]
-    if twice: raise error(f'{where} has two columns called {twice[0]!r}; rename one')
-
 # %% ../../nbs/basics/30_spreadsheets.ipynb #4f149abc
 def table_name(
     source, # path of a csv, or a DataFrame
@@ -178,13 +156,20 @@ def read_table(
     if is_loaded: header = source.columns
     else: (_,header), *rows = _read_rows(read_text(source, error), where, error)
     header = [same_form(c) for c in header]
-    _check_header(where, header, error)
+    for i,c in enumerate(header):
+        if c and c in header[:i]: raise error(f'{where} has two columns called {c!r}; rename one')
     if is_loaded: return source.reset_index(drop=True).set_axis(header, axis=1)
-    lines = [line for line,_ in rows]
-    cells = [_fit_row(where, line, row, header, error) for line,row in rows]
-    named = {}
-    for i,c in enumerate(header): named.setdefault(c, [row[i] for row in cells]) # columns without a name may be several
-    return pd.DataFrame(named, lines, dtype=object)
+
+    n, fitted = len(header), []
+    for line,row in rows:
+        extra = [cell for cell in row[n:] if cell.strip()]
+        if extra:
+            raise error(f'{where} row {line}: {len(row)} values for {n} columns; '
+                        f'is {extra[0]!r} part of a label? Put labels with a comma in quotes')
+        fitted.append(row[:n] + ['']*(n-len(row)))
+    columns = {}
+    for i,c in enumerate(header): columns.setdefault(c, [row[i] for row in fitted]) # several may have no name
+    return pd.DataFrame(columns, [line for line,_ in rows], dtype=object)
 
 # %% ../../nbs/basics/30_spreadsheets.ipynb #a8f894fe
 def to_numbers(

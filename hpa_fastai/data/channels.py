@@ -36,12 +36,6 @@ def no_such_channels(
     return ImageError(f"channels={channels!r}: give letters of 'rgby', each once, or a dict with {', '.join(CHANNELS)}",
                       'setting')
 
-def _plain_plane(plane):
-    "The number or name of a plane as plain Python"
-    if isinstance(plane, str) and plane: return plane
-    if isinstance(plane, (int, np.integer)) and not isinstance(plane, bool) and plane>=0: return int(plane)
-    raise ImageError(f'channels: plane {plane!r}; give the number of a plane, from 0, or its name', 'setting')
-
 class ChannelMap(dict):
     "Number or name of the plane of each channel, in the order red, green, blue, yellow; it can't be changed"
     def __init__(self,
@@ -50,20 +44,18 @@ class ChannelMap(dict):
         given = dict(planes)
         names = wanted_channels([k for k in given if isinstance(k, str)])
         if not given or len(names)!=len(given) or len(set(names))!=len(names): raise no_such_channels(given)
-        found = {c: _plain_plane(plane) for c,plane in zip(names, given.values())}
+        found = {}
+        for c,plane in zip(names, given.values()):
+            is_number = isinstance(plane, (int, np.integer)) and not isinstance(plane, bool) and plane>=0
+            if not is_number and not (isinstance(plane, str) and plane):
+                raise ImageError(f'channels: plane {plane!r}; give the number of a plane, from 0, or its name',
+                                 'setting')
+            found[c] = int(plane) if is_number else plane
         super().__init__((c, found[c]) for c in CHANNELS if c in found)
     def __hash__(self): return hash(tuple(self.items()))
     def __reduce__(self): return ChannelMap, (dict(self),)
     def _unchanging(self, *_, **__): raise TypeError('the channels of a reader can not be changed; make another reader')
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _unchanging
-
-# %% ../../nbs/data/55_channels.ipynb #5be0caa5
-def _has_fourth(p):
-    "Whether a colour picture carries ER in its fourth plane: one that is full throughout is plain transparency"
-    if len(p.planes)<4: return False
-    fourth = np.asarray(p.planes[3])
-    full = 1 if fourth.dtype.kind=='f' else np.iinfo(fourth.dtype).max
-    return fourth.min()<full
 
 # %% ../../nbs/data/55_channels.ipynb #a14b6289
 def _plane_number(p, plane):
@@ -99,14 +91,19 @@ def assign_channels(
     path:str|None=None, # of the file; None: pixels in memory
 ) -> dict: # channel: number of its plane
     "Find the planes of the channels by colour, by an explicit mapping, by name or by order"
+    n = len(p.planes)
     if isinstance(channels, dict): return {c: _plane_number(p, plane) for c,plane in ChannelMap(channels).items()}
-    if p.kind=='colour': return {c: i for i,c in enumerate(CHANNELS[:4 if _has_fourth(p) else 3])}
+    if p.kind=='colour':
+        fourth = np.asarray(p.planes[3]) if n>3 else None
+        full = None if fourth is None else 1 if fourth.dtype.kind=='f' else np.iinfo(fourth.dtype).max
+        has_er = fourth is not None and fourth.min()<full # one that is full throughout is plain transparency
+        return {c: i for i,c in enumerate(CHANNELS[:4 if has_er else 3])}
     wanted = wanted_channels(channels)
     if p.names: return _assign_by_name(p, wanted)
-    if len(p.planes)==1<len(wanted) and path is not None: raise ImageError(why_no_channel(path), 'unclear channels')
-    if len(p.planes)!=len(wanted):
-        example = {c: i for i,c in zip(range(len(p.planes)), wanted)}
-        raise ImageError(f"planes without names: {len(p.planes)}, but channels={channels!r} names {len(wanted)}; "
+    if n==1<len(wanted) and path is not None: raise ImageError(why_no_channel(path), 'unclear channels')
+    if n!=len(wanted):
+        example = {c: i for i,c in zip(range(n), wanted)}
+        raise ImageError(f"planes without names: {n}, but channels={channels!r} names {len(wanted)}; "
                          f"say which plane is which, e.g. {setting_text('channels', example)}", 'unclear channels')
     return {c: i for i,c in enumerate(wanted)}
 

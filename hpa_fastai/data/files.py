@@ -53,17 +53,14 @@ def _take_masks(files, root):
     return kept, masks
 
 # %% ../../nbs/data/30_files.ipynb #42a61c59
-def _preference(name):
-    "A key that sorts PNG and TIFF before JPG"
-    return name.lower().endswith(('.jpg','.jpeg')), name.lower()
-
 def _collect(files):
     "Rows {(folder, Id): {channel: name}} of a list of `_NamedFile`; and (folder, name, why) of what is passed over"
     rows, passed = {}, []
     for folder,name,id_,channel in files:
         row = rows.setdefault((folder, id_), {})
         if channel in row:
-            name,other = sorted((row[channel], name), key=_preference)
+            # PNG and TIFF before JPG
+            name,other = sorted((row[channel], name), key=lambda n: (n.lower().endswith(('.jpg','.jpeg')), n.lower()))
             passed.append((folder, other, f'there is {name}'))
         row[channel] = name
     for (folder,_),row in rows.items():
@@ -172,13 +169,6 @@ def find_images(
     if lines: table.attrs['left_out'] = lines
     return table
 
-# %% ../../nbs/data/30_files.ipynb #3de763c5
-def _full_path(path, base):
-    "A path of a table, None where there is none"
-    if not isinstance(path, (str, os.PathLike)) or not str(path).strip(): return None
-    path = os.path.expanduser(os.fspath(path).strip())
-    return path if is_url(path) or os.path.isabs(path) or not base else f'{base}/{path}'
-
 # %% ../../nbs/data/30_files.ipynb #4d26cbae
 def _read_paths(source):
     "The table of a csv (or DataFrame) of Ids with one path, or one for each channel; relative paths start at the csv"
@@ -199,9 +189,14 @@ def _read_paths(source):
                          'give every field of view its own')
 
     base = '' if isinstance(source, pd.DataFrame) else str(source).replace(os.sep, '/').rpartition('/')[0]
+    def full_path(path): # None where there is none: empty cells are NaN
+        if not isinstance(path, (str, os.PathLike)) or not str(path).strip(): return None
+        path = os.path.expanduser(os.fspath(path).strip())
+        return path if is_url(path) or os.path.isabs(path) or not base else f'{base}/{path}'
+
     for c in CHANNELS:
         paths = df[c] if c in df else df.get('path', [None]*len(df))
-        df[c] = pd.Series([_full_path(p, base) for p in paths], index=df.index, dtype=object)
+        df[c] = pd.Series([full_path(p) for p in paths], index=df.index, dtype=object)
     if 'layout' not in df:
         layouts = [_layout(paths) for paths in zip(*(df[c] for c in CHANNELS))]
         df['layout'] = pd.Series(layouts, index=df.index, dtype=object)
@@ -315,13 +310,12 @@ def _as_record(row):
     return row if isinstance(row, dict) else None
 
 # %% ../../nbs/data/30_files.ipynb #07829267
-def _holds_pixels(record):
-    "Whether a row has the four planes of a picture in the place of paths"
-    return 'layout' not in record and all(pixels_of(record.get(c)) is not None for c in CHANNELS)
-
 def _from_records(records):
-    "A table of rows that are dictionaries"
-    if all(map(_holds_pixels, records)):
+    "A table of rows that are dictionaries: of paths, or of the four planes of a picture"
+    def holds_pixels(record):
+        return 'layout' not in record and all(pixels_of(record.get(c)) is not None for c in CHANNELS)
+
+    if all(map(holds_pixels, records)):
         pictures = [np.stack([np.asarray(pixels_of(record[c])) for c in CHANNELS]) for record in records]
         table = _in_memory(pictures)
         return table.assign(Id=[record.get('Id', id_) for record,id_ in zip(records, table.Id)])

@@ -74,13 +74,6 @@ def planes_of_pillow(
     else: planes = [im] if len(im.getbands())==1 else list(im.split())[:n]
     return Planes(planes, im.size, 'grey' if n==1 else 'colour', None, f'Pillow {im.mode}')
 
-# %% ../../nbs/data/40_planes.ipynb #9b0414e1
-def _telling_names(names, n):
-    "Names that say more than 'Channel 1', one for each of n planes; or None"
-    names = [str(name) for name in names or []]
-    rest = [re.sub(r'channel|plane|ch|c|[\W\d_]', '', name.lower()) for name in names]
-    return names if len(names)==n and any(rest) else None
-
 # %% ../../nbs/data/40_planes.ipynb #df20e98e
 def likely_axes(
     axes:str, # as a library states or guesses them
@@ -143,7 +136,10 @@ def planes_of_array(
     h,w = a.shape[-2:]
     check_size(w, h)
     planes = list(a) if more else [a]
+    names = [str(name) for name in names or []]
+    rest = [re.sub(r'channel|plane|ch|c|[\W\d_]', '', name.lower()) for name in names]
+    are_telling = len(names)==len(planes) and any(rest)
     kind = 'grey' if not more else 'colour' if colour else 'stack'
     type_bits = 8*a.dtype.itemsize
     depth = {'u': f'{bits or type_bits}-bit', 'f': f'{type_bits}-bit float'}.get(a.dtype.kind, str(a.dtype))
-    return Planes(planes, (w,h), kind, _telling_names(names, len(planes)), f'{form} {depth}', bits)
+    return Planes(planes, (w,h), kind, names if are_telling else None, f'{form} {depth}', bits)
