@@ -2,6 +2,7 @@
 import argparse, time
 import numpy as np, pandas as pd
 from hpa_fastai.data.labels import *
+from hpa_fastai.data.label_tables import *
 
 def plain(cells):
     "What one writes without a package: split every string."

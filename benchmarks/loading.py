@@ -31,7 +31,7 @@ def clone(source, folder, n):
     import pandas as pd
     from hpa_fastai.data.names import CHANNELS
     from hpa_fastai.data.files import find_images
-    from hpa_fastai.data.labels import read_labels
+    from hpa_fastai.data.label_tables import read_labels
 
     rows, target = (
         find_images(source / 'train').to_dict('records'),

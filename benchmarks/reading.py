@@ -9,7 +9,7 @@ from hpa_fastai.data.formats import reading_pool
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.data.names import CHANNELS
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.verify import verify_images
+from hpa_fastai.data.verify import verify_folder
 
 def plain_loop(row, size):
     return np.stack([np.asarray(Image.open(row[c]).convert('L').resize((size, size))) for c in CHANNELS])
@@ -62,8 +62,8 @@ def listing(n=25_000):
     print(f'{"find_images, "+format(4*n, ",")+" files":34} {best:5.2f} s (wanted under 1.5)', flush=True)
 
 def headers(name, folder, n):
-    best = min(seconds(lambda f: verify_images(f, progress=False), [folder]) for _ in range(3))
-    print(f'{"verify_images, headers, "+name:34} {n/best:5.0f} FOVs/s (wanted 1500 for PNG; {n} FOVs)', flush=True)
+    best = min(seconds(lambda f: verify_folder(f, progress=False), [folder]) for _ in range(3))
+    print(f'{"verify_folder, headers, "+name:34} {n/best:5.0f} FOVs/s (wanted 1500 for PNG; {n} FOVs)', flush=True)
 
 def tiff_copy(rows, folder):
     for r in rows:

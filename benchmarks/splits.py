@@ -2,6 +2,7 @@
 import argparse, subprocess, sys, time
 import numpy as np, pandas as pd
 from hpa_fastai.data.labels import *
+from hpa_fastai.data.label_tables import *
 from hpa_fastai.batches.splits import *
 
 def ours(df, group): return stratified_folds(df, 5, group=group)

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.verify import likeness
+from hpa_fastai.data.verify import channel_correlation
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
@@ -12,8 +12,8 @@ def main():
     args = parser.parse_args()
     for name in ('native', 'mosaic/images'):
         fields = [ImageReader(128).array(r) for r in find_images(args.real_data/name).to_dict('records')]
-        right = [likeness(x[0], x[3]) for x in fields]
-        wrong = [likeness(x[0], fields[(i+k)%len(fields)][3]) for i,x in enumerate(fields) for k in (1,2,3)]
+        right = [channel_correlation(x[0], x[3]) for x in fields]
+        wrong = [channel_correlation(x[0], fields[(i+k)%len(fields)][3]) for i,x in enumerate(fields) for k in (1,2,3)]
         print(
             f'{name}: {len(right)} right pairs, lowest {min(right):.2f}, median {np.median(right):.2f}; {len(wrong)} '
             f'wrong pairs, median {np.median(wrong):.2f}, highest {max(wrong):.2f}; '

@@ -10,12 +10,13 @@ from fastai.vision.all import *
 
 # %% ../nbs/99_all.ipynb #144c0432
 from .basics.errors import HPAError, ImageError
-from .data.labels import HPA19, HPA28, LabelError, LabelSet, ZTG10, get_labels, guess_labels, read_labels
+from .data.labels import HPA19, HPA28, LabelError, LabelSet, ZTG10, get_labels
+from .data.label_tables import guess_labels, read_labels
 from .data.names import CHANNELS
 from .data.files import attach_images, find_images, image_table
 from .data.reader import ImageReader
 from .data.tensors import RGBYBlock, TensorRGBY, composite, read_image, read_images
-from .data.verify import Verification, verify_images
+from .data.verify import Verification, verify_folder
 from .data.show import draw_scale_bar, gallery, show_channels
 from .data.duplicates import (Fingerprints, duplicate_groups, duplicate_pairs, fingerprint, fingerprints,
                                         symmetries)

@@ -9,7 +9,6 @@ __all__ = ['HPADataLoaders', 'HPADataBlock', 'rarity_weights']
 import os, warnings
 from copy import copy
 from pathlib import Path
-from typing import Self
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.data.all import *
@@ -17,12 +16,13 @@ from ..basics.errors import *
 from ..basics.arguments import *
 from ..basics.paths import *
 from ..basics.processes import *
+from ..data.labels import *
+from ..data.label_tables import *
 from ..data.names import *
 from ..data.files import *
 from ..data.reader import *
 from ..data.tensors import *
 from ..basics.environment import tqdm_bar
-from ..data.labels import *
 from ..data.show import *
 from .splits import *
 from .cache import *
@@ -41,14 +41,14 @@ class HPADataLoaders(DataLoaders):
 
     def set_size(self,
         size: int,  # side of the network's input, in pixels
-    ) -> Self:  # itself
+    ) -> 'HPADataLoaders':  # itself
         "Shrink the batches of all loaders to another size from now on"
         for dl in self.loaders:
             for tfm in dl.after_batch.fs:
                 if isinstance(tfm, ResizeRGBY): tfm.size = size
         return self
 
-    def new(self) -> Self:
+    def new(self) -> 'HPADataLoaders':
         "Make loaders of the same images, with a size of their own that nobody else can change"
         loaders = []
         for dl in self.loaders:

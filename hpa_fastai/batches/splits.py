@@ -15,7 +15,8 @@ import numpy as np, pandas as pd
 from ..basics.arguments import checked
 from ..basics.arguments import as_list
 from ..data.labels import *
-from ..data.labels import find_columns, is_blank
+from ..data.labels import is_blank
+from ..data.label_tables import find_columns
 from ..data.duplicates import *
 from .dealing import *
 

@@ -43,9 +43,9 @@ def verify(
 ) -> int:  # the exit code
     "Check a folder of images, and its table of labels"
     from hpa_fastai.basics.paths import write_whole
-    from hpa_fastai.data.verify import verify_images
+    from hpa_fastai.data.verify import verify_folder
     check_free(args.out, args.force)
-    found = verify_images(args.folder, args.csv, args.labels, args.deep, reader_of(args), progress=args.progress)
+    found = verify_folder(args.folder, args.csv, args.labels, args.deep, reader_of(args), progress=args.progress)
     print(found)
     if args.out: write_whole(args.out, found.problems.to_csv(index=False))
     return found.exit_code

@@ -15,6 +15,7 @@ from fastai.torch_core import set_seed
 from ..basics.arguments import checked
 from ..basics.paths import path_text
 from ..data.labels import *
+from ..data.label_tables import *
 from ..basics.errors import *
 from ..data.files import *
 from ..data.tensors import *

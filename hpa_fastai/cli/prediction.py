@@ -19,7 +19,7 @@ def evaluate(
     "Predict a labelled folder and compare"
     from hpa_fastai.basics.paths import write_whole
     from hpa_fastai.data.files import attach_images, find_images
-    from hpa_fastai.data.labels import read_labels
+    from hpa_fastai.data.label_tables import read_labels
     from hpa_fastai.deploy.tables import check_writable
     from hpa_fastai.deploy.scoring import evaluate_predictions
     if args.out: check_writable(args.out, ('.csv',))

@@ -51,7 +51,8 @@ def _train_folds(args, device):
 def _rehearse(args):
     "Look for the images of every label, and say what would be done"
     from hpa_fastai.data.files import attach_images, find_images
-    from hpa_fastai.data.labels import get_labels, read_labels
+    from hpa_fastai.data.labels import get_labels
+    from hpa_fastai.data.label_tables import read_labels
     labels = get_labels(args.labels)
     csv, images = places_of(args)
     n = len(attach_images(read_labels(csv, labels, ids=lambda: find_images(images).Id), images))

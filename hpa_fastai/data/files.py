@@ -15,6 +15,7 @@ from ..basics.errors import *
 from ..basics.paths import *
 from ..basics.spreadsheets import *
 from .labels import *
+from .label_tables import *
 from .names import *
 from .folders import *
 

@@ -12,7 +12,8 @@ import pandas as pd
 from ..basics.errors import HPAError
 from ..basics.paths import same_form, write_whole
 from ..basics.spreadsheets import read_table
-from ..data.labels import LabelSet, read_labels
+from ..data.labels import LabelSet
+from ..data.label_tables import read_labels
 from ..evaluate.evaluation import Evaluation, evaluate
 from .tables import ResultError, as_predictions, check_writable
 

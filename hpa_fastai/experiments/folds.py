@@ -19,7 +19,8 @@ from ..basics.arguments import checked
 from ..basics.paths import path_text, same_form, write_whole
 from ..basics.processes import barrier, broadcast, first_then_others, is_first, n_processes
 from ..data.files import attach_images, find_images
-from ..data.labels import HPA28, LabelSet, get_labels, read_labels
+from ..data.labels import HPA28, LabelSet, get_labels
+from ..data.label_tables import read_labels
 from ..data.names import CHANNELS
 from ..batches.loaders import HPADataLoaders
 from ..batches.splits import group_codes, stratified_folds

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ..basics.errors import ImageError
 from ..basics.paths import find_beside
 from ..data.labels import *
+from ..data.label_tables import *
 from ..data.names import CHANNELS
 from ..data.folders import as_source
 from ..basics.arguments import *

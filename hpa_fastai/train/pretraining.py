@@ -15,6 +15,7 @@ from fastai.torch_core import set_seed
 from safetensors.torch import save_file
 from ..basics.environment import tqdm_bar
 from ..data.labels import *
+from ..data.label_tables import *
 from ..basics.errors import *
 from ..data.files import *
 from ..data.reader import *

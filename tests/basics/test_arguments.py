@@ -10,7 +10,7 @@ from hpa_fastai.all import (HPADataLoaders, HPAError, ImageReader, MultilabelStr
                             create_model, evaluate_predictions, explore, find_images, get_labels, load_bundle, monitor,
                             predict, predict_cells, read_images, read_labels, read_predictions, report, run_demo,
                             simulate_atlas, simulate_fov, stratified_folds, test_bundle as check_bundle, train_folds,
-                            verify_images, watch)
+                            verify_folder, watch)
 from hpa_fastai.basics.arguments import RANGES
 from hpa_fastai.deploy.saving import write_bundle
 from hpa_fastai.data.files import image_table
@@ -42,7 +42,7 @@ def doors(atlas, bundle, tmp):
     yield 'n_folds', lambda n_folds: stratified_folds(df, n_folds)
     yield 'valid_pct', lambda valid_pct: MultilabelStratifiedSplitter(valid_pct)(df)
     yield 'n_workers', lambda n_workers: list(read_images(find_images(images)[:1], ImageReader(size=32), n_workers))
-    yield 'n_workers', lambda n_workers: verify_images(images, n_workers=n_workers)
+    yield 'n_workers', lambda n_workers: verify_folder(images, n_workers=n_workers)
     yield 'tol', lambda tol: check_bundle(bundle, tol=tol)
     yield 'dropout', lambda dropout: create_model('lenet5', 28, False, 32, dropout=dropout)
 
@@ -87,7 +87,7 @@ def path_doors(atlas, bundle, tmp):
     "Functions of one path, by the argument"
     df, predictor, learn_nothing = read_labels(atlas/'train.csv'), Predictor(bundle), dict(cache=False, progress=False)
     yield 'find_images source', find_images
-    yield 'verify_images folder', verify_images
+    yield 'verify_folder folder', verify_folder
     yield 'explore folder', lambda o: explore(o, out=tmp/'e.html')
     yield 'explore csv', lambda o: explore(atlas, o, out=tmp/'e.html')
     yield 'explore out', lambda o: explore(atlas, out=o)
@@ -164,7 +164,7 @@ def test_a_folder_and_its_files_in_any_form_are_the_same(form, small_atlas, trai
     source = forms[form]
     want = find_images(folder)
     for find in (find_images, image_table): assert find(source()).to_dict('records') == want.to_dict('records')
-    assert not verify_images(source(), progress=False).exit_code
+    assert not verify_folder(source(), progress=False).exit_code
     assert sorted(predict(source(), trained[1], '~/p.csv', progress=False).Id) == ids
     assert (tmp_path/'p.csv').is_file() and not (tmp_path/'~').exists()
 

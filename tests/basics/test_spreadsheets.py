@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hpa_fastai.data.labels import HPAError, read_labels, same_form
+from hpa_fastai.data.labels import HPAError, same_form
+from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.basics.paths import find_beside
 from hpa_fastai.basics.spreadsheets import read_table, to_numbers
 

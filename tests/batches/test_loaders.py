@@ -16,7 +16,8 @@ from hpa_fastai.batches.loaders import HPADataBlock, HPADataLoaders, rarity_weig
 from hpa_fastai.batches.sources import dataset_stats
 from hpa_fastai.basics.errors import ImageError
 from hpa_fastai.data.files import attach_images, find_images
-from hpa_fastai.data.labels import HPA28, HPAError, LabelError, read_labels
+from hpa_fastai.data.labels import HPA28, HPAError, LabelError
+from hpa_fastai.data.label_tables import read_labels
 
 
 @pytest.fixture(scope='module')

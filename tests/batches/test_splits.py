@@ -2,6 +2,7 @@
 import hashlib
 import numpy as np, pandas as pd, pytest
 from hpa_fastai.data.labels import *
+from hpa_fastai.data.label_tables import *
 from hpa_fastai.batches.splits import *
 
 def counts(df, part): return np.stack([HPA28.encode(df.Target)[part==p].sum(0, dtype=int) for p in np.unique(part)])

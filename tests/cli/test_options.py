@@ -14,7 +14,7 @@ COMMANDS = make_parser()._subparsers._group_actions[0].choices
 CALLS = {  # of each command: the functions that take its options
     'demo': ['cli.demo.run_demo'],
     'simulate': ['simulate.atlas.simulate_atlas'],
-    'verify': ['data.verify.verify_images', 'data.reader.ImageReader'],
+    'verify': ['data.verify.verify_folder', 'data.reader.ImageReader'],
     'explore': ['interpret.explore.explore', 'data.reader.ImageReader'],
     'train': ['experiments.training.train_model', 'data.reader.ImageReader'],
     'compare': ['experiments.compare.compare', 'data.reader.ImageReader'],

@@ -15,7 +15,7 @@ from hpa_fastai.data.files import find_images
 from hpa_fastai.data.formats import PNG_MAGIC, png_chunk
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.data.tensors import TensorRGBY, read_images
-from hpa_fastai.data.verify import verify_images
+from hpa_fastai.data.verify import verify_folder
 from pictures import LOSSES, RNG, encoded, fails, one_file, picture, read, same, smooth, write
 
 
@@ -207,6 +207,6 @@ def test_png_of_any_depth(tmp_path, depth, colour, threads, monkeypatch):
     wanted = (a[..., 0] if n in (1,2) else a[..., :3].max(2))*255/top
     got = one_file(tmp_path, as_png([r.tobytes() for r in rows], 37, 24, depth, colour))
     assert np.abs(got()-wanted).max() <= .5
-    checked = verify_images(tmp_path, reader=ImageReader(channels='g'), progress=False)
+    checked = verify_folder(tmp_path, reader=ImageReader(channels='g'), progress=False)
     assert checked.table.format[0].startswith(f'PNG {depth}-bit')
     if depth==16: fails('does not fit into bits=12', tmp_path, channels='g', bits=12)

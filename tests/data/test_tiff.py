@@ -15,7 +15,7 @@ from hpa_fastai.data.names import CHANNELS
 from hpa_fastai.data.planes import MAX_PIXELS
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.data.tensors import read_image
-from hpa_fastai.data.verify import verify_images
+from hpa_fastai.data.verify import verify_folder
 from pictures import LOSSES, RNG, encoded, fails, one_file, only, picture, plane_files, read, same, smooth, write
 
 
@@ -142,13 +142,13 @@ def test_chunks_of_a_zarr_that_were_never_written(tmp_path):
     a = root.create_array('0', shape=(4,32,32), chunks=(1,16,16), dtype='>u2')
     root.attrs['ome'] = dict(multiscales=[dict(axes=[dict(name=n) for n in 'cyx'], datasets=[dict(path='0')])])
     fails('no chunk of plane 0, 1, 2, 3 is in the store', tmp_path)
-    assert verify_images(tmp_path, progress=False).problems.problem.tolist() == ['truncated or damaged']
+    assert verify_folder(tmp_path, progress=False).problems.problem.tolist() == ['truncated or damaged']
     a[:3] = RNG.integers(1, 60000, (3,32,32))
     fails('no chunk of plane 3 is in the store', tmp_path)
-    assert verify_images(tmp_path, deep=True, progress=False).problems.problem.tolist() == ['truncated or damaged']
+    assert verify_folder(tmp_path, deep=True, progress=False).problems.problem.tolist() == ['truncated or damaged']
     a[3, :16] = 7 # writers leave out chunks that are black: those below are right
     assert same(read(tmp_path), np.rint(a[:]/257))
-    assert '2 of 16 chunks absent' in str(verify_images(tmp_path, progress=False))
+    assert '2 of 16 chunks absent' in str(verify_folder(tmp_path, progress=False))
 
 
 @pytest.mark.parametrize('version', [2, 3])
@@ -168,7 +168,7 @@ def test_damaged_chunks_of_a_zarr_are_refused(tmp_path, version, loss):
     elif loss=='FIFO': chunk.unlink(), os.mkfifo(chunk)
     else: chunk.write_bytes(b'' if loss=='empty' else LOSSES[loss](whole, len(whole)//3))
     message = fails('copy it again', tmp_path)
-    assert 'a folder, not' not in message and verify_images(tmp_path, deep=True, progress=False).exit_code==1
+    assert 'a folder, not' not in message and verify_folder(tmp_path, deep=True, progress=False).exit_code==1
 
 
 def test_what_is_no_zarr_says_so(tmp_path):
@@ -188,7 +188,7 @@ def test_tiff_of_packed_values(tmp_path, bits, codec):
     data = strips(packed, codec, zlib.compress if codec==8 else bytes, bits=bits)
     got = one_file(tmp_path, data.replace(struct.pack('<HHII', 256,3,1,packed.shape[1]), AS_WIDE_AS_64))
     assert np.abs(got()-a*255/(2**bits-1)).max() <= .5
-    checked = verify_images(tmp_path, reader=ImageReader(channels='g'), deep=True, progress=False)
+    checked = verify_folder(tmp_path, reader=ImageReader(channels='g'), deep=True, progress=False)
     assert checked.table.format[0] == f'TIFF {bits}-bit grey'
 
 
@@ -244,7 +244,7 @@ def test_a_damaged_file_of_a_set_is_named(tmp_path):
 def test_file_of_one_channel_is_read_by_itself(tmp_path):
     x, names = picture(32), [f'x_{c}.ome.tif' for c in CHANNELS]
     plane_files(tmp_path, x, names)
-    assert same(read(tmp_path), x) and verify_images(tmp_path, deep=True, progress=False).exit_code==0
+    assert same(read(tmp_path), x) and verify_folder(tmp_path, deep=True, progress=False).exit_code==0
     (tmp_path/names[3]).unlink()
     assert same(read(tmp_path, channels='rgb')[:3], x[:3])
     fails('no yellow channel', tmp_path)

@@ -6,9 +6,10 @@ from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.basics.errors import ImageError
 from hpa_fastai.data.names import CHANNELS
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.labels import HPA19, HPA28, ZTG10, HPAError, LabelError, read_labels
+from hpa_fastai.data.labels import HPA19, HPA28, ZTG10, HPAError, LabelError
+from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.simulate.atlas import simulate_atlas
-from hpa_fastai.data.verify import verify_images
+from hpa_fastai.data.verify import verify_folder
 
 @pytest.fixture(scope='module')
 def sound(tmp_path_factory):
@@ -21,7 +22,7 @@ def atlas(sound, tmp_path): return shutil.copytree(sound, tmp_path/'atlas')
 
 def file(atlas, i, channel): return atlas/'train'/f'{sorted(find_images(atlas/"train").Id)[i]}_{channel}.png'
 def found(v): return set(zip(v.problems.level, v.problems.problem))
-def check(atlas, **kwargs): return verify_images(atlas/'train', progress=False, **kwargs)
+def check(atlas, **kwargs): return verify_folder(atlas/'train', progress=False, **kwargs)
 
 @pytest.mark.parametrize('deep', [False, True])
 def test_sound_folder(atlas, deep):
@@ -60,13 +61,13 @@ def test_problems_of_files_whose_names_are_not_utf8(atlas):
 @pytest.mark.parametrize('compression', [None, 'zlib'])
 def test_cut_tiff_is_found_by_headers_alone(tmp_path, compression):
     for c in CHANNELS: tifffile.imwrite(tmp_path/f'a_{c}.tif', np.random.default_rng(len(c)).integers(0, 255, (64,64), dtype=np.uint8), compression=compression)
-    assert not len(verify_images(tmp_path).problems)
+    assert not len(verify_folder(tmp_path).problems)
     p = tmp_path/'a_red.tif'
     p.write_bytes(p.read_bytes()[:-1000])
-    assert found(verify_images(tmp_path))=={('error','truncated or damaged')}
+    assert found(verify_folder(tmp_path))=={('error','truncated or damaged')}
     tifffile.imwrite(tmp_path/'b.tif', np.random.default_rng(0).integers(0, 255, (4,64,64), dtype=np.uint8), compression=compression, photometric='minisblack')
     p.unlink(), (tmp_path/'b.tif').write_bytes((tmp_path/'b.tif').read_bytes()[:-5000])
-    v = verify_images(tmp_path)
+    v = verify_folder(tmp_path)
     assert set(v.problems.Id)=={'a','b'} and set(v.problems.level)=={'error'}
 
 def test_folder_and_link_in_place_of_files(atlas):
@@ -99,7 +100,7 @@ def test_equal_ends_are_not_yet_copies(tmp_path):
             a = np.zeros((64,64), np.uint8)
             a[:8] = value*10+i
             tifffile.imwrite(tmp_path/f'{n}_{c}.tif', a)
-    assert not len(verify_images(tmp_path).problems)
+    assert not len(verify_folder(tmp_path).problems)
 
 def test_pixels_are_looked_at_when_deep(atlas):
     Image.new('L', (128,128)).save(file(atlas, 0, 'green'))
@@ -124,10 +125,10 @@ def test_camera_of_fewer_bits(tmp_path, top, bits):
     rng = np.random.default_rng(0)
     base = rng.random((64,64))
     for c in CHANNELS: Image.fromarray((base*rng.uniform(.9, 1, (64,64))*top).astype(np.uint16)).save(tmp_path/f'a_{c}.png')
-    assert not len(verify_images(tmp_path).problems)
-    v = verify_images(tmp_path, deep=True)
+    assert not len(verify_folder(tmp_path).problems)
+    v = verify_folder(tmp_path, deep=True)
     assert found(v)=={('warning','camera bits')} and f'bits={bits}' in str(v)
-    assert not len(verify_images(tmp_path, deep=True, reader=ImageReader(bits=bits)).problems)
+    assert not len(verify_folder(tmp_path, deep=True, reader=ImageReader(bits=bits)).problems)
 
 def test_csv(atlas):
     csv = atlas/'train.csv'
@@ -159,9 +160,9 @@ def test_files_of_several_channels(tmp_path):
     Image.fromarray(np.moveaxis(a[:3], 0, -1)).save(tmp_path/'rgb.png')
     tifffile.imwrite(tmp_path/'named.ome.tif', a, metadata=dict(axes='CYX', Channel=dict(Name=['Cy3','FITC','DAPI','Cy5'])))
     tifffile.imwrite(tmp_path/'z.ome.tif', a, metadata=dict(axes='ZYX'))
-    v = verify_images(tmp_path)
+    v = verify_folder(tmp_path)
     assert dict(zip(v.problems.Id, v.problems.problem))=={'rgb':'missing channel', 'named':'unclear channels', 'z':'unreadable'}
-    assert verify_images(tmp_path/'rgb.png'.replace('rgb.png',''), reader=ImageReader(channels='rgb')).problems.Id.tolist()==['named','z']
+    assert verify_folder(tmp_path/'rgb.png'.replace('rgb.png',''), reader=ImageReader(channels='rgb')).problems.Id.tolist()==['named','z']
 
 def test_composites_are_listed_as_passed_over(atlas):
     (atlas/'train'/f'{find_images(atlas/"train").Id[0]}_red_green.jpg').touch()
@@ -179,35 +180,35 @@ def test_what_is_left_out_is_listed(atlas):
 
 def test_names_of_microscopes_are_said_on_the_screen(tmp_path):
     for n in range(4): Image.fromarray(np.random.default_rng(n).integers(0, 255, (32,32), dtype=np.uint8)).save(tmp_path/f'A1_ch0{n}.png')
-    v = verify_images(tmp_path)
+    v = verify_folder(tmp_path)
     assert v.exit_code==1 and found(v)=={('error','unclear channels')} and 'in the way of Leica (there are ch00, ch01, ch02, ch03)' in str(v)
 
 def test_transparency_is_not_er(tmp_path):
     a = np.random.default_rng(0).integers(0, 255, (64,64,4), dtype=np.uint8)
     a[...,3] = 255
     Image.fromarray(a).save(tmp_path/'a.png')
-    assert found(verify_images(tmp_path, deep=True))=={('error','missing channel')}
+    assert found(verify_folder(tmp_path, deep=True))=={('error','missing channel')}
 
 def test_csv_that_is_none(atlas):
     (atlas/'x.csv').write_bytes(b'')
     assert found(check(atlas, csv=atlas/'x.csv'))=={('error','unreadable csv')}
 
 def test_empty_folder_needs_attention(tmp_path):
-    v = verify_images(tmp_path)
+    v = verify_folder(tmp_path)
     assert v.exit_code==1 and '0 fields of view' in str(v)
 
 def test_real_images_are_sound(real_data):
     for folder,csv in (('native/hpav18_jpg','native/hpav18_jpg/labels.csv'), ('native/kaggle_png','native/kaggle_png/labels.csv')):
-        v = verify_images(real_data/folder, real_data/csv, HPA28, deep=True)
+        v = verify_folder(real_data/folder, real_data/csv, HPA28, deep=True)
         assert v.exit_code==0 and not len(v.problems), str(v)
-    v = verify_images(real_data/'mosaic'/'images', real_data/'mosaic'/'train.csv')
+    v = verify_folder(real_data/'mosaic'/'images', real_data/'mosaic'/'train.csv')
     assert v.exit_code==0 and len(v.table)==245 and v.table.format.unique().tolist()==['PNG 8-bit grey']
 
 def test_real_er_of_another_field_is_suspicious(real_data, tmp_path):
     t = [r for r in find_images(real_data/'native'/'hpav18_jpg').to_dict('records') if Image.open(r['red']).size==(2048,2048)]
     for i,r in enumerate(t):
         for c in CHANNELS: os.symlink((t[(i+1)%len(t)] if c=='yellow' else r)[c], tmp_path/f'{r["Id"]}_{c}{os.path.splitext(r[c])[1]}')
-    v = verify_images(tmp_path, deep=True)
+    v = verify_folder(tmp_path, deep=True)
     assert (v.problems.problem=='suspicious ER').sum()==len(t)
 
 IDS = ['a1', 'a2', 'a3', 'a4']
@@ -262,17 +263,17 @@ def test_the_csv_of_the_folder_comes_first(tiny, tmp_path, monkeypatch):
     (tmp_path/'train.csv').write_text(GOOD.replace('a1,0', 'a1,99'))
     (tmp_path/'other.csv').write_text(GOOD)
     monkeypatch.chdir(tmp_path)
-    for csv in ('train.csv', 'other.csv', tmp_path/'data'/'train.csv'): assert 'bad label' not in str(verify_images('data', csv, progress=False))
-    assert 'bad label' in str(verify_images('data', tmp_path/'train.csv', progress=False))
-    with pytest.raises(HPAError, match='data/none.csv and .*none.csv: no such file'): verify_images('data', 'none.csv')
+    for csv in ('train.csv', 'other.csv', tmp_path/'data'/'train.csv'): assert 'bad label' not in str(verify_folder('data', csv, progress=False))
+    assert 'bad label' in str(verify_folder('data', tmp_path/'train.csv', progress=False))
+    with pytest.raises(HPAError, match='data/none.csv and .*none.csv: no such file'): verify_folder('data', 'none.csv')
 
 def test_damaged_jpg_is_found_by_its_codes(tmp_path):
     rng = np.random.default_rng(0)
     for c in CHANNELS: Image.fromarray(rng.integers(0, 256, (64,64), dtype=np.uint8)).save(tmp_path/f'a_{c}.jpg')
-    assert verify_images(tmp_path, deep=True, progress=False).exit_code==0
+    assert verify_folder(tmp_path, deep=True, progress=False).exit_code==0
     whole = (tmp_path/'a_green.jpg').read_bytes()
     (tmp_path/'a_green.jpg').write_bytes(whole[:-900]+whole[-600:])
-    v = verify_images(tmp_path, deep=True, progress=False)
+    v = verify_folder(tmp_path, deep=True, progress=False)
     assert found(v)=={('error','truncated or damaged')} and 'a_green.jpg' in str(v)
 
 HINTS = {'three channels': lambda x, write: [write(f'a_{c}.png', p) for c,p in zip(CHANNELS[:3], x)],
@@ -291,7 +292,7 @@ def test_hints_can_be_followed_on_the_command_line(tmp_path, capsys, kind):
     from hpa_fastai.cli.main import main
     def write(name, a, **kwargs): Image.fromarray(a).save(tmp_path/name) if name.endswith('png') else tifffile.imwrite(tmp_path/name, a, **kwargs)
     HINTS[kind](np.random.default_rng(0).integers(0, 256, (4,32,32), dtype=np.uint8), write)
-    table, said = find_images(tmp_path), verify_images(tmp_path, deep=True, progress=False).problems.detail.tolist()
+    table, said = find_images(tmp_path), verify_folder(tmp_path, deep=True, progress=False).problems.detail.tolist()
     for row in table.to_dict('records'):
         try: ImageReader().array(row)
         except ImageError as e: said.append(str(e))

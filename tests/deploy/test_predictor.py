@@ -21,7 +21,8 @@ from hpa_fastai.data.files import find_images
 from hpa_fastai.data.tensors import read_image
 from hpa_fastai.deploy.predictor import Predictor, predict
 from hpa_fastai.deploy.scoring import evaluate_predictions
-from hpa_fastai.data.labels import HPA28, HPAError, read_labels
+from hpa_fastai.data.labels import HPA28, HPAError
+from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.deploy.journal import Journal
 from hpa_fastai.deploy.tables import result_columns
 from hpa_fastai.evaluate.thresholds import plain_thresholds

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.labels import HPA28, HPAError, LabelSet, read_labels
+from hpa_fastai.data.labels import HPA28, HPAError, LabelSet
+from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.deploy.scoring import judged
 from hpa_fastai.evaluate.calibration import log_losses
 from hpa_fastai.evaluate.failures import confident_limits, find_failures, label_candidates, top_losses

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from hpa_fastai.data.labels import *
+from hpa_fastai.data.label_tables import *
 from hpa_fastai.data.names import *
 from hpa_fastai.data.files import *
 from hpa_fastai.batches.splits import *

@@ -3,7 +3,8 @@ import subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
-from hpa_fastai.data.labels import HPA28, HPA19, ZTG10, HPAError, LabelSet, read_labels
+from hpa_fastai.data.labels import HPA28, HPA19, ZTG10, HPAError, LabelSet
+from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.data.files import find_images
 from hpa_fastai.simulate.atlas import simulate_atlas, simulate_fov
 from hpa_fastai.simulate.field import SimulateError
