@@ -261,14 +261,6 @@ def predict_cells(
         if not journal.complete: run.fill(journal, progress)
     return with_labels(read_cells(out), labels)
 
-# %% ../../nbs/cells/30_cells.ipynb #6b89886b
-def _check_cells(cells, labels):
-    "Refuse a table that can't become a submission"
-    absent = {'Id', 'cell', 'mask', 'width', 'height', *labels.classes}-set(cells)
-    if absent: raise CellError(f'the table has no column {min(absent)!r}; give one of predict_cells, and its labels')
-    if not labels.successors(HPA19):
-        raise CellError(f'no class of {labels.name} is one of the 19 of the competition')
-
 # %% ../../nbs/cells/30_cells.ipynb #b45e0317
 def cells_submission(
     cells: pd.DataFrame|str|Path,  # of `predict_cells`, `read_cells` or `pd.read_csv`; or its file
@@ -282,7 +274,10 @@ def cells_submission(
     labels = labels_of(cells, labels)
     if out and check_writable(out, ('.csv',)).exists() and not force:
         raise CellError(f'{out} exists; give another name, or overwrite it with force=True (--force)')
-    _check_cells(cells, labels)
+    absent = {'Id', 'cell', 'mask', 'width', 'height', *labels.classes}-set(cells)
+    if absent: raise CellError(f'the table has no column {min(absent)!r}; give one of predict_cells, and its labels')
+    if not labels.successors(HPA19):
+        raise CellError(f'no class of {labels.name} is one of the 19 of the competition')
     probs = np.nan_to_num(labels.convert(cells[list(labels.classes)].to_numpy(float), HPA19))
     said = [' '.join(f'{k} {p[k]:.4f} {mask}' for k in np.flatnonzero(p>=least))
             for p,mask in zip(probs, cells['mask'].map(cell_text))]

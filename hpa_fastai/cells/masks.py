@@ -66,20 +66,17 @@ def find_masks(
     return found
 
 # %% ../../nbs/cells/20_masks.ipynb #df212274
-def _read_tiff(f):
-    "The numbers of the first picture in a TIFF, if all of it is there"
-    import tifffile
-    with tifffile.TiffFile(f) as tif:
-        check_tiff_pages(tif)
-        for page in tif.series[0].pages: check_tiff_segments(page)
-        return tiff_pixels(tif.series[0], f)
-
 def _read_file(path):
-    "The numbers in a mask file"
+    "The numbers in a mask file, if all of it is there"
+    import tifffile
     try:
         with open_image_file(str(path)) as f:
             if path.suffix.lower()=='.npy': return np.load(f, allow_pickle=False)
-            if path.suffix.lower() in ('.tif', '.tiff'): return _read_tiff(f)
+            if path.suffix.lower() in ('.tif', '.tiff'):
+                with tifffile.TiffFile(f) as tif:
+                    check_tiff_pages(tif)
+                    for page in tif.series[0].pages: check_tiff_segments(page)
+                    return tiff_pixels(tif.series[0], f)
             if (data := f.read())[:8]==PNG_MAGIC: png_pixel_chunks(data) # refuses what is not whole
             return np.asarray(Image.open(f))
     except FileNotFoundError: raise CellError(f'{path}: no such file') from None

@@ -217,14 +217,6 @@ def touches_border(
     "Find the cells that the edge of the picture cuts"
     return np.setdiff1d(np.concatenate([masks[0], masks[-1], masks[:, 0], masks[:, -1]]), 0)
 
-# %% ../../nbs/cells/10_segmentation.ipynb #271f10ab
-def _choose_cells(cells, nuclei, border):
-    "The cells that a choice of `BORDERS` wants, numbered 1, 2, …"
-    keep = np.ones(cells.max(initial=0)+1, bool)
-    if border=='nucleus': keep = np.bincount(cells[nuclei>0], minlength=len(keep))>0
-    if border=='drop': keep[touches_border(cells)] = False
-    return _select(cells, keep)
-
 # %% ../../nbs/cells/10_segmentation.ipynb #88ebe7c0
 def segment_cells(
     img,  # 4×H×W: red, green, blue, yellow; uint8, or float from 0 to 1; of any size
@@ -240,7 +232,10 @@ def segment_cells(
     if diameter is None: return np.zeros((h, w), np.int32)
     small = _resize(img, *(max(8, round(side*_NUCLEUS_PX/diameter)) for side in (h, w)))
     cells, nuclei = _outline_cells(small)
-    return enlarge_mask(_choose_cells(cells, nuclei, border), h, w)
+    keep = np.ones(cells.max(initial=0)+1, bool)
+    if border=='nucleus': keep = np.bincount(cells[nuclei>0], minlength=len(keep))>0
+    if border=='drop': keep[touches_border(cells)] = False
+    return enlarge_mask(_select(cells, keep), h, w)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #f2179b0b
 def show_cells(

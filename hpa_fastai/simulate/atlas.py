@@ -40,13 +40,6 @@ def _expose(
     return out
 
 # %% ../../nbs/simulate/50_atlas.ipynb #661000c7
-def _number_visible(label):
-    "Number the cells that can be seen 1, 2, …"
-    seen = np.flatnonzero(np.bincount(label.ravel())[1:]) + 1
-    number = np.zeros(label.max() + 1, np.int32)
-    number[seen] = np.arange(1, len(seen) + 1)
-    return number[label]
-
 def _draw_fov(drawings, divisions, size, seed, stain_seed, n_cells=None):
     "Image and mask of a field whose protein is drawn by the functions `drawings`"
     rng, stain = np.random.default_rng(seed), np.random.default_rng(stain_seed)
@@ -59,7 +52,10 @@ def _draw_fov(drawings, divisions, size, seed, stain_seed, n_cells=None):
     gain = np.exp(rng.normal(np.log([.6, .72, .78, .68]), [.25, .15, .25, .25]))
     gain *= [1, np.exp(stain.normal(0, .2)), 1, 1]
     image = _expose([cells.red(), protein, cells.blue(), cells.yellow()], cells, rng, gain)
-    return image, _number_visible(cells.label)
+    seen = np.bincount(cells.label.ravel()) > 0
+    seen[0] = False
+    number = (seen.cumsum()*seen).astype(np.int32)
+    return image, number[cells.label]
 
 # %% ../../nbs/simulate/50_atlas.ipynb #5bb6caa9
 def _drawings_of(targets, labels):

@@ -126,20 +126,16 @@ def _signed_distance(grid, centre, radius, axis, elongation, waves):
 
 # %% ../../nbs/simulate/20_cells.ipynb #34a62137
 @patch
-def _square_around(self:Cells, point, reach):
-    "The part of the field within `reach` µm of a point, as slices; None outside the field"
-    x0, x1, y0, y1 = (int(np.clip(um*self.px_per_um, 0, self.size)) for um in
-                      (point.real - reach, point.real + reach, point.imag - reach, point.imag + reach))
-    return np.s_[y0:y1, x0:x1] if x1 > x0 and y1 > y0 else None
-
-@patch
 def _assign_pixels(self:Cells, grid):
     "Which cell has each pixel (from 1), and the signed distances from the deepest and the second deepest cell"
     first = np.full(grid.shape, 30, np.float32)
     second, label = first.copy(), np.zeros(grid.shape, np.int32)
     for i, centre in enumerate(self.centres):
-        square = self._square_around(centre, 1.35*self.radii[i]*self.elongation[i]**.5 + 4)
-        if square is None: continue
+        reach = 1.35*self.radii[i]*self.elongation[i]**.5 + 4
+        sides = (centre.real - reach, centre.real + reach, centre.imag - reach, centre.imag + reach)
+        left, right, top, bottom = (int(np.clip(um*self.px_per_um, 0, self.size)) for um in sides)
+        if left == right or top == bottom: continue
+        square = np.s_[top:bottom, left:right]
         before = first[square]
         distance = _signed_distance(grid[square], centre, self.radii[i], self.axis[i],
                                     self.elongation[i], self.outline_waves[i])
@@ -263,8 +259,9 @@ def around_nucleus(self:Cells,
 
 # %% ../../nbs/simulate/20_cells.ipynb #c90a61b9
 @patch
-def _grow_microtubules(self:Cells):
-    "Paths of the microtubules (filaments × points), and how bright they are along the way"
+def microtubules(self:Cells):
+    "Paths of the microtubules (filaments × points, µm) and their brightness at each point; grown once"
+    if hasattr(self, '_microtubules'): return self._microtubules
     rng, cell = self.rng, self.per_cell(44)
     around_nuclei = self.has_nucleus & (self.label > 0) & (self.nucleus_distance > 0)
     anywhere = self.scatter_points(around_nuclei, 900*around_nuclei.mean() + 1)
@@ -277,12 +274,7 @@ def _grow_microtubules(self:Cells):
     paths = self.around_nucleus(cell, paths, rng.uniform(1, 1.3, len(cell))[:, None])
     smooth = np.abs(np.diff(paths, axis=1, prepend=paths[:, :1])) < 1.2         # none jumps across the nucleus
     brightness = rng.uniform(.3, 1, len(cell)).astype(np.float32)[:, None]
-    return paths, self.within_cell(cell, paths)*smooth*brightness
-
-@patch
-def microtubules(self:Cells):
-    "Paths of the microtubules (filaments × points, µm) and their brightness at each point; grown once"
-    if not hasattr(self, '_microtubules'): self._microtubules = self._grow_microtubules()
+    self._microtubules = paths, self.within_cell(cell, paths)*smooth*brightness
     return self._microtubules
 
 @patch

@@ -93,13 +93,6 @@ def values_at(self:Field,
 
 # %% ../../nbs/simulate/10_field.ipynb #2fcc2889
 @patch
-def _ragged_radii(self:Field, radii, offsets, ragged):
-    "Radii of bodies in the direction of each of the `offsets` from their centres"
-    direction, shape = offsets/(np.abs(offsets) + .05), (2, len(offsets), 1, 1)
-    two, three = ragged*self.rng.normal(0, .5, shape)*np.exp(2j*np.pi*self.rng.random(shape))
-    return radii*(1 + (direction*direction*two + direction*direction*direction*three).real)
-
-@patch
 def draw_bodies(self:Field,
     centres,            # complex, µm
     radii,              # µm, one for all or one a body
@@ -118,7 +111,10 @@ def draw_bodies(self:Field,
     x = np.floor(centres.real*px).astype(int) + patch_pixels
     y = np.floor(centres.imag*px).astype(int) + patch_pixels[:, None]
     offsets = ((x + .5) + 1j*(y + .5))/px - centres
-    if ragged: radii = self._ragged_radii(radii, offsets, ragged)
+    if ragged:
+        direction = offsets/(np.abs(offsets) + .05)
+        two, three = ragged*self.rng.normal(0, .5, (2, n, 1, 1))*np.exp(2j*np.pi*self.rng.random((2, n, 1, 1)))
+        radii = radii*(1 + (direction*direction*two + direction*direction*direction*three).real)
     outside = (np.abs(offsets) - radii)/soft
     light = brightness*(np.exp(-outside**2) if ring else 1/(1 + np.exp(np.clip(3*outside, -30, 30))))
     in_field = (x >= 0) & (x < size) & (y >= 0) & (y < size)
