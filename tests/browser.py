@@ -59,6 +59,19 @@ class Browser:
         "Run JavaScript in the page; what it returns"
         return self._call('POST', '/execute/sync', dict(script=script, args=args))
 
+    def texts(self, css):
+        "The words of all elements of a kind that are shown, in their order"
+        return self.run('return [...document.querySelectorAll(arguments[0])].filter(e => !e.closest("[hidden]"))'
+                        '.map(e => e.textContent)', css)
+
+    def count(self, css):
+        "How many elements of a kind there are"
+        return self.run('return document.querySelectorAll(arguments[0]).length', css)
+
+    def style(self, css, name):
+        "A computed property of the first element of a kind"
+        return self.run('return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]', css, name)
+
     def errors(self):
         "What the console complained of since the last call"
         return [
