@@ -1,4 +1,4 @@
-"Monitor: each change is called by its name, an unchanged run raises no alarm, and too little proves nothing."
+"Drift: each change is called by its name, an unchanged run raises no alarm, and too little proves nothing."
 import json
 import shutil
 
@@ -13,45 +13,48 @@ from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.tensors import read_image
 from hpa_fastai.deploy.predictor import Predictor
-from hpa_fastai.data.labels import HPAError
+from hpa_fastai.basics.errors import HPAError
+from hpa_fastai.data.names import CHANNELS
 from hpa_fastai.interpret.drift import monitor, plot_names, plot_traits, run_traits
 from hpa_fastai.evaluate.reference import *
 from hpa_fastai.batches.splits import antibody_of
 
 
 @pytest.fixture(scope='module')
-def unseen(tmp_path_factory):
-    "Fields of view that training has not seen: Ids, and 100×4×64×64"
-    from hpa_fastai.simulate.atlas import simulate_atlas
-    path = tmp_path_factory.mktemp('plate')/'plate'
-    simulate_atlas(path, n=100, size=64, balance='even', seed=5, progress=False)
-    table = find_images(path/'train')
+def fields(small_atlas):
+    "Fields of view: Ids, and n×4×64×64"
+    table = find_images(small_atlas/'train')
     return table.Id.tolist(), np.stack([read_image(r).numpy() for r in table.to_dict('records')])
 
 
 @pytest.fixture(scope='module')
-def model(trained, unseen):
-    "The bundle, which remembers half of the unseen images: eighteen validation images are too few to tell much"
-    b = load_bundle(trained[1])
-    run, table = run_of(b, unseen[1][::2])
-    ref = Reference.fit(run_traits(table, b)[1], b.labels.encode(run.Predicted) > 0, [antibody_of(i) for i in unseen[0][::2]])
-    b.config['reference'] = json.loads(json.dumps(vars(ref)))
-    return b
+def model(trained, fields):
+    "The bundle, which remembers every second image: eighteen validation images are too few to tell much"
+    ids, pixels = fields
+    bundle = load_bundle(trained[1])
+    run, table = run_of(bundle, pixels[::2])
+    decisions = bundle.labels.encode(run.Predicted) > 0
+    reference = Reference.fit(run_traits(table, bundle)[1], decisions, [antibody_of(i) for i in ids[::2]])
+    bundle.config['reference'] = json.loads(json.dumps(vars(reference)))
+    return bundle
 
 
 @pytest.fixture(scope='module')
-def pixels(unseen): return unseen[1][1::2]
+def pixels(fields): return fields[1][1::2]
 
 
 def run_of(model, pixels):
     "Predictions and the table of their pictures, from pixels"
-    cols = np.empty(len(pixels), object)
-    for i, p in enumerate(pixels): cols[i] = p
-    table = pd.DataFrame(dict(Id=[f'fov {i}' for i in range(len(pixels))], layout='array', **{c: cols for c in ('red', 'green', 'blue', 'yellow')}))
+    planes = np.empty(len(pixels), object)
+    for i, p in enumerate(pixels): planes[i] = p
+    ids = [f'fov {i}' for i in range(len(pixels))]
+    table = pd.DataFrame(dict(Id=ids, layout='array', **dict.fromkeys(CHANNELS, planes)))
     return Predictor(model)(table), table
 
 
-def soften(x): return F.interpolate(F.avg_pool2d(torch.from_numpy(x).float(), 4), scale_factor=4, mode='bilinear').round().byte().numpy()
+def soften(x):
+    small = F.avg_pool2d(torch.from_numpy(x).float(), 4)
+    return F.interpolate(small, scale_factor=4, mode='bilinear').round().byte().numpy()
 
 
 def dim(x):
@@ -67,7 +70,8 @@ def dim(x):
     (lambda x: x[:, [0, 2, 1, 3]], 'unlikeness', 'farther from the training pictures'),
 ])
 def test_changes_are_called_by_their_names(model, pixels, change, kind, words):
-    found = monitor(*[(run, model, table) for run, table in [run_of(model, change(pixels))]][0])
+    run, table = run_of(model, change(pixels))
+    found = monitor(run, model, table)
     assert kind in found.kinds and words in ' '.join(found.findings)
     if kind != 'unlikeness': assert found.kinds[0] == kind
     assert found.table[found.table.differs].kind.isin(found.kinds).all() and words in repr(found)
@@ -76,8 +80,9 @@ def test_changes_are_called_by_their_names(model, pixels, change, kind, words):
 def test_an_unchanged_run_raises_no_alarm(model, pixels):
     run, table = run_of(model, pixels)
     found = monitor(run, model, table)
-    assert found.findings == [] and 'No difference' in repr(found) and found.n_pictures == 50
-    assert plot_traits(found, Reference(**model.config['reference'])).axes and len(plot_names(found).get_yticklabels()) == 28
+    assert found.findings == [] and 'No difference' in repr(found) and found.n_pictures == len(pixels)
+    assert plot_traits(found, Reference(**model.config['reference'])).axes
+    assert len(plot_names(found).get_yticklabels()) == 28
 
 
 def test_other_proportions_of_names(model, pixels):
@@ -85,8 +90,9 @@ def test_other_proportions_of_names(model, pixels):
     run.loc[:30, ['Predicted', 'Names']] = ['15', 'Microtubule ends']
     found = monitor(run.assign(flags=''), model)
     assert found.kinds == ['names'] and 'other proportions' in found.findings[0] and found.n_pictures == 0
-    off = found.table[found.table.differs]
-    assert off.run.tolist() == pytest.approx([run.Names.str.split('|').map(lambda o: name in o).mean() for name in off.what])
+    different, names = found.table[found.table.differs], run.Names.str.split('|')
+    shares = [names.map(lambda given: name in given).mean() for name in different.what]
+    assert different.run.tolist() == pytest.approx(shares)
 
 
 def test_flags_speak_where_there_are_no_pictures(model, pixels):
@@ -107,13 +113,15 @@ def test_many_images_of_one_antibody_count_little(model):
     values = np.repeat(np.random.default_rng(0).normal(size=8), 40)
     groups = np.repeat(np.arange(8), 40)
     assert intraclass(values, groups) > .99 and effective_size(groups, intraclass(values, groups)) < 9
-    assert shift_test(np.zeros(N_QUANTILES), values+.5, (300, effective_size(groups, 1))) > .001 > shift_test(np.zeros(N_QUANTILES), values+.5, (300, 320))
+    few, many = (shift_test(np.zeros(N_QUANTILES), values+.5, (300, n)) for n in (effective_size(groups, 1), 320))
+    assert few > .001 > many
 
 
 def test_what_cannot_be_compared_is_said(model, pixels, trained):
     run, table = run_of(model, pixels[:3])
     with pytest.raises(HPAError, match="no column 'Nucleoli'"): monitor(run.drop(columns='Nucleoli'), model)
-    with pytest.raises(HPAError, match='none of the 3 predictions has a picture'): monitor(run.assign(Id=['x', 'y', 'z']), model, table)
+    with pytest.raises(HPAError, match='none of the 3 predictions has a picture'):
+        monitor(run.assign(Id=['x', 'y', 'z']), model, table)
     old = load_bundle(trained[1])
     old.config['reference'] = None
     with pytest.raises(BundleError, match='save it again'): monitor(run, old)
@@ -123,9 +131,15 @@ def test_figures_travel_with_the_model_and_are_checked(trained, tmp_path):
     learn, path = trained
     shutil.copytree(path, tmp_path/'m')
     config = json.loads((tmp_path/'m'/'config.json').read_text(encoding='utf-8'))
-    assert config['reference']['n'] == len(learn.dls.valid_ds) and sum(r['decisions'] for r in config['validation']['reliability']) == 28*len(learn.dls.valid_ds)
+    n = len(learn.dls.valid_ds)
+    assert config['reference']['n'] == n
+    assert sum(r['decisions'] for r in config['validation']['reliability']) == 28*n
     assert config['validation']['scores']['macro_f1'] == pytest.approx(learn.evaluation.macro_f1)
-    for change, words in ((lambda c: c['reference']['quantiles'].pop('green'), "no field 'green'"), (lambda c: c['reference']['named'].pop(), 'named'), (lambda c: c['validation']['hardest'].append('x'), 'hardest')):
+    for change, words in (
+        (lambda c: c['reference']['quantiles'].pop('green'), "no field 'green'"),
+        (lambda c: c['reference']['named'].pop(), 'named'),
+        (lambda c: c['validation']['hardest'].append('x'), 'hardest'),
+    ):
         bad = json.loads(json.dumps(config))
         change(bad)
         (tmp_path/'m'/'config.json').write_text(json.dumps(bad))
