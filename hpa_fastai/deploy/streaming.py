@@ -11,78 +11,84 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 import pandas as pd, torch
-from ..data.labels import *
-from ..basics.errors import *
-from ..data.names import *
-from ..data.folders import *
-from ..data.files import *
-from ..data.formats import *
-from ..data.reader import *
+from ..basics.errors import HPAError
+from ..data.names import CHANNELS
+from ..data.folders import fov_stamp
+from ..data.formats import reading_pool
 
 # %% ../../nbs/deploy/75_streaming.ipynb #2f28c089
 FLUSH = 5.  # seconds that a finished picture waits for others at most: results are on disk well within ten
 
-def _row(table, i):
-    "What a reader needs to know about a field of view"
-    return {c: table[c].iat[i] for c in ('Id', 'layout', *CHANNELS)}
-
-# %% ../../nbs/deploy/75_streaming.ipynb #e0085322
-def _read_all(row, readers, stamps=None):
-    "What each reader makes of a field of view; or the error in its place"
-    if stamps is not None: stamps[row['Id']] = fov_stamp(row)
-    try: return {r: torch.from_numpy(r.array(row)) for r in readers}
-    except HPAError as e: return ' '.join(str(e).split())
-
-# %% ../../nbs/deploy/75_streaming.ipynb #9078f355
 def read_ahead(
     table: pd.DataFrame,  # of `find_images`
     todo,  # numbers of the rows to read, in order
     readers: list,  # an `ImageReader` for each way in which the models want the pictures
     n_workers: int,  # threads
     ahead: int,  # fields of view that may wait for the network
-    patience: float = FLUSH,  # seconds after which None is given out in place of a picture that is not there yet
+    patience: float|None = FLUSH,  # seconds after which None is given out in place of a picture that is not there yet
     stamps: dict|None = None,  # to be filled: what the files of each field of view looked like before they were read
 ):  # yields (row number, {reader: 4×H×W uint8} or the reason why there is none), in order
-    "Decode in threads"
+    "Decode fields of view in threads."
+    columns = ['Id', 'layout', *CHANNELS]
+    def read(i):
+        row = {c: table[c].iat[i] for c in columns}
+        if stamps is not None: stamps[row['Id']] = fov_stamp(row)
+        try: return {reader: torch.from_numpy(reader.array(row)) for reader in readers}
+        except HPAError as e: return ' '.join(str(e).split())
     todo, waiting = iter(todo), deque()
     with reading_pool(n_workers) as pool:
-        start = lambda i: waiting.append((i, pool.submit(_read_all, _row(table, i), readers, stamps)))
         try:
-            for i in islice(todo, ahead): start(i)
+            for i in islice(todo, ahead): waiting.append((i, pool.submit(read, i)))
             while waiting:
                 done, _ = wait([waiting[0][1]], patience)
                 if not done: yield None; continue
                 i, future = waiting.popleft()
-                for j in islice(todo, 1): start(j)
+                for j in islice(todo, 1): waiting.append((j, pool.submit(read, j)))
                 yield i, future.result()
         finally: pool.shutdown(wait=False, cancel_futures=True)
 
 # %% ../../nbs/deploy/75_streaming.ipynb #6e9db6cf
-def group_batches(stream, bs):
-    "Groups of what is read that belong into one batch; part of a group when it has waited for long, None when nothing came for a while"
+def group_batches(
+    stream,  # of `read_ahead`
+    bs: int,  # places in a batch
+    patience: float = FLUSH,  # seconds after which a group is given out half full
+):  # yields lists of what `stream` gives; None when nothing came for a while
+    "Group what is read by the batch that it belongs into."
     group, began = [], 0.
     for got in stream:
-        if got is not None:
-            if group and got[0]//bs!=group[0][0]//bs: yield group; group = []
+        if got is None: yield None
+        else:
+            starts_another = group and got[0]//bs != group[0][0]//bs
+            if starts_another:
+                yield group
+                group = []
             if not group: began = time.monotonic()
             group.append(got)
-        else: yield None
-        if group and ((group[-1][0]+1)%bs==0 or time.monotonic()-began>FLUSH): yield group; group = []
+        is_last_of_batch = group and (group[-1][0]+1) % bs == 0
+        if is_last_of_batch or group and time.monotonic()-began > patience:
+            yield group
+            group = []
     if group: yield group
 
 # %% ../../nbs/deploy/75_streaming.ipynb #5d0c1a78
-def run_side_by_side(f, groups, n, threads, restore):
-    "`f` of each group, in order, `n` at a time with `threads` each; PyTorch's number for new threads is put back at the end"
+def run_side_by_side(
+    f,  # to be called with each group
+    groups,  # of `group_batches`
+    n: int,  # calls at a time
+    n_threads: int,  # of PyTorch, for each call
+    usual_threads: int,  # PyTorch's number for new threads, put back at the end
+):  # yields what `f` gives, in order
+    "Call a function for group after group, several at a time."
     def run(group):
-        torch.set_num_threads(threads) # of this thread alone
+        torch.set_num_threads(n_threads)  # of this thread alone
         return f(group)
     waiting = deque()
     with ThreadPoolExecutor(n, 'predict') as pool:
         try:
             for group in groups:
                 if group is not None: waiting.append(pool.submit(run, group))
-                while waiting and (len(waiting)>n or waiting[0].done()): yield waiting.popleft().result()
+                while waiting and (len(waiting) > n or waiting[0].done()): yield waiting.popleft().result()
             while waiting: yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(restore)
+            torch.set_num_threads(usual_threads)
