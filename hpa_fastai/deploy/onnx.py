@@ -6,49 +6,56 @@
 __all__ = ['export_onnx']
 
 # %% ../../nbs/deploy/40_onnx.ipynb #4b510437
-import os, warnings
+import importlib.util, os, warnings
 from pathlib import Path
 import torch
 from torch import nn
-from fastcore.basics import patch
 from ..basics.paths import path_text
-from .bundle import *
-from .loading import *
+from .bundle import Bundle, BundleError
+from .loading import load_bundle
 
 # %% ../../nbs/deploy/40_onnx.ipynb #b8603a2d
-class _Whole(nn.Module):
-    "From pixels to probabilities"
+class _PixelsToProbabilities(nn.Module):
+    "All that happens between pixels and probabilities, as one network."
     def __init__(self, bundle):
         super().__init__()
-        self.model, self.settings, cal = bundle.model, bundle.settings, bundle.calibration
-        if self.settings.source: raise BundleError("normalised by the figures of each picture's source, which an ONNX graph does not know; train with normalize='image' or 'dataset'")
-        if cal and cal.steps: raise BundleError("isotonic calibration has no place in an ONNX graph; calibrate with method='platt' or 'temperature'")
-        self.line = cal and [torch.tensor(o, dtype=torch.float32) for o in (cal.slope, cal.offset)]
+        self.model, self.settings, calibration = bundle.model, bundle.settings, bundle.calibration
+        if self.settings.source:
+            raise BundleError("normalised by the figures of each picture's source, which an ONNX graph does not know; "
+                              "train with normalize='image' or 'dataset'")
+        if calibration and calibration.steps:
+            raise BundleError('isotonic calibration has no place in an ONNX graph; '
+                              "calibrate with method='platt' or 'temperature'")
+        self.slope = self.offset = None
+        if calibration:
+            self.slope = torch.tensor(calibration.slope, dtype=torch.float32)
+            self.offset = torch.tensor(calibration.offset, dtype=torch.float32)
+
     def forward(self, images):
         logits = self.model(self.settings(images))
-        return torch.sigmoid(logits.clamp(-14, 14)*self.line[0]+self.line[1] if self.line else logits)
+        if self.slope is not None: logits = logits.clamp(-14, 14)*self.slope + self.offset
+        return torch.sigmoid(logits)
 
 # %% ../../nbs/deploy/40_onnx.ipynb #4e80a7fb
-def _trace(whole, size, file):
-    "Write the graph of a network for pictures of one size"
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter('ignore')
-        torch.onnx.export(whole, (torch.zeros(2, 4, size, size, dtype=torch.uint8),), str(file), input_names=['images'], output_names=['probs'],
-                          dynamic_axes=dict(images={0: 'n'}, probs={0: 'n'}), dynamo=False)
-
-# %% ../../nbs/deploy/40_onnx.ipynb #bfdc2fcb
 def export_onnx(
     model: str|Path|Bundle,  # folder of a bundle
     out: str|Path = 'model.onnx',  # file to write
     force: bool = False,  # overwrite it
 ) -> Path:
-    "Write a model as ONNX: `images` (n×4×S×S uint8) to `probs` (n×C)"
-    try: import onnx # torch needs it to write the file
-    except ImportError: raise BundleError("ONNX needs one package more: pip install 'hpa_fastai[onnx]'") from None
-    out, bundle = Path(path_text(out, 'out', BundleError)), model if isinstance(model, Bundle) else load_bundle(model)
-    if out.exists() and not force: raise BundleError(f'{out} exists; give another name, or overwrite it with force=True')
-    tmp, device = out.with_name(out.name+'.tmp'), bundle.device
-    _trace(_Whole(bundle.to('cpu')).eval(), bundle.settings.reader.size or bundle.settings.size, tmp)
+    "Write a model as ONNX: `images` (n×4×S×S uint8) to `probs` (n×C)."
+    if importlib.util.find_spec('onnx') is None:  # torch needs it to write the file
+        raise BundleError("ONNX needs one package more: pip install 'hpa_fastai[onnx]'")
+    out = Path(path_text(out, 'out', BundleError))
+    bundle = model if isinstance(model, Bundle) else load_bundle(model)
+    if out.exists() and not force:
+        raise BundleError(f'{out} exists; give another name, or overwrite it with force=True')
+    device, size = bundle.device, bundle.settings.reader.size or bundle.settings.size
+    whole, tmp = _PixelsToProbabilities(bundle.to('cpu')).eval(), out.with_name(out.name + '.tmp')
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')
+        torch.onnx.export(
+            whole, (torch.zeros(2, 4, size, size, dtype=torch.uint8),), str(tmp), input_names=['images'],
+            output_names=['probs'], dynamic_axes=dict(images={0: 'n'}, probs={0: 'n'}), dynamo=False)
     os.replace(tmp, out)
     bundle.to(device)
     return out

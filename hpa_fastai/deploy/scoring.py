@@ -15,7 +15,7 @@ from ..basics.spreadsheets import read_table
 from ..data.labels import LabelSet
 from ..data.label_tables import read_labels
 from ..evaluate.evaluation import Evaluation, evaluate
-from .tables import ResultError, as_predictions, check_writable
+from .tables import ResultError, as_predictions, check_out
 
 # %% ../../nbs/deploy/70_scoring.ipynb #04670404
 def judged(
@@ -51,38 +51,41 @@ def evaluate_predictions(
     "Score a table of predictions against the truth."
     return evaluate(**judged(predictions, truth, labels), groups=groups, n_draws=n_draws, seed=seed)
 
-# %% ../../nbs/deploy/70_scoring.ipynb #69aad62d
+# %% ../../nbs/deploy/70_scoring.ipynb #ae0e88d8
 def _read_sample(sample, labels):
-    "A sample submission, and the names of its two columns"
+    "A sample submission, and the names of its two columns."
     try: table = read_table(sample)
     except HPAError as e: raise ResultError(f'{sample}: not a sample submission that can be read ({e})') from None
-    same = {c.lower(): c for c in table}
-    id_col, pred_col = same.get(labels.id_col.lower()), same.get(labels.pred_col.lower()) or same.get(labels.label_col.lower())
+    by_name = {c.lower(): c for c in table}
+    id_col = by_name.get(labels.id_col.lower())
+    pred_col = by_name.get(labels.pred_col.lower()) or by_name.get(labels.label_col.lower())
     if id_col is None or pred_col is None:
-        raise ResultError(f'{sample} has the columns {", ".join(map(str, table))}, but a submission of {labels.name} has {labels.id_col} and {labels.pred_col}; give the sample of that competition, or the label set of the predictions (labels=…)')
+        raise ResultError(f'{sample} has the columns {", ".join(map(str, table))}, but a submission of {labels.name} '
+                          f'has {labels.id_col} and {labels.pred_col}; give the sample of that competition, '
+                          'or the label set of the predictions (labels=…)')
     return table, id_col, pred_col
 
-# %% ../../nbs/deploy/70_scoring.ipynb #7a67649b
-def _match(predictions, ids, sample):
-    "What was predicted for each Id of a sample submission; '' where nothing was"
-    ok = predictions[predictions['error']==''].set_index('Id')['Predicted']
-    found = ids.isin(ok.index)
-    if not found.any(): raise ResultError(f'{sample}: none of its {len(ids)} Ids was predicted; the first are {", ".join(ids[:3])} and {", ".join(predictions.Id[:3])}')
-    if not found.all(): warnings.warn(f'{(~found).sum()} of {len(ids)} Ids of {sample} have no prediction and are left empty: {", ".join(ids[~found][:3])}')
-    return ids.map(ok).fillna('')
-
-# %% ../../nbs/deploy/70_scoring.ipynb #9f280448
+# %% ../../nbs/deploy/70_scoring.ipynb #84ee150d
 def write_submission(
-    predictions: pd.DataFrame|str|Path,  # of `predict`, `read_predictions` or `pd.read_csv`; or its file
-    sample: str|Path,  # the sample submission: its Ids, their order and its columns are taken
-    out: str|Path,  # csv to write
-    labels: LabelSet|str|None = None,  # the classes of the predictions; None: those of the table
+    predictions: pd.DataFrame | str | Path,  # of `predict`, `read_predictions` or `pd.read_csv`; or its file
+    sample: str | Path,  # the sample submission: its Ids, their order and its columns are taken
+    out: str | Path,  # csv to write
+    labels: LabelSet | str | None = None,  # the classes of the predictions; None: those of the table
     force: bool = False,  # overwrite `out`
-) -> pd.DataFrame:
-    "Write predictions as a competition wants them"
-    out, (predictions, labels) = check_writable(out, ('.csv',)), as_predictions(predictions, labels, probs=False)
-    if out.exists() and not force: raise ResultError(f'{out} exists; give another name, or overwrite it with force=True (--force)')
+) -> pd.DataFrame:  # as it is written
+    "Write predictions as a competition wants them."
+    out = check_out(out, force, formats=('.csv',))
+    predictions, labels = as_predictions(predictions, labels, probs=False)
     table, id_col, pred_col = _read_sample(sample, labels)
-    res = pd.DataFrame({id_col: table[id_col], pred_col: _match(predictions, table[id_col].map(same_form), sample)})
-    write_whole(out, res.to_csv(index=False, lineterminator='\n'))
-    return res
+    ids = table[id_col].map(same_form)
+    predicted = predictions[predictions['error'] == ''].set_index('Id')['Predicted']
+    absent = ids[~ids.isin(predicted.index)]
+    if len(absent) == len(ids):
+        wanted, given = ', '.join(ids[:3]), ', '.join(predictions.Id[:3])
+        raise ResultError(f'{sample}: none of its {len(ids)} Ids was predicted; the first are {wanted} and {given}')
+    if len(absent):
+        few = ', '.join(absent[:3])
+        warnings.warn(f'{len(absent)} of {len(ids)} Ids of {sample} have no prediction and are left empty: {few}')
+    submission = pd.DataFrame({id_col: table[id_col], pred_col: ids.map(predicted).fillna('')})
+    write_whole(out, submission.to_csv(index=False, lineterminator='\n'))
+    return submission

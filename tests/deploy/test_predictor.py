@@ -153,12 +153,12 @@ def test_blank_protein_is_flagged(plate, trained):
 RUN = """
 import sys, time
 import hpa_fastai.deploy.predictor as inf
-real = inf.Predictor._rows
+real = inf.Predictor.infer
 def slow(*args):
     print('batch', flush=True)
     time.sleep(float(sys.argv[4]))
     return real(*args)
-inf.Predictor._rows = slow
+inf.Predictor.infer = slow
 inf.predict(sys.argv[1], model=sys.argv[2], out=sys.argv[3], bs=4, progress=False)
 """
 
@@ -191,13 +191,13 @@ def test_a_killed_run_goes_on_to_the_same_table(small_atlas, trained, tmp_path, 
 def unfinished(plate, trained, out, **kwargs):
     "Leave a table in the making, its last line cut off"
     predictor = Predictor(trained[1], bs=4, **kwargs)
-    real, n = Predictor._rows, []
+    real, n = Predictor.infer, []
     with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
         def stop(*args):
             n.append(1)
             if len(n) > 2: raise KeyboardInterrupt
             return real(*args)
-        m.setattr(Predictor, '_rows', stop)
+        m.setattr(Predictor, 'infer', stop)
         predictor.to_file(plate, out, progress=False)
     with open(f'{out}.part', 'ab') as f: f.write(b'half,a,line')
 
@@ -302,12 +302,13 @@ def test_two_runs_do_not_write_one_table(plate, trained, tmp_path):
 
 
 def test_finished_pictures_do_not_wait_for_slow_ones(plate, trained, monkeypatch):
-    import hpa_fastai.deploy.predictor as inf
-    monkeypatch.setattr(Predictor.read, '__defaults__', (None, .05, (), None, False))
-    monkeypatch.setattr(inf, 'FLUSH', .05)
     last, real = find_images(plate).Id[9], ImageReader.array
-    monkeypatch.setattr(ImageReader, 'array', lambda self, row: (time.sleep(1 if row['Id'] == last else 0), real(self, row))[1])
-    parts = [[r[0] for r in rows] for rows, _ in Predictor(trained[1]).stream(find_images(plate))]
+    def slow(self, row):
+        if row['Id'] == last: time.sleep(.3)
+        return real(self, row)
+    monkeypatch.setattr(ImageReader, 'array', slow)
+    stream = Predictor(trained[1]).stream(find_images(plate), patience=.02)
+    parts = [[r[0] for r in rows] for rows, _ in stream]
     assert len(parts) > 1 and sum(parts, []) == find_images(plate).Id.tolist()
 
 
