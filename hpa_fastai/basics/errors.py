@@ -17,16 +17,18 @@ class ImageError(HPAError):
         kind:str='unreadable', # the cause in one or two words, the same for all pictures with this fault
         file:str='', # path or URL of the file; empty where none is at fault
         Id:str='', # of the field of view; empty where it is not known
+        channel:str='', # 'red', 'green', 'blue' or 'yellow', or several with commas; empty where none is at fault
     ):
-        super().__init__(why, kind, file, Id)
-        self.why, self.kind, self.file, self.Id = why, kind, file, Id
+        super().__init__(why, kind, file, Id, channel)
+        self.why, self.kind, self.file, self.Id, self.channel = why, kind, file, Id, channel
     def __str__(self): return ': '.join(part for part in (self.Id, self.file, self.why) if part)
     def locate(self,
         file:str='', # path or URL
         Id:str='', # of the field of view
+        channel:str='', # 'red', 'green', 'blue' or 'yellow'
     ) -> 'ImageError':
-        "The same error with its file and its field of view, as far as it does not name them itself."
-        return type(self)(self.why, self.kind, self.file or file, self.Id or Id)
+        "The same error with its file, field of view and channel, as far as it does not name them itself."
+        return type(self)(self.why, self.kind, self.file or file, self.Id or Id, self.channel or channel)
 
 # %% ../../nbs/basics/00_errors.ipynb #3564766f
 def one_line(

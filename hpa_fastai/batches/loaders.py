@@ -16,12 +16,12 @@ from ..basics.errors import *
 from ..basics.arguments import *
 from ..basics.paths import *
 from ..basics.processes import *
-from ..data.labels import *
-from ..data.label_tables import *
 from ..data.names import *
 from ..data.files import *
 from ..data.reader import *
 from ..data.tensors import *
+from ..data.labels import *
+from ..data.label_tables import *
 from ..basics.environment import tqdm_bar
 from ..data.show import *
 from .splits import *

@@ -8,6 +8,8 @@ __all__ = ['guess_labels', 'looks_rewritten', 'label_faults', 'read_labels']
 # %% ../../nbs/data/05_label_tables.ipynb #b03745f0
 import re, warnings
 import numpy as np, pandas as pd
+from ..basics.arguments import *
+from ..basics.paths import *
 from ..basics.spreadsheets import *
 from .labels import *
 from .labels import LABEL_SETS, NO_LABEL, is_blank

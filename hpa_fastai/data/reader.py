@@ -84,10 +84,11 @@ def geometry(
 @contextmanager
 def naming_file(
     source, # path; or pixels in memory, which have no name
+    channel:str='', # where the file, or a part of it, is that of one channel
 ):
-    "Name the file in an `ImageError` about what it holds"
+    "Name the file and the channel in an `ImageError` about what they hold"
     try: yield
-    except ImageError as e: raise e.locate(file=source if isinstance(source, str) else '') from e
+    except ImageError as e: raise e.locate(file=source if isinstance(source, str) else '', channel=channel) from e
 
 # %% ../../nbs/data/60_reader.ipynb #46982f68
 def _as_row(row):
@@ -147,12 +148,13 @@ def planes(self:ImageReader,
     sizes = {}
     for source,channels,is_shared in _sources(row, wanted_channels(self.channels)):
         path = source if isinstance(source, str) else None
-        p = self.open_source(source, alone=not is_shared)
+        one_channel = '' if is_shared else channels[0]
+        with naming_file(source, one_channel): p = self.open_source(source, alone=not is_shared)
         sizes[os.path.basename(path or '')] = p.size
         if len(set(sizes.values()))>1:
             found = ', '.join(f'{name} {w}x{h}' for name,(w,h) in sizes.items())
             raise ImageError(f'channels of different sizes: {found}', 'sizes differ')
-        with naming_file(source):
+        with naming_file(source, one_channel):
             if is_shared:
                 number = assign_channels(p, self.channels, path)
                 found = {c: p.planes[number[c]] for c in channels if c in number}
@@ -192,7 +194,7 @@ def _read(self:ImageReader, row):
     for c,plane,p in self.planes(row):
         out, canvas = geometry(self, *p.size)
         if res is None: res = np.zeros((4, *canvas[::-1]), np.uint8)
-        with naming_file(row.get(c)): a = to_uint8(plane, out, lambda a: self.value_range(a, p.bits))
+        with naming_file(row.get(c), c): a = to_uint8(plane, out, lambda a: self.value_range(a, p.bits))
         center_on(res[CHANNELS.index(c)], a)
         there.append(c)
     if res is None: raise ImageError('no channel has a file', 'missing channel')
@@ -202,7 +204,8 @@ def _read(self:ImageReader, row):
         others = ''.join(c[0] for c in CHANNELS if c not in absent)
         raise ImageError(f"no {' and no '.join(absent)} channel{where}; "
                          f"if the data set has none say {setting_text('channels', others)}, "
-                         f"to read black say {setting_text('missing', 'zero')}", 'missing channel')
+                         f"to read black say {setting_text('missing', 'zero')}", 'missing channel',
+                         channel=','.join(absent))
     return res
 
 # %% ../../nbs/data/60_reader.ipynb #a647e1f6

@@ -102,8 +102,9 @@ def test_bad_file(tmp_path, kind):
     assert 'A1_red.png' in fails(message, tmp_path, size=32)
     results = dict(read_images(find_images(tmp_path), ImageReader(32), 2))
     assert isinstance(results[0], ImageError) and isinstance(results[1], TensorRGBY)
-    assert (results[0].kind, results[0].Id) == (error_kind, 'A1')
-    if kind!='other size': assert results[0].file == str(tmp_path/'A1_red.png')
+    fault = results[0]
+    assert (fault.kind, fault.Id) == (error_kind, 'A1')
+    if kind!='other size': assert (fault.file, fault.channel) == (str(tmp_path/'A1_red.png'), 'red')
 
 
 def test_no_permission(tmp_path, monkeypatch):

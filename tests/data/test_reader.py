@@ -90,6 +90,8 @@ def test_missing_channel(tmp_path):
     assert same(three, read(tmp_path, missing='zero')) and same(three[:3], x[:3])
     nothing = dict(Id='x', layout='channels', **dict.fromkeys(CHANNELS))
     with pytest.raises(ImageError, match='no channel has a file'): read_image(nothing)
+    with pytest.raises(ImageError) as e: read(tmp_path)
+    assert (e.value.kind, e.value.channel) == ('missing channel', 'yellow')
 
 
 def test_pillow_images():
