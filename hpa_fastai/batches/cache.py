@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..basics.arguments import checked
 from ..basics.environment import cache_home, tqdm_bar
-from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
+from loky import BrokenProcessPool, ProcessPoolExecutor
 from ..basics.paths import path_text
 from ..data.labels import HPAError
 from ..basics.paths import file_stat, is_url
