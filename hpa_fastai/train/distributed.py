@@ -33,6 +33,7 @@ def rank_share(
 class SharedDL(DistributedDL):
     "The batches of a loader that one process reads; together the processes read what one would"
     after_batch = property(lambda self: self.dl.after_batch)
+    settings = property(lambda self: self.dl.settings)
 
     def get_idxs(self):
         idxs = broadcast(list(self.dl.get_idxs()))

@@ -81,7 +81,8 @@ def test_the_head_alone_leaves_the_body_as_it_came(make_learner):
     after = copy(learn)
     assert all(torch.equal(v, after[k]) for k, v in before.items() if k.startswith('0.'))
     assert not torch.equal(before['1.4.weight'], after['1.4.weight'])
-    assert learn.history['minutes'] < 1 and learn.history['stages'] == ['32 px: the head alone'] and learn.dls.settings.size == 32
+    assert learn.history['minutes'] < 1 and learn.history['stages'] == ['32 px: the head alone']
+    assert learn.dls.settings.size == 32
     with learn.no_bar(): probs, targets = learn.get_preds()
     assert learn.training_log[0]['mean_ap'] == pytest.approx(mean_ap(probs.numpy(), targets.numpy()), abs=1e-4)
     assert len(learn.evaluate().table) == 28
