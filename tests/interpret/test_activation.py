@@ -32,7 +32,8 @@ class Seer(nn.Sequential):
         conv.weight.data = torch.tensor([[0., 1, 0, 0], [0, 0, 1, 0]])[...,None,None]
         head = nn.Linear(2, 2, bias=False)
         head.weight.data = torch.eye(2)
-        super().__init__(nn.Sequential(conv, nn.AvgPool2d(2), nn.AvgPool2d(2)), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head))
+        body = nn.Sequential(conv, nn.AvgPool2d(2), nn.AvgPool2d(2))
+        super().__init__(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head))
 
 @pytest.mark.parametrize('method', METHODS)
 def test_map_is_where_the_evidence_is(method):
@@ -52,7 +53,8 @@ def test_evidence_against_a_class_is_not_shown():
 
 def test_one_answer_from_every_holder_of_a_model(trained, table):
     learn, folder = trained
-    maps = [activation_maps(m, table) for m in (learn, folder, str(folder), load_bundle(folder), Predictor(folder), [folder])]
+    holders = (learn, folder, str(folder), load_bundle(folder), Predictor(folder), [folder])
+    maps = [activation_maps(m, table) for m in holders]
     assert maps[0].shape==(6, 48, 48) and maps[0].dtype==np.float32
     for m in maps[1:]: np.testing.assert_allclose(m, maps[0], atol=1e-4)
     assert np.isfinite(maps[0]).all() and maps[0].min()>=0 and np.allclose(maps[0].max((1, 2)), 1)
@@ -72,8 +74,10 @@ def test_average_over_symmetries_turns_with_the_cells(bundle):
     np.testing.assert_allclose(np.rot90(a), b, atol=2e-3)
     np.testing.assert_allclose(a[::-1], c, atol=2e-3)
 
-@pytest.mark.parametrize('arch, size, layout', [('test_vit', 64, 'NLC'), ('test_convnext', 64, 'NCHW'), ('test_efficientnet', 64, 'NCHW'), ('swin_t', 64, 'NHWC'),
-                                                ('densenet121', 64, 'NCHW'), ('mobilenet_v3_small', 64, 'NCHW'), ('lenet5', 32, 'NCHW')])
+@pytest.mark.parametrize('arch, size, layout', [
+    ('test_vit', 64, 'NLC'), ('test_convnext', 64, 'NCHW'), ('test_efficientnet', 64, 'NCHW'), ('swin_t', 64, 'NHWC'),
+    ('densenet121', 64, 'NCHW'), ('mobilenet_v3_small', 64, 'NCHW'), ('lenet5', 32, 'NCHW'),
+])
 def test_every_kind_of_network(arch, size, layout):
     torch.manual_seed(0)
     model = create_model(arch, 3, pretrained=False, size=size).eval()
@@ -105,7 +109,7 @@ def test_patches_of_a_transformer_lie_in_their_places(make):
     changed = x.clone()
     changed[:, :, :16, 48:] = 5         # top right
     norm = next(l for l in layers if l.layout=='NLC')
-    first = [m for n,m in model.named_modules() if isinstance(m, nn.LayerNorm)][0]      # before any attention mixes the patches
+    first = next(m for m in model.modules() if isinstance(m, nn.LayerNorm))  # before any attention mixes the patches
     hook = first.register_forward_hook(lambda m, i, o: seen.append(norm.to_map(o)))
     model(x), model(changed)
     hook.remove()
@@ -118,7 +122,8 @@ def test_no_places_no_map():
     with pytest.raises(InterpretError, match='keeps the places'): layer_maps(model, torch.zeros(1, 4, 32, 32), [0], [])
 
 def test_ensemble_is_the_average(trained, bundle, table):
-    np.testing.assert_allclose(activation_maps([trained[1], trained[1]], table, 2), activation_maps(bundle, table, 2), atol=1e-4)
+    twice = activation_maps([trained[1], trained[1]], table, 2)
+    np.testing.assert_allclose(twice, activation_maps(bundle, table, 2), atol=1e-4)
 
 def test_the_learner_predicts_as_before(trained, table):
     learn, x = trained[0], torch.randn(2, 4, 48, 48)
@@ -127,9 +132,10 @@ def test_the_learner_predicts_as_before(trained, table):
     assert torch.equal(learn.model(x), before)
 
 def test_unreadable_none_one_blank(bundle, small_atlas, tmp_path):
-    assert activation_maps(bundle, []).shape==(0, 48, 48) and activation_maps(bundle, [], [1, 2]).shape==(0, 2, 48, 48)
+    assert activation_maps(bundle, []).shape==(0, 48, 48)
+    assert activation_maps(bundle, [], [1, 2]).shape==(0, 2, 48, 48)
     table = find_images(small_atlas/'train').head(3)
-    assert activation_maps(bundle, table[:0]).shape==(0, 48, 48) and activation_maps(bundle, table[:1]).shape==(1, 48, 48)
+    for n in (0, 1): assert activation_maps(bundle, table[:n]).shape==(n, 48, 48)
     (tmp_path/'x_green.png').write_bytes(b'no picture')
     table.loc[1, 'green'] = str(tmp_path/'x_green.png')
     maps = activation_maps(bundle, table)
@@ -173,4 +179,5 @@ def test_a_table_of_predictions(bundle, table):
         assert p==pytest.approx(predictions.set_index('Id').loc[i, name], abs=1e-5) and m.shape==(48, 48)
     np.testing.assert_allclose(found[0][3], activation_maps(bundle, table[:1], 'Nucleoli')[0], atol=1e-4)
     assert list(prediction_maps(bundle, predictions[:0], table))==[]
-    with pytest.raises(InterpretError, match='2 of 2 predictions have no pictures'): list(prediction_maps(bundle, predictions[:2].assign(Id=['a', 'b']), table))
+    with pytest.raises(InterpretError, match='2 of 2 predictions have no pictures'):
+        list(prediction_maps(bundle, predictions[:2].assign(Id=['a', 'b']), table))

@@ -1,5 +1,6 @@
 "Map: neighbours are neighbours, every layout has a fallback, and the page works under a real pointer"
 import base64, io, json, re, sys
+from pathlib import Path
 import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -21,7 +22,8 @@ def test_neighbors_are_of_the_same_kind_and_never_oneself():
     x, kind = three_clouds()
     ids = [f'i{k}' for k in range(90)]
     found = neighbors(x, ids, 'i40', k=10)
-    assert set(kind[[int(i[1:]) for i in found.Id]])=={'two'} and 'i40' not in set(found.Id) and found.similarity.is_monotonic_decreasing
+    assert set(kind[[int(i[1:]) for i in found.Id]])=={'two'} and 'i40' not in set(found.Id)
+    assert found.similarity.is_monotonic_decreasing
     assert len(neighbors(x[:3], ids[:3], 'i0', k=10))==2 and len(neighbors(x[:1], ids[:1], 'i0'))==0
 
 def test_neighbors_pass_over_images_without_embedding():
@@ -62,7 +64,8 @@ def test_without_umap(monkeypatch):
 
 def test_picture_of_a_map():
     xy = np.random.default_rng(0).random((100, 2))
-    points = pd.DataFrame(dict(x=xy[:,0], y=xy[:,1], Id=range(100), label=[f'class {i%28}' for i in range(100)], run=['a', None]*50))
+    points = pd.DataFrame(dict(x=xy[:,0], y=xy[:,1], Id=range(100), run=['a', None]*50))
+    points['label'] = [f'class {i%28}' for i in range(100)]
     ax = plot_map(points)
     texts = [t.get_text() for t in ax.get_legend().get_texts()]
     assert len(texts)==28 and 'class 0 (4)' in texts
@@ -84,12 +87,15 @@ def points(small_atlas):
     "Twelve images in a row of two kinds, with pictures and likes"
     table = find_images(small_atlas/'train').head(12)
     ids = table.Id.tolist()
-    return pd.DataFrame(dict(x=np.arange(12.), y=np.arange(12)%3, Id=ids, label=['Nucleoli']*7+['Golgi <b>apparatus</b>']*5, cell_line=['U-2 OS', 'A-431', 'HeLa']*4,
-                             thumbnail=thumbnails(table), like=[[ids[(i+k)%12] for k in (1, 2, 3)] for i in range(12)]))
+    points = pd.DataFrame(dict(x=np.arange(12.), y=np.arange(12)%3, Id=ids, cell_line=['U-2 OS', 'A-431', 'HeLa']*4))
+    points.insert(3, 'label', ['Nucleoli']*7+['Golgi <b>apparatus</b>']*5)
+    likes = [[ids[(i+k)%12] for k in (1, 2, 3)] for i in range(12)]
+    return points.assign(thumbnail=thumbnails(table), like=likes)
 
 def test_names_stay_text_and_nothing_comes_from_elsewhere(points):
     evil = '</script><script>alert(1)</script>'
-    page = map_html(points.assign(Id=[evil]+points.Id.tolist()[1:], label=evil, thumbnail='https://example.org/x.png', **{evil: list('abcdabcdabcd')}))
+    points = points.assign(Id=[evil, *points.Id[1:]], label=evil, thumbnail='https://example.org/x.png')
+    page = map_html(points.assign(**{evil: list('abcdabcdabcd')}))
     assert '<script>alert' not in page and 'example.org' not in page
     data = json.loads(re.search(r'hpa-map-data">(.*?)</script>', page)[1])
     assert data['id'][0]==evil and data['groups'][0]['names']==[evil] and set(data['thumb'])=={''}
@@ -99,83 +105,107 @@ def test_page_of_nothing_one_and_what_has_no_place(points):
     assert 'There are no images to lay out' in map_html(points[:0]) and '<canvas' not in map_html(points[:0])
     assert '"x":[0.5]' in map_html(points[:1])
     assert '2 images without embedding are left out' in map_html(points.assign(x=[np.nan]*2+[1]*10))
-    assert 'images of one kind' not in map_html(points[['x', 'y', 'Id']]) and '"names":["images"]' in map_html(points[['x', 'y', 'Id']])
+    assert '"names":["images"]' in map_html(points[['x', 'y', 'Id']])
     with pytest.raises(MapError, match="no column 'y'"): map_html(points[['x', 'Id']])
     with pytest.raises(MapError, match="no column 'plate' to colour by"): map_html(points, by='plate')
 
 def test_style_and_script_once_for_many_maps(points):
     part = map_html(points, whole=False)
-    assert '<style>' not in part and part.count('<script')==1 and map_html(points)==f'<style>{MAP_STYLE}</style>{part}<script>{MAP_SCRIPT}</script>'
+    assert '<style>' not in part and part.count('<script')==1
+    assert map_html(points)==f'<style>{MAP_STYLE}</style>{part}<script>{MAP_SCRIPT}</script>'
 
 # ---- in a real browser
 
-PAGE = '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>map</title><style>:root{{color-scheme:light dark}}body{{margin:12px}}</style></head><body>{}</body></html>'
+PAGE = """<!doctype html>
+<html lang="en"><head>
+<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>map</title>
+<style>:root {color-scheme: light dark} body {margin: 12px}</style>
+</head><body>"""
+
+def open_maps(browser, folder, *maps):
+    "Open a page with some maps in a wide window"
+    browser.emulate()
+    page = Path(folder)/'map.html'
+    page.write_text(PAGE+''.join(map(map_html, maps)), encoding='utf-8')
+    browser.open(page)
+    return browser
 
 @pytest.fixture
-def opened(browser, points, tmp_path):
-    browser.emulate()
-    (tmp_path/'map.html').write_text(PAGE.format(map_html(points)), encoding='utf-8')
-    browser.open(tmp_path/'map.html')
-    return browser
+def opened(browser, points, tmp_path): return open_maps(browser, tmp_path, points)
 
 def point_at(browser, i, kind='pointermove'):
     "Move the pointer to a mark, or choose it"
-    browser.run('''const c = document.querySelector('.hpa-map canvas'), b = c.getBoundingClientRect(), d = JSON.parse(document.querySelector('.hpa-map-data').textContent), i = arguments[0];
-        const at = {clientX: b.left + 14 + (b.width - 28)*d.x[i], clientY: b.top + 14 + (b.height - 28)*(1 - d.y[i]), bubbles: true, pointerType: 'mouse'};
-        c.dispatchEvent(arguments[1] == 'click' ? new MouseEvent('click', at) : new PointerEvent(arguments[1], at))''', i, kind)
+    browser.run('''
+        const [i, kind] = arguments, margin = 14, canvas = document.querySelector('.hpa-map canvas');
+        const data = JSON.parse(document.querySelector('.hpa-map-data').textContent);
+        const box = canvas.getBoundingClientRect();
+        const place = {
+            clientX: box.left + margin + (box.width - 2*margin)*data.x[i],
+            clientY: box.top + margin + (box.height - 2*margin)*(1 - data.y[i]),
+            bubbles: true, pointerType: 'mouse',
+        };
+        canvas.dispatchEvent(kind == 'click' ? new MouseEvent(kind, place) : new PointerEvent(kind, place))''', i, kind)
 
-tip = 'const t = document.querySelector(".hpa-map-tip"); return [t.hidden, t.textContent, (t.querySelector("img") || {}).naturalWidth]'
+def tip(browser):
+    "Whether the card of a mark is hidden, what it says, and how wide its picture is"
+    return browser.run('''
+        const card = document.querySelector('.hpa-map-tip');
+        return [card.hidden, card.textContent, (card.querySelector('img') || {}).naturalWidth]''')
 
 def test_pointing_shows_the_cells(opened, points):
     assert opened.errors()==[]
     point_at(opened, 4)
-    hidden, words, width = opened.run(tip)
+    hidden, words, width = tip(opened)
     assert not hidden and points.Id[4] in words and 'Nucleoli · A-431' in words and width==64
-    opened.run('document.querySelector(".hpa-map canvas").dispatchEvent(new PointerEvent("pointerleave", {pointerType: "mouse"}))')
-    assert opened.run(tip)[0]
+    point_at(opened, 4, 'pointerleave')
+    assert tip(opened)[0]
 
 def test_a_real_pointer_in_the_middle(browser, points, tmp_path):
-    browser.emulate()
-    (tmp_path/'one.html').write_text(PAGE.format(map_html(points[:1])), encoding='utf-8')
-    browser.open(tmp_path/'one.html')
-    browser.hover('.hpa-map canvas')
-    hidden, words, width = browser.run(tip)
+    open_maps(browser, tmp_path, points[:1]).hover('.hpa-map canvas')
+    hidden, words, width = tip(browser)
     assert not hidden and points.Id[0] in words and width==64
 
 def test_choosing_shows_images_like_it(opened, points):
     point_at(opened, 2, 'click')
-    shown = 'return [...document.querySelectorAll(".hpa-map-picked button")].map(b => b.textContent)'
-    assert [points.Id[k] in t for k,t in zip((2, 3, 4, 5), opened.run(shown))]==[True]*4
-    opened.click('.hpa-map-picked button:nth-child(3)')
-    assert points.Id[4] in opened.run(shown)[0]
+    shown = '.hpa-map-picked button'
+    assert [points.Id[k] in text for k,text in zip((2, 3, 4, 5), opened.texts(shown))]==[True]*4
+    opened.click(f'{shown}:nth-child(3)')
+    assert points.Id[4] in opened.texts(shown)[0]
 
 def test_legend_hides_and_colour_changes(opened):
-    names = 'return [...document.querySelectorAll(".hpa-map-keys button")].map(b => b.textContent.slice(1))'
-    assert opened.run(names)==['Nucleoli (7)', 'Golgi <b>apparatus</b> (5)']
+    def names(): return [text[1:] for text in opened.texts('.hpa-map-keys button')]  # behind the mark
+    assert names()==['Nucleoli (7)', 'Golgi <b>apparatus</b> (5)']
     opened.click('.hpa-map-keys button:first-child')
     point_at(opened, 0)
-    assert opened.run(tip)[0]                                       # hidden marks are not pointed at
+    assert tip(opened)[0]  # hidden marks are not pointed at
     point_at(opened, 11)
-    assert not opened.run(tip)[0]
+    assert not tip(opened)[0]
     opened.run('const s = document.querySelector(".hpa-map select"); s.selectedIndex = 1; s.onchange()')
-    assert opened.run(names)==['U-2 OS (4)', 'A-431 (4)', 'HeLa (4)']
+    assert names()==['U-2 OS (4)', 'A-431 (4)', 'HeLa (4)']
 
-def painted(browser): return browser.run('const c = document.querySelector(".hpa-map canvas"), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data; let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n')
+def painted(browser):
+    "How many pixels of the canvas have a colour"
+    return browser.run('''
+        const canvas = document.querySelector('.hpa-map canvas');
+        const rgba = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+        return rgba.filter((value, i) => i%4 == 3 && value > 0).length''')
 
 def test_phone_light_and_dark(opened):
     for dark in (False, True):
         opened.emulate(375, 700, dark, phone=True)
-        assert opened.run('return document.documentElement.scrollWidth <= window.innerWidth') and painted(opened)>300
+        assert opened.run('return document.documentElement.scrollWidth <= window.innerWidth')
+        assert painted(opened)>300
         for i in (0, 5, 11):
             point_at(opened, i)
-            inside = opened.run('const t = document.querySelector(".hpa-map-tip").getBoundingClientRect(), s = document.querySelector(".hpa-map-stage").getBoundingClientRect(); return [t.left >= s.left, t.right <= s.right, t.top >= s.top, t.bottom <= s.bottom]')
-            assert inside==[True]*4
-        ink, paper = opened.run('const s = getComputedStyle(document.querySelector(".hpa-map-stage")); return [s.color, s.backgroundColor]')
+            box = 'return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()'
+            card, stage = (opened.run(box, css) for css in ('.hpa-map-tip', '.hpa-map-stage'))
+            assert card['left']>=stage['left'] and card['right']<=stage['right']
+            assert card['top']>=stage['top'] and card['bottom']<=stage['bottom'] and card['width']>0
+        ink, paper = (opened.style('.hpa-map-stage', name) for name in ('color', 'backgroundColor'))
         bright = lambda c: sum(map(int, re.findall(r'\d+', c)[:3]))/3
         assert abs(bright(ink)-bright(paper))>150 and (bright(paper)<100)==dark
 
 def test_several_maps_on_a_page(browser, points, tmp_path):
-    browser.emulate()
-    (tmp_path/'two.html').write_text(PAGE.format(map_html(points)+map_html(points[:3])+map_html(points[:0])), encoding='utf-8')
-    browser.open(tmp_path/'two.html')
-    assert browser.errors()==[] and browser.run('return [...document.querySelectorAll(".hpa-map-keys")].map(k => k.children.length)')==[2, 1]
+    open_maps(browser, tmp_path, points, points[:3], points[:0])
+    legends = browser.run('return [...document.querySelectorAll(".hpa-map-keys")].map(k => k.children.length)')
+    assert browser.errors()==[] and legends==[2, 1]

@@ -73,7 +73,8 @@ def test_it_fits_a_phone(page, browser):
 def test_what_is_missing_is_said(run, trained, tmp_path):
     run, table = run
     alone = report(run, tmp_path/'alone.html').read_text(encoding='utf-8')
-    for words in ('made without the pictures', 'Name the model (--reference MODEL)', 'not recorded'): assert words in alone
+    said = ('made without the pictures', 'Name the model (--reference MODEL)', 'not recorded')
+    assert [words for words in said if words not in alone] == []
     cleared = RunReport(run.assign(Names=run.Names.str.replace('Nucleoli', '', regex=False)))
     never = [c for c in cleared.classes if not cleared.read.Names.str.split('|').map(lambda names: c in names).any()]
     assert 'Nucleoli' in never and cleared.location_section().text.endswith(f'Never named: {", ".join(never)}.')
@@ -99,8 +100,8 @@ def test_the_page_of_a_model(trained, small_atlas, tmp_path, browser):
     page = report(model, tmp_path/'model.html', images=validated, per_class=1)
     browser.open(page)
     assert browser.errors() == [] and page.stat().st_size < 10e6
-    assert headings(page) == ['By class', 'Training', 'Reliability', 'Confusions', 'Hardest images', 'Mistakes by class',
-                              'What it takes for each location', 'Card']
+    assert headings(page) == ['By class', 'Training', 'Reliability', 'Confusions', 'Hardest images',
+                              'Mistakes by class', 'What it takes for each location', 'Card']
     shown = dict(zip(browser.texts('#s1 td:first-child'), browser.texts('#s1 td:nth-child(4)')))
     f1 = learn.evaluation.table.f1.dropna()
     assert len(f1) and {c: float(v) for c, v in shown.items() if v != '–'} == pytest.approx(f1.to_dict(), abs=6e-4)
