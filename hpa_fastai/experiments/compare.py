@@ -150,11 +150,11 @@ def _gather_experiments(experiments, archs):
     return check_experiments(networks + others)
 
 # %% ../../nbs/experiments/30_compare.ipynb #94055b1a
-def _override(options, own):
+def _override(options, overrides):
     "The options of all, with those of one experiment in their place; one that stands for another replaces it."
     stands_for = dict(size='sizes', sizes='size', minutes='epochs', epochs='minutes')
-    replaced = {stands_for.get(name) for name in own} - own.keys()
-    return {**{name: value for name, value in options.items() if name not in replaced}, **own}
+    replaced = {stands_for.get(name) for name in overrides} - overrides.keys()
+    return {**{name: value for name, value in options.items() if name not in replaced}, **overrides}
 
 # %% ../../nbs/experiments/30_compare.ipynb #c4461ce8
 def _folder(name):
@@ -198,9 +198,9 @@ def compare(
     df = labelled_table(df, labels, images)
     split_options(options)
     rows, first = {}, None
-    for number, (name, own) in enumerate(experiments.items(), 1):
+    for number, (name, overrides) in enumerate(experiments.items(), 1):
         if progress and is_first(): print(f'{name}: experiment {number} of {len(experiments)}', flush=True)
-        folder, all_options = out/_folder(name), _override(options, own)
+        folder, all_options = out/_folder(name), _override(options, overrides)
         result, rows[name] = _run(lambda: train_folds(
             df, images, folder, n_folds, range(folds), labels, group, seed, force=force, progress=progress,
             **all_options), folder)
