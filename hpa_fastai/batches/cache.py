@@ -24,7 +24,7 @@ from ..data.formats import default_workers
 from ..data.reader import read_into
 from ..data.names import *
 from ..data.files import *
-from ..data.planes import *
+from ..data.channels import *
 from ..data.reader import *
 from ..data.tensors import *
 

@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from ..basics.errors import *
 from ..basics.paths import *
-from .planes import *
+from .channels import *
 from .tiff import *
 
 # %% ../../nbs/data/50_formats.ipynb #ffd26752

@@ -15,9 +15,8 @@ from fastcore.basics import patch
 from ..basics.errors import *
 from .names import *
 from .files import *
-from .planes import *
-from .formats import *
 from .channels import *
+from .formats import *
 
 # %% ../../nbs/data/60_reader.ipynb #ba0b3788
 FULL_PIXEL = .08 # µm a pixel of a field of view of the Human Protein Atlas at full size

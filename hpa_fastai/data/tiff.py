@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from ..basics.errors import *
 from ..basics.paths import *
 from .folders import *
-from .planes import *
+from .channels import *
 
 # %% ../../nbs/data/45_tiff.ipynb #9ddae519
 def check_tiff_segments(

@@ -21,9 +21,8 @@ from ..basics.spreadsheets import *
 from .names import *
 from .folders import *
 from .files import *
-from .planes import *
-from .formats import *
 from .channels import *
+from .formats import *
 from .reader import *
 from .labels import *
 from .label_tables import *

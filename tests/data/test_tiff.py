@@ -12,7 +12,7 @@ import tifffile
 from hpa_fastai.basics.errors import ImageError
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.names import CHANNELS
-from hpa_fastai.data.planes import MAX_PIXELS
+from hpa_fastai.data.channels import MAX_PIXELS
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.data.tensors import read_image
 from hpa_fastai.data.verify import verify_folder
