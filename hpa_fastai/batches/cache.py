@@ -53,7 +53,9 @@ class ImageCache:
         self.row = {i: n for n,i in enumerate(info['ids'])}
 
     def __len__(self): return len(self.images)
-    def __repr__(self): return f'ImageCache({len(self)} fields of view, {self.images.shape[-1]} px, {self.images.nbytes/1e6:.0f} MB)'
+    def __repr__(self):
+        size, megabytes = self.images.shape[-1], self.images.nbytes/1e6
+        return f'ImageCache({len(self)} fields of view, {size} px, {megabytes:.0f} MB)'
 
 # %% ../../nbs/batches/20_cache.ipynb #8137be10
 @patch
@@ -106,28 +108,31 @@ def remove_old_caches(
     "Delete the caches that have not been used for a while"
     for file in {o.with_suffix('.npy') for end in ('json', 'npy') for o in folder.glob(f'*.{end}')}:
         info = file.with_suffix('.json')
-        if time.time()-max(file_stat(info).st_mtime, 0 if info.exists() else file_stat(file).st_mtime)>days*86400:
+        used = file_stat(info if info.exists() else file).st_mtime
+        if time.time()-used>days*86400:
             for f in (file, info): f.unlink(missing_ok=True)
 
 # %% ../../nbs/batches/20_cache.ipynb #aad7ce53
 def _no_cache(folder, e):
     "What to say where no cache can be written"
     return HPAError(f'{folder}: no image cache can be kept there ({e.strerror or e}); '
-                    'give another folder with cache=… (--cache), or read the files each time with cache=False (--no-cache)')
+                    'give another folder with cache=… (--cache), '
+                    'or read the files each time with cache=False (--no-cache)')
 
-def _room(folder, need):
+def _has_room(folder, need):
     "Make the folder of a cache; whether it has room for as many bytes"
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise _no_cache(folder, e) from None
     free = shutil.disk_usage(folder).free
-    if need <= .95*free: return True
-    warnings.warn(f'{folder}: an image cache needs {need/1e9:.1f} GB and {free/1e9:.1f} GB are free; reading from the files instead')
+    if need<=.95*free: return True
+    warnings.warn(f'{folder}: an image cache needs {need/1e9:.1f} GB and {free/1e9:.1f} GB are free; '
+                  'reading from the files instead')
     return False
 
 # %% ../../nbs/batches/20_cache.ipynb #5417dc79
-_FORSAKEN = 86400  # seconds without a sign of life after which the builder on another machine counts as dead
+_ABANDONED = 86400  # seconds without a sign of life after which the builder on another machine counts as dead
 
-def _hold(folder):
+def _lock(folder):
     "Keep a lock in a folder that is being written to; the open file, or None where there are no locks"
     try: import fcntl
     except ImportError: return None
@@ -148,54 +153,60 @@ def _is_free(lock):
     return True
 
 # %% ../../nbs/batches/20_cache.ipynb #bf303b5f
-def _remove_forsaken(folder):
+def _remove_abandoned(folder):
     "Delete what builds that were killed have left"
     for left in folder.glob('building-*'):
         here = left.name.startswith(f'building-{platform.node()}-')
-        signs = [file_stat(o).st_mtime for o in (left, *left.glob('*'))]
-        if here and _is_free(left/'lock') or time.time()-max(signs)>_FORSAKEN: shutil.rmtree(left, ignore_errors=True)
+        last = max(file_stat(o).st_mtime for o in (left, *left.glob('*')))
+        if here and _is_free(left/'lock') or time.time()-last>_ABANDONED: shutil.rmtree(left, ignore_errors=True)
 
 @contextmanager
-def _workshop(folder):
+def _build_folder(folder):
     "A folder to build a cache in, which is gone in the end"
     place = folder/f'building-{platform.node()}-{secrets.token_hex(4)}'
     place.mkdir()
-    lock = _hold(place)
+    lock = _lock(place)
     try: yield place
     finally:
         if lock: lock.close()
         shutil.rmtree(place, ignore_errors=True)
 
+# %% ../../nbs/batches/20_cache.ipynb #e02c41d7
+PROCESSES_FROM = 200  # fields of view; fewer are read in threads
+
 # %% ../../nbs/batches/20_cache.ipynb #841aee6a
-def _in_processes(tmp, table, reader, n):
-    "Fill the array `tmp`; yields how many rows were done, and the reasons of those that can't be read"
-    rows = list(enumerate(table[[c for c in ('Id', 'layout', *CHANNELS) if c in table]].to_dict('records')))
-    parts, pool = [rows[i:i+8] for i in range(0, len(rows), 8)], ProcessPoolExecutor(n, timeout=10)
+def _in_processes(file, table, reader, n):
+    "Fill the array in a file; yields how many rows were done, and the reasons of those that can't be read"
+    columns = [c for c in ('Id', 'layout', *CHANNELS) if c in table]
+    rows = list(enumerate(table[columns].to_dict('records')))
+    parts = [rows[i:i+8] for i in range(0, len(rows), 8)]
+    pool = ProcessPoolExecutor(n, timeout=10)
     try:
-        for part,bad in zip(parts, pool.map(read_into, repeat(tmp), parts, repeat(reader))): yield len(part), bad
+        for part,bad in zip(parts, pool.map(read_into, repeat(file), parts, repeat(reader))): yield len(part), bad
     except BrokenProcessPool as e:
-        raise HPAError(f'{tmp.parent.parent}: a process that wrote the image cache was killed; is the disk full, or the memory?') from e
+        raise HPAError(f'{file.parent.parent}: a process that wrote the image cache was killed; '
+                       'is the disk full, or the memory?') from e
     finally: pool.shutdown(kill_workers=True)
 
 # %% ../../nbs/batches/20_cache.ipynb #0aa4c9b2
 def _in_threads(out, table, reader, n):
-    "The same, into the array `out`"
+    "Fill an array; yields how many rows were done, and the reasons of those that can't be read"
     ids = table.Id.tolist()
     for i,img in read_images(table, reader, n):
         bad = isinstance(img, Exception)
         if not bad: out[i] = img.numpy()
         yield 1, {ids[i]: str(img)} if bad else {}
 
-# %% ../../nbs/batches/20_cache.ipynb #3e26bcbb
-def _may_have_processes():
-    "Whether this process can start others"
+def _starts_processes(table):
+    "Whether this process can start others to read a table, and that is worth it"
+    if len(table)<PROCESSES_FROM or any(is_url(str(p)) for c in CHANNELS for p in table[c]): return False
     try: multiprocessing.Lock()
     except (ImportError, OSError): return False
     return not multiprocessing.current_process().daemon
 
 # %% ../../nbs/batches/20_cache.ipynb #26ac1393
 def _reserve(file):
-    "Take the place of all bytes of a file on the disk"
+    "Take the place on the disk for all bytes of a file"
     size = os.path.getsize(file)
     with open(file, 'r+b') as f:
         if hasattr(os, 'posix_fallocate'):
@@ -203,31 +214,30 @@ def _reserve(file):
             except OSError as e:
                 if e.errno not in (errno.EINVAL, errno.EOPNOTSUPP): raise
         if os.name=='nt': return  # the file has its place since it has its size
-        f.seek(start := f.seek(128))
+        start = f.seek(128)  # behind the header
         for i in range(start, size, 2**24): f.write(bytes(min(2**24, size-i)))
 
 # %% ../../nbs/batches/20_cache.ipynb #bdf1c0c8
-_A_FEW = 200  # fields of view
-
-def _write(tmp, table, reader, progress, n_workers):
-    "Fill the array `tmp`; the reasons of the fields of view that can't be read"
-    out = np.lib.format.open_memmap(tmp, 'w+', np.uint8, (len(table), 4, reader.size, reader.size))
-    _reserve(tmp)
+def _write(file, table, reader, progress, n_workers):
+    "Fill the array in a file; its Ids, and the reasons of the fields of view that can't be read"
+    out = np.lib.format.open_memmap(file, 'w+', np.uint8, (len(table), 4, reader.size, reader.size))
+    _reserve(file)
     n, errors = checked(n_workers=n_workers) or default_workers(), {}
-    threads = n==1 or len(table)<_A_FEW or not _may_have_processes() or any(is_url(str(p)) for c in CHANNELS for p in table[c])
-    done = _in_threads(out, table, reader, n) if threads else _in_processes(tmp, table, reader, n)
-    with tqdm_bar(total=len(table), desc=f'caching {len(table)} images ({out.nbytes/1e6:.0f} MB)', unit='FOV', disable=not progress) as bar:
+    if n>1 and _starts_processes(table): done = _in_processes(file, table, reader, n)
+    else: done = _in_threads(out, table, reader, n)
+    what = f'caching {len(table)} images ({out.nbytes/1e6:.0f} MB)'
+    with tqdm_bar(total=len(table), desc=what, unit='FOV', disable=not progress) as bar:
         for k,bad in done:
             errors.update(bad)
             bar.update(k)
-            os.utime(tmp.parent)
+            os.utime(file.parent)
     out.flush()
     return dict(ids=table.Id.tolist(), errors=errors)
 
 # %% ../../nbs/batches/20_cache.ipynb #3a81fe04
 def _build(file, table, reader, progress, n_workers):
     "Write a cache beside its place, and put it there when it is complete"
-    with _workshop(file.parent) as place:
+    with _build_folder(file.parent) as place:
         part = place/file.name
         info = _write(part, table.sort_values('Id', kind='stable', ignore_index=True), reader, progress, n_workers)
         part.with_suffix('.json').write_text(json.dumps(info), encoding='utf-8')
@@ -242,20 +252,21 @@ def build_cache(
     n_workers: int|None = None,  # processes, or threads for a few images; None: one a core, 16 at most
     progress: bool = True,  # show a bar
 ) -> ImageCache|None:  # None when the disk has no room
-    "The cache of these fields of view, built unless it is already there"
+    "Open the cache of these fields of view, built unless it is already there"
     if reader.size is None: raise HPAError('a cache needs a size: give the reader one, such as ImageReader(size=128)')
     if folder is None: remove_old_caches(default_cache_folder())
     folder = default_cache_folder() if folder is None else Path(path_text(folder, 'cache'))
     file = folder/f'{cache_key(table, reader)}.npy'
-    _remove_forsaken(folder)
+    _remove_abandoned(folder)
     cache = _open(file, table.Id.tolist(), reader.size)
     if cache is None:
         if file.exists(): warnings.warn(f'{file}: this image cache is damaged; it is built again')
-        if not _room(folder, len(table)*4*reader.size**2): return None
+        if not _has_room(folder, len(table)*4*reader.size**2): return None
         try: _build(file, table, reader, progress, n_workers)
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise _no_cache(folder, e) from None
-            warnings.warn(f'{folder}: the disk is full, and no image cache could be built; reading from the files instead')
+            warnings.warn(f'{folder}: the disk is full, and no image cache could be built; '
+                          'reading from the files instead')
             return None
         cache = ImageCache(file)
     try: os.utime(file.with_suffix('.json'))

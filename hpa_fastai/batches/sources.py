@@ -76,7 +76,7 @@ class Sources:
     "Mean and deviation of each channel, for each source of pictures"
     def __init__(self,
         reader: ImageReader,  # the settings of reading
-        column: str|None = None,  # of the table, that names the sources; None: `source`, or without it the folders of the files
+        column: str|None = None,  # of the table, that names the sources; None: `source`, or else the folders
         most: int = 200,  # pictures of a source to look at
         enough: int = 32,  # pictures; figures of fewer hold for these pictures alone
     ): self.reader, self.column, self.most, self.enough, self.known = reader, column, most, enough, {}
@@ -112,7 +112,7 @@ def _found_before(self:Sources, name, files, part):
 def figures(self:Sources,
     table: pd.DataFrame,  # of `find_images`, n rows
     read = None,  # rows of the table to pixels, k×4×H×W uint8; None: the files are read
-    part: bool = True,  # the table may be a part of its sources, for which figures of other pictures stand as well; False: it is all there is
+    part: bool = True,  # the table may be a part of its sources, whose figures stand; False: it is all there is
 ) -> np.ndarray:  # n×2×4, mean and deviation, 0..1; NaN for a source of which no picture can be read
     "Say for each picture what the figures of its source are"
     names, res = sources_of(table, self.column), np.empty((len(table), 2, len(CHANNELS)), np.float32)

@@ -110,11 +110,13 @@ class AugmentRGBY(DisplayedTransform):
         scale:float=1.25,  # shrink or enlarge by up to this factor; 1: never
         gain:float=0.25,  # up to this much brighter or darker, a channel on its own
         gamma:float=0.25,  # exponent of the brightness, up to this much above or below 1
-        protein:float=0.,  # fade the protein channel by up to this share; normalisation by each picture's own figures undoes it
+        protein:float=0.,  # fade the protein by up to this share; normalising each picture by itself undoes it
         drop:float=0.,  # blank each landmark channel (red, blue, yellow) with this probability
         blur:float=0.,  # blur a picture by up to this many pixels, sigma of a Gaussian
         noise:float=0.,  # photon noise of up to this standard deviation where a picture is white
-    ): self.scale, self.gain, self.gamma, self.protein, self.drop, self.blur, self.noise = scale, gain, gamma, protein, drop, blur, noise
+    ):
+        self.scale, self.gain, self.gamma = scale, gain, gamma
+        self.protein, self.drop, self.blur, self.noise = protein, drop, blur, noise
     def encodes(self, x:TensorRGBY):
         x = _warped(x, self.scale)
         if self.blur: x = _blurred(x, self.blur)

@@ -35,7 +35,7 @@ def test_pixels_are_those_of_read_image(table, tmp_path):
 
 
 def test_processes_fill_it_as_threads_do(small_atlas, tmp_path, monkeypatch):
-    monkeypatch.setattr('hpa_fastai.batches.cache._A_FEW', 20)
+    monkeypatch.setattr('hpa_fastai.batches.cache.PROCESSES_FROM', 20)
     table = find_images(small_atlas/'train').head(40)
     gone = table.assign(red=[*table.red[:30], 'gone.png', *table.red[31:]], ignored=[threading.Lock() for _ in range(40)])
     one, two = (build_cache(gone, ImageReader(size=16), tmp_path/f'{n}', n, progress=False) for n in (1, 2))
@@ -50,7 +50,7 @@ from hpa_fastai.data.files import find_images
 from hpa_fastai.data.reader import ImageReader
 def build(): print(len(c.build_cache(find_images(sys.argv[1]), ImageReader(size=16), sys.argv[2], progress=False).errors), flush=True)
 if __name__=='__main__':
-    c._A_FEW = 2
+    c.PROCESSES_FROM = 2
     p = multiprocessing.get_context('fork').Process(target=build, daemon=True)
     p.start(), p.join()
 """
@@ -63,7 +63,7 @@ def test_a_daemon_builds_it_too(table, tmp_path):
 
 def test_a_caller_at_work_with_processes_of_its_own(small_atlas, tmp_path, monkeypatch):
     from joblib import Parallel, delayed
-    monkeypatch.setattr('hpa_fastai.batches.cache._A_FEW', 20)
+    monkeypatch.setattr('hpa_fastai.batches.cache.PROCESSES_FROM', 20)
     table = find_images(small_atlas/'train').head(40)
     others = Parallel(2, return_as='generator', batch_size=1)(delayed(time.sleep)(.1) for _ in range(8))
     next(others)
@@ -72,7 +72,7 @@ def test_a_caller_at_work_with_processes_of_its_own(small_atlas, tmp_path, monke
 
 
 def test_a_process_that_is_killed_is_one_line(small_atlas, tmp_path, monkeypatch):
-    monkeypatch.setattr('hpa_fastai.batches.cache._A_FEW', 20)
+    monkeypatch.setattr('hpa_fastai.batches.cache.PROCESSES_FROM', 20)
     monkeypatch.setattr('hpa_fastai.batches.cache.read_into', kill_oneself)
     with pytest.raises(HPAError, match='is the disk full, or the memory'): build_cache(find_images(small_atlas/'train').head(40), ImageReader(size=16), tmp_path/'cache', 2, progress=False)
     assert not list((tmp_path/'cache').iterdir())
