@@ -355,7 +355,9 @@ def train_on(lab, atlas, folder, out, slow):
     learn = lab.learner(atlas)
     learn.add_cb(Slow(slow))
     set_seed(3, reproducible=True)
-    learn.fit_progressive(sizes=(learn.dls.settings.size,), epochs=lab.of(4, 3), folder=folder, resume=True, verbose=False)
+    learn.fit_progressive(
+        sizes=(learn.dls.settings.size,), epochs=lab.of(4, 3), folder=folder, resume=True, verbose=False
+    )
     torch.save([t.detach().cpu() for t in learn.model.state_dict().values()], out)
 
 
@@ -395,7 +397,8 @@ def train_among_processes(lab, out):
     if lab.gpu: torch.cuda.set_device(0)
     torch.distributed.init_process_group('nccl' if lab.gpu else 'gloo')
     learn = lab.learner(lab.few())
-    with learn.distrib_ctx(): learn.fit_progressive(sizes=(learn.dls.settings.size,), epochs=lab.of(2, 1), verbose=False)
+    with learn.distrib_ctx():
+        learn.fit_progressive(sizes=(learn.dls.settings.size,), epochs=lab.of(2, 1), verbose=False)
     learn.fit_thresholds()
     learn.save_bundle(out/'model', note=False)
     about = dict(backend=torch.distributed.get_backend(), losses=[o['valid_loss'] for o in learn.training_log],

@@ -15,7 +15,9 @@ from tempfile import TemporaryDirectory
 def nbdev_test() -> None:
     "Run `nbdev-test` with the same arguments"
     cmd = shutil.which('nbdev-test', path=str(Path(sys.executable).parent)) or shutil.which('nbdev-test')
-    if cmd is None: sys.exit("nbdev_test: nbdev is not installed; install the development tools with: pip install 'hpa_fastai[dev]'")
+    if cmd is None:
+        sys.exit("nbdev_test: nbdev is not installed; "
+                 "install the development tools with: pip install 'hpa_fastai[dev]'")
     sys.exit(subprocess.call([cmd, *sys.argv[1:]]))
 
 # %% ../../nbs/dev/10_readme.ipynb #c0ffee01
@@ -58,7 +60,8 @@ def readme(
     root = get_config(nb.parent).config_path
     cells = _processed(nb, root)
     _hide_code(cells)
-    text, res = MarkdownExporter().from_notebook_node(cells, resources=dict(output_files_dir=f'{nb.stem}_files', unique_key=nb.stem))
+    resources = dict(output_files_dir=f'{nb.stem}_files', unique_key=nb.stem)
+    text, res = MarkdownExporter().from_notebook_node(cells, resources=resources)
     _, front, body = text.split('---\n', 2)
     head = yaml.safe_load(front)
     text = f"# {head['title']}\n\n> {head['description']}\n\n{top_links(body.strip(), root/'nbs')}"
