@@ -106,15 +106,6 @@ def _layout(paths):
     if len(set(paths))>1 or paths[0] is None: return 'channels'
     return 'zarr' if str(paths[0]).rstrip('/').lower().endswith('.zarr') else 'single'
 
-# %% ../../nbs/data/30_files.ipynb #74bc2815
-def _to_table(fields):
-    "The table of (Id, {channel: path}) pairs"
-    records = []
-    for id_,row in fields:
-        paths = [row.get(None) or row.get(c) for c in CHANNELS]
-        records.append((id_, _layout(paths), *paths))
-    return pd.DataFrame(sorted(records, key=lambda r: r[0]), columns=_columns, dtype=object)
-
 # %% ../../nbs/data/30_files.ipynb #e5758b9a
 _channel_at_end = re.compile(r'[\W_]*(c|ch|channel|w|z)?[\W_]*\Z', re.IGNORECASE)
 _MOST_PROBED = 50 # files of a folder
@@ -155,7 +146,11 @@ def survey_images(
     rows, passed = _collect(files)
     left += [LeftOut('passed over', f'{folder}{sep}{name}', why) for folder,name,why in passed]
     left += [LeftOut('mask', f'{mask.folder}{sep}{mask.name}', '') for mask in masks]
-    return _to_table(_unique_fields(_join_sets(rows, sep), root, sep)), left
+    records = []
+    for id_,row in _unique_fields(_join_sets(rows, sep), root, sep):
+        paths = [row.get(None) or row.get(c) for c in CHANNELS]
+        records.append((id_, _layout(paths), *paths))
+    return pd.DataFrame(sorted(records, key=lambda r: r[0]), columns=_columns, dtype=object), left
 
 # %% ../../nbs/data/30_files.ipynb #61fb0746
 def find_images(

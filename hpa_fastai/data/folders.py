@@ -113,14 +113,6 @@ def _list_remote(url):
             if to_enter and inner!=here.rstrip('/'): folders.append(entry['name'])
 
 # %% ../../nbs/data/20_folders.ipynb #e85801ca
-def _look_at_path(path, shared):
-    "(folder, name) for an image of a list, `LeftOut` for what is worth a word, or None"
-    folder,_,name = path.rpartition('/')
-    if not name or any(map(is_hidden, filter(None, folder[len(shared):].split('/')))): return None
-    kind = image_kind(name)
-    if kind is None: return _put_aside(path, name)
-    return (folder, name) if is_url(path) else _image_or_left_out(kind, folder, name, path)
-
 def as_source(
     source, # anything `find_images` takes
 ): # table, list of texts or text
@@ -150,7 +142,14 @@ def list_files(
         split = [p.rpartition('/') for p in paths]
         root = os.path.commonprefix([f'{folder}/' for folder,_,name in split if image_kind(name or '.')])
         root = root.rpartition('/')[0]
-        entries = [o for p in paths if (o := _look_at_path(p, root))]
+        entries = []
+        for path,(folder,_,name) in zip(paths, split):
+            if not name or any(map(is_hidden, filter(None, folder[len(root):].split('/')))): continue
+            kind = image_kind(name)
+            if kind is None: found = _put_aside(path, name)
+            elif is_url(path): found = folder, name
+            else: found = _image_or_left_out(kind, folder, name, path)
+            if found: entries.append(found)
     elif is_url(source): entries, root, sep = list(_list_remote(str(source))), str(source).rstrip('/'), '/'
     elif os.path.isdir(source): entries, root, sep = list(_list_local(source)), os.path.normpath(source), os.sep
     else:

@@ -117,14 +117,6 @@ def _sources(row, wanted):
         if isinstance(row.get(c), str): channels_of.setdefault(row[c], []).append(c)
     return [(file, channels, len(channels)>1) for file,channels in channels_of.items()]
 
-# %% ../../nbs/data/60_reader.ipynb #c85753a4
-def _brightest(p):
-    "The grey value of a picture of one channel; where it is pseudo-coloured, the maximum over the colours"
-    if p.kind=='stack': raise ImageError(f'{len(p.planes)} planes in the file of one channel', 'unclear channels')
-    if p.kind=='grey': return p.planes[0]
-    r,g,b = map(np.asarray, p.planes[:3])
-    return np.maximum(np.maximum(r, g), b)
-
 # %% ../../nbs/data/60_reader.ipynb #45c06d65
 @patch
 def open_source(self:ImageReader,
@@ -157,7 +149,12 @@ def planes(self:ImageReader,
             if is_shared:
                 number = assign_channels(p, self.channels, path)
                 found = {c: p.planes[number[c]] for c in channels if c in number}
-            else: found = {channels[0]: _brightest(p)}
+            elif p.kind=='stack':
+                raise ImageError(f'{len(p.planes)} planes in the file of one channel', 'unclear channels')
+            elif p.kind=='grey': found = {one_channel: p.planes[0]}
+            else: # pseudo-coloured
+                r,g,b = map(np.asarray, p.planes[:3])
+                found = {one_channel: np.maximum(np.maximum(r, g), b)}
         for c,plane in found.items(): yield c, plane, p
 
 # %% ../../nbs/data/60_reader.ipynb #f7119b49
