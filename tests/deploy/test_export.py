@@ -60,7 +60,8 @@ def test_a_model_of_the_hub_is_fetched(the_hub):
 def test_a_folder_wins(the_hub, trained, tmp_path):
     shutil.copytree(trained[1], tmp_path/'lab'/'model')
     Predictor('lab/model')
-    with pytest.raises(BundleError, match='train one'): Predictor('lab/modle')  # a slip of the pen is not looked for elsewhere
+    with pytest.raises(BundleError, match='train one'):
+        Predictor('lab/modle')  # a slip of the pen is not looked for elsewhere
     assert not the_hub
 
 
@@ -83,7 +84,8 @@ def test_only_a_model_that_works_is_shared(the_hub, trained, tmp_path, monkeypat
     shared = []
     monkeypatch.setattr('huggingface_hub.HfApi.create_repo', lambda self, name, **kw: f'https://hub/{name}')
     monkeypatch.setattr('huggingface_hub.HfApi.upload_folder', lambda self, **kw: shared.append(kw))
-    assert hub.push_model(trained[1], 'lab/model') == 'https://hub/lab/model' and set(shared[0]['allow_patterns']) == set(hub.FILES)
+    assert hub.push_model(trained[1], 'lab/model') == 'https://hub/lab/model'
+    assert set(shared[0]['allow_patterns']) == set(hub.FILES)
     shutil.copytree(trained[1], tmp_path/'bad')
     (tmp_path/'bad'/'sample.npz').unlink()
     with pytest.raises(BundleError, match='missing'): hub.push_model(tmp_path/'bad', 'lab/model')

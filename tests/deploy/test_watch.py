@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpa_fastai.data.files import find_images
-from hpa_fastai.deploy.predictor import Predictor, predict
+from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.data.labels import HPAError
 from hpa_fastai.deploy.tables import read_predictions
 from hpa_fastai.deploy.watch import watch
@@ -55,7 +55,10 @@ def test_each_field_of_view_once_as_it_completes(plate, predictor, rows, tmp_pat
             (plate/'well2'/'later').mkdir(parents=True, exist_ok=True)
             shutil.copy(rows[1][c], plate/'well2'/'later'/f'.{Path(rows[1][c]).name}.tmp')
             time.sleep(.05)
-            os.rename(plate/'well2'/'later'/f'.{Path(rows[1][c]).name}.tmp', plate/'well2'/'later'/Path(rows[1][c]).name)
+            os.rename(
+                plate / 'well2' / 'later' / f'.{Path(rows[1][c]).name}.tmp',
+                plate / 'well2' / 'later' / Path(rows[1][c]).name,
+            )
         copy(rows[2], plate, CHANNELS[:3])
         shutil.copy(rows[3]['red'], plate/'.hidden_red.png')
         time.sleep(.6)
@@ -84,14 +87,16 @@ def test_a_file_that_stays_broken_gets_its_row(plate, predictor, rows, tmp_path)
     copy(rows[1], plate)
     (plate/Path(rows[0]['green']).name).write_bytes(b'broken for good')
     _, df = run(plate, predictor, tmp_path/'p.csv', settle=.1, timeout=2.5)
-    assert sorted(df.Id) == sorted([rows[0]['Id'], rows[1]['Id']]) and 'not a PNG' in df.set_index('Id')['error'][rows[0]['Id']]
+    assert sorted(df.Id) == sorted([rows[0]['Id'], rows[1]['Id']])
+    assert 'not a PNG' in df.set_index('Id')['error'][rows[0]['Id']]
 
 
 def test_what_never_completes_is_reported(plate, predictor, rows, tmp_path):
     copy(rows[0], plate)
     copy(rows[1], plate, ('red', 'green'))
     journal, df = run(plate, predictor, tmp_path/'p.csv')
-    assert [i for i, _ in journal.waiting] == [rows[1]['Id']] and 'no blue and no yellow' in df.set_index('Id')['error'][rows[1]['Id']]
+    assert [i for i, _ in journal.waiting] == [rows[1]['Id']]
+    assert 'no blue and no yellow' in df.set_index('Id')['error'][rows[1]['Id']]
 
 
 def test_a_restart_goes_on(plate, predictor, rows, tmp_path, trained):
@@ -101,7 +106,8 @@ def test_a_restart_goes_on(plate, predictor, rows, tmp_path, trained):
     copy(rows[1], plate)
     _, df = run(plate, predictor, tmp_path/'p.csv')
     assert df.Id.tolist() == [rows[0]['Id'], rows[1]['Id']] and (tmp_path/'p.csv').read_bytes().startswith(before)
-    with pytest.raises(HPAError, match='tta was False'): watch(plate, Predictor(trained[1], bs=4, tta=True), tmp_path/'p.csv', timeout=.1)
+    with pytest.raises(HPAError, match='tta was False'):
+        watch(plate, Predictor(trained[1], bs=4, tta=True), tmp_path / 'p.csv', timeout=0.1)
     (tmp_path/'mine.csv').write_text('mine')
     with pytest.raises(HPAError, match='no record'): watch(plate, predictor, tmp_path/'mine.csv', timeout=.1)
     with pytest.raises(HPAError, match='no such folder'): watch(tmp_path/'nowhere', predictor, tmp_path/'q.csv')
@@ -127,7 +133,8 @@ def test_what_is_acquired_again_is_predicted_again(plate, predictor, rows, tmp_p
     copy(rows[1], plate)
     out = tmp_path/'p.csv'
     def again():
-        while when == 'while it watches' and rows[0]['Id'] not in (out.read_text() if out.exists() else ''): time.sleep(.05)
+        while when == 'while it watches' and rows[0]['Id'] not in (out.read_text() if out.exists() else ''):
+            time.sleep(0.05)
         for c in CHANNELS: shutil.copy(rows[2][c], plate/Path(rows[0][c]).name)
     if when == 'before a restart': run(plate, predictor, out, timeout=.4)
     with pytest.warns(UserWarning, match=f'acquired again.*{rows[0]["Id"]}'):
@@ -143,12 +150,15 @@ def test_what_is_acquired_again_is_predicted_again(plate, predictor, rows, tmp_p
 def test_ctrl_c_ends_cleanly(plate, rows, trained, tmp_path):
     copy(rows[0], plate)
     copy(rows[1], plate, ('red',))
-    p = subprocess.Popen([sys.executable, '-c', 'import sys; from hpa_fastai.cli.main import main; sys.exit(main())', 'predict', str(plate), '--model', str(trained[1]),
-                          '--out', str(tmp_path/'p.csv'), '--watch', '--settle', '.2', '--no-progress'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    args = ['predict', str(plate), '--model', str(trained[1]), '--out', str(tmp_path/'p.csv')]
+    args += ['--watch', '--settle', '.2', '--no-progress']
+    run = [sys.executable, '-c', 'import sys; from hpa_fastai.cli.main import main; sys.exit(main())', *args]
+    p = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(300):
         if (tmp_path/'p.csv').exists() and (tmp_path/'p.csv').read_bytes().count(b'\n') == 2: break
         time.sleep(.1)
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=20)
-    assert p.returncode == 1 and '1 fields of view in' in out and 'no green and no blue and no yellow' in err and 'Traceback' not in err
+    assert p.returncode == 1 and '1 fields of view in' in out and 'no green and no blue and no yellow' in err
+    assert 'Traceback' not in err
     assert len(read_predictions(tmp_path/'p.csv')) == 1
