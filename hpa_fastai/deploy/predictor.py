@@ -67,7 +67,9 @@ def _odd_pictures(bundles, places, embeddings):
         kind = reader, reader.size or bundle.settings.size
         if kind not in seen:
             x = bundle.pixels([o and o[reader] for o in places])
-            seen[kind] = x, picture_figures(x)
+            if bundle.device.type == 'cuda': x = x.to(bundle.device)  # pictures are measured there too
+            some = max(1, 2**23//x.shape[-1]**2)  # pictures at a time, which spares its memory
+            seen[kind] = x, np.concatenate([picture_figures(part) for part in x.split(some)])
         x, figures = seen[kind]
         odd_by_flag = {'blank-protein': is_blank(x)}
         if bundle.flagger: odd_by_flag |= bundle.flagger(x, embedding, figures)
@@ -185,12 +187,14 @@ def read(self:Predictor,
     stamps: dict|None = None,  # to be filled: what the files of each field of view looked like before they were read
     part: bool = False,  # the table is a part of its sources: what was measured of them before stands
 ):  # yields (row number, {reader: 4×H×W uint8} or the reason why there is none), in order
-    "Decode in threads, with the figures of each picture's source where a model wants them."
+    "Decode beside the network, with the figures of each picture's source where a model wants them."
     figures = {r: torch.from_numpy(s.figures(table, part=part)) for r, s in self.sources.items()}
     readers, todo = [*self.readers, *more], range(len(table)) if todo is None else todo
     n_bytes = sum(4*(r.size or 2048)**2 for r in readers)
     ahead = max(2*self.n_workers, min(2*self.bs, 2**28//n_bytes))
-    with closing(read_ahead(table, todo, readers, self.n_workers, ahead, patience, stamps)) as stream:
+    on_gpu = self.device.type == 'cuda'
+    reading = read_ahead(table, todo, readers, self.n_workers, ahead, patience, stamps, processes=on_gpu)
+    with closing(reading) as stream:
         for got in stream:
             if got and figures and not isinstance(got[1], str):
                 i, pictures = got

@@ -213,7 +213,7 @@ def save_bundle(self:HPALearner,
         raise BundleError(f"{path}: item_tfms or batch_tfms of your own change validation pictures, and a bundle can't "
                           'describe them; make them for training alone (split_idx=0), or save with learn.export')
     n_samples = min(2 if self.dls.settings.reader.size else 1, len(valid.dataset))
-    sample = next(iter(valid.create_batches(iter(range(n_samples)))))[0].as_subclass(torch.Tensor)
+    sample = next(iter(valid.create_batches(iter(range(n_samples)))))[0].as_subclass(torch.Tensor).cpu()
     bundle = self.to_bundle()
     _describe_data(bundle, self.dls)
     saved, missing = write_bundle(bundle, path, sample, force), []
