@@ -71,7 +71,8 @@ def explore(
 ) -> None:
     "Write the page of a data set"
     from hpa_fastai.interpret.explore import explore as explore_folder
-    page = explore_folder(args.folder, args.csv, args.out, args.labels, group_of(args), force=args.force)
+    page = explore_folder(args.folder, args.csv, args.out, args.labels, group_of(args), force=args.force,
+                          reader=reader_of(args))
     print(f'Written to {page}')
 
 def add_explore(
@@ -84,4 +85,5 @@ def add_explore(
     parser.add_argument('folder', metavar='FOLDER', type=path, help='folder of images, nested to any depth')
     add_options(parser, 'csv', 'labels', 'group', 'out', 'force',
                 out=dict(default=Path('explore.html'), help='page to write'))
+    add_reading_options(parser)
     parser.set_defaults(run=explore)

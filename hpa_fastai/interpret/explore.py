@@ -8,6 +8,7 @@ __all__ = ['class_counts', 'plot_class_counts', 'plot_labels_per_image', 'cooccu
 
 # %% ../../nbs/interpret/10_explore.ipynb #3c254b47
 import os
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -134,12 +135,13 @@ def channel_stats(
     most: int = 1000,  # fields that are read, drawn at random from each source in equal numbers
     size: int = 256,  # px to which they are reduced
     seed: int = 0,  # of the draw
+    reader: ImageReader = ImageReader(missing='zero'),  # how files are read
 ) -> pd.DataFrame:  # a row a field and channel: Id, source, channel, mean and spread (standard deviation) in 0..1
     "Mean and spread of every channel of a sample of fields; fields that cannot be read are left out."
     source, table = pd.Series(_source_names(table, source), name='source'), table.reset_index(drop=True)
     sample = _sample_of_each(table, source, most, seed)
     rows = []
-    for i,img in read_images(sample, ImageReader(size=size, missing='zero')):
+    for i,img in read_images(sample, replace(reader, size=size)):
         if isinstance(img, ImageError): continue
         there = img.amax((1, 2))>0
         known = str(sample.Id.iat[i]), source[sample.index[i]]
@@ -170,9 +172,9 @@ def plot_channel_stats(
     return fig
 
 # %% ../../nbs/interpret/10_explore.ipynb #0415f930
-def _first_readable(table, rows, n, size):
+def _first_readable(table, rows, n, reader):
     "Row number and composite picture of the first `n` of some rows that can be read"
-    read = read_images(table.iloc[rows], ImageReader(size=size, missing='zero'), n_workers=2)
+    read = read_images(table.iloc[rows], reader, n_workers=2)
     return islice(((rows[i], composite(img)) for i,img in read if not isinstance(img, ImageError)), n)
 
 # %% ../../nbs/interpret/10_explore.ipynb #529e1093
@@ -186,6 +188,7 @@ def plot_duplicates(
     table: pd.DataFrame,  # of `find_images` or `attach_images`
     most: int = 8,  # pairs that are drawn
     size: int = 160,  # px of a picture
+    reader: ImageReader = ImageReader(missing='zero'),  # how files are read
 ) -> Figure:
     "Near-duplicates side by side, two pairs in a row, the least alike first."
     shown, by_id = pairs.sort_values('protein').head(most), _by_id(table)
@@ -196,7 +199,7 @@ def plot_duplicates(
     for two,pair in zip(axes.reshape(-1, 2), shown.itertuples()):
         for ax,id_ in zip(two, (pair.Id, pair.other)):
             ax.set_title(id_ if len(id_)<22 else f'{id_[:10]}…{id_[-10:]}', fontsize=7)
-            for _,img in _first_readable(by_id.loc[[id_]], [0], 1, size): ax.imshow(img)
+            for _,img in _first_readable(by_id.loc[[id_]], [0], 1, replace(reader, size=size)): ax.imshow(img)
     return fig
 
 # %% ../../nbs/interpret/10_explore.ipynb #539ff3c7
@@ -242,25 +245,25 @@ def plot_split(
     return plain_axes(ax)
 
 # %% ../../nbs/interpret/10_explore.ipynb #ef1c803d
-def _class_pictures(table, labels, per_class, seed, size=128):
+def _class_pictures(table, labels, per_class, seed, reader):
     "Pictures of each class that occurs, with the names of their other classes"
     onehot, names = encode_targets(table, labels), get_labels(labels).classes
     groups = {}
     for c in np.flatnonzero(onehot.any(0)):
         pictures = groups[f'{names[c]} ({onehot[:,c].sum(dtype=int):,})'] = []
         rows = fewest_labels_first(onehot, c, seed)
-        for row,img in _first_readable(table, rows, per_class, size):
+        for row,img in _first_readable(table, rows, per_class, reader):
             others = [f'+ {names[i]}' for i in np.flatnonzero(onehot[row]) if i!=c]
             pictures.append(Picture(img, str(table.Id.iat[row]), others))
     return gallery_block(groups)
 
 # %% ../../nbs/interpret/10_explore.ipynb #0f656a4f
-def _pair_pictures(pairs, table, most=8, size=160):
+def _pair_pictures(pairs, table, reader, most=8):
     "Near-duplicates side by side, the least alike first"
     by_id, groups = _by_id(table), {}
     for n,pair in enumerate(pairs.sort_values('protein').head(most).itertuples(), 1):
         groups[f'Pair {n}'] = [Picture(img, id_) for id_ in (pair.Id, pair.other)
-                               for _,img in _first_readable(by_id.loc[[id_]], [0], 1, size)]
+                               for _,img in _first_readable(by_id.loc[[id_]], [0], 1, reader)]
     return gallery_block(groups)
 
 # %% ../../nbs/interpret/10_explore.ipynb #c36b6de0
@@ -276,7 +279,7 @@ def _split_sections(df, groups, labels, valid_pct, seed):
             Section('The split, checked', ' '.join(check.faults) or 'Nothing is amiss.', [table])]
 
 # %% ../../nbs/interpret/10_explore.ipynb #55040dcf
-def _sections(df, table, prints, labels, group, valid_pct, seed, per_class):
+def _sections(df, table, prints, labels, group, valid_pct, seed, per_class, reader):
     "The parts of the page"
     pairs = duplicate_pairs(prints)
     same_cells = group_codes(df, duplicate_groups(prints, pairs))
@@ -288,13 +291,13 @@ def _sections(df, table, prints, labels, group, valid_pct, seed, per_class):
                   [plot_cooccurrence(df, labels)])
     yield Section('Brightness by source', 'The middle half of the images (box) and nine tenths of them (whiskers). '
                   'Sources that differ here need normalisation.',
-                  [plot_channel_stats(channel_stats(table, seed=seed))])
+                  [plot_channel_stats(channel_stats(table, seed=seed, reader=reader))])
     yield Section('Pictures of every class', 'Red microtubules, green protein, blue nucleus, '
                   'yellow endoplasmic reticulum. Images with few labels first.',
-                  [_class_pictures(table, labels, per_class, seed)])
+                  [_class_pictures(table, labels, per_class, seed, replace(reader, size=128))])
     if len(pairs):
         text = f'{len(pairs):,} pairs of images show the same cells; the least alike are shown.'
-        yield Section('Near-duplicates', text, [_pair_pictures(pairs, table)])
+        yield Section('Near-duplicates', text, [_pair_pictures(pairs, table, replace(reader, size=160))])
     else: yield Section('Near-duplicates', 'No two images show the same cells.')
     yield from _split_sections(df, join_groups(group_codes(df, group), same_cells), labels, valid_pct, seed)
 
@@ -309,6 +312,7 @@ def explore(
     seed: int = 42,  # of the split and the draws
     per_class: int = 4,  # pictures of a class
     force: bool = False,  # overwrite a page that is there
+    reader: ImageReader = ImageReader(),  # how files are read; a channel that is missing is black
 ) -> Path:  # the page
     "Write everything there is to see about a data set into one self-contained HTML page."
     out, folder = check_page(out, force), as_source(folder)
@@ -318,6 +322,7 @@ def explore(
     if table.empty:
         raise LabelError(f'none of the {len(df)} Ids in {path.name} has an image in {folder}; is it the right folder?')
     group = antibody_of if group is None else group
+    reader = replace(reader, missing='zero')
     prints = fingerprints(table)
     counts = class_counts(df, labels)
     facts = {
@@ -329,6 +334,6 @@ def explore(
         'images that cannot be read': ', '.join(list(prints.errors)[:10]) or 'none',
     }
     with page_ink():
-        sections = _sections(df, table, prints, labels, group, valid_pct, seed, per_class)
+        sections = _sections(df, table, prints, labels, group, valid_pct, seed, per_class, reader)
         page = build_page(f'{path.parent.resolve().name}/{path.name}', sections, facts=facts)
     return write_page(out, page)
