@@ -87,7 +87,10 @@ def _grid(n, ncols=None, figsize=None, nrows=None):
 
 # %% ../../nbs/data/70_show.ipynb #5ab7c4a1
 @dispatch
-def show_batch(x:TensorRGBY, y:TensorMultiCategory, samples, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, labels=None, **kwargs):
+def show_batch( # noqa: F811
+    x:TensorRGBY, y:TensorMultiCategory, samples, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, labels=None,
+    **kwargs
+):
     "Pictures with the names of their labels"
     ctxs = ctxs or _grid(min(len(samples), max_n), ncols, figsize, nrows)
     for (img,cats,*_),ax in zip(samples, ctxs):
@@ -100,28 +103,37 @@ def compare_names(
     truth:list[str], # names of the true classes
     predicted:list[str], # names of the predicted ones
 ) -> str: # a line a class: '+' was predicted wrongly, '−' was missed
-    "True and predicted classes in one list"
-    return '\n'.join([n for n in truth if n in predicted] + [f'+ {n}' for n in predicted if n not in truth] + [f'− {n}' for n in truth if n not in predicted])
+    "List true and predicted classes together"
+    right = [name for name in truth if name in predicted]
+    wrong = [f'+ {name}' for name in predicted if name not in truth]
+    missed = [f'− {name}' for name in truth if name not in predicted]
+    return '\n'.join(right+wrong+missed)
 
 # %% ../../nbs/data/70_show.ipynb #0fc53b2c
 @dispatch
-def show_results(x:TensorRGBY, y, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, labels=None, **kwargs):
+def show_results( # noqa: F811
+    x:TensorRGBY, y, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, labels=None, **kwargs
+):
     "Pictures without known labels, with what was predicted: names, or for each class whether it is given"
-    cats = lambda pred: np.flatnonzero(pred.cpu()) if isinstance(pred, Tensor) else pred
     ctxs = ctxs or _grid(min(len(samples), max_n), ncols, figsize, nrows)
     for (img,*_),(pred,*_),ax in zip(samples, outs, ctxs):
         img.show(ctx=ax, **kwargs)
-        ax.set_title('\n'.join(label_names(cats(pred), labels)) or 'no label', fontsize=9)
+        cats = np.flatnonzero(pred.cpu()) if isinstance(pred, Tensor) else pred
+        ax.set_title('\n'.join(label_names(cats, labels)) or 'no label', fontsize=9)
     return ctxs
 
 @dispatch
-def show_results(x:TensorRGBY, y:TensorMultiCategory, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, labels=None, **kwargs):
+def show_results( # noqa: F811
+    x:TensorRGBY, y:TensorMultiCategory, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None,
+    labels=None, **kwargs
+):
     "Pictures with what was right, wrong and missed"
     ctxs = ctxs or _grid(min(len(samples), max_n), ncols, figsize, nrows)
     for (img,cats,*_),(pred,*_),ax in zip(samples, outs, ctxs):
-        truth,predicted = label_names(cats, labels), label_names(pred, labels)
+        truth, predicted = label_names(cats, labels), label_names(pred, labels)
+        colour = '#1a7f37' if set(truth)==set(predicted) else '#b3261e'
         img.show(ctx=ax, **kwargs)
-        ax.set_title(compare_names(truth, predicted) or 'no label', fontsize=9, color='#1a7f37' if set(truth)==set(predicted) else '#b3261e')
+        ax.set_title(compare_names(truth, predicted) or 'no label', fontsize=9, color=colour)
     return ctxs
 
 # %% ../../nbs/data/70_show.ipynb #05f0e1d0
@@ -154,7 +166,8 @@ def gallery(
     ls = get_labels(labels)
     onehot = ls.encode(df.Target)
     numbers = [ls.parse(c)[0] for c in classes] if classes is not None else np.flatnonzero(onehot.sum(0))
-    fig,axs = plt.subplots(len(numbers), n+1, figsize=(1.4*(n+1.2), 1.4*len(numbers)), squeeze=False, layout='constrained', width_ratios=[1.2]+[1]*n)
+    fig,axs = plt.subplots(len(numbers), n+1, figsize=(1.4*(n+1.2), 1.4*len(numbers)), squeeze=False,
+                           layout='constrained', width_ratios=[1.2]+[1]*n)
     for (name,*row),c in zip(axs, numbers):
         name.text(1, .5, f'{textwrap.fill(ls.classes[c], 16)}\n({onehot[:,c].sum()})', ha='right', va='center')
         name.axis('off')

@@ -95,7 +95,8 @@ class FieldCheck:
         file: str = '',  # where they should be
     ) -> None:
         "Note channels that are not there"
-        if channels: self.add('error' if reader.missing=='error' else 'note', 'missing channel', file, ', '.join(channels))
+        level = 'error' if reader.missing=='error' else 'note'
+        if channels: self.add(level, 'missing channel', file, ', '.join(channels))
 
 # %% ../../nbs/data/62_verify.ipynb #c52958f5
 def check_field(
@@ -149,7 +150,8 @@ def _check_pixels(check, row, reader):
             if a.dtype==np.uint16 and p.bits is None: check.top = max(check.top, int(a.max()))
             small[c] = np.asarray(resize_plane(a.astype(np.float32), (128,128)))
     except ImageError as e: return check.add('error', e.kind, e.file, e.why)
-    except Exception as e: return check.add('error', 'unreadable', detail=str(e) if isinstance(e, HPAError) else repr(e))
+    except HPAError as e: return check.add('error', 'unreadable', detail=str(e))
+    except Exception as e: return check.add('error', 'unreadable', detail=repr(e))
     absent = [c for c in wanted_channels(reader.channels) if c not in small and isinstance(row[c], str)]
     if absent and not any(p.problem=='missing channel' for p in check.problems):
         check.add_missing(absent, reader, row[absent[0]])
@@ -296,7 +298,8 @@ def verify_folder(
 # %% ../../nbs/data/62_verify.ipynb #1cdc1a56
 def _summarise(where, fields, problems, about, deep):
     "The `Verification` of what was found"
-    rows = [{k: spell_out(v) for k,v in asdict(p).items()} for p in problems]  # names that are not UTF-8 do not go into a table
+    # names that are not UTF-8 do not go into a table
+    rows = [{k: spell_out(v) for k,v in asdict(p).items()} for p in problems]
     problems = pd.DataFrame(rows, columns=['level','problem','Id','file','detail'])
     worst_first = problems.level.map({'error': 0, 'warning': 1, 'note': 2}).argsort(kind='stable')
     problems = problems.iloc[worst_first].reset_index(drop=True)

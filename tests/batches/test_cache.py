@@ -1,4 +1,5 @@
 "The image cache: right pixels, rebuilt when it must be, safe when interrupted."
+
 import os
 import signal
 import subprocess
@@ -17,28 +18,34 @@ from hpa_fastai.data.tensors import read_image
 from hpa_fastai.data.labels import HPAError
 
 
-def kill_oneself(*_): os.kill(os.getpid(), signal.SIGKILL)
+def kill_oneself(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
 def table(small_atlas, tmp_path):
     "Eight fields of view in a folder of their own"
     import shutil
-    for i, row in find_images(small_atlas/'train').head(8).iterrows():
-        for c in ('red', 'green', 'blue', 'yellow'): shutil.copy(row[c], tmp_path)
+
+    for i, row in find_images(small_atlas / 'train').head(8).iterrows():
+        for c in ('red', 'green', 'blue', 'yellow'):
+            shutil.copy(row[c], tmp_path)
     return find_images(tmp_path)
 
 
 def test_pixels_are_those_of_read_image(table, tmp_path):
-    cache = build_cache(table, ImageReader(size=40), tmp_path/'cache', progress=False)
-    for i in (0, 5): assert np.array_equal(cache.batch(cache.rows([table.Id[i]]))[0], read_image(table.iloc[i], 40))
+    cache = build_cache(table, ImageReader(size=40), tmp_path / 'cache', progress=False)
+    for i in (0, 5):
+        assert np.array_equal(cache.batch(cache.rows([table.Id[i]]))[0], read_image(table.iloc[i], 40))
 
 
 def test_processes_fill_it_as_threads_do(small_atlas, tmp_path, monkeypatch):
     monkeypatch.setattr('hpa_fastai.batches.cache.PROCESSES_FROM', 20)
-    table = find_images(small_atlas/'train').head(40)
-    gone = table.assign(red=[*table.red[:30], 'gone.png', *table.red[31:]], ignored=[threading.Lock() for _ in range(40)])
-    one, two = (build_cache(gone, ImageReader(size=16), tmp_path/f'{n}', n, progress=False) for n in (1, 2))
+    table = find_images(small_atlas / 'train').head(40)
+    gone = table.assign(
+        red=[*table.red[:30], 'gone.png', *table.red[31:]], ignored=[threading.Lock() for _ in range(40)]
+    )
+    one, two = (build_cache(gone, ImageReader(size=16), tmp_path / f'{n}', n, progress=False) for n in (1, 2))
     assert np.array_equal(one.images, two.images) and list(one.errors) == list(two.errors) == [table.Id[30]]
     assert one.images[29].max() > 0 and one.images[30].max() == 0
 
@@ -48,7 +55,9 @@ import multiprocessing, sys
 import hpa_fastai.batches.cache as c
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.reader import ImageReader
-def build(): print(len(c.build_cache(find_images(sys.argv[1]), ImageReader(size=16), sys.argv[2], progress=False).errors), flush=True)
+def build():
+    cache = c.build_cache(find_images(sys.argv[1]), ImageReader(size=16), sys.argv[2], progress=False)
+    print(len(cache.errors), flush=True)
 if __name__=='__main__':
     c.PROCESSES_FROM = 2
     p = multiprocessing.get_context('fork').Process(target=build, daemon=True)
@@ -57,29 +66,35 @@ if __name__=='__main__':
 
 
 def test_a_daemon_builds_it_too(table, tmp_path):
-    run = subprocess.run([sys.executable, '-c', DAEMON, Path(table.red[0]).parent, tmp_path/'cache'], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, '-c', DAEMON, Path(table.red[0]).parent, tmp_path / 'cache'], capture_output=True, text=True
+    )
     assert run.stdout == '0\n', run.stderr
 
 
 def test_a_caller_at_work_with_processes_of_its_own(small_atlas, tmp_path, monkeypatch):
     from joblib import Parallel, delayed
+
     monkeypatch.setattr('hpa_fastai.batches.cache.PROCESSES_FROM', 20)
-    table = find_images(small_atlas/'train').head(40)
-    others = Parallel(2, return_as='generator', batch_size=1)(delayed(time.sleep)(.1) for _ in range(8))
+    table = find_images(small_atlas / 'train').head(40)
+    others = Parallel(2, return_as='generator', batch_size=1)(delayed(time.sleep)(0.1) for _ in range(8))
     next(others)
-    assert not build_cache(table, ImageReader(size=16), tmp_path/'cache', 2, progress=False).errors
+    assert not build_cache(table, ImageReader(size=16), tmp_path / 'cache', 2, progress=False).errors
     assert len(list(others)) == 7
 
 
 def test_a_process_that_is_killed_is_one_line(small_atlas, tmp_path, monkeypatch):
     monkeypatch.setattr('hpa_fastai.batches.cache.PROCESSES_FROM', 20)
     monkeypatch.setattr('hpa_fastai.batches.cache.read_into', kill_oneself)
-    with pytest.raises(HPAError, match='is the disk full, or the memory'): build_cache(find_images(small_atlas/'train').head(40), ImageReader(size=16), tmp_path/'cache', 2, progress=False)
-    assert not list((tmp_path/'cache').iterdir())
+    with pytest.raises(HPAError, match='is the disk full, or the memory'):
+        build_cache(
+            find_images(small_atlas / 'train').head(40), ImageReader(size=16), tmp_path / 'cache', 2, progress=False
+        )
+    assert not list((tmp_path / 'cache').iterdir())
 
 
 def test_order_of_rows_does_not_matter_for_pixels(table, tmp_path):
-    cache = build_cache(table[::-1], ImageReader(size=16), tmp_path/'cache', progress=False)
+    cache = build_cache(table[::-1], ImageReader(size=16), tmp_path / 'cache', progress=False)
     assert np.array_equal(cache.batch(cache.rows([table.Id[2]]))[0], read_image(table.iloc[2], 16))
 
 
@@ -87,32 +102,38 @@ def test_order_of_rows_does_not_matter_for_pixels(table, tmp_path):
 def test_rebuilt_when_something_changes(table, tmp_path, change):
     reader = ImageReader(size=16)
     old = cache_key(table, reader)
-    if change == 'content': os.utime(table.red[0], ns=(1, 1))
-    if change == 'size': Path(table.red[0]).write_bytes(b'')
-    if change == 'setting': reader = ImageReader(size=16, missing='zero')
+    if change == 'content':
+        os.utime(table.red[0], ns=(1, 1))
+    if change == 'size':
+        Path(table.red[0]).write_bytes(b'')
+    if change == 'setting':
+        reader = ImageReader(size=16, missing='zero')
     assert cache_key(table, reader) != old
 
 
 def test_unreadable_fields_are_named_and_zero(table, tmp_path):
     Path(table.blue[3]).write_bytes(Path(table.blue[3]).read_bytes()[:100])
-    cache = build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False)
+    cache = build_cache(table, ImageReader(size=16), tmp_path / 'cache', progress=False)
     assert list(cache.errors) == [table.Id[3]] and Path(table.blue[3]).name in cache.errors[table.Id[3]]
     assert cache.images[3].max() == 0 and cache.images[4].max() > 0
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(table):
-    with pytest.raises(HPAError, match='no image cache can be kept there'): build_cache(table, ImageReader(size=16), '/proc/nowhere', progress=False)
+    with pytest.raises(HPAError, match='no image cache can be kept there'):
+        build_cache(table, ImageReader(size=16), '/proc/nowhere', progress=False)
 
 
 def test_needs_a_size(table):
-    with pytest.raises(HPAError, match='needs a size'): build_cache(table, ImageReader())
+    with pytest.raises(HPAError, match='needs a size'):
+        build_cache(table, ImageReader())
 
 
 def test_too_small_a_disk_is_said_and_files_are_used(table, tmp_path, monkeypatch):
     import shutil
+
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(100, 99, 1))
     with pytest.warns(UserWarning, match='reading from the files instead'):
-        assert build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False) is None
+        assert build_cache(table, ImageReader(size=16), tmp_path / 'cache', progress=False) is None
 
 
 BUILD = """
@@ -129,10 +150,11 @@ print(c.build_cache(find_images(sys.argv[1]), ImageReader(size=16), sys.argv[2],
 
 
 def test_killed_build_leaves_no_cache(table, tmp_path):
-    folder, cache = Path(table.red[0]).parent, tmp_path/'cache'
+    folder, cache = Path(table.red[0]).parent, tmp_path / 'cache'
     p = subprocess.Popen([sys.executable, '-c', BUILD, folder, cache, '1'])
     deadline = time.time() + 60
-    while not list(cache.glob('building-*/*.npy')) and time.time() < deadline: time.sleep(.05)
+    while not list(cache.glob('building-*/*.npy')) and time.time() < deadline:
+        time.sleep(0.05)
     assert list(cache.glob('building-*/*.npy')) and p.poll() is None
     p.send_signal(signal.SIGKILL)
     p.wait()
@@ -142,10 +164,16 @@ def test_killed_build_leaves_no_cache(table, tmp_path):
 
 
 def test_two_processes_at_once_agree(table, tmp_path):
-    folder, cache = Path(table.red[0]).parent, tmp_path/'cache'
-    both = [subprocess.Popen([sys.executable, '-c', BUILD, folder, cache, '.1'], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    while not list(cache.glob('building-*/*.npy')): time.sleep(.02)
-    assert len(build_cache(table[:1], ImageReader(size=16), cache, progress=False)) == 1  # and leaves the others' work alone
+    folder, cache = Path(table.red[0]).parent, tmp_path / 'cache'
+    both = [
+        subprocess.Popen([sys.executable, '-c', BUILD, folder, cache, '.1'], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    while not list(cache.glob('building-*/*.npy')):
+        time.sleep(0.02)
+    assert (
+        len(build_cache(table[:1], ImageReader(size=16), cache, progress=False)) == 1
+    )  # and leaves the others' work alone
     files = {p.communicate()[0] for p in both}
     assert len(files) == 1 and [p.returncode for p in both] == [0, 0]
     cache = build_cache(table, ImageReader(size=16), cache, progress=False)
@@ -155,49 +183,80 @@ def test_two_processes_at_once_agree(table, tmp_path):
 def spoil(file, how):
     "Damage a cache as cleaners, full disks and people do"
     info = file.with_suffix('.json')
-    if how == 'json gone': info.unlink()
-    if how == 'json cut': info.write_text(info.read_text()[:20])
-    if how == 'json of something else': info.write_text('[1, 2]')
-    if how == 'json without ids': info.write_text('{"errors": {}}')
-    if how == 'json of fewer': info.write_text(info.read_text().replace('"ids": ["', '"ids": ["x'))
-    if how == 'array gone': file.unlink()
-    if how == 'array empty': file.write_bytes(b'')
-    if how == 'array cut': os.truncate(file, file.stat().st_size - 1)
-    if how == 'array of another shape': np.save(file, np.zeros((8, 4, 8, 8), np.uint8))
-    if how == 'array of something else': file.write_text('<html>')
+    if how == 'json gone':
+        info.unlink()
+    if how == 'json cut':
+        info.write_text(info.read_text()[:20])
+    if how == 'json of something else':
+        info.write_text('[1, 2]')
+    if how == 'json without ids':
+        info.write_text('{"errors": {}}')
+    if how == 'json of fewer':
+        info.write_text(info.read_text().replace('"ids": ["', '"ids": ["x'))
+    if how == 'array gone':
+        file.unlink()
+    if how == 'array empty':
+        file.write_bytes(b'')
+    if how == 'array cut':
+        os.truncate(file, file.stat().st_size - 1)
+    if how == 'array of another shape':
+        np.save(file, np.zeros((8, 4, 8, 8), np.uint8))
+    if how == 'array of something else':
+        file.write_text('<html>')
 
 
-DAMAGE = ['json gone', 'json cut', 'json of something else', 'json without ids', 'json of fewer',
-          'array gone', 'array empty', 'array cut', 'array of another shape', 'array of something else']
+DAMAGE = [
+    'json gone',
+    'json cut',
+    'json of something else',
+    'json without ids',
+    'json of fewer',
+    'array gone',
+    'array empty',
+    'array cut',
+    'array of another shape',
+    'array of something else',
+]
 
 
 @pytest.mark.filterwarnings('ignore:.*this image cache is damaged')
 @pytest.mark.parametrize('how', DAMAGE)
 def test_a_damaged_cache_is_built_again(table, tmp_path, how):
-    file = build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False).file
+    file = build_cache(table, ImageReader(size=16), tmp_path / 'cache', progress=False).file
     spoil(file, how)
-    again = build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False)
+    again = build_cache(table, ImageReader(size=16), tmp_path / 'cache', progress=False)
     assert np.array_equal(again.batch(again.rows([table.Id[5]]))[0], read_image(table.iloc[5], 16)) and not again.errors
-    assert sorted(o.suffix for o in (tmp_path/'cache').iterdir()) == ['.json', '.npy']
+    assert sorted(o.suffix for o in (tmp_path / 'cache').iterdir()) == ['.json', '.npy']
 
 
 def test_a_damaged_cache_is_said(table, tmp_path):
-    spoil(build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False).file, 'array cut')
-    with pytest.warns(UserWarning, match='damaged; it is built again'): build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False)
+    spoil(build_cache(table, ImageReader(size=16), tmp_path / 'cache', progress=False).file, 'array cut')
+    with pytest.warns(UserWarning, match='damaged; it is built again'):
+        build_cache(table, ImageReader(size=16), tmp_path / 'cache', progress=False)
 
 
 def test_tables_of_another_order_make_the_same_files(table, tmp_path):
     "So that the small file of one fits the array of another, whichever is replaced first"
-    files = [build_cache(t, ImageReader(size=16), tmp_path/f'{n}', progress=False).file for n, t in enumerate((table, table[::-1]))]
-    for end in ('.npy', '.json'): assert files[0].with_suffix(end).read_bytes() == files[1].with_suffix(end).read_bytes()
+    files = [
+        build_cache(t, ImageReader(size=16), tmp_path / f'{n}', progress=False).file
+        for n, t in enumerate((table, table[::-1]))
+    ]
+    for end in ('.npy', '.json'):
+        assert files[0].with_suffix(end).read_bytes() == files[1].with_suffix(end).read_bytes()
 
 
-@pytest.mark.parametrize('error, words', [(28, 'the disk is full'), (122, 'the disk is full'), (13, 'no image cache can be kept there')])
+@pytest.mark.parametrize(
+    'error, words', [(28, 'the disk is full'), (122, 'the disk is full'), (13, 'no image cache can be kept there')]
+)
 def test_a_disk_that_fills_up_and_one_that_is_not_ours(table, tmp_path, monkeypatch, error, words):
-    def refuse(*_): raise OSError(error, os.strerror(error))
+    def refuse(*_):
+        raise OSError(error, os.strerror(error))
+
     monkeypatch.setattr(os, 'posix_fallocate', refuse)
     if error == 13:
-        with pytest.raises(HPAError, match=words): build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False)
+        with pytest.raises(HPAError, match=words):
+            build_cache(table, ImageReader(size=16), tmp_path / 'cache', progress=False)
     else:
-        with pytest.warns(UserWarning, match=words): assert build_cache(table, ImageReader(size=16), tmp_path/'cache', progress=False) is None
-    assert not list((tmp_path/'cache').iterdir())
+        with pytest.warns(UserWarning, match=words):
+            assert build_cache(table, ImageReader(size=16), tmp_path / 'cache', progress=False) is None
+    assert not list((tmp_path / 'cache').iterdir())

@@ -1,4 +1,5 @@
 "DataLoaders: leak-free splits, oversampling in training alone, and the same pixels with and without a cache."
+
 import inspect
 import multiprocessing
 import pickle
@@ -21,10 +22,12 @@ from hpa_fastai.data.label_tables import read_labels
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory): return tmp_path_factory.mktemp('cache')
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
 
 
-def loaders(path, cache, **kwargs): return HPADataLoaders.from_csv(path, size=32, bs=16, cache=cache, progress=False, **kwargs)
+def loaders(path, cache, **kwargs):
+    return HPADataLoaders.from_csv(path, size=32, bs=16, cache=cache, progress=False, **kwargs)
 
 
 def test_every_class_is_on_both_sides(small_atlas, cache):
@@ -32,7 +35,7 @@ def test_every_class_is_on_both_sides(small_atlas, cache):
     train, valid = (HPA28.encode(ds.items.Target).sum(0) for ds in (dls.train_ds, dls.valid_ds))
     total = train + valid
     assert ((train > 0) & (valid > 0))[total >= 5].all()
-    assert abs(len(dls.valid_ds)/90 - .2) < .03
+    assert abs(len(dls.valid_ds) / 90 - 0.2) < 0.03
 
 
 def test_groups_are_never_divided(small_atlas, cache):
@@ -47,49 +50,73 @@ def test_folds_cover_everything_once(small_atlas, cache):
 
 @pytest.mark.parametrize('own', ['valid_col', 'splitter'])
 def test_a_split_of_ones_own(small_atlas, cache, own):
-    df = read_labels(small_atlas/'train.csv')
+    df = read_labels(small_atlas / 'train.csv')
     df['held_out'] = ['True' if i % 4 == 0 else 'false' for i in range(90)]
-    split = dict(valid_col='held_out') if own == 'valid_col' else dict(splitter=lambda o: (list(range(30)), np.arange(60, 90)))
-    dls = HPADataLoaders.from_df(df, small_atlas/'train', size=32, bs=16, cache=cache, progress=False, **split)
+    split = (
+        dict(valid_col='held_out')
+        if own == 'valid_col'
+        else dict(splitter=lambda o: (list(range(30)), np.arange(60, 90)))
+    )
+    dls = HPADataLoaders.from_df(df, small_atlas / 'train', size=32, bs=16, cache=cache, progress=False, **split)
     want = (df.Id[df.held_out == 'false'], df.Id[::4]) if own == 'valid_col' else (df.Id[:30], df.Id[60:])
     assert [ds.items.Id.tolist() for ds in (dls.train_ds, dls.valid_ds)] == [o.tolist() for o in want]
     assert len(dls.train.weights) == len(dls.train_ds)
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(valid_col='nothing'), "no column 'nothing'"), (dict(valid_col='Id'), 'neither True nor False'), (dict(valid_col='all'), 'both need some'),
-    (dict(fold=0, valid_col='all'), 'give one of them'), (dict(splitter=lambda o: [[0], [1], [2]]), 'gives 3 parts')])
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(valid_col='nothing'), "no column 'nothing'"),
+        (dict(valid_col='Id'), 'neither True nor False'),
+        (dict(valid_col='all'), 'both need some'),
+        (dict(fold=0, valid_col='all'), 'give one of them'),
+        (dict(splitter=lambda o: [[0], [1], [2]]), 'gives 3 parts'),
+    ],
+)
 def test_splits_that_are_none(small_atlas, cache, kwargs, words):
-    df = read_labels(small_atlas/'train.csv').assign(all=True)
-    with pytest.raises(HPAError, match=words): HPADataLoaders.from_df(df, small_atlas/'train', size=32, cache=cache, progress=False, **kwargs)
+    df = read_labels(small_atlas / 'train.csv').assign(all=True)
+    with pytest.raises(HPAError, match=words):
+        HPADataLoaders.from_df(df, small_atlas / 'train', size=32, cache=cache, progress=False, **kwargs)
 
 
 class Darker(DisplayedTransform):
     "Half as bright, or less"
+
     order = 11
-    def __init__(self, factor=.5): self.factor = factor
-    def encodes(self, x: TensorRGBY): return (x*self.factor).to(x.dtype)
+
+    def __init__(self, factor=0.5):
+        self.factor = factor
+
+    def encodes(self, x: TensorRGBY):
+        return (x * self.factor).to(x.dtype)
 
 
 @pytest.mark.parametrize('cached', [True, False])
 @pytest.mark.parametrize('kind', ['item_tfms', 'batch_tfms'])
 def test_transforms_of_ones_own(small_atlas, cache, tmp_path, kind, cached):
     "Seen in every batch; and no bundle is saved that would not know of them"
-    make = lambda **own: loaders(small_atlas, cache if cached else False, normalize='dataset', augment=False, num_workers=0, **own)
+    make = lambda **own: loaders(
+        small_atlas, cache if cached else False, normalize='dataset', augment=False, num_workers=0, **own
+    )
     plain, dark = make(), make(**{kind: Darker()})
-    norm = lambda x: x.as_subclass(torch.Tensor)*torch.tensor(plain.settings.std)[:, None, None] + torch.tensor(plain.settings.mean)[:, None, None]
+    norm = lambda x: (
+        x.as_subclass(torch.Tensor) * torch.tensor(plain.settings.std)[:, None, None]
+        + torch.tensor(plain.settings.mean)[:, None, None]
+    )
     x, y = (norm(d.valid.one_batch()[0]) for d in (plain, dark))
-    assert (y - x/2).abs().max() < .01 and x.max() > .2
+    assert (y - x / 2).abs().max() < 0.01 and x.max() > 0.2
     assert plain.settings_suffice() and not dark.settings_suffice()
-    with pytest.warns(UserWarning, match='change validation pictures'): learn = hpa_learner(dark, 'lenet5', pretrained=False)
-    with pytest.raises(HPAError, match="a bundle can't describe them"): learn.save_bundle(tmp_path/'m')
-    assert not (tmp_path/'m').exists()
+    with pytest.warns(UserWarning, match='change validation pictures'):
+        learn = hpa_learner(dark, 'lenet5', pretrained=False)
+    with pytest.raises(HPAError, match="a bundle can't describe them"):
+        learn.save_bundle(tmp_path / 'm')
+    assert not (tmp_path / 'm').exists()
 
 
 def test_transforms_of_the_same_kind_take_the_place_of_ours(small_atlas, cache, tmp_path):
-    own = [NormalizeRGBY((.1,)*4, (.2,)*4), *aug_transforms(size=None)]
+    own = [NormalizeRGBY((0.1,) * 4, (0.2,) * 4), *aug_transforms(size=None)]
     dls = loaders(small_atlas, cache, batch_tfms=own)
-    assert dls.settings.mean == (.1,)*4 and sum(isinstance(t, NormalizeRGBY) for t in dls.valid.after_batch.fs) == 1
+    assert dls.settings.mean == (0.1,) * 4 and sum(isinstance(t, NormalizeRGBY) for t in dls.valid.after_batch.fs) == 1
     assert dls.settings_suffice() and dls.one_batch()[0].shape == (16, 4, 32, 32)
 
 
@@ -97,7 +124,9 @@ def test_what_the_learner_is_made_with_stands_in_its_signature(small_atlas, cach
     shown = {k: p.default for k, p in inspect.signature(hpa_learner).parameters.items()}
     learn = hpa_learner(loaders(small_atlas, cache), 'lenet5', pretrained=False)
     assert (learn.wd, learn.splitter, learn.opt_func) == tuple(shown[k] for k in ('wd', 'splitter', 'opt_func'))
-    assert {'splitter', 'valid_col', 'item_tfms', 'batch_tfms'} <= {*inspect.signature(HPADataLoaders.from_csv).parameters}
+    assert {'splitter', 'valid_col', 'item_tfms', 'batch_tfms'} <= {
+        *inspect.signature(HPADataLoaders.from_csv).parameters
+    }
 
 
 def test_same_seed_same_split(small_atlas, cache):
@@ -124,8 +153,8 @@ def test_validation_is_neither_augmented_nor_oversampled(small_atlas, cache):
 
 
 def test_rare_classes_are_drawn_more_often():
-    targets = HPA28.encode(['0']*95 + ['27']*5)
-    w = rarity_weights(targets, 1.)
+    targets = HPA28.encode(['0'] * 95 + ['27'] * 5)
+    w = rarity_weights(targets, 1.0)
     assert np.isclose(w[:95].sum(), w[95:].sum())
     assert (rarity_weights(targets, 0) == 1).all()
 
@@ -133,59 +162,82 @@ def test_rare_classes_are_drawn_more_often():
 def test_an_epoch_can_have_any_number_of_steps(small_atlas, cache):
     dl = loaders(small_atlas, cache).train
     for steps in (2, 11):
-        dl.draw = steps*dl.bs
+        dl.draw = steps * dl.bs
         assert len(dl) == steps == sum(1 for _ in dl)
     dl.draw = None
-    assert len(dl) == len(dl.dataset)//16
+    assert len(dl) == len(dl.dataset) // 16
 
 
 def test_drawing_without_weights_shows_every_image(small_atlas, cache):
     dl = loaders(small_atlas, cache, oversample=0).train
     assert sorted(dl.get_idxs()) == list(range(len(dl.dataset)))
-    dl.draw = 2*len(dl.dataset)
-    assert np.bincount(dl.get_idxs()).tolist() == [2]*len(dl.dataset)
+    dl.draw = 2 * len(dl.dataset)
+    assert np.bincount(dl.get_idxs()).tolist() == [2] * len(dl.dataset)
 
 
 def test_unreadable_fields_are_left_out_and_named(small_atlas, tmp_path):
-    shutil.copytree(small_atlas, tmp_path/'atlas')
-    broken = Path(find_images(tmp_path/'atlas'/'train').green[4])
+    shutil.copytree(small_atlas, tmp_path / 'atlas')
+    broken = Path(find_images(tmp_path / 'atlas' / 'train').green[4])
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.warns(UserWarning, match=f'1 of 90 fields of view.*{broken.name}'): dls = loaders(tmp_path/'atlas', tmp_path/'cache')
+    with pytest.warns(UserWarning, match=f'1 of 90 fields of view.*{broken.name}'):
+        dls = loaders(tmp_path / 'atlas', tmp_path / 'cache')
     assert len(dls.train_ds) + len(dls.valid_ds) == 89
     assert broken.name.rsplit('_', 1)[0] not in set(dls.train_ds.items.Id) | set(dls.valid_ds.items.Id)
 
 
 def test_unreadable_fields_are_left_out_without_a_cache_too(small_atlas, tmp_path):
-    shutil.copytree(small_atlas, tmp_path/'atlas')
-    Path(find_images(tmp_path/'atlas'/'train').green[4]).write_bytes(b'')
-    df = read_labels(tmp_path/'atlas'/'train.csv')
-    with pytest.warns(UserWarning, match='1 of 90'): dls = HPADataLoaders.from_df(df, tmp_path/'atlas'/'train', size=32, cache=False, num_workers=0, progress=False, group=[i.split('_')[0] for i in df.Id])
+    shutil.copytree(small_atlas, tmp_path / 'atlas')
+    Path(find_images(tmp_path / 'atlas' / 'train').green[4]).write_bytes(b'')
+    df = read_labels(tmp_path / 'atlas' / 'train.csv')
+    with pytest.warns(UserWarning, match='1 of 90'):
+        dls = HPADataLoaders.from_df(
+            df,
+            tmp_path / 'atlas' / 'train',
+            size=32,
+            cache=False,
+            num_workers=0,
+            progress=False,
+            group=[i.split('_')[0] for i in df.Id],
+        )
     assert sum(len(x) for x, _ in dls.valid) == len(dls.valid_ds)
 
 
 def test_ids_without_images_are_counted_and_named(small_atlas, cache):
-    df = pd.concat([read_labels(small_atlas/'train.csv'), pd.DataFrame(dict(Id=['a_1', 'a_2'], Target=['3', '4']))])
-    with pytest.raises(ImageError, match='2 .*a_1, a_2'): HPADataLoaders.from_df(df, small_atlas/'train', size=32, cache=cache)
+    df = pd.concat([read_labels(small_atlas / 'train.csv'), pd.DataFrame(dict(Id=['a_1', 'a_2'], Target=['3', '4']))])
+    with pytest.raises(ImageError, match='2 .*a_1, a_2'):
+        HPADataLoaders.from_df(df, small_atlas / 'train', size=32, cache=cache)
 
 
 def test_images_without_labels_are_counted(small_atlas, cache):
-    df = read_labels(small_atlas/'train.csv')
-    with pytest.warns(UserWarning, match='10'): dls = HPADataLoaders.from_df(df[10:], small_atlas/'train', size=32, cache=False, num_workers=0)
+    df = read_labels(small_atlas / 'train.csv')
+    with pytest.warns(UserWarning, match='10'):
+        dls = HPADataLoaders.from_df(df[10:], small_atlas / 'train', size=32, cache=False, num_workers=0)
     assert len(dls.train_ds) + len(dls.valid_ds) == 80
 
 
-@pytest.mark.parametrize('kwargs, words', [(dict(csv='none.csv'), 'none.csv'), (dict(images='none'), 'none'), (dict(fold=7), 'fold 7'),
-                                           (dict(group='plate_x'), 'plate_x'), (dict(labels='hpa27'), 'hpa27'), (dict(normalize='imagenet'), 'imagenet')])
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(csv='none.csv'), 'none.csv'),
+        (dict(images='none'), 'none'),
+        (dict(fold=7), 'fold 7'),
+        (dict(group='plate_x'), 'plate_x'),
+        (dict(labels='hpa27'), 'hpa27'),
+        (dict(normalize='imagenet'), 'imagenet'),
+    ],
+)
 def test_faults_are_one_line(small_atlas, cache, kwargs, words):
-    with pytest.raises(HPAError, match=words) as e: loaders(small_atlas, cache, **kwargs)
+    with pytest.raises(HPAError, match=words) as e:
+        loaders(small_atlas, cache, **kwargs)
     assert '\n' not in str(e.value)
 
 
 def test_label_out_of_range_names_its_row(small_atlas, cache, tmp_path):
-    df = read_labels(small_atlas/'train.csv')
+    df = read_labels(small_atlas / 'train.csv')
     df.loc[5, 'Target'] = '28'
-    df.to_csv(tmp_path/'train.csv', index=False)
-    with pytest.raises(LabelError, match=r'train\.csv.*7.*28'): loaders(small_atlas, cache, csv=tmp_path/'train.csv')
+    df.to_csv(tmp_path / 'train.csv', index=False)
+    with pytest.raises(LabelError, match=r'train\.csv.*7.*28'):
+        loaders(small_atlas, cache, csv=tmp_path / 'train.csv')
 
 
 def test_dataset_normalisation_uses_training_images(small_atlas, cache):
@@ -195,13 +247,15 @@ def test_dataset_normalisation_uses_training_images(small_atlas, cache):
 
 
 def test_block_is_a_plain_datablock(small_atlas):
-    items = attach_images(read_labels(small_atlas/'train.csv'), small_atlas/'train')
+    items = attach_images(read_labels(small_atlas / 'train.csv'), small_atlas / 'train')
     x, y = HPADataBlock(size=24, augment=False).dataloaders(items, bs=4, num_workers=0).one_batch()
     assert x.shape == (4, 4, 24, 24) and y.shape == (4, 28)
 
 
 def test_real_mosaics_load_with_their_groups(real_data, tmp_path):
-    dls = HPADataLoaders.from_csv(real_data/'mosaic', images='images', group='group', size=64, cache=tmp_path, progress=False)
+    dls = HPADataLoaders.from_csv(
+        real_data / 'mosaic', images='images', group='group', size=64, cache=tmp_path, progress=False
+    )
     assert len(dls.train_ds) + len(dls.valid_ds) == 245
     assert not set(dls.train_ds.items.group) & set(dls.valid_ds.items.group)
     x, _ = dls.valid.one_batch()
@@ -220,13 +274,21 @@ def spawned(monkeypatch):
 
 
 def test_training_and_prediction_where_processes_are_spawned(small_atlas, tmp_path, spawned):
-    df = read_labels(small_atlas/'train.csv').head(8)
-    dls = HPADataLoaders.from_df(df, small_atlas/'train', size=32, bs=4, valid_pct=.5, cache=False, num_workers=1, progress=False)
-    with dls.train.fake_l.no_multiproc(): next(iter(dls.train))  # a loop that is left early
+    df = read_labels(small_atlas / 'train.csv').head(8)
+    dls = HPADataLoaders.from_df(
+        df, small_atlas / 'train', size=32, bs=4, valid_pct=0.5, cache=False, num_workers=1, progress=False
+    )
+    with dls.train.fake_l.no_multiproc():
+        next(iter(dls.train))  # a loop that is left early
     dls.valid.fake_l.num_workers = 0  # one process is enough: the other loader is pickled below
     learn = hpa_learner(dls, 'lenet5', pretrained=False)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1)
-    predictor, table = Predictor(learn.save_bundle(tmp_path/'model', note=False)), find_images(small_atlas/'train')[:2]
-    for o in (dls, learn.model, learn.loss_func, predictor.bundles[0], HPADataBlock(), TrainingBar(), MeanAP()): pickle.loads(pickle.dumps(o))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1)
+    predictor, table = (
+        Predictor(learn.save_bundle(tmp_path / 'model', note=False)),
+        find_images(small_atlas / 'train')[:2],
+    )
+    for o in (dls, learn.model, learn.loss_func, predictor.bundles[0], HPADataBlock(), TrainingBar(), MeanAP()):
+        pickle.loads(pickle.dumps(o))
     assert len(predictor(table)) == predict_cells(predictor, table, progress=False).Id.nunique() == 2
     assert len(spawned) == 1
