@@ -52,8 +52,8 @@ with learn.distrib_ctx(), learn.no_bar(), learn.no_logging():
     learn.evaluate()
     learn.save_bundle(f'{out}/model')
 logits, outside_targets = learn.get_preds(act=noop)
-found = dict(weights=learn.model.state_dict(), noise=Noise.seen, drawn=learn.dls.train.drawn,
-             read=learn.dls.train.read, recorded=recorded, n_valid=len(dls.valid_ds), inside=inside, targets=targets, outside=logits.sigmoid(),
+found = dict(weights=learn.model.state_dict(), noise=Noise.seen, drawn=learn.dls.train.drawn, read=learn.dls.train.read,
+             recorded=recorded, n_valid=len(dls.valid_ds), inside=inside, targets=targets, outside=logits.sigmoid(),
              outside_targets=outside_targets, loss=learn.loss_func(logits, outside_targets).item(),
              f1=learn.evaluation.macro_f1, thresholds=learn.thresholds.values)
 torch.save(found, f'{out}/rank{rank_distrib()}.pt')

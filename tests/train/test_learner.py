@@ -191,8 +191,8 @@ def test_learners_of_fastai_train_on_these_loaders(loaders, made_by):
     loss = get_loss('focal')
     if made_by == 'Learner': learn = Learner(loaders, create_model('lenet5', 28, pretrained=False, size=48), loss)
     else:
-        from torchvision.models import resnet18
-        learn = vision_learner(loaders, resnet18, n_in=4, n_out=28, pretrained=False, normalize=False, loss_func=loss)
+        learn = vision_learner(loaders, 'resnet10t', n_in=4, n_out=28, pretrained=False, normalize=False,
+                               loss_func=loss)
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(1, 1e-3)
         probs, targets = learn.get_preds()
