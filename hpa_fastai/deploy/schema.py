@@ -42,27 +42,22 @@ def describe_os_error(
     return f'{file}: cannot be read ({error.strerror or error})'
 
 # %% ../../nbs/deploy/00_schema.ipynb #3e5f628b
-def _pairs_to_dict(pairs):
-    "A dictionary of pairs whose keys differ."
-    found = dict(pairs)
-    if len(found) < len(pairs): raise ValueError('a key stands twice')
-    return found
-
-def _refuse_constant(name):
-    "Refuse NaN and the infinities, for which JSON has no word."
-    raise ValueError(f'{name} is not a number')
-
 def read_json(
     file: str|Path,  # to read
     max_bytes: int = 2**24,  # a larger file is not read at all
 ) -> Any:  # lists, dictionaries, texts and numbers
     "Read a json file of sane size whose keys differ and whose numbers are numbers."
+    def to_dict(pairs):
+        found = dict(pairs)
+        if len(found) < len(pairs): raise ValueError('a key stands twice')
+        return found
+    def refuse(constant): raise ValueError(f'{constant} is not a number')
     file = Path(file)
     try:
         size = file.stat().st_size
         if size > max_bytes: raise ValueError(f'{size/1e6:.0f} MB, where at most {max_bytes/1e6:.0f} are expected')
         text = file.read_text(encoding='utf-8')
-        return json.loads(text, object_pairs_hook=_pairs_to_dict, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=to_dict, parse_constant=refuse)
     except OSError as e: raise ConfigError(describe_os_error(file, e), place=str(file)) from None
     except (ValueError, RecursionError) as e:
         reason = ' '.join(str(e).split())[:100]
@@ -277,15 +272,13 @@ class BundleConfig(ConfigPart):
     sha256: Annotated[str, StringConstraints(pattern='^[0-9a-f]{64}$')]  # of the weights file
 
 # %% ../../nbs/deploy/00_schema.ipynb #d47ef34d
-def _quote(value):
-    "A value in a few words."
-    if isinstance(value, list): return f'a list of {len(value)}'
-    if isinstance(value, dict): return 'a dictionary'
-    text = repr(value[:60] if isinstance(value, str) else value)
-    return text if len(text) < 60 else text[:56] + '…'
-
 def _describe_fault(fault, root, config):
     "The place of a fault of pydantic's, and the fault in one line."
+    def quote(value):
+        if isinstance(value, list): return f'a list of {len(value)}'
+        if isinstance(value, dict): return 'a dictionary'
+        text = repr(value[:60] if isinstance(value, str) else value)
+        return text if len(text) < 60 else text[:56] + '…'
     place, value = root, config
     for key in fault['loc']:  # among the keys stand names of types, where several are allowed
         if isinstance(value, list) and isinstance(key, int): place, value = f'{place}[{key}]', value[key]
@@ -296,7 +289,7 @@ def _describe_fault(fault, root, config):
         parent = place.removesuffix(f'.{field}')
         return parent, f'{parent} has unknown fields: {field[:100]!r}'
     expected = fault['msg'].removeprefix('Value error, ')
-    return place, f'{place} is {_quote(value)}: {expected[0].lower()}{expected[1:]}'
+    return place, f'{place} is {quote(value)}: {expected[0].lower()}{expected[1:]}'
 
 def check_config(
     config: dict,  # what a json file holds
