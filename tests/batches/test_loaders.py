@@ -10,15 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.data.core import DataLoaders
 from fastai.vision.all import DisplayedTransform, aug_transforms
 
 from hpa_fastai.all import MeanAP, NormalizeRGBY, Predictor, TensorRGBY, TrainingBar, hpa_learner, predict_cells
+from hpa_fastai.batches.dataloader import HPADataLoader
 from hpa_fastai.batches.loaders import HPADataBlock, HPADataLoaders, rarity_weights
+from hpa_fastai.batches.settings import ImageSettings
 from hpa_fastai.batches.sources import dataset_stats
 from hpa_fastai.basics.errors import ImageError
 from hpa_fastai.data.files import attach_images, find_images
 from hpa_fastai.data.labels import HPA28, HPAError, LabelError
 from hpa_fastai.data.label_tables import read_labels
+from hpa_fastai.data.reader import ImageReader
 
 
 @pytest.fixture(scope='module')
@@ -244,6 +248,19 @@ def test_dataset_normalisation_uses_training_images(small_atlas, cache):
     dls = loaders(small_atlas, cache, normalize='dataset')
     mean, std = dataset_stats(dls.train_ds.items, dls.reader)
     assert np.allclose(dls.settings.mean, mean) and np.allclose(dls.settings.std, std)
+
+
+class Mine(HPADataLoaders):
+    "Loaders of somebody's own"
+
+
+def test_what_only_this_data_has_sits_on_loaders_of_its_own(small_atlas, cache):
+    dls = Mine.from_csv(small_atlas, size=32, bs=16, cache=cache, progress=False)
+    other = dls.new()
+    assert type(dls) is type(other) is Mine and type(dls.test_dl(small_atlas/'train')) is HPADataLoader
+    assert hash(dls.settings) == hash(other.settings) and other.set_size(16).settings.size == 16
+    assert dls.settings == ImageSettings(ImageReader(size=32))
+    assert not {'set_size', 'settings', 'settings_suffice', 'fields'} & {*dir(DataLoaders)}
 
 
 def test_block_is_a_plain_datablock(small_atlas):
