@@ -9,7 +9,7 @@ __all__ = ['RANGES', 'checked', 'read_number', 'as_list']
 import os
 from collections import namedtuple
 from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
+from numbers import Real
 from .errors import *
 
 # %% ../../nbs/basics/10_arguments.ipynb #52955901
@@ -45,14 +45,6 @@ RANGES = dict(
     per_class = _Range(1, 1000, whole=True),
 )
 
-# %% ../../nbs/basics/10_arguments.ipynb #63f09817
-def _plain_number(value, limits):
-    "A number within its limits as one of Python's own; None where it is none"
-    if isinstance(value, (bool, str)) or not isinstance(value, Real): return None
-    if not limits.lo<=value<=limits.hi: return None
-    if not limits.whole: return float(value)
-    return int(value) if isinstance(value, Integral) or value==int(value) else None
-
 # %% ../../nbs/basics/10_arguments.ipynb #ce8a5392
 def _checked_one(name, value, error):
     "One argument within its limits, or each number of a list"
@@ -60,8 +52,9 @@ def _checked_one(name, value, error):
     if value is None and limits.optional: return None
     if name in ('sizes', 'epochs') and isinstance(value, (list, tuple)) and value:
         return tuple(_checked_one(name, one, error) for one in value)
-    plain = _plain_number(value, limits)
-    if plain is not None: return plain
+    if isinstance(value, Real) and not isinstance(value, bool) and limits.lo<=value<=limits.hi:
+        if not limits.whole: return float(value)
+        if value==int(value): return int(value)
     given = ' '.join(str(value).split()) if isinstance(value, (Real, type(None))) else repr(value)
     if len(given)>=40: given = f'{given[:36]}…' # there may be pages of it
     lo, hi = (f'{o:g}' if isinstance(o, float) else o for o in (limits.lo, limits.hi))

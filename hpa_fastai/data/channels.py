@@ -190,15 +190,6 @@ class ChannelMap(dict):
     def _unchanging(self, *_, **__): raise TypeError('the channels of a reader can not be changed; make another reader')
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _unchanging
 
-# %% ../../nbs/data/40_channels.ipynb #a14b6289
-def _plane_number(p, plane):
-    "The number of the plane that a mapping names by number or name"
-    n = len(p.planes)
-    if isinstance(plane, str) and plane in (p.names or []): return p.names.index(plane)
-    if isinstance(plane, int) and 0<=plane<n: return plane
-    called = f'called {", ".join(p.names)}' if p.names else 'without names'
-    raise ImageError(f'no plane {plane!r}: there are {n}, {called}', 'unclear channels')
-
 # %% ../../nbs/data/40_channels.ipynb #c4492214
 def _assign_by_name(p, wanted):
     "The number of the plane of each channel, by the names in the metadata"
@@ -225,7 +216,14 @@ def assign_channels(
 ) -> dict: # channel: number of its plane
     "Find the planes of the channels by colour, by an explicit mapping, by name or by order"
     n = len(p.planes)
-    if isinstance(channels, dict): return {c: _plane_number(p, plane) for c,plane in ChannelMap(channels).items()}
+    if isinstance(channels, dict):
+        numbers, names = {}, p.names or []
+        for c,plane in ChannelMap(channels).items():
+            numbers[c] = names.index(plane) if plane in names else plane
+            if numbers[c] not in range(n):
+                called = f'called {", ".join(names)}' if names else 'without names'
+                raise ImageError(f'no plane {plane!r}: there are {n}, {called}', 'unclear channels')
+        return numbers
     if p.kind=='colour':
         fourth = np.asarray(p.planes[3]) if n>3 else None
         full = None if fourth is None else 1 if fourth.dtype.kind=='f' else np.iinfo(fourth.dtype).max

@@ -224,37 +224,29 @@ _signs_of_damage = re.compile(
     'reading image file|corrupt|ended before|decoder error|not enough image data|lzma|zstd|src size|bad data|'
     'no marker found', re.IGNORECASE)
 
-def _explain_zarr(path, error):
-    "Why a zarr store that is there can't be read"
-    if not is_url(path) and not os.path.isdir(path):
-        return ImageError('a file, where OME-Zarr is a folder', 'not an image')
-    if isinstance(error, PermissionError): return ImageError('no permission to read it', 'no permission')
-    if isinstance(error, FileNotFoundError):
-        return ImageError('a folder without the files that make it a zarr store (.zgroup or zarr.json); copy it again',
-                          'not an image')
-    what = f'{type(error).__name__}: {one_line(error)}'
-    return ImageError(f'cannot be read ({what})') if 'codec' in what.lower() else damaged(what)
-
-def _explain_file(path, error):
-    "Why a file can't be read"
-    if isinstance(error, FileNotFoundError):
-        if os.path.islink(path): return ImageError('a link to a file that is not there', 'dangling link')
-        return ImageError('no such file', 'no such file')
-    if isinstance(error, IsADirectoryError) or os.path.isdir(path):
-        return ImageError('a folder, not a picture', 'not an image')
-    if isinstance(error, PermissionError): return ImageError('no permission to read it', 'no permission')
-    if _signs_of_damage.search(f'{type(error).__name__} {error}'): return damaged(one_line(error))
-    return ImageError(f'cannot be read ({type(error).__name__}: {one_line(error)})')
-
 def explain_unreadable(
     path:str, # of the file
     error:Exception, # what reading it raised
 ) -> ImageError: # that names the file
     "What a user needs to know about an exception while reading a file"
     is_zarr = path.rstrip('/').lower().endswith('.zarr') and (is_url(path) or os.path.exists(path))
+    is_absent, is_folder = isinstance(error, FileNotFoundError), os.path.isdir(path)
+    what = f'{type(error).__name__}: {one_line(error)}'
     if isinstance(error, ImageError): found = error
     elif isinstance(error, HPAError): found = ImageError(str(error))
-    else: found = _explain_zarr(path, error) if is_zarr else _explain_file(path, error)
+    elif is_zarr and not is_folder and not is_url(path):
+        found = ImageError('a file, where OME-Zarr is a folder', 'not an image')
+    elif is_zarr and is_absent:
+        found = ImageError('a folder without the files that make it a zarr store (.zgroup or zarr.json); copy it again',
+                           'not an image')
+    elif is_absent and os.path.islink(path): found = ImageError('a link to a file that is not there', 'dangling link')
+    elif is_absent: found = ImageError('no such file', 'no such file')
+    elif not is_zarr and (is_folder or isinstance(error, IsADirectoryError)):
+        found = ImageError('a folder, not a picture', 'not an image')
+    elif isinstance(error, PermissionError): found = ImageError('no permission to read it', 'no permission')
+    elif is_zarr and 'codec' not in what.lower(): found = damaged(what)
+    elif not is_zarr and _signs_of_damage.search(f'{type(error).__name__} {error}'): found = damaged(one_line(error))
+    else: found = ImageError(f'cannot be read ({what})')
     return found.locate(file=path)
 
 # %% ../../nbs/data/50_formats.ipynb #42d09656

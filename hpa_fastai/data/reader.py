@@ -24,6 +24,8 @@ FULL_PIXEL = .08 # µm a pixel of a field of view of the Human Protein Atlas at 
 FULL_SIDE = 2048 # pixels a side of such a field
 
 # %% ../../nbs/data/60_reader.ipynb #60ca3351
+def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+
 @dataclass(frozen=True)
 class ImageReader:
     "Reads fields of view by settings that are stated once and saved with a model"
@@ -41,30 +43,24 @@ class ImageReader:
         for name in ('size', 'bits', 'pixel_size'):
             if isinstance(value := getattr(self, name), np.generic): object.__setattr__(self, name, value.item())
         if isinstance(self.channels, dict): object.__setattr__(self, 'channels', ChannelMap(self.channels))
-        _check_settings(self)
 
-# %% ../../nbs/data/60_reader.ipynb #e983840f
-def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
-
-def _check_settings(reader):
-    "Refuse settings that cannot be"
-    def refuse(name, advice): raise ImageError(f'{name}={getattr(reader, name)!r}: {advice}', 'setting')
-    channels, size, bits, pixel_size = reader.channels, reader.size, reader.bits, reader.pixel_size
-    wanted = wanted_channels(channels) if isinstance(channels, (str, dict)) else []
-    if not wanted or len(set(wanted))!=len(channels): raise no_such_channels(channels)
-    choices = dict(missing=('error','zero'), scale=('dtype','percentile'), z=(None,'max','channels'))
-    for name,allowed in choices.items():
-        if getattr(reader, name) not in allowed: refuse(name, f'choose one of {", ".join(map(repr, allowed))}')
-    is_whole = isinstance(size, int) and not isinstance(size, bool)
-    if size is not None and not (is_whole and MIN_SIDE<=size**2<=MAX_PIXELS):
-        refuse('size', f'give the side in pixels, an integer from {MIN_SIDE}')
-    are_two = len(reader.percentiles)==2 and all(map(_is_number, reader.percentiles))
-    if not are_two or not 0<=reader.percentiles[0]<reader.percentiles[1]<=100:
-        refuse('percentiles', 'give two numbers that rise, from 0 to 100')
-    if bits is not None and not (_is_number(bits) and bits==int(bits) and 8<=bits<=16):
-        refuse('bits', 'cameras have 8 to 16')
-    if pixel_size is not None and not (_is_number(pixel_size) and pixel_size>0):
-        refuse('pixel_size', f'give the µm a pixel, e.g. {FULL_PIXEL}')
+        def refuse(name, advice): raise ImageError(f'{name}={getattr(self, name)!r}: {advice}', 'setting')
+        channels, size, bits, pixel_size = self.channels, self.size, self.bits, self.pixel_size
+        wanted = wanted_channels(channels) if isinstance(channels, (str, dict)) else []
+        if not wanted or len(set(wanted))!=len(channels): raise no_such_channels(channels)
+        choices = dict(missing=('error','zero'), scale=('dtype','percentile'), z=(None,'max','channels'))
+        for name,allowed in choices.items():
+            if getattr(self, name) not in allowed: refuse(name, f'choose one of {", ".join(map(repr, allowed))}')
+        is_whole = isinstance(size, int) and not isinstance(size, bool)
+        if size is not None and not (is_whole and MIN_SIDE<=size**2<=MAX_PIXELS):
+            refuse('size', f'give the side in pixels, an integer from {MIN_SIDE}')
+        are_two = len(self.percentiles)==2 and all(map(_is_number, self.percentiles))
+        if not are_two or not 0<=self.percentiles[0]<self.percentiles[1]<=100:
+            refuse('percentiles', 'give two numbers that rise, from 0 to 100')
+        if bits is not None and not (_is_number(bits) and bits==int(bits) and 8<=bits<=16):
+            refuse('bits', 'cameras have 8 to 16')
+        if pixel_size is not None and not (_is_number(pixel_size) and pixel_size>0):
+            refuse('pixel_size', f'give the µm a pixel, e.g. {FULL_PIXEL}')
 
 # %% ../../nbs/data/60_reader.ipynb #6f96dcc0
 def geometry(

@@ -137,11 +137,6 @@ def _ome_elements(tif, name):
     "The elements of a name in the metadata of an OME-TIFF"
     return [e for e in ElementTree.fromstring(tif.ome_metadata).iter() if e.tag.endswith('}'+name)]
 
-def _tiff_names(tif):
-    "Names of the channels, where OME or ImageJ metadata have them"
-    if tif.is_ome: return [e.get('Name') or e.get('Fluor') or '' for e in _ome_elements(tif, 'Channel')]
-    return (tif.imagej_metadata or {}).get('Labels') if tif.is_imagej else None
-
 # %% ../../nbs/data/45_tiff.ipynb #f670090a
 def _stated_bits(tif, series):
     "Bits of a value that a TIFF states, where they are fewer than those of the type; or None"
@@ -201,7 +196,10 @@ def _planes_of_tiff(tif, f, z, header):
     _check_complete(series)
     pixels = _no_pixels(series.dtype, series.shape) if header else tiff_pixels(series, f)
     is_colour = photometric in ('RGB','YCBCR')
-    return planes_of_array(pixels, axes, z, _tiff_names(tif), is_colour, 'TIFF', _stated_bits(tif, series))
+    names = None
+    if tif.is_ome: names = [e.get('Name') or e.get('Fluor') or '' for e in _ome_elements(tif, 'Channel')]
+    elif tif.is_imagej: names = (tif.imagej_metadata or {}).get('Labels')
+    return planes_of_array(pixels, axes, z, names, is_colour, 'TIFF', _stated_bits(tif, series))
 
 # %% ../../nbs/data/45_tiff.ipynb #5b6e21c9
 def store_files(

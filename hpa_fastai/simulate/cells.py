@@ -48,13 +48,6 @@ def _in_square(rng, low, high, n):
     "`n` random points of the square from `low` to `high` µm"
     return rng.uniform(low, high, n) + 1j*rng.uniform(low, high, n)
 
-def _in_margin(rng, inner, outer, n):
-    "Up to `n` random points between `inner` and `outer` µm outside the field"
-    middle = (.5 + .5j)*FIELD_UM
-    points = _in_square(rng, -outer, FIELD_UM + outer, 20*n) - middle
-    outside = np.maximum(np.abs(points.real), np.abs(points.imag)) > FIELD_UM/2 + inner
-    return points[outside][:n] + middle
-
 def _add_spaced(points, n, draw, candidates=30):
     "The list `points` and `n` more, each the farthest from all before it among the candidates that `draw` gives"
     for _ in range(n):
@@ -92,7 +85,14 @@ def _place_cells(self:Cells, n, divisions):
     radius = float(np.clip(FIELD_UM/np.sqrt(np.pi*n)*line.spread*rng.uniform(.93, 1.1), 9, 20))
     centres, phases = _place_dividing(rng, radius, divisions)
     centres = _add_spaced(centres, max(n - len(centres), 0), partial(_in_square, rng, 4, FIELD_UM - 4))
-    self.centres = np.array(_add_spaced(centres, round(.6*n) + 2, partial(_in_margin, rng, 4, 14)))
+
+    def in_margin(n): # up to `n` points, 4 to 14 µm outside the field
+        middle = (.5 + .5j)*FIELD_UM
+        points = _in_square(rng, -14, FIELD_UM + 14, 20*n) - middle
+        outside = np.maximum(np.abs(points.real), np.abs(points.imag)) > FIELD_UM/2 + 4
+        return points[outside][:n] + middle
+
+    self.centres = np.array(_add_spaced(centres, round(.6*n) + 2, in_margin))
     self.phase = np.array(phases + [INTERPHASE]*(len(self.centres) - len(phases)))
     self._shape_cells(radius, line)
 

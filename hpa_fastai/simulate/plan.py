@@ -26,22 +26,18 @@ def _independent_chances(frequency):
     return c*frequency
 
 # %% ../../nbs/simulate/40_plan.ipynb #93b74ea6
-def _draw_locations(rng, labels, chances):
-    "One to five classes, drawn with the imbalance of the competition"
-    names, drawn = [name.casefold() for name in labels.classes], np.zeros(len(chances), bool)
-    while not 1 <= drawn.sum() <= 5: drawn = rng.random(len(chances)) < chances
-    found = {names[i] for i in np.flatnonzero(drawn)}
-    if 'lysosomes' in found: found.add('endosomes')
-    if 'negative' in found: found = {'negative'}
-    return [i for i, name in enumerate(names) if name in found]
-
 def _plan_frequent(n, labels, seed):
     "Antibody and classes of `n` fields, classes as frequent as in the competition"
-    chances = _independent_chances(np.array([CLASS_FREQUENCY.get(name.casefold(), .03) for name in labels.classes]))
+    names = [name.casefold() for name in labels.classes]
+    chances = _independent_chances(np.array([CLASS_FREQUENCY.get(name, .03) for name in names]))
     plan, antibody = [], 0
     while len(plan) < n:
-        rng = np.random.default_rng([seed, 1, antibody])
-        targets = _draw_locations(rng, labels, chances)
+        rng, drawn = np.random.default_rng([seed, 1, antibody]), np.zeros(len(names), bool)
+        while not 1 <= drawn.sum() <= 5: drawn = rng.random(len(names)) < chances
+        found = {names[i] for i in np.flatnonzero(drawn)}
+        if 'lysosomes' in found: found.add('endosomes')
+        if 'negative' in found: found = {'negative'}
+        targets = [i for i, name in enumerate(names) if name in found]
         plan += [(antibody, targets)]*int(rng.integers(3, 7))
         antibody += 1
     return plan[:n]
