@@ -106,16 +106,6 @@ def evaluate(probs,               # probabilities, images × classes, of images 
         top_losses(p, t, d, labels, ids, n=24), len(p), n_groups, reliability(p, t),
         find_failures(p, t, d, labels, ids, n=4))
 
-# %% ../../nbs/evaluate/70_evaluation.ipynb #ff7ca074
-def _headline(ev):
-    "The two lines of scores."
-    s = ev.scores
-    groups = f' in {ev.n_groups:,} groups' if ev.n_groups else ''
-    return [f"macro F1 {s['macro_f1']:.3f}  (95 % interval {ev.interval[0]:.3f} to {ev.interval[1]:.3f})  "
-            f"on {ev.n_images:,} images{groups}",
-            f"micro F1 {s['micro_f1']:.3f}   sample F1 {s['sample_f1']:.3f}   mean AP {s['mean_ap']:.3f}   "
-            f"calibration error {s['calibration_error']:.4f}"]
-
 # %% ../../nbs/evaluate/70_evaluation.ipynb #39f4c447
 def _class_lines(table):
     "The table by class as text: a heading, and a line a class."
@@ -131,10 +121,17 @@ def _class_lines(table):
 # %% ../../nbs/evaluate/70_evaluation.ipynb #dc8946ec
 @patch
 def __str__(self: Evaluation) -> str:
+    scores = self.scores
+    groups = f' in {self.n_groups:,} groups' if self.n_groups else ''
+    headline = [
+        f"macro F1 {scores['macro_f1']:.3f}  (95 % interval {self.interval[0]:.3f} to {self.interval[1]:.3f})  "
+        f"on {self.n_images:,} images{groups}",
+        f"micro F1 {scores['micro_f1']:.3f}   sample F1 {scores['sample_f1']:.3f}   "
+        f"mean AP {scores['mean_ap']:.3f}   calibration error {scores['calibration_error']:.4f}"]
     confused = [f"missed → given instead: {r.truth} → {r['given instead']} {r['share']:.0%}"
                 for _, r in top_confusions(self.confusion, 3).iterrows()]
     hardest = textwrap.wrap('hardest images: ' + ', '.join(map(str, self.hardest.Id[:3])), 100)
-    return '\n'.join([*_headline(self), '', *_class_lines(self.table), '', *confused, *hardest])
+    return '\n'.join([*headline, '', *_class_lines(self.table), '', *confused, *hardest])
 
 @patch
 def __repr__(self: Evaluation) -> str: return str(self)

@@ -23,27 +23,22 @@ from ..deploy.loading import load_bundle
 from .folds import groups_by_id, labelled_table, train_folds
 from .options import ExperimentError, split_options
 
-# %% ../../nbs/experiments/30_compare.ipynb #f4dcd94c
-def _by_name(experiments, where):
-    "Options by name, of dicts with a name each."
-    by_name = {}
-    for number, experiment in enumerate(experiments, 1):
-        if not isinstance(experiment, dict) or not experiment.get('name'):
-            raise ExperimentError(f'{where}: number {number} has no name; give each experiment one')
-        name = str(experiment['name'])
-        if name in by_name:
-            raise ExperimentError(f'{where}: {name!r} stands there more than once; '
-                                  'give each experiment a name of its own')
-        by_name[name] = {k: v for k, v in experiment.items() if k != 'name'}
-    return by_name
-
 # %% ../../nbs/experiments/30_compare.ipynb #db5acb91
 def check_experiments(
     experiments,  # options by name, or dicts with a name each
     where = 'experiments',  # what an error calls them
 ) -> dict:  # name: options
     "Experiments with names of their own and options that there are."
-    if isinstance(experiments, (list, tuple)): experiments = _by_name(experiments, where)
+    if isinstance(experiments, (list, tuple)):
+        rows, experiments = experiments, {}
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or not row.get('name'):
+                raise ExperimentError(f'{where}: number {number} has no name; give each experiment one')
+            name = str(row['name'])
+            if name in experiments:
+                raise ExperimentError(f'{where}: {name!r} stands there more than once; '
+                                      'give each experiment a name of its own')
+            experiments[name] = {k: v for k, v in row.items() if k != 'name'}
     if not isinstance(experiments, dict) or not all(isinstance(o or {}, dict) for o in experiments.values()):
         raise ExperimentError(f'{where}: options by the name of the experiment are expected')
     checked_options = {str(name): options or {} for name, options in experiments.items()}
@@ -156,11 +151,6 @@ def _override(options, overrides):
     replaced = {stands_for.get(name) for name in overrides} - overrides.keys()
     return {**{name: value for name, value in options.items() if name not in replaced}, **overrides}
 
-# %% ../../nbs/experiments/30_compare.ipynb #c4461ce8
-def _folder(name):
-    "A name as a folder can have it."
-    return re.sub(r'[^\w.=+-]+', '_', name).strip('._') or 'experiment'
-
 # %% ../../nbs/experiments/30_compare.ipynb #83512819
 def _run(run, folder):
     "The result of an experiment and its row of the table, or None and a row with the error in one line."
@@ -200,7 +190,8 @@ def compare(
     rows, first = {}, None
     for number, (name, overrides) in enumerate(experiments.items(), 1):
         if progress and is_first(): print(f'{name}: experiment {number} of {len(experiments)}', flush=True)
-        folder, all_options = out/_folder(name), _override(options, overrides)
+        folder = out/(re.sub(r'[^\w.=+-]+', '_', name).strip('._') or 'experiment')
+        all_options = _override(options, overrides)
         result, rows[name] = _run(lambda: train_folds(
             df, images, folder, n_folds, range(folds), labels, group, seed, force=force, progress=progress,
             **all_options), folder)

@@ -117,19 +117,15 @@ def _settings(df, images, n_folds, labels, group, seed, options):
         labels=f'{labels.name} ({_digest(labels.classes)})', n_folds=n_folds, group=group, seed=seed,
         **{name: _plain(value) for name, value in options.items() if name not in UNRECORDED})
 
-# %% ../../nbs/experiments/20_folds.ipynb #3247f08c
-def _remove_folds(out):
-    "Remove the folds from a folder, and nothing else."
-    for path in out.glob('fold*'):
-        if path.suffix == '.csv': path.unlink()
-        elif (path/'config.json').is_file() or path.name.endswith('-training'): shutil.rmtree(path)
-    for name in ('settings.json', 'predictions.csv', 'classes.csv'): (out/name).unlink(missing_ok=True)
-
 # %% ../../nbs/experiments/20_folds.ipynb #39aceb90
 def _prepare_folder(out, settings, force):
     "Make the folder of folds, or make sure that what is in it belongs to this run."
     record = out/'settings.json'
-    if force and out.is_dir(): _remove_folds(out)
+    if force and out.is_dir():
+        for path in out.glob('fold*'):
+            if path.suffix == '.csv': path.unlink()
+            elif (path/'config.json').is_file() or path.name.endswith('-training'): shutil.rmtree(path)
+        for name in ('settings.json', 'predictions.csv', 'classes.csv'): (out/name).unlink(missing_ok=True)
     if record.is_file():
         differences = record_differences(record, settings)
         if differences:

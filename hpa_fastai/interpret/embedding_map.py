@@ -62,13 +62,6 @@ def neighbors(
     best = best[np.isfinite(near[best])]
     return pd.DataFrame(dict(Id=ids[best], similarity=near[best]))
 
-# %% ../../nbs/interpret/30_embedding_map.ipynb #bd9cc06f
-def _umap_class():
-    "UMAP, if it is installed"
-    try: from umap import UMAP
-    except ImportError: return None
-    return UMAP
-
 # %% ../../nbs/interpret/30_embedding_map.ipynb #e33f0c9e
 def _principal_components(x, k):
     "The first `k` principal components of the rows of `x`, or as many as there are; at least two columns"
@@ -76,15 +69,6 @@ def _principal_components(x, k):
     k = min(k, *x.shape)
     res = PCA(k, random_state=0).fit_transform(x) if len(x)>1 else np.zeros((len(x), k))
     return np.pad(res, ((0, 0), (0, max(0, 2-k))))
-
-# %% ../../nbs/interpret/30_embedding_map.ipynb #b9621e1b
-def _tsne(x, seed):
-    "t-SNE of the first fifty principal components"
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-    tsne = TSNE(init='pca', perplexity=min(30, (len(x)-1)/3), random_state=seed)
-    with threadpool_limits(1):  # a few hundred points are many small steps: threads only wait for one another
-        return tsne.fit_transform(_principal_components(x, 50))
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #7f9b490b
 def map_points(
@@ -95,9 +79,12 @@ def map_points(
     "Lay out embeddings so that alike ones lie together"
     if method not in ('auto', 'umap', 'tsne', 'pca'):
         raise MapError(f'method {method!r} is not one of auto, umap, tsne, pca')
-    UMAP = _umap_class() if method in ('auto', 'umap') else None
-    if method=='umap' and UMAP is None:
-        raise MapError("UMAP is not installed: pip install 'hpa_fastai[map]', or take method='tsne'")
+    if method in ('auto', 'umap'):
+        try: from umap import UMAP
+        except ImportError:
+            if method=='umap':
+                raise MapError("UMAP is not installed: pip install 'hpa_fastai[map]', or take method='tsne'") from None
+            method = 'tsne'
     x = check_embeddings(embeddings)
     res = np.full((len(x), 2), np.nan, np.float32)
     readable = np.isfinite(x).all(1)
@@ -105,7 +92,12 @@ def map_points(
     n = len(directions)
     if not n: return res
     if n<5 or method=='pca': res[readable] = _principal_components(directions, 2)[:,:2]
-    elif UMAP is None: res[readable] = _tsne(directions, seed)
+    elif method=='tsne':
+        from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
+        tsne = TSNE(init='pca', perplexity=min(30, (n-1)/3), random_state=seed)
+        with threadpool_limits(1):  # a few hundred points are many small steps: threads only wait for one another
+            res[readable] = tsne.fit_transform(_principal_components(directions, 50))
     else:
         umap = UMAP(n_neighbors=min(15, n-1), init='pca', random_state=seed, n_jobs=1)
         res[readable] = umap.fit_transform(directions)
@@ -200,14 +192,6 @@ def _unit(v):
     span = v.max()-v.min() if len(v) else 0
     return np.round((v-v.min())/span if span else np.full(len(v), .5), 4).tolist()
 
-# %% ../../nbs/interpret/30_embedding_map.ipynb #bd730ec1
-def _columns_to_colour(p, by):
-    "The columns that are named, or all that can tell groups apart"
-    if by is not None: return [by] if isinstance(by, str) else list(by)
-    no_group = ('x', 'y', 'Id', 'thumbnail', 'like', 'label')
-    rest = [c for c in p if c not in no_group and 1<p[c].astype(str).nunique()<=28]
-    return ['label']*('label' in p)+rest
-
 # %% ../../nbs/interpret/30_embedding_map.ipynb #177846de
 def _map_data(p, by):
     "What the script needs, as JSON that can stand in HTML"
@@ -231,7 +215,11 @@ def map_html(
 ) -> str:  # a piece of HTML
     "A map to point at, with its pictures"
     p = check_points(points)
-    columns = _columns_to_colour(p, by)
+    if by is None:
+        no_group = ('x', 'y', 'Id', 'thumbnail', 'like', 'label')
+        rest = [c for c in p if c not in no_group and 1<p[c].astype(str).nunique()<=28]
+        columns = ['label']*('label' in p)+rest
+    else: columns = [by] if isinstance(by, str) else list(by)
     _check_colouring(p, columns)
     data = Markup(_map_data(p, columns))
     stage = render_template('map.html', columns=columns, n=len(p), gone=len(points)-len(p), data=data)

@@ -121,13 +121,6 @@ def _source_names(table, source):
     shared = min([shared, *(len(f)-1 for f in folders.values())])  # of each its own name stays
     return np.array(['/'.join(folders[name][shared:]) for name in names], object)
 
-# %% ../../nbs/interpret/10_explore.ipynb #90069cfd
-def _sample_of_each(table, source, most, seed):
-    "Rows in random order, equally many of each source, `most` in all"
-    each = max(1, most//source.nunique())
-    shuffled = table.groupby(source.to_numpy(), group_keys=False).sample(frac=1, random_state=seed)
-    return shuffled.groupby(source, group_keys=False).head(each)
-
 # %% ../../nbs/interpret/10_explore.ipynb #8aadbd04
 def channel_stats(
     table: pd.DataFrame,  # of `find_images` or `attach_images`
@@ -139,7 +132,8 @@ def channel_stats(
 ) -> pd.DataFrame:  # a row a field and channel: Id, source, channel, mean and spread (standard deviation) in 0..1
     "Mean and spread of every channel of a sample of fields; fields that cannot be read are left out."
     source, table = pd.Series(_source_names(table, source), name='source'), table.reset_index(drop=True)
-    sample = _sample_of_each(table, source, most, seed)
+    shuffled = table.groupby(source.to_numpy(), group_keys=False).sample(frac=1, random_state=seed)
+    sample = shuffled.groupby(source, group_keys=False).head(max(1, most//source.nunique()))
     rows = []
     for i,img in read_images(sample, replace(reader, size=size)):
         if isinstance(img, ImageError): continue
@@ -202,19 +196,16 @@ def plot_duplicates(
             for _,img in _first_readable(by_id.loc[[id_]], [0], 1, replace(reader, size=size)): ax.imshow(img)
     return fig
 
-# %% ../../nbs/interpret/10_explore.ipynb #539ff3c7
-def _two_parts(split):
-    "Row numbers of training and of validation"
-    if isinstance(split, (tuple, list)) and len(split)==2 and not np.isscalar(split[0]):
-        return [np.asarray(rows, int) for rows in split]
-    split = np.asarray(split)
-    valid = split=='valid' if 'valid' in split else split==split.max()
-    return np.flatnonzero(~valid), np.flatnonzero(valid)
-
 # %% ../../nbs/interpret/10_explore.ipynb #c15bc198
 def _deviations(df, split, labels):
     "How far validation is from its due of each class that occurs, the rarest first, and how far chance would be"
-    onehot, (train, valid) = encode_targets(df, labels).astype(bool), _two_parts(split)
+    onehot = encode_targets(df, labels).astype(bool)
+    if isinstance(split, (tuple, list)) and len(split)==2 and not np.isscalar(split[0]):
+        train, valid = (np.asarray(rows, int) for rows in split)
+    else:
+        parts = np.asarray(split)
+        held_out = parts=='valid' if 'valid' in parts else parts==parts.max()
+        train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     p = len(valid)/(len(train)+len(valid))
     in_train, in_valid = onehot[train].sum(0), onehot[valid].sum(0)
     found = pd.DataFrame({'images': in_train+in_valid, 'valid': in_valid}, list(get_labels(labels).classes))

@@ -48,13 +48,6 @@ def class_section(self:ModelReport) -> Section:
     return Section('By class', text, [table_block(scores, formats, bars)])
 
 # %% ../../nbs/interpret/70_model_report.ipynb #60c1bdda
-def _mark_stages(ax, sizes):
-    "A line and the size of the pictures where a stage of training begins"
-    for i in np.flatnonzero((sizes!=sizes.shift()).to_numpy()):
-        if i: ax.axvline(i+.5, color=GREY, lw=.8, ls=':')
-        ax.annotate(f'{sizes.iat[i]} px', (i+.6 if i else .8, 1), (2, 1), xycoords=('data', 'axes fraction'),
-                    textcoords='offset points', fontsize=7, va='bottom')
-
 def plot_log(
     log: list,  # of a training: a dict an epoch with train_loss, valid_loss, mean_ap, and perhaps size and lr
 ) -> plt.Figure:
@@ -63,6 +56,8 @@ def plot_log(
     epochs = np.arange(1, len(rows)+1)
     losses = {'train_loss': ('training loss', '#d08c2f', '--'), 'valid_loss': ('validation loss', USUAL, '-')}
     precision = {'mean_ap': ('mean average precision', USUAL, '-')}
+    sizes = rows.get('size', pd.Series(dtype=int))
+    stage_starts = np.flatnonzero((sizes!=sizes.shift()).to_numpy())
     fig, axes = plt.subplots(1, 2, figsize=(8, 2.7), layout='constrained')
     for ax,lines in zip(axes, (losses, precision)):
         for column,(label,colour,style) in lines.items():
@@ -71,7 +66,10 @@ def plot_log(
             ax.plot(epochs, values, color=colour, ls=style, marker='.', label=label)
         plain_axes(ax).set(xlabel='epoch', ylim=(0, None))
         ax.legend(fontsize=8, frameon=False)
-        if 'size' in rows: _mark_stages(ax, rows['size'])
+        for i in stage_starts:
+            if i: ax.axvline(i+.5, color=GREY, lw=.8, ls=':')
+            ax.annotate(f'{sizes.iat[i]} px', (i+.6 if i else .8, 1), (2, 1), xycoords=('data', 'axes fraction'),
+                        textcoords='offset points', fontsize=7, va='bottom')
     return fig
 
 # %% ../../nbs/interpret/70_model_report.ipynb #0270c904

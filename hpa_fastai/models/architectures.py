@@ -56,14 +56,6 @@ def source_library(
     hint = f'did you mean {", ".join(near)}?' if near else "list_models('resnet*') lists names"
     raise UnknownModelError(f'no network is called {arch!r}; {hint}')
 
-# %% ../../nbs/models/00_architectures.ipynb #db67f4a3
-def _first_conv(model):
-    "The name of the first convolution that sees the three colours"
-    for name,m in model.named_modules():
-        if isinstance(m, nn.Conv2d) and m.in_channels==3: return name
-    raise ModelError(f'{type(model).__name__} has no convolution over three channels at its start, '
-                     'so it can\'t be given a fourth')
-
 # %% ../../nbs/models/00_architectures.ipynb #83bd93ee
 @torch.no_grad()
 def four_channels(
@@ -201,11 +193,11 @@ def _torchvision_body(arch, size):
                          'try resnet18, or timm\'s inception_v3')
     size_option = dict(image_size=size) if arch.startswith('vit_') else {}
     body = m.get_model(arch, weights=None, **size_option)
-    first = _first_conv(body)
-    old = body.get_submodule(first)
+    convolutions = [name for name,layer in body.named_modules() if isinstance(layer, nn.Conv2d)]
+    old = body.get_submodule(convolutions[0])
     new = nn.Conv2d(4, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups,
                     old.bias is not None, old.padding_mode)
-    _replace_layer(body, first, new)
+    _replace_layer(body, convolutions[0], new)
     linear_layers = [name for name,layer in body.named_modules() if isinstance(layer, nn.Linear)]
     _replace_layer(body, linear_layers[-1], nn.Identity())
     return body, body_features(body, size).shape
