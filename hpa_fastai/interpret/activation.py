@@ -58,21 +58,6 @@ def _as_layer(name, module, output, n):
     if len(shape)==4 and is_norm and shape[1]==shape[2]: return Layer(module, name, shape[1], 'NHWC')
     return None
 
-# %% ../../nbs/interpret/20_activation.ipynb #8f7ca8c3
-def _run_and_look(model, x):
-    "Every layer of the body that has places, in the order of the computation, with what it gives; and the output"
-    seen, hooks = [], []
-    def note(name):
-        def hook(module, _, output):
-            layer = _as_layer(name or 'body', module, output, len(x))
-            if layer: seen.append((layer, output))
-        return hook
-    try:
-        for name,module in model[0].named_modules(): hooks.append(module.register_forward_hook(note(name)))
-        return seen, model(x)
-    finally:
-        for hook in hooks: hook.remove()
-
 # %% ../../nbs/interpret/20_activation.ipynb #a8ef2fe9
 def place_layers(
     model: nn.Module,  # body and head, of `create_model`; in eval mode
@@ -81,9 +66,17 @@ def place_layers(
     "The layers in which an explanation can be read"
     x = torch.randn(2, 4, size, size, generator=torch.Generator().manual_seed(0))
     x = x.to(next(model.parameters()).device).requires_grad_()
+    seen = []
+    def note(name):
+        def hook(module, _, output):
+            layer = _as_layer(name or 'body', module, output, len(x))
+            if layer and output.requires_grad and 1<layer.side<=size: seen.append((layer, output))
+        return hook
+    hooks = [module.register_forward_hook(note(name)) for name,module in model[0].named_modules()]
     with torch.enable_grad():
-        seen, out = _run_and_look(model, x)
-        seen = [(layer, output) for layer,output in seen if output.requires_grad and 1<layer.side<=size]
+        try: out = model(x)
+        finally:
+            for hook in hooks: hook.remove()
         if not seen: return []
         gradients = torch.autograd.grad(out.sum(), [output for _,output in seen], allow_unused=True)
     last_of_size = {}
@@ -93,14 +86,6 @@ def place_layers(
 
 # %% ../../nbs/interpret/20_activation.ipynb #39cab6ab
 METHODS = ('layercam', 'gradcam')
-
-# %% ../../nbs/interpret/20_activation.ipynb #3084abc8
-def _captum():
-    "Captum's attributions, or a word on how to get them"
-    try: import captum.attr
-    except ImportError:
-        raise InterpretError("activation maps need Captum: pip install 'hpa_fastai[interpret]'") from None
-    return captum.attr
 
 # %% ../../nbs/interpret/20_activation.ipynb #b0ea849c
 def _resize_maps(a, size):
@@ -112,23 +97,6 @@ def _scale_maps(a):
     "Each map from 0 to 1; one without anything stays zero"
     top = a.flatten(1).amax(1)[:,None,None]
     return torch.where(top>0, a/top.clamp_min(1e-30), 0.)
-
-# %% ../../nbs/interpret/20_activation.ipynb #5fc52a2d
-@torch.enable_grad()
-def _layercam(model, x, targets, layers):
-    "Features times their gradient, place by place: a B×h×w map a layer"
-    parts = _captum().LayerGradientXActivation(model, [l.module for l in layers]).attribute(x, target=targets)
-    return [l.to_map(o.detach()).clamp_min(0).sum(1) for l,o in zip(layers, parts)]
-
-# %% ../../nbs/interpret/20_activation.ipynb #e5324066
-@torch.enable_grad()
-def _gradcam(model, x, targets, layers):
-    "Features of the coarsest layer times their mean gradient: one B×h×w map, in a list"
-    attr, layer = _captum(), layers[0]
-    of_inputs = attr.LayerGradientXActivation(model, layer.module, multiply_by_inputs=False)
-    gradient = layer.to_map(of_inputs.attribute(x, target=targets))
-    features = layer.to_map(attr.LayerActivation(model, layer.module).attribute(x))
-    return [(gradient.mean((2, 3), keepdim=True)*features).sum(1).clamp_min(0).detach()]
 
 # %% ../../nbs/interpret/20_activation.ipynb #2543f5d6
 def layer_maps(
@@ -142,8 +110,19 @@ def layer_maps(
     if not layers:
         raise InterpretError('no layer of this network keeps the places of a picture, so it has no activation map; '
                              'take a convolutional network or a transformer')
-    explain = _gradcam if method=='gradcam' else _layercam
-    maps = explain(model, x, torch.as_tensor(targets, device=x.device), layers)
+    try: from captum.attr import LayerActivation, LayerGradientXActivation
+    except ImportError:
+        raise InterpretError("activation maps need Captum: pip install 'hpa_fastai[interpret]'") from None
+    targets, coarsest = torch.as_tensor(targets, device=x.device), layers[0]
+    with torch.enable_grad():
+        if method=='gradcam':
+            attribution = LayerGradientXActivation(model, coarsest.module, multiply_by_inputs=False)
+            gradient = coarsest.to_map(attribution.attribute(x, target=targets))
+            features = coarsest.to_map(LayerActivation(model, coarsest.module).attribute(x))
+            maps = [(gradient.mean((2, 3), keepdim=True)*features).sum(1).clamp_min(0).detach()]
+        else:
+            products = LayerGradientXActivation(model, [l.module for l in layers]).attribute(x, target=targets)
+            maps = [l.to_map(o.detach()).clamp_min(0).sum(1) for l,o in zip(layers, products)]
     maps = [_scale_maps(_resize_maps(m.float(), x.shape[-1])) for m in maps]
     return _scale_maps(torch.stack(maps).prod(0))
 
