@@ -106,18 +106,6 @@ def evaluate(probs,               # probabilities, images × classes, of images 
         top_losses(p, t, d, labels, ids, n=24), len(p), n_groups, reliability(p, t),
         find_failures(p, t, d, labels, ids, n=4))
 
-# %% ../../nbs/evaluate/70_evaluation.ipynb #39f4c447
-def _class_lines(table):
-    "The table by class as text: a heading, and a line a class."
-    wide = max(5, *map(len, table.index))
-    number = lambda x, width: f"{'–' if np.isnan(x) else format(x, '.3f'):>{width}}"
-    lines = [f"{'class':<{wide}}     F1  95 % interval  precision  recall     AP  support  given"]
-    for name, r in table.iterrows():
-        lines.append('  '.join([
-            f'{name:<{wide}}', number(r.f1, 5), f'{number(r.low, 5)} – {number(r.high, 5)}', number(r.precision, 9),
-            number(r.recall, 6), number(r.average_precision, 5), f'{r.support:>7,.0f}', f'{r.predicted:>5,.0f}']))
-    return lines
-
 # %% ../../nbs/evaluate/70_evaluation.ipynb #dc8946ec
 @patch
 def __str__(self: Evaluation) -> str:
@@ -128,10 +116,17 @@ def __str__(self: Evaluation) -> str:
         f"on {self.n_images:,} images{groups}",
         f"micro F1 {scores['micro_f1']:.3f}   sample F1 {scores['sample_f1']:.3f}   "
         f"mean AP {scores['mean_ap']:.3f}   calibration error {scores['calibration_error']:.4f}"]
+    wide = max(5, *map(len, self.table.index))
+    number = lambda x, width: f"{'–' if np.isnan(x) else format(x, '.3f'):>{width}}"
+    classes = [f"{'class':<{wide}}     F1  95 % interval  precision  recall     AP  support  given"]
+    for name, r in self.table.iterrows():
+        classes.append('  '.join([
+            f'{name:<{wide}}', number(r.f1, 5), f'{number(r.low, 5)} – {number(r.high, 5)}', number(r.precision, 9),
+            number(r.recall, 6), number(r.average_precision, 5), f'{r.support:>7,.0f}', f'{r.predicted:>5,.0f}']))
     confused = [f"missed → given instead: {r.truth} → {r['given instead']} {r['share']:.0%}"
                 for _, r in top_confusions(self.confusion, 3).iterrows()]
     hardest = textwrap.wrap('hardest images: ' + ', '.join(map(str, self.hardest.Id[:3])), 100)
-    return '\n'.join([*headline, '', *_class_lines(self.table), '', *confused, *hardest])
+    return '\n'.join([*headline, '', *classes, '', *confused, *hardest])
 
 @patch
 def __repr__(self: Evaluation) -> str: return str(self)

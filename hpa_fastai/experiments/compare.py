@@ -72,17 +72,6 @@ def read_experiments(
 COLUMNS = ['macro_f1', 'low', 'high', 'mean_ap', 'difference', 'difference_low', 'difference_high',
            'minutes', 'parameters', 'images_per_second', 'error']
 
-def _measure(result):
-    "Score and costs of an experiment."
-    evaluation, bundles = result.evaluation, [load_bundle(model) for model in result.models]
-    low, high = evaluation.interval
-    trainings = [bundle.config['training'] for bundle in bundles]
-    speeds = [training['images_per_second'] or np.nan for training in trainings]
-    return dict(
-        macro_f1=evaluation.macro_f1, low=low, high=high, mean_ap=evaluation.scores['mean_ap'],
-        minutes=sum(training['minutes'] for training in trainings),
-        parameters=sum(p.numel() for p in bundles[0].model.parameters())/1e6, images_per_second=float(np.mean(speeds)))
-
 # %% ../../nbs/experiments/30_compare.ipynb #7249d189
 def _difference(first, other, df, labels, group):
     "By how much an experiment is better than the first, on the images of both."
@@ -157,7 +146,15 @@ def _run(run, folder):
     try:
         result = run()
         (folder/'error.txt').unlink(missing_ok=True)
-        return result, dict(_measure(result), error='')
+        evaluation, bundles = result.evaluation, [load_bundle(model) for model in result.models]
+        low, high = evaluation.interval
+        trainings = [bundle.config['training'] for bundle in bundles]
+        speeds = [training['images_per_second'] or np.nan for training in trainings]
+        n_parameters = sum(p.numel() for p in bundles[0].model.parameters())
+        return result, dict(
+            macro_f1=evaluation.macro_f1, low=low, high=high, mean_ap=evaluation.scores['mean_ap'],
+            minutes=sum(training['minutes'] for training in trainings), parameters=n_parameters/1e6,
+            images_per_second=float(np.mean(speeds)), error='')
     except Exception as e:
         if is_first() and folder.is_dir(): (folder/'error.txt').write_text(traceback.format_exc(), encoding='utf-8')
         kind = '' if isinstance(e, HPAError) else f'{type(e).__name__}: '
