@@ -121,17 +121,18 @@ def _settings(df, images, n_folds, labels, group, seed, options):
 def _prepare_folder(out, settings, force):
     "Make the folder of folds, or make sure that what is in it belongs to this run."
     record = out/'settings.json'
+    holds_folds = record.is_file()
     if force and out.is_dir():
         for path in out.glob('fold*'):
             if path.suffix == '.csv': path.unlink()
             elif (path/'config.json').is_file() or path.name.endswith('-training'): shutil.rmtree(path)
         for name in ('settings.json', 'predictions.csv', 'classes.csv'): (out/name).unlink(missing_ok=True)
-    if record.is_file():
+    elif holds_folds:
         differences = record_differences(record, settings)
         if differences:
             raise ExperimentError(f'{out} holds folds that were trained otherwise: {differences}; '
                                   'give another folder, or begin again with force=True (--force)')
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not holds_folds and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExperimentError(f'{out} exists and holds no folds; give another name')
     out.mkdir(parents=True, exist_ok=True)
     write_whole(record, json.dumps(settings, indent=1))
