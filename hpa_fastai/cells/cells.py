@@ -143,17 +143,6 @@ def outline(self:_CellRun, id_, img):
     mask = read_mask(self.masks[id_form(id_)], *img.shape[1:])
     return np.where(np.isin(mask, touches_border(mask)), 0, mask) if self.border=='drop' else mask
 
-# %% ../../nbs/cells/30_cells.ipynb #ee6cc0a9
-def _describe(id_, masks):
-    "Where each cell of a field of view is: a table with a row a cell"
-    h, w = masks.shape
-    cell = np.setdiff1d(masks, 0)
-    y, x = np.array(ndi.center_of_mass(masks>0, masks, cell)).reshape(-1, 2).T
-    area = np.bincount(masks.ravel())[cell]
-    border = np.isin(cell, touches_border(masks))
-    return pd.DataFrame(dict(Id=id_, cell=cell, x=x.round(1), y=y.round(1), area=area, border=border,
-                             width=w, height=h))
-
 # %% ../../nbs/cells/30_cells.ipynb #3539b2f0
 def _no_cells(id_, shape, why, labels):
     "The row of a field of view of which there is nothing to say, and the reason"
@@ -182,16 +171,20 @@ def cell_probs(self:_CellRun, places, masks, cells):
 def predict(self:_CellRun, id_, places, masks):
     "The rows of one field of view whose cells are known"
     labels, predictor = self.predictor.labels, self.predictor
-    where = _describe(id_, masks)
-    if not len(where): return _no_cells(id_, masks.shape, 'no cells', labels)
-    fov_probs, cell_probs = predictor.infer([places])[0], self.cell_probs(places, masks, where.cell.tolist())
+    cells = np.setdiff1d(masks, 0)
+    if not len(cells): return _no_cells(id_, masks.shape, 'no cells', labels)
+    fov_probs, cell_probs = predictor.infer([places])[0], self.cell_probs(places, masks, cells.tolist())
     probs = combine_probs(fov_probs, cell_probs, self.prior, labels.negative)
     found = predictor.thresholds.predict(probs, predictor.at_least_one)
     names = ['|'.join(its_names) for its_names in labels.to_names(found)]
     texts = encode_masks(masks)
-    return pd.concat([where.assign(Predicted=labels.decode(found), Names=names),
+    y, x = np.array(ndi.center_of_mass(masks>0, masks, cells)).T
+    h, w = masks.shape
+    where = dict(Id=id_, cell=cells, x=x.round(1), y=y.round(1), area=np.bincount(masks.ravel())[cells],
+                 border=np.isin(cells, touches_border(masks)), width=w, height=h)
+    return pd.concat([pd.DataFrame(where | dict(Predicted=labels.decode(found), Names=names)),
                       pd.DataFrame(probs, columns=list(labels.classes)),
-                      pd.DataFrame(dict(mask=[texts[cell] for cell in where.cell], error=''))], axis=1)
+                      pd.DataFrame(dict(mask=[texts[cell] for cell in cells], error=''))], axis=1)
 
 @patch
 def rows(self:_CellRun, id_, places):

@@ -88,17 +88,20 @@ def _read_file(path):
         raise CellError(f'{path}: not a mask that can be read ({why}); {hint}') from None
 
 # %% ../../nbs/cells/20_masks.ipynb #ff38d925
-def _one_plane(a):
-    "A mask without axes of length one, and without colours and transparency where these say nothing"
-    a = a.squeeze()
-    if a.ndim!=3 or a.shape[-1] not in (2, 3, 4): return a
-    has_alpha = a.shape[-1] in (2, 4)
-    planes = [a[..., k] for k in range(a.shape[-1]-has_alpha)]
-    lit = [p for p in planes if p.any()] or planes
-    return a if any((p!=lit[0]).any() for p in lit) else lit[0]
+def _only_value(a):
+    "The number that a mask has beside 0, if it is a single one"
+    top = a.max(initial=0)
+    return top.item() if top and ((a==0)|(a==top)).all() and not (a==top).all() else None
 
-def _check_mask(a, name):
-    "Refuse an array that does not number cells"
+def _cell_numbers(a, name):
+    "The numbers of cells in an array: H×W int32; an array that does not number cells is refused"
+    a = a.squeeze()
+    if a.ndim==3 and a.shape[-1] in (2, 3, 4):
+        has_alpha = a.shape[-1] in (2, 4)
+        planes = [a[..., k] for k in range(a.shape[-1]-has_alpha)]
+        lit = [p for p in planes if p.any()] or planes
+        if all((p==lit[0]).all() for p in lit): a = lit[0]          # the colours say nothing
+    if a.dtype.kind=='f' and _only_value(a) is not None: a = a>0
     if a.ndim==3 and a.shape[-1] in (3, 4):
         raise CellError(f'{name} is a picture in colours; a mask has one number a pixel: '
                         'save it as grey, 0 between cells, then 1, 2, …')
@@ -108,23 +111,9 @@ def _check_mask(a, name):
         raise CellError(f'{name} holds {a.dtype} values; a mask has 0 between cells and a whole number for each cell')
     if a.min(initial=0)<0: raise CellError(f'{name} has negative numbers; a mask has 0 between cells, then 1, 2, …')
     if a.max(initial=0)>=2**24: raise CellError(f'{name} has numbers up to {a.max():.0f}; number the cells 1, 2, …')
+    return a.astype(np.int32)
 
 # %% ../../nbs/cells/20_masks.ipynb #91592235
-def _only_value(a):
-    "The number that a mask has beside 0, if it is a single one"
-    top = a.max(initial=0)
-    return top.item() if top and ((a==0)|(a==top)).all() and not (a==top).all() else None
-
-def _number_areas(a):
-    "A mask in which each cell has its number: connected areas get one where all of them have the same"
-    value = _only_value(a)
-    if value is None: return a
-    areas, n = ndi.label(a, np.ones((3, 3)))
-    if n<2: return a
-    warnings.warn(f'a mask holds no numbers but 0 and {value:g}: each area that is connected is taken for a cell',
-                  stacklevel=3)
-    return areas
-
 def _check_background(a, name):
     "Refuse a mask in which 0 is not what lies between the cells"
     edges = (a[0], a[-1], a[:, 0], a[:, -1])
@@ -137,15 +126,6 @@ def _check_background(a, name):
     few = ', '.join(map(str, numbers[:5]))+(', …' if len(numbers)>5 else '')
     raise CellError(f'{name}: {why} (its numbers are {few}); give a mask with 0 between the cells')
 
-def _fit_to_picture(a, height, width, name):
-    "A mask at the size of its picture, if that has the same shape"
-    h, w = a.shape
-    if (h, w)==(height, width): return a
-    if abs(h*width-w*height)>max(h, w)*max(height, width)/100:
-        raise CellError(f'{name} has {w}x{h} pixels, its picture {width}x{height}; give the mask of this picture')
-    if height>h: return enlarge_mask(a, height, width)
-    return np.array(Image.fromarray(a).resize((width, height), Image.NEAREST))
-
 def read_mask(
     source,  # array H×W of numbers, or a file (.png, .tif, .npy)
     height: int|None = None,  # of the picture it belongs to; None: its own
@@ -154,13 +134,20 @@ def read_mask(
     "Read and check a mask, at the size of its picture; where it holds two values only, each connected area is a cell"
     is_array = hasattr(source, '__array__')
     name = 'the mask' if is_array else str(source)
-    a = _one_plane(np.asarray(source) if is_array else _read_file(Path(source)))
-    if a.dtype.kind=='f' and _only_value(a) is not None: a = a>0
-    _check_mask(a, name)
-    a = a.astype(np.int32)
-    _check_background(a, name)
-    a = _number_areas(a).astype(np.int32)
-    return a if height is None else _fit_to_picture(a, height, width, name)
+    mask = _cell_numbers(np.asarray(source) if is_array else _read_file(Path(source)), name)
+    _check_background(mask, name)
+    value = _only_value(mask)
+    areas, n_areas = (mask, 1) if value is None else ndi.label(mask, np.ones((3, 3)))
+    if n_areas>1:
+        mask = areas.astype(np.int32)
+        warnings.warn(f'a mask holds no numbers but 0 and {value:g}: each area that is connected is taken for a cell',
+                      stacklevel=2)
+    h, w = mask.shape
+    if height is None or (h, w)==(height, width): return mask
+    if abs(h*width-w*height)>max(h, w)*max(height, width)/100:
+        raise CellError(f'{name} has {w}x{h} pixels, its picture {width}x{height}; give the mask of this picture')
+    if height>h: return enlarge_mask(mask, height, width)
+    return np.array(Image.fromarray(mask).resize((width, height), Image.NEAREST))
 
 # %% ../../nbs/cells/20_masks.ipynb #0846d4f3
 def _encode_runs(runs):

@@ -53,12 +53,6 @@ def _resize(planes, height, width):
     "Planes at another size"
     return np.stack([np.asarray(resize_plane(p, (width, height))) for p in planes])
 
-# %% ../../nbs/cells/10_segmentation.ipynb #f42f3c82
-def _median_by_area(area):
-    "The area for which half of the total lies in larger ones; specks hardly count"
-    area = np.sort(area)
-    return area[np.searchsorted(area.cumsum(), area.sum()/2)]
-
 # %% ../../nbs/cells/10_segmentation.ipynb #21dca3f2
 def nucleus_diameter(
     blue: np.ndarray,  # H×W, 0 to 255: the nuclei
@@ -70,21 +64,11 @@ def nucleus_diameter(
     root = ndi.gaussian_filter(np.sqrt(small), 1)
     bright = root>_otsu(root)
     if not _stands_out(root, bright): return None
-    area = np.bincount(ndi.label(ndi.binary_opening(bright))[0].ravel())[1:]
+    area = np.sort(np.bincount(ndi.label(ndi.binary_opening(bright))[0].ravel())[1:])
     if not len(area): return None
-    diameter = 2*np.sqrt(_median_by_area(area)/np.pi)*k
+    median_by_area = area[np.searchsorted(area.cumsum(), area.sum()/2)]
+    diameter = 2*np.sqrt(median_by_area/np.pi)*k
     return float(diameter) if diameter>max(4, max(h, w)/100) else None
-
-# %% ../../nbs/cells/10_segmentation.ipynb #6f058648
-def _find_diameter(img, diameter, pixel_size):
-    "Width of a nucleus in pixels: as given, from the pixel size, or measured; None where there are none"
-    diameter, pixel_size = checked(diameter=diameter, pixel_size=pixel_size, error=CellError)
-    found = diameter or (pixel_size and NUCLEUS_UM/pixel_size) or nucleus_diameter(img[2])
-    if found and not max(img.shape)/100<=found<=8*max(img.shape):
-        doubt = 'diameter in pixels' if diameter else 'pixel_size in µm a pixel'
-        _, h, w = img.shape
-        raise CellError(f'nuclei of {found:.3g} pixels in a picture of {w}x{h}; is {doubt}?')
-    return found
 
 # %% ../../nbs/cells/10_segmentation.ipynb #75ca1734
 def _watershed(height, seeds, where):
@@ -228,9 +212,13 @@ def segment_cells(
     if border not in BORDERS: raise CellError(f'border={border!r}: choose one of {", ".join(BORDERS)}')
     img = _as_255(img)
     h, w = img.shape[1:]
-    diameter = _find_diameter(img, diameter, pixel_size)
-    if diameter is None: return np.zeros((h, w), np.int32)
-    small = _resize(img, *(max(8, round(side*_NUCLEUS_PX/diameter)) for side in (h, w)))
+    diameter, pixel_size = checked(diameter=diameter, pixel_size=pixel_size, error=CellError)
+    width = diameter or (pixel_size and NUCLEUS_UM/pixel_size) or nucleus_diameter(img[2])
+    if width is None: return np.zeros((h, w), np.int32)
+    if not max(h, w)/100<=width<=8*max(h, w):
+        doubt = 'diameter in pixels' if diameter else 'pixel_size in µm a pixel'
+        raise CellError(f'nuclei of {width:.3g} pixels in a picture of {w}x{h}; is {doubt}?')
+    small = _resize(img, *(max(8, round(side*_NUCLEUS_PX/width)) for side in (h, w)))
     cells, nuclei = _outline_cells(small)
     keep = np.ones(cells.max(initial=0)+1, bool)
     if border=='nucleus': keep = np.bincount(cells[nuclei>0], minlength=len(keep))>0

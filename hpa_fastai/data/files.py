@@ -68,18 +68,6 @@ def _collect(files):
         if len(row)>1 and None in row: passed.append((folder, row.pop(None), 'there is one file a channel'))
     return rows, passed
 
-# %% ../../nbs/data/30_files.ipynb #485de5d7
-def _hold_a_channel_each(
-    folders, # that have a file of the same Id
-    channels_in, # of a folder: the channels of all its files
-):
-    "Whether folders are the channels of one field of view: one channel in each, and no channel twice"
-    channels = set()
-    for folder in folders:
-        if len(channels_in[folder])>1: return False
-        channels |= channels_in[folder]
-    return None not in channels and len(channels)==len(folders)
-
 # %% ../../nbs/data/30_files.ipynb #eaae6394
 def _unique_fields(rows, root, sep):
     "(Id, {channel: path}) of every field of view of the rows {(folder, Id): {channel: name}}, with Ids that are unique"
@@ -89,7 +77,9 @@ def _unique_fields(rows, root, sep):
         paths = {c: folder+sep+name if folder else name for c,name in row.items()}
         places.setdefault(id_, {})[folder] = paths
     for id_,found in places.items():
-        if len(found)==1 or _hold_a_channel_each(list(found), channels_in):
+        channels = [c for folder in found for c in channels_in[folder]]
+        one_in_each = None not in channels and len(channels)==len(set(channels))==len(found)
+        if len(found)==1 or one_in_each:
             merged = {}
             for paths in found.values(): merged |= paths
             yield id_, merged
@@ -211,21 +201,15 @@ def _bare_form(id_):
     name = id_ if id_.lower().endswith(IMAGE_EXTS) else f'{id_}.'
     return re.sub(r'(?<!\d)0+(?=\d)', '', re.sub(r'[\s_-]', '', split_name(name)[0].casefold()))
 
-def _similar_id(absent, known):
-    "For a message: the first Id without an image that is called almost like one; empty where there is none"
-    by_form = {_bare_form(k): k for k in known}
-    for id_ in absent:
-        image = by_form.get(_bare_form(id_))
-        if image is not None: return f'is {id_!r} the image {image!r}? Then write it in that way'
-    return ''
-
 # %% ../../nbs/data/30_files.ipynb #cb867a53
 def _why_no_images(ids, absent, table, where):
     "What to say when Ids of a table of labels have no image: how many, which, and what may be the matter"
-    hints = [_similar_id(absent, table.Id)]
+    hints, by_form = [], {_bare_form(k): k for k in table.Id}
+    if typed := next((id_ for id_ in absent if _bare_form(id_) in by_form), None):
+        hints.append(f'is {typed!r} the image {by_form[_bare_form(typed)]!r}? Then write it in that way')
     if odd := next(filter(looks_rewritten, absent), None):
         hints.append(f'Id {odd!r} looks rewritten by a spreadsheet, export the csv again with the Id column as text')
-    hint = ''.join(f'; {h}' for h in hints if h)
+    hint = ''.join(f'; {h}' for h in hints)
     if len(absent)<len(ids):
         some = f'{len(absent)} of {len(ids)} Ids have no image in {where}: {_some(absent)}{hint}'
         return f'{some}; leave these rows out or add the files'
