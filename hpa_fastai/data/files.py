@@ -306,16 +306,6 @@ def _from_records(records):
         rows.append({'Id': split_name(name)[0], **record})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/data/30_files.ipynb #37974b7f
-def _with_siblings(path):
-    "The files of the field of view that a file belongs to"
-    folder, name = os.path.split(os.fspath(path))
-    id_, channel = split_name(name)
-    if is_url(path) or channel is None or not os.path.isfile(path): return [path]
-    beside = sorted(e.name for e in os.scandir(folder or '.') if e.name.lower().endswith((*IMAGE_EXTS, '.zarr')))
-    split = {n: split_name(n) for n in beside}
-    return [os.path.join(folder, n) for n,(other,channel) in split.items() if other==id_ and channel]
-
 # %% ../../nbs/data/30_files.ipynb #374a32a0
 def plain_source(
     source,  # anything that `image_table` takes
@@ -346,7 +336,12 @@ def image_table(
     if isinstance(source, pd.DataFrame) and {*_columns}<=set(source): return source.reset_index(drop=True)
     if isinstance(source, str) and source.lower().endswith((*IMAGE_EXTS, '.zarr')):
         if not (is_url(source) or os.path.exists(source)): raise ImageError('no such file', 'no such file', source)
-        return find_images(_with_siblings(source))
+        folder, name = os.path.split(source)
+        id_, channel = split_name(name)
+        if is_url(source) or channel is None or not os.path.isfile(source): return find_images([source])
+        beside = sorted(n for n in os.listdir(folder or '.') if n.lower().endswith((*IMAGE_EXTS, '.zarr')))
+        named = [(n, *split_name(n)) for n in beside]
+        return find_images([os.path.join(folder, n) for n,other,channel in named if other==id_ and channel])
     if not isinstance(source, (str, list, pd.DataFrame)):
         raise ImageError(f'a {type(source).__name__} holds no pictures: '
                          'give a folder, files, a table of paths, arrays, tensors or Pillow images', 'not an image')

@@ -115,17 +115,6 @@ def _decode_by_pillow(head, chunks, _=None):
     return a
 
 # %% ../../nbs/data/50_formats.ipynb #ac104515
-def _png_pixels(head, data):
-    "Array H×W×planes of a PNG, by the decoder that is faster here, or else by the other"
-    decoders = [_decode_by_kornia]
-    if (head.depth, head.colour) in _modes_of_pillow and not head.interlaced: decoders.append(_decode_by_pillow)
-    if getattr(_thread, 'one_of_many', False): decoders.reverse()
-    for decode in decoders:
-        chunks = png_pixel_chunks(data, check_pixels=decode is not _decode_by_kornia)
-        try: return decode(head, chunks, data)
-        except ImageError as e: why = e
-    raise why
-
 def read_png(
     f, # binary file
     header:bool=False, # only what the header says; None stands in the place of the planes
@@ -138,11 +127,19 @@ def read_png(
     if head.depth==1: check_mode('1')
     if head.colour not in _values_a_pixel: raise damaged('its header names a type of colour that does not exist')
     if head.depth<8 and head.interlaced: raise ImageError(f'{head.depth}-bit and interlaced; save it with 8 or 16 bits')
-    n = _intensities_a_pixel[head.colour]
-    pixels = None if header else _png_pixels(head, data)
-    planes = [None]*n if header else [pixels[..., i] for i in range(n)]
-    bits = head.depth if head.depth<8 else None
-    return Planes(planes, (head.width, head.height), 'grey' if n==1 else 'colour', None, f'PNG {head.depth}-bit', bits)
+    n, bits = _intensities_a_pixel[head.colour], head.depth if head.depth<8 else None
+    kind = 'grey' if n==1 else 'colour'
+    found = Planes([None]*n, (head.width, head.height), kind, None, f'PNG {head.depth}-bit', bits)
+    if header: return found
+    decoders = [_decode_by_kornia]
+    if (head.depth, head.colour) in _modes_of_pillow and not head.interlaced: decoders.append(_decode_by_pillow)
+    if getattr(_thread, 'one_of_many', False): decoders.reverse()
+    for decode in decoders:
+        chunks = png_pixel_chunks(data, check_pixels=decode is not _decode_by_kornia)
+        try: pixels = decode(head, chunks, data)
+        except ImageError as e: why = e
+        else: return found._replace(planes=[pixels[..., i] for i in range(n)])
+    raise why
 
 # %% ../../nbs/data/50_formats.ipynb #c6f31d9d
 _mark = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # of a segment: neither an escaped 255, nor a restart, nor padding

@@ -105,15 +105,6 @@ def _as_row(row):
     raise ImageError(f'cannot read a {type(row).__name__}: give a row of the table of find_images, '
                      'a path, an array, a tensor or a Pillow image', 'not an image')
 
-# %% ../../nbs/data/60_reader.ipynb #accbb607
-def _sources(row, wanted):
-    "(file or array, channels to take from it, whether it holds more than one)"
-    if row.get('layout') in ('single','zarr','array'): return [(row['green'], wanted, True)]
-    channels_of = {}
-    for c in wanted:
-        if isinstance(row.get(c), str): channels_of.setdefault(row[c], []).append(c)
-    return [(file, channels, len(channels)>1) for file,channels in channels_of.items()]
-
 # %% ../../nbs/data/60_reader.ipynb #45c06d65
 @patch
 def open_source(self:ImageReader,
@@ -133,8 +124,12 @@ def planes(self:ImageReader,
     row:dict, # row of the table of `find_images`
 ): # yields (channel, plane as it is in the file, `Planes` of that file)
     "The channels of a field of view before size and intensity are changed, one file at a time"
-    sizes = {}
-    for source,channels,is_shared in _sources(row, wanted_channels(self.channels)):
+    wanted, files, sizes = wanted_channels(self.channels), {}, {}
+    for c in wanted:
+        if isinstance(row.get(c), str): files.setdefault(row[c], []).append(c)
+    is_whole = row.get('layout') in ('single','zarr','array')
+    for source,channels in [(row['green'], wanted)] if is_whole else files.items():
+        is_shared = is_whole or len(channels)>1
         path = source if isinstance(source, str) else None
         one_channel = '' if is_shared else channels[0]
         with naming_file(source, one_channel): p = self.open_source(source, alone=not is_shared)

@@ -146,19 +146,6 @@ def _stated_bits(tif, series):
     bits = min([bits, *(int(s) for s in significant if s)])
     return bits if bits<type_bits else None
 
-# %% ../../nbs/data/45_tiff.ipynb #2fedc896
-def _check_files_of_set(tif, f):
-    "Refuse an OME-TIFF that speaks of other files which are not beside it"
-    folder, name = os.path.split(getattr(f, 'name', ''))
-    names = files_of_ome(tif.ome_metadata, name)
-    if len(names)<2: return
-    is_remote = isinstance(f, io.BytesIO)
-    missing = [n for n in names if is_remote or not file_stat(os.path.join(folder, n)).st_size]
-    if missing:
-        some = ', '.join(missing[:4]) + (', …' if len(missing)>4 else '')
-        raise ImageError(f'one of {len(names)} files that are one field of view by their OME metadata; '
-                         f'not beside it, or empty: {some}')
-
 # %% ../../nbs/data/45_tiff.ipynb #44069cfa
 def read_tiff(
     f, # binary file
@@ -172,7 +159,14 @@ def read_tiff(
         if alone and tif.is_ome and tif.ome_metadata.count('FileName=')>1:
             f.seek(0)
             with tifffile.TiffFile(f, is_ome=False) as by_itself: return _planes_of_tiff(by_itself, f, z, header)
-        if tif.is_ome: _check_files_of_set(tif, f)
+        folder, name = os.path.split(getattr(f, 'name', ''))
+        names = files_of_ome(tif.ome_metadata, name) if tif.is_ome else []
+        is_remote = isinstance(f, io.BytesIO)
+        missing = [n for n in names if is_remote or not file_stat(os.path.join(folder, n)).st_size]
+        if missing and len(names)>1:
+            some = ', '.join(missing[:4]) + (', …' if len(missing)>4 else '')
+            raise ImageError(f'one of {len(names)} files that are one field of view by their OME metadata; '
+                             f'not beside it, or empty: {some}')
         return _planes_of_tiff(tif, f, z, header)
 
 def _planes_of_tiff(tif, f, z, header):

@@ -56,18 +56,6 @@ def _add_spaced(points, n, draw, candidates=30):
         points = [*points, new[nearest.argmax()]]
     return points
 
-# %% ../../nbs/simulate/20_cells.ipynb #d1cd0236
-def _place_dividing(rng, radius, divisions):
-    "Centres and phases of the cells that divide"
-    daughters, n_mitoses = [], 0
-    if 'bridge' in divisions:
-        middle = _in_square(rng, .35*FIELD_UM, .65*FIELD_UM, 1)[0]
-        apart = .9*radius*np.exp(1j*rng.uniform(0, np.pi))
-        daughters = [middle - apart, middle + apart]
-    if 'spindle' in divisions: n_mitoses = int(rng.integers(1, 3))
-    centres = _add_spaced(daughters, n_mitoses, partial(_in_square, rng, .18*FIELD_UM, .82*FIELD_UM))
-    return centres, [CYTOKINESIS]*len(daughters) + [MITOSIS]*n_mitoses
-
 # %% ../../nbs/simulate/20_cells.ipynb #12314941
 class CellLine(NamedTuple):
     "How the cells of a line grow"
@@ -83,7 +71,14 @@ def _place_cells(self:Cells, n, divisions):
     "Place and shape the cells of one line: `n` in the field, and those in the margin around it"
     rng, line = self.rng, CELL_LINES[self.rng.integers(len(CELL_LINES))]
     radius = float(np.clip(FIELD_UM/np.sqrt(np.pi*n)*line.spread*rng.uniform(.93, 1.1), 9, 20))
-    centres, phases = _place_dividing(rng, radius, divisions)
+    daughters, n_mitoses = [], 0
+    if 'bridge' in divisions:
+        middle = _in_square(rng, .35*FIELD_UM, .65*FIELD_UM, 1)[0]
+        apart = .9*radius*np.exp(1j*rng.uniform(0, np.pi))
+        daughters = [middle - apart, middle + apart]
+    if 'spindle' in divisions: n_mitoses = int(rng.integers(1, 3))
+    phases = [CYTOKINESIS]*len(daughters) + [MITOSIS]*n_mitoses
+    centres = _add_spaced(daughters, n_mitoses, partial(_in_square, rng, .18*FIELD_UM, .82*FIELD_UM))
     centres = _add_spaced(centres, max(n - len(centres), 0), partial(_in_square, rng, 4, FIELD_UM - 4))
 
     def in_margin(n): # up to `n` points, 4 to 14 µm outside the field
