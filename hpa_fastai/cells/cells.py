@@ -38,19 +38,6 @@ def _fit_mask(mask, reader, size):
     center_on(canvas, np.asarray(Image.fromarray(mask).resize(resized, Image.NEAREST)))
     return np.asarray(Image.fromarray(canvas).resize((size, size), Image.NEAREST))
 
-# %% ../../nbs/cells/30_cells.ipynb #3f86b02d
-def _fill_with_copies(tile, size, dark):
-    "A picture full of copies of a square tile, each turned or mirrored another way; `dark` is what lies beside them"
-    side = tile.shape[-1]
-    n = size//side
-    turned = [torch.rot90(tile, k, (1, 2)) for k in range(4)]
-    turned += [t.flip(2) for t in turned]
-    picture = dark.expand(-1, size, size).clone()
-    for k in range(n*n):
-        y, x = k//n*side, k%n*side
-        picture[:, y:y+side, x:x+side] = turned[k%8]
-    return picture
-
 # %% ../../nbs/cells/30_cells.ipynb #e07013c1
 def _cut_out(x, mask, cell, box, dark):
     "A square with one cell alone in its middle; one to four of them fill a side of the picture"
@@ -71,11 +58,18 @@ def single_cells(
     "Make a picture of each cell alone, at the scale of the field of view, the rest blanked"
     size, dark = x.shape[-1], x.amin((1, 2), keepdim=True)
     boxes = dict(enumerate(ndi.find_objects(masks), 1))
-    pictures = []
-    for cell in cells:
-        if boxes.get(cell) is None: pictures.append(dark.expand(-1, size, size))
-        else: pictures.append(_fill_with_copies(_cut_out(x, masks, cell, boxes[cell], dark), size, dark))
-    return torch.stack(pictures)
+    pictures = dark.expand(len(cells), -1, size, size).clone()
+    for picture,cell in zip(pictures, cells):
+        if boxes.get(cell) is None: continue
+        tile = _cut_out(x, masks, cell, boxes[cell], dark)
+        turned = [torch.rot90(tile, k, (1, 2)) for k in range(4)]
+        turned += [t.flip(2) for t in turned]
+        side = tile.shape[-1]
+        n = size//side
+        for k in range(n*n):
+            top, left = k//n*side, k%n*side
+            picture[:, top:top+side, left:left+side] = turned[k%8]
+    return pictures
 
 # %% ../../nbs/cells/30_cells.ipynb #abc59da9
 def combine_probs(
@@ -107,16 +101,6 @@ def _masks_by_id(masks, table):
     if len(masks)!=len(table):
         raise CellError(f'{len(masks)} masks for {len(table)} fields of view; give one each, in the same order')
     return dict(zip(map(id_form, table.Id), masks))
-
-# %% ../../nbs/cells/30_cells.ipynb #284e8360
-def _mask_stamps(masks, ids):
-    "What the mask file of each field of view looks like; '' where there is none"
-    stamps = {}
-    for i in ids:
-        mask = (masks or {}).get(i)
-        is_file = isinstance(mask, (str, Path))
-        stamps[i] = fov_stamp(dict.fromkeys(CHANNELS, str(mask))) if is_file else ''
-    return stamps
 
 # %% ../../nbs/cells/30_cells.ipynb #704e0af0
 @dataclass(frozen=True)
@@ -210,7 +194,8 @@ def stream(self:_CellRun, todo, stamps=None, progress=False):
 def fill(self:_CellRun, journal, progress):
     "Predict the fields of view that a journal lacks, and finish it"
     ids, stamps = self.table.Id, {}
-    mask_stamps = _mask_stamps(self.masks, ids)
+    files = {i: str(mask) for i,mask in (self.masks or {}).items() if isinstance(mask, (str, Path))}
+    mask_stamps = {i: fov_stamp(dict.fromkeys(CHANNELS, files[i])) if i in files else '' for i in ids}
     now = {i: stamp+mask_stamps[i] for i,stamp in stamps_now(self.table, journal.done).items()}
     with closing(self.stream(journal.left(ids, now), stamps, progress)) as parts:
         for rows in parts:

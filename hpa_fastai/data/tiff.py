@@ -137,15 +137,6 @@ def _ome_elements(tif, name):
     "The elements of a name in the metadata of an OME-TIFF"
     return [e for e in ElementTree.fromstring(tif.ome_metadata).iter() if e.tag.endswith('}'+name)]
 
-# %% ../../nbs/data/45_tiff.ipynb #f670090a
-def _stated_bits(tif, series):
-    "Bits of a value that a TIFF states, where they are fewer than those of the type; or None"
-    bits, type_bits = series.keyframe.bitspersample, 8*series.dtype.itemsize
-    if not isinstance(bits, int) or series.dtype.kind!='u': return None
-    significant = [e.get('SignificantBits') for e in _ome_elements(tif, 'Pixels')] if tif.is_ome else []
-    bits = min([bits, *(int(s) for s in significant if s)])
-    return bits if bits<type_bits else None
-
 # %% ../../nbs/data/45_tiff.ipynb #44069cfa
 def read_tiff(
     f, # binary file
@@ -193,7 +184,10 @@ def _planes_of_tiff(tif, f, z, header):
     names = None
     if tif.is_ome: names = [e.get('Name') or e.get('Fluor') or '' for e in _ome_elements(tif, 'Channel')]
     elif tif.is_imagej: names = (tif.imagej_metadata or {}).get('Labels')
-    return planes_of_array(pixels, axes, z, names, is_colour, 'TIFF', _stated_bits(tif, series))
+    significant = [e.get('SignificantBits') for e in _ome_elements(tif, 'Pixels')] if tif.is_ome else []
+    stated = [series.keyframe.bitspersample, *(int(bits) for bits in significant if bits)]
+    are_fewer = series.dtype.kind=='u' and isinstance(stated[0], int) and min(stated)<8*series.dtype.itemsize
+    return planes_of_array(pixels, axes, z, names, is_colour, 'TIFF', min(stated) if are_fewer else None)
 
 # %% ../../nbs/data/45_tiff.ipynb #5b6e21c9
 def store_files(

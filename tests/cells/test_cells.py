@@ -61,16 +61,22 @@ def test_a_row_a_cell(plate, predictor, tmp_path):
         predict_cells(predictor, plate, out=tmp_path/'cells.csv', progress=False)
 
 
-def test_a_stopped_run_goes_on(plate, predictor, tmp_path, monkeypatch):
-    "Stopped after the second field of view, the same command ends with the same bytes"
-    whole = predict_cells(predictor, plate, out=tmp_path/'whole.csv', progress=False)
-    part, add = tmp_path/'cells.csv.part', Journal.add
+def stop_after_two(monkeypatch, *args, **kwargs):
+    "`predict_cells`, interrupted after the second field of view"
+    add = Journal.add
     def add_and_die(self, rows, *args, **kwargs):
         add(self, rows, *args, **kwargs)
         if len(self) == 2: raise KeyboardInterrupt
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Journal, 'add', add_and_die)
-        predict_cells(predictor, plate, out=tmp_path/'cells.csv', progress=False)
+        predict_cells(*args, progress=False, **kwargs)
+
+
+def test_a_stopped_run_goes_on(plate, predictor, tmp_path, monkeypatch):
+    "Stopped after the second field of view, the same command ends with the same bytes"
+    whole = predict_cells(predictor, plate, out=tmp_path/'whole.csv', progress=False)
+    part = tmp_path/'cells.csv.part'
+    stop_after_two(monkeypatch, predictor, plate, out=tmp_path/'cells.csv')
     left = part.read_bytes()
     assert not (tmp_path/'cells.csv').exists() and (tmp_path/'whole.csv').read_bytes().startswith(left)
     with pytest.raises(ResultError, match='prior was 0.5 and is now 0.25'):
@@ -83,6 +89,21 @@ def test_a_stopped_run_goes_on(plate, predictor, tmp_path, monkeypatch):
     part.write_bytes(left.replace(b'0', b'1'))
     (tmp_path/'cells.csv.part.json').write_text('{}')
     assert predict_cells(predictor, plate, out=tmp_path/'cells.csv', force=True, progress=False).equals(whole)
+
+
+def test_masks_drawn_anew_in_a_stopped_run(plate, predictor, tmp_path, monkeypatch):
+    "A field of view whose mask is another than before is predicted again"
+    ids, masks, out = find_images(plate).Id.tolist(), tmp_path/'masks', tmp_path/'cells.csv'
+    m = np.zeros((64, 64), np.uint8)
+    m[5:30, 5:30], m[40:, 40:] = 7, 3
+    masks.mkdir()
+    for i in ids: Image.fromarray(m).save(masks/f'{i}.png')
+    stop_after_two(monkeypatch, predictor, plate, masks, out=out)
+    Image.fromarray(np.where(m==7, 0, m).astype(np.uint8)).save(masks/f'{ids[0]}.png')
+    with pytest.warns(UserWarning, match=f'have other files .* predicted again: {ids[0]}'):
+        found = predict_cells(predictor, plate, masks, out=out, progress=False)
+    assert found.Id.tolist() == [ids[0], *ids[1:2]*2, *ids[2:]*2]
+    assert found.cell.tolist() == [3, 3, 7, 3, 7]
 
 
 def test_with_or_without_a_file_the_table_is_the_same(plate, predictor, tmp_path):
