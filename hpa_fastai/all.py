@@ -37,8 +37,8 @@ from .models.architectures import (LeNet5, ModelError, NoWeights, SmallResNet, c
                                              list_models)
 from .train.losses import (AsymmetricLoss, BCELoss, MultilabelLoss, SigmoidFocalLoss, SoftF1Loss,
                                      SymmetricLovaszLoss, WeightedSumLoss, get_loss)
-from .train.callbacks import (AverageWeights, KeepBest, KeepStatistics, KeepTime, LogEpochs, MeanAP, StopOnNaN,
-                                        StopWhenAsked, TrainingBar, TrainingError, TrainingPrecision, mean_ap,
+from .train.callbacks import (AverageWeights, KeepBest, KeepStatistics, KeepTime, LogEpochs, MeanAP,
+                                        StopOnNaN, StopWhenAsked, TrainingBar, TrainingError, TrainingPrecision, mean_ap,
                                         stop_on_interrupt)
 from .train.checkpoints import SaveEpochs, read_checkpoint
 from .train.schedule import Stage, default_sizes, measure_steps, plan_stages
@@ -57,7 +57,8 @@ from .evaluate.thresholds import (Thresholds, decide, f1_curves, fit_thresholds,
 from .evaluate.crossfit import Decisions, crossfit
 from .evaluate.failures import find_failures, label_candidates
 from .evaluate.gallery import show_failures
-from .evaluate.evaluation import Comparison, Evaluation, compare_models, confusion_table, evaluate, top_confusions
+from .evaluate.evaluation import (Comparison, Evaluation, compare_models, confusion_table, evaluate,
+                                            top_confusions)
 from .evaluate.flags import Flagger
 from .evaluate.reference import Reference, shift_test
 
