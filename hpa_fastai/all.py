@@ -38,8 +38,8 @@ from .models.architectures import (LeNet5, ModelError, NoWeights, SmallResNet, c
 from .train.losses import (AsymmetricLoss, BCELoss, MultilabelLoss, SigmoidFocalLoss, SoftF1Loss,
                                      SymmetricLovaszLoss, WeightedSumLoss, get_loss)
 from .train.callbacks import (AverageWeights, KeepBest, KeepStatistics, KeepTime, LogEpochs, MeanAP,
-                                        StopOnNaN, StopWhenAsked, TrainingBar, TrainingError, TrainingPrecision, mean_ap,
-                                        stop_on_interrupt)
+                                        StopOnNaN, StopWhenAsked, TrainingBar, TrainingError, TrainingPrecision,
+                                        mean_ap, stop_on_interrupt)
 from .train.checkpoints import SaveEpochs, read_checkpoint
 from .train.schedule import Stage, default_sizes, measure_steps, plan_stages
 from .train.fine_tuning import worth_fine_tuning

@@ -35,6 +35,7 @@ def judge(tmp_path, *checks):
     assert all(o['figures'] or o['check'] == 'scaler' for o in found['checks'])
 
 
+@pytest.mark.slow
 def test_every_check_runs(tmp_path):
     judge(tmp_path, 'answers', 'nan', 'memory', 'scaler', 'export', 'devices', 'prediction', 'training', 'recipe')
 

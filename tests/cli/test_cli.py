@@ -80,39 +80,17 @@ def test_every_number_of_the_command_has_limits():
     assert {a.dest for p in commands.values() for a in p._actions if a.type in (int, float)} <= of_the_reader
 
 
-def test_train_evaluate_predict(small_atlas, tmp_path):
-    done = run(
-        'train',
-        small_atlas,
-        '--group',
-        'antibody',
-        '--arch',
-        'lenet5',
-        '--pretrained',
-        'no',
-        '--sizes',
-        32,
-        '--epochs',
-        1,
-        '--cache',
-        tmp_path / 'cache',
-        '--out',
-        tmp_path / 'model',
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (
-        'images to train on' in done.stdout
-        and 'macro F1' in done.stdout
-        and (tmp_path / 'model' / 'config.json').is_file()
-    )
-    done = run('evaluate', small_atlas, '--model', tmp_path/'model', '--out', tmp_path/'classes.csv', '--no-progress')
-    assert done.returncode == 0 and 'macro F1' in done.stdout, done.stderr
-    assert len(pd.read_csv(tmp_path/'classes.csv')) == 28
-    done = run('predict', small_atlas/'train', '--model', tmp_path/'model', '--out', tmp_path/'p.csv')
-    assert done.returncode == 0 and 'predicting on' in done.stderr, done.stderr
-    assert len(pd.read_csv(tmp_path/'p.csv')) == 90
-    assert run('test-model', tmp_path/'model').returncode == 0
+def test_train_evaluate_predict(small_atlas, tmp_path, capsys):
+    atlas, model = str(small_atlas), str(tmp_path/'model')
+    training = ['--group', 'antibody', '--arch', 'lenet5', '--pretrained', 'no', '--sizes', '32', '--epochs', '1']
+    assert main(['train', atlas, *training, '--cache', str(tmp_path/'cache'), '--out', model]) == 0
+    said = capsys.readouterr().out
+    assert 'images to train on' in said and 'macro F1' in said and (tmp_path/'model'/'config.json').is_file()
+    assert main(['evaluate', atlas, '--model', model, '--out', str(tmp_path/'classes.csv'), '--no-progress']) == 0
+    assert 'macro F1' in capsys.readouterr().out and len(pd.read_csv(tmp_path/'classes.csv')) == 28
+    assert main(['predict', f'{atlas}/train', '--model', model, '--out', str(tmp_path/'p.csv')]) == 0
+    assert 'predicting on' in capsys.readouterr().err and len(pd.read_csv(tmp_path/'p.csv')) == 90
+    assert main(['test-model', model]) == 0
 
 
 def test_some_inputs_failed_is_code_1(small_atlas, trained, tmp_path, capsys):
@@ -264,38 +242,26 @@ def test_offline_training_starts_from_simulated_cells(small_atlas, tmp_path, mon
     assert 'the head alone, a few seconds (--fine-tune yes trains the body too)' in said
 
 
-def test_demo_in_small(tmp_path):
-    from hpa_fastai.cli.demo import run_demo
-    ev = run_demo(tmp_path/'demo', n_train=60, n_test=30, size=32, minutes=.05, arch='lenet5')
-    assert len(ev.table) == 28
-    assert {'hpa_model', 'predictions.csv', 'predictions.png'} <= set(os.listdir(tmp_path/'demo'))
-
-
-def test_a_stopped_training_is_kept_and_goes_on(small_atlas, tmp_path):
-    args = [COMMAND, 'train', small_atlas, '--arch', 'lenet5', '--pretrained', 'no',
-            '--size', '48', '--epochs', '12', '--out', tmp_path/'m', '--cache', tmp_path/'cache', '--no-progress']
+def test_a_stopped_training_is_kept_and_goes_on(small_atlas, tmp_path, capsys):
+    out, log = tmp_path/'m', tmp_path/'m.training'/'log.csv'
+    args = ['train', str(small_atlas), '--arch', 'lenet5', '--pretrained', 'no', '--size', '48', '--epochs', '12',
+            '--out', str(out), '--cache', str(tmp_path/'cache'), '--no-progress']
     warned = {k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'}
-    p = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=warned)
-    log = tmp_path/'m.training'/'log.csv'
+    p = subprocess.Popen([COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=warned)
     while not log.exists() and p.poll() is None: time.sleep(.05)
     p.send_signal(signal.SIGINT)
-    out = p.communicate()[0]
-    assert (
-        p.returncode == 1
-        and 'training was stopped' in out
-        and (tmp_path / 'm' / 'model.safetensors').exists()
-        and log.exists()
-    ), out
-    again = subprocess.run(args, capture_output=True, text=True)
-    assert again.returncode == 2 and again.stderr.count('\n') == 1 and '--resume goes on' in again.stderr
-    mine = (tmp_path/'m'/'config.json').read_text()
-    (tmp_path/'m'/'config.json').write_text(mine.replace('"constant"', '"mine"') + ' ')
-    other = subprocess.run([*args, '--resume'], capture_output=True, text=True)
-    assert other.returncode == 2 and 'already holds a model' in other.stderr and log.exists()
-    (tmp_path/'m'/'config.json').write_text(mine)
-    on = subprocess.run([*args, '--resume'], capture_output=True, text=True)
-    assert on.returncode == 0 and 'going on' in on.stdout and not log.exists(), on.stderr
-    assert (tmp_path/'m'/'config.json').read_text() != mine
+    said = p.communicate()[0]
+    assert p.returncode == 1 and 'training was stopped' in said, said
+    assert (out/'model.safetensors').exists() and log.exists()
+    assert main(args) == 2
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and '(--resume) goes on' in said
+    mine = (out/'config.json').read_text()
+    (out/'config.json').write_text(mine.replace('"constant"', '"mine"') + ' ')
+    assert main([*args, '--resume']) == 2 and 'already holds a model' in capsys.readouterr().err and log.exists()
+    (out/'config.json').write_text(mine)
+    assert main([*args, '--resume']) == 0 and 'going on' in capsys.readouterr().out and not log.exists()
+    assert (out/'config.json').read_text() != mine
 
 
 def test_a_model_that_cannot_be_saved_is_kept(small_atlas, tmp_path, monkeypatch, capsys):

@@ -34,7 +34,7 @@ def test_neighbors_pass_over_images_without_embedding():
     with pytest.raises(MapError, match='90 embeddings but 3 Ids'): neighbors(x, range(3), 1)
     with pytest.raises(MapError, match='images × features'): neighbors(x[0], range(20), 1)
 
-@pytest.mark.parametrize('method', ['pca', 'tsne', 'umap'])
+@pytest.mark.parametrize('method', ['pca', 'tsne', pytest.param('umap', marks=pytest.mark.slow)])
 def test_layout_keeps_kinds_together(method):
     if method=='umap': pytest.importorskip('umap')
     x, kind = three_clouds(20)

@@ -52,7 +52,7 @@ def test_torchvision_weights_from_a_file(tmp_path):
     assert torch.equal(body.stem[0].weight[:, :3], source.stem[0].weight)
 
 
-@pytest.mark.parametrize('arch', ['tf_efficientnet_b0', 'resnetv2_50x1_bit', 'dm_nfnet_f0'])
+@pytest.mark.parametrize('arch', ['tf_efficientnet_b0', 'resnetv2_50x1_bit', 'nf_regnet_b0'])
 def test_special_convolutions_survive_the_fourth_channel(tmp_path, arch):
     "Padding and weight standardisation of the stem are those of the network when it is built again without weights"
     source = timm.create_model(arch)
