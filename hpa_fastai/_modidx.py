@@ -1126,6 +1126,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'hpa_fastai/deploy/schema.py'),
                                           'hpa_fastai.deploy.schema._check_notes': ( 'deploy/schema.html#_check_notes',
                                                                                      'hpa_fastai/deploy/schema.py'),
+                                          'hpa_fastai.deploy.schema._check_step': ( 'deploy/schema.html#_check_step',
+                                                                                    'hpa_fastai/deploy/schema.py'),
                                           'hpa_fastai.deploy.schema._describe_fault': ( 'deploy/schema.html#_describe_fault',
                                                                                         'hpa_fastai/deploy/schema.py'),
                                           'hpa_fastai.deploy.schema.check_config': ( 'deploy/schema.html#check_config',

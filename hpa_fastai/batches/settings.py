@@ -58,6 +58,8 @@ class ImageSettings:
         for name in ('mean', 'std'):
             value = getattr(self, name)
             if value is not None: object.__setattr__(self, name, tuple(map(float, value)))
+        if (self.mean is None)!=(self.std is None) or self.source and self.mean is None:
+            raise HPAError('mean and std go together, and stand in for sources that are not known: give both')
 
     def __call__(self,
         x: Tensor,  # B×4×H×W uint8, as `reader` gives it

@@ -83,8 +83,9 @@ def channels(
     found = {}
     for part in text.split(','):
         name, _, plane = part.partition('=')
-        plane = plane.strip()
-        found[name.strip()] = int(plane) if plane.isdecimal() else plane
+        name, plane = name.strip(), plane.strip()
+        if name in found: raise argparse.ArgumentTypeError(f'{name} stands twice; give each channel one plane')
+        found[name] = int(plane) if plane.isdecimal() else plane
     return found
 
 def names(

@@ -74,6 +74,7 @@ def train(
         raise HPAError('--folds trains all folds and --fold one; give one of the two')
     if args.dry_run:
         from hpa_fastai.experiments.training import check_training
+        reader_of(args)  # refuses settings that cannot be
         if not args.n_folds: check_training(args.out, args.arch, args.loss, args.resume, args.force)
         return _rehearse(args)
     device = join_processes(args)

@@ -42,6 +42,7 @@ class ImageReader:
         object.__setattr__(self, 'percentiles', tuple(np.ravel(self.percentiles).tolist()))
         for name in ('size', 'bits', 'pixel_size'):
             if isinstance(value := getattr(self, name), np.generic): object.__setattr__(self, name, value.item())
+        if isinstance(self.bits, float) and self.bits.is_integer(): object.__setattr__(self, 'bits', int(self.bits))
         if isinstance(self.channels, dict): object.__setattr__(self, 'channels', ChannelMap(self.channels))
 
         def refuse(name, advice): raise ImageError(f'{name}={getattr(self, name)!r}: {advice}', 'setting')

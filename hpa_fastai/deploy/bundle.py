@@ -132,6 +132,9 @@ def from_learner(cls:Bundle,
     learn,  # of `hpa_learner`
 ) -> Bundle:
     "Gather a learner's model and settings."
+    if not hasattr(learn.model, 'config'):
+        raise BundleError(f'{type(learn.model).__name__}: a bundle holds a network of create_model, which '
+                          'can be made again by its name; save another network with learn.export')
     labels, settings = learn.dls.labels, learn.dls.settings
     preprocess = {k: v for k,v in asdict(settings).items() if k!='reader'}
     thresholds, calibration, evaluation = (getattr(learn, k, None) for k in ('thresholds', 'calibration', 'evaluation'))
@@ -142,5 +145,5 @@ def from_learner(cls:Bundle,
         calibration=calibration and calibration.to_dict(),
         training=getattr(learn, 'history', {}), metrics=None if evaluation is None else evaluation.class_records(),
         validation=None if evaluation is None else evaluation.to_dict(), reference=None, versions=library_versions())
-    config = json.loads(json.dumps(config))
+    config = json.loads(json.dumps(config), parse_constant=lambda _: None)  # json has no word for NaN
     return Bundle(learn.model.eval(), labels, settings, thresholds, calibration, config, learn.dls.device)

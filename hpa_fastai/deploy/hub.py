@@ -31,7 +31,7 @@ def pull_model(
     "Fetch a model from the Hub, or find it where it was fetched before."
     from huggingface_hub import constants, errors, snapshot_download
     try: return Path(snapshot_download(name, allow_patterns=list(FILES)))
-    except errors.RepositoryNotFoundError:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise BundleError(f'{name}: neither a folder here nor a model on {constants.ENDPOINT} that you may see; '
                           'for a private one log in with `hf auth login`') from None
     except Exception as e:  # of the network, of which each library has errors of its own

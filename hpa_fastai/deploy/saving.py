@@ -25,6 +25,7 @@ from ..evaluate.reference import Reference
 from ..train.learner import HPALearner
 from .bundle import *
 from .loading import file_sha256
+from .schema import ConfigError, check_config, read_json
 
 # %% ../../nbs/deploy/20_saving.ipynb #9ac3e5e4
 def check_target(
@@ -128,6 +129,7 @@ def _write_files(bundle, folder, sample):
     save_file({**weights, **figures}, folder/'model.safetensors')
     config = dict(bundle.config, flags=limits, sha256=file_sha256(folder/'model.safetensors'))
     (folder/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
+    check_config(read_json(folder/'config.json'))
     (folder/'README.md').write_text(model_card(config), encoding='utf-8')
     np.savez_compressed(folder/'sample.npz', images=sample.numpy(), probs=bundle.probs(sample))
     shutil.copymode(folder/'config.json', folder/'model.safetensors')  # safetensors keeps its files from all others
@@ -159,6 +161,7 @@ def write_bundle(
         with _holding(new):
             _write_files(bundle, new, sample)
             _replace(new, path)
+    except ConfigError as e: raise BundleError(f"{path}: the model can't be saved: {e}") from None
     except (OSError, SafetensorError) as e:
         reason = getattr(e, 'strerror', None) or ' '.join(str(e).split())
         raise BundleError(f"{path}: the model can't be saved ({reason}); make room, or give another place") from e

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Share', 'Percent', 'Count', 'Figure', 'Limit', 'Pixels', 'Text', 'Name', 'LongText', 'PerClass', 'ClassId',
            'ClassKey', 'Notes', 'Separator', 'Plane', 'ChannelLetters', 'ChannelPlanes', 'Channels', 'FourShares',
-           'Curve', 'Quantiles', 'FORMAT', 'ClassRecord', 'ConfigError', 'describe_os_error', 'read_json', 'ConfigPart',
-           'NetworkConfig', 'LabelsConfig', 'ReaderConfig', 'PreprocessConfig', 'CalibrationConfig', 'ThresholdsConfig',
-           'FlagsConfig', 'ReliabilityRow', 'HardImage', 'Mistake', 'ValidationConfig', 'Traits', 'TraitsAndNames',
-           'ReferenceConfig', 'BundleConfig', 'check_config']
+           'Curve', 'Step', 'Quantiles', 'FORMAT', 'ClassRecord', 'ConfigError', 'describe_os_error', 'read_json',
+           'ConfigPart', 'NetworkConfig', 'LabelsConfig', 'ReaderConfig', 'PreprocessConfig', 'CalibrationConfig',
+           'ThresholdsConfig', 'FlagsConfig', 'ReliabilityRow', 'HardImage', 'Mistake', 'ValidationConfig', 'Traits',
+           'TraitsAndNames', 'ReferenceConfig', 'BundleConfig', 'check_config']
 
 # %% ../../nbs/deploy/00_schema.ipynb #f811c763
 import json
@@ -165,12 +165,21 @@ class PreprocessConfig(ConfigPart):
 # %% ../../nbs/deploy/00_schema.ipynb #7daa3504
 Curve = Annotated[list[Figure], Field(min_length=1, max_length=100_000)]
 
+def _check_step(curves):
+    "Refuse a curve whose two sides are not of one length, or which falls."
+    x, y = curves
+    if len(x) != len(y): raise ValueError('two lists of one length are expected')
+    if sorted(x) != x or sorted(y) != y: raise ValueError('numbers that rise are expected')
+    return curves
+
+Step = Annotated[list[Curve], Field(min_length=2, max_length=2), AfterValidator(_check_step)]
+
 class CalibrationConfig(ConfigPart):
     "What `Calibration.to_dict` gives."
     method: Name  # platt, temperature, isotonic, …
     slope: Annotated[list[Figure], PerClass]  # of the logits
     offset: Annotated[list[Figure], PerClass]  # of the logits
-    steps: dict[ClassKey, Annotated[list[Curve], Field(min_length=2, max_length=2)]]  # isotonic curves, by class
+    steps: dict[ClassKey, Step]  # isotonic curves, by class
 
 class ThresholdsConfig(ConfigPart):
     "What `Thresholds.to_dict` gives."
@@ -264,7 +273,7 @@ class BundleConfig(ConfigPart):
     thresholds: ThresholdsConfig  # probabilities to locations
     calibration: CalibrationConfig|None  # of the probabilities
     flags: FlagsConfig|None  # limits of what is usual
-    training: Notes  # how it was trained
+    training: Annotated[dict, AfterValidator(_check_notes)]  # how it was trained
     metrics: Annotated[list[ClassRecord], Field(max_length=10_000)]|None  # by class
     validation: ValidationConfig|None = None  # what the evaluation found
     reference: ReferenceConfig|None = None  # how held-out pictures looked
@@ -302,4 +311,5 @@ def check_config(
     try: return BundleConfig.model_validate(config, context=dict(n_classes=n_classes)).model_dump(by_alias=True)
     except ValidationError as e:
         place, message = _describe_fault(e.errors(include_url=False)[0], root, config)
-        raise ConfigError(message[:400], place=place) from None
+        printable = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in message[:400])
+        raise ConfigError(printable, place=place) from None

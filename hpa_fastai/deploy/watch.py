@@ -176,6 +176,7 @@ def watch(
     if not folder.is_dir():
         raise HPAError(f'{folder}: no such folder to watch; make it, or name the folder that the microscope writes to')
     timeout, settle = checked(timeout=timeout, settle=settle)
+    if timeout is not None: timeout = max(timeout, settle)  # sooner no file counts as written
     if not isinstance(predictor, Predictor): predictor = Predictor(predictor)
     read = {c for reader in predictor.readers for c in wanted_channels(reader.channels)}
     watcher = FolderWatcher(folder, [c for c in CHANNELS if c in read], settle)
@@ -187,14 +188,14 @@ def watch(
         try:
             last_news = time.monotonic()
             for _ in _wake_ups(folder, poll, stop, every=min(1., settle)):
-                n_changes = watcher.n_changes
+                n_changes, looked = watcher.n_changes, time.monotonic()
                 try: n = predictor.step(watcher, journal)
                 except ImageError as e:
                     warnings.warn(f'{e}; looking again')
                     n = 0
                 bar.update(n)
                 if n or watcher.n_changes > n_changes: last_news = time.monotonic()
-                if timeout is not None and time.monotonic()-last_news > timeout: break
+                if timeout is not None and looked-last_news > timeout: break
         except KeyboardInterrupt: stop.set()
         _report_incomplete(journal, watcher, predictor.labels, timed_out=not stop.is_set())
     return journal

@@ -7,6 +7,7 @@ __all__ = ['read_checkpoint', 'SaveEpochs']
 
 # %% ../../nbs/train/20_checkpoints.ipynb #e47ce3d7
 import hashlib, io, os, random, time, warnings
+from dataclasses import asdict
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
@@ -144,10 +145,13 @@ def training_settings(
     learn: Learner,  # of `hpa_learner`
     **kwargs,  # arguments of the training
 ) -> dict:  # of plain values
-    "What must be the same for a training to go on: network, loss, images, and the arguments of the training"
+    "What must be the same for a training to go on: network, loss, images, how they are read, and its arguments"
     train, valid = (dl.dataset.items['Id'] for dl in learn.dls.loaders[:2])
     images = hashlib.sha1(' '.join(map(str, [*train, '|', *valid])).encode()).hexdigest()[:12]
     loss = str(getattr(learn.loss_func, 'func', learn.loss_func)).split(' object at')[0]
+    pictures = asdict(learn.dls.settings)
+    del pictures['size']  # of the present stage
+    kwargs = {**(pictures.pop('reader') or {}), **pictures, **kwargs}
     kwargs = {name: list(value) if isinstance(value, tuple) else value for name,value in kwargs.items()}
     arch = getattr(learn.model, 'config', {}).get('arch', type(learn.model).__name__)
     return dict(arch=arch, pretrained=learn.pretrained, classes=len(learn.dls.vocab), loss=loss,

@@ -190,6 +190,9 @@ def test_dry_run_says_what_would_be_done_and_makes_nothing(small_atlas, tmp_path
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'home'))
     assert main(['train', str(small_atlas), '--size', '32', '--no-progress', '--dry-run']) == 0
     assert '90 labelled images' in capsys.readouterr().out and os.listdir(tmp_path) == []
+    for setting in (['--bits', '40'], ['--channels', 'xyz'], ['--channels', 'red=0,red=1']):
+        assert main(['train', str(small_atlas), *setting, '--dry-run']) == 2
+        assert setting[0][2:] in capsys.readouterr().err
 
 
 def test_offline_training_goes_on_from_scratch(small_atlas, tmp_path, monkeypatch, capsys):

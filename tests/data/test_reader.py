@@ -68,6 +68,7 @@ def test_settings_survive_json():
     r = ImageReader(256, channels=dict(red='Cy3', green=1), scale='percentile', percentiles=[2,99], bits=12,
                     pixel_size=.1, z='max', missing='zero')
     assert ImageReader(**json.loads(json.dumps(asdict(r)))) == r
+    assert json.dumps(asdict(ImageReader(bits=12.))) == json.dumps(asdict(ImageReader(bits=12)))
 
 
 WRONG_SETTINGS = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpa_fastai.all import HPA28, HPADataLoaders, hpa_learner, plain_thresholds
+from hpa_fastai.all import HPA28, HPADataLoaders, HPALearner, hpa_learner, plain_thresholds
 from hpa_fastai.deploy import loading, saving
 from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.deploy.bundle import BundleError
@@ -184,6 +184,10 @@ def a_pickle():
     return f.getvalue()
 
 
+def steps(at, value):
+    return dict(method='isotonic', slope=[1] * 28, offset=[0] * 28, steps={'0': [at, value]})
+
+
 class Evil:
     def __reduce__(self): return (pytest.fail, ('code of a bundle was run',))
 
@@ -229,7 +233,13 @@ class Evil:
             ),
             'steps',
         ),
-        (lambda p: change(p, lambda c: c.update(training=deep(50))), 'nested too deeply'),
+        (lambda p: change(p, lambda c: c.update(training={'x': deep(50)})), 'nested too deeply'),
+        (lambda p: change(p, lambda c: c.update(training=[1])), 'training is a list of 1'),
+        (lambda p: change(p, lambda c: c['versions'].update({'a\nb\x1b[2J': '1'})), r'versions\.a\\nb\\x1b\[2J is'),
+        (lambda p: change(p, lambda c: c['preprocess'].update(mean=[.1]*4)), 'mean and std go together'),
+        (lambda p: change(p, lambda c: c['preprocess'].update(source=True)), 'mean and std go together'),
+        (lambda p: change(p, lambda c: c.update(calibration=steps([0, 1], [0]))), 'two lists of one length'),
+        (lambda p: change(p, lambda c: c.update(calibration=steps([1, 0], [0, 1]))), 'numbers that rise'),
         (lambda p: change(p, lambda c: c.update(versions={'a': 'x' * 10**6})), 'versions.a'),
         (lambda p: change(p, lambda c: c.update(sha256='0')), 'sha256'),
         (lambda p: change(p, lambda c: c['flags'].pop('unlike')), 'flags'),
@@ -362,3 +372,26 @@ def test_a_model_without_thresholds_can_be_saved(trained, tmp_path):
     assert (load_bundle(tmp_path/'m').thresholds.values == .5).all()
     with pytest.warns(UserWarning, match='saved, but the probabilities are not calibrated'):
         learn.save_bundle(tmp_path / 'n')
+
+
+def test_figures_that_are_no_numbers_do_not_spoil_a_model(trained, tmp_path):
+    learn, _ = trained
+    log, learn.training_log[-1] = learn.training_log[-1], dict(learn.training_log[-1], mean_ap=float('nan'))
+    learn.history['log'] = learn.training_log
+    try: learn.save_bundle(tmp_path/'m', note=False)
+    finally: learn.training_log[-1] = log
+    assert load_bundle(tmp_path/'m').config['training']['log'][-1]['mean_ap'] is None
+
+
+def test_what_could_not_be_loaded_is_not_saved(trained, tmp_path):
+    bundle = load_bundle(trained[1])
+    bundle.config['labels']['classes'][0] = 'x'*250
+    with pytest.raises(BundleError, match=r"can't be saved: config.json.labels.classes\[0\] is .* at most 200"):
+        saving.write_bundle(bundle, tmp_path/'m', torch.zeros(1, 4, 48, 48, dtype=torch.uint8))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_network_without_a_name_has_no_bundle(trained, tmp_path):
+    body, head = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 28))
+    learn = HPALearner(trained[0].dls, torch.nn.Sequential(body, head), loss_func=trained[0].loss_func)
+    with pytest.raises(BundleError, match='Sequential: .* learn.export'): learn.save_bundle(tmp_path/'m')

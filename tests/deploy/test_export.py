@@ -57,6 +57,11 @@ def test_a_model_of_the_hub_is_fetched(the_hub):
     assert Predictor('lab/model').bundles[0].config['model']['arch'] == 'resnet10t' and the_hub == ['lab/model']
 
 
+def test_a_name_that_the_hub_cannot_have(monkeypatch):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    with pytest.raises(BundleError, match='^a--b/c: neither a folder here nor a model on'): hub.pull_model('a--b/c')
+
+
 def test_a_folder_wins(the_hub, trained, tmp_path):
     shutil.copytree(trained[1], tmp_path/'lab'/'model')
     Predictor('lab/model')

@@ -91,6 +91,12 @@ def test_a_file_that_stays_broken_gets_its_row(plate, predictor, rows, tmp_path)
     assert 'not a PNG' in df.set_index('Id')['error'][rows[0]['Id']]
 
 
+def test_a_short_timeout_leaves_time_to_settle(plate, predictor, rows, tmp_path):
+    for row in rows[:2]: copy(row, plate)
+    journal, df = run(plate, predictor, tmp_path/'p.csv', timeout=.1, settle=1.2)
+    assert not journal.waiting and list(df['error']) == ['', '']
+
+
 def test_what_never_completes_is_reported(plate, predictor, rows, tmp_path):
     copy(rows[0], plate)
     copy(rows[1], plate, ('red', 'green'))

@@ -12,8 +12,8 @@ from fastai.callback.core import Callback
 from fastai.data.all import IndexSplitter
 from fastai.torch_core import set_seed
 
-from hpa_fastai.all import (HPADataBlock, HPADataLoaders, HPAError, TrainingError, attach_images, hpa_learner,
-                            read_labels)
+from hpa_fastai.all import (HPADataBlock, HPADataLoaders, HPAError, ImageReader, TrainingError, attach_images,
+                            hpa_learner, read_labels)
 from training import FirstSteps, Rates, StopInEpoch, copy, same
 
 
@@ -199,6 +199,19 @@ def test_resuming_with_other_settings_is_refused(make_learner, tmp_path, change,
     how = dict(sizes=(32,), epochs=1, folder=tmp_path/'run', verbose=False)
     make_learner().fit_progressive(**how)
     with pytest.raises(TrainingError, match=said): make_learner().fit_progressive(**how | change, resume=True)
+
+
+def test_resuming_with_pictures_read_otherwise_is_refused(small_atlas, cache, tmp_path):
+    def train(**settings):
+        dls = HPADataLoaders.from_csv(small_atlas, size=32, bs=16, cache=cache, progress=False, **settings)
+        learn = hpa_learner(dls, 'lenet5', pretrained=False)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_progressive(sizes=(32,), epochs=1, folder=tmp_path/'run', resume=True, verbose=False)
+    train(normalize='dataset')
+    train(normalize='dataset')
+    with pytest.raises(TrainingError, match="scale=dtype, now it is percentile"):
+        train(normalize='dataset', reader=ImageReader(32, scale='percentile'))
+    with pytest.raises(TrainingError, match='with mean=.*, now it is None'): train()
 
 
 def test_a_stopped_training_is_not_overwritten(make_learner, tmp_path):
