@@ -274,7 +274,7 @@ class BundleConfig(ConfigPart):
     calibration: CalibrationConfig|None  # of the probabilities
     flags: FlagsConfig|None  # limits of what is usual
     training: Annotated[dict, AfterValidator(_check_notes)]  # how it was trained
-    metrics: Annotated[list[ClassRecord], Field(max_length=10_000)]|None  # by class
+    metrics: Annotated[list[ClassRecord], PerClass]|None  # by class
     validation: ValidationConfig|None = None  # what the evaluation found
     reference: ReferenceConfig|None = None  # how held-out pictures looked
     versions: Annotated[dict[Text, Text], Field(max_length=10_000)]  # of python and the libraries

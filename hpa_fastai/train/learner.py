@@ -7,6 +7,7 @@ __all__ = ['HPALearner', 'hpa_learner']
 
 # %% ../../nbs/train/70_learner.ipynb #4ac324db
 import inspect, time, warnings
+from copy import copy
 from pathlib import Path
 from typing import Callable
 import numpy as np, torch
@@ -295,5 +296,5 @@ def from_learner(cls:HPALearner,
                 if name not in ('dls', 'model', 'cbs', 'default_cbs')}
     res = cls(learn.dls, learn.model, **settings)
     kinds = {type(cb) for cb in res.cbs}
-    res.add_cbs([cb for cb in learn.cbs if type(cb) not in kinds])
+    res.add_cbs([copy(cb) for cb in learn.cbs if type(cb) not in kinds])  # those of the other learner stay with it
     return res

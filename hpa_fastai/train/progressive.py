@@ -33,7 +33,7 @@ def check_sizes(
     now, read = learn.dls.settings.size, learn.dls.settings.reader.size
     if read and max(sizes)>read:
         raise HPAError(f'sizes: {max(sizes)} px is larger than the {read} px that the images are read at; '
-                       f'make the loaders with size={max(sizes)} (--size {max(sizes)})')
+                       f'make the loaders, and a reader of your own, with size={max(sizes)} (--size {max(sizes)})')
     arch = getattr(learn.model, 'config', {}).get('arch', 'the network')
     for size in sizes:
         try: body_features(learn.model, size)

@@ -235,6 +235,8 @@ class Evil:
         ),
         (lambda p: change(p, lambda c: c.update(training={'x': deep(50)})), 'nested too deeply'),
         (lambda p: change(p, lambda c: c.update(training=[1])), 'training is a list of 1'),
+        (lambda p: change(p, lambda c: c.update(metrics=c['metrics'][:3])), 'metrics is a list of 3: a list of 28'),
+        (lambda p: change(p, lambda c: c.update(metrics=c['metrics'][:3])), 'metrics is a list of 3: a list of 28'),
         (lambda p: change(p, lambda c: c['versions'].update({'a\nb\x1b[2J': '1'})), r'versions\.a\\nb\\x1b\[2J is'),
         (lambda p: change(p, lambda c: c['preprocess'].update(mean=[.1]*4)), 'mean and std go together'),
         (lambda p: change(p, lambda c: c['preprocess'].update(source=True)), 'mean and std go together'),

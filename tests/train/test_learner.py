@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.training import GradientClip
 from fastai.data.transforms import get_image_files
 from fastai.interpret import Interpretation
 from fastai.learner import Learner
@@ -197,7 +198,9 @@ def test_learners_of_fastai_train_on_these_loaders(loaders, made_by):
         learn.fit_one_cycle(1, 1e-3)
         probs, targets = learn.get_preds()
     assert type(learn) is Learner and not hasattr(Learner, 'fit_progressive') and probs.shape == targets.shape
+    learn.add_cb(GradientClip(1.))
     ours = HPALearner.from_learner(learn)
+    assert all(cb.learn is learn for cb in learn.cbs) and ours.gradient_clip.learn is ours
     with ours.no_bar(), ours.no_logging():
         assert torch.allclose(ours.get_preds()[0], probs, atol=1e-5)
         ours.fit_progressive(sizes=(48,), epochs=1, verbose=False)
