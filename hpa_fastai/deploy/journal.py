@@ -121,15 +121,15 @@ def _open(self:Journal, force):
             with open(self.out, 'rb') as f: self._count([_split(r) for r in _records(f)][1:])
         self.complete = True
         return
-    if differs and self.part.exists() and not force:
+    if differs and self.part.exists() and self.part.stat().st_size and not force:
         raise ResultError(f'{self.part} is an unfinished table of another run ({differs}); '
                           'finish that one with its own arguments, or begin again with force=True (--force)')
     if differs:
         check_out(self.out, force)
         if self.part.exists(): open_locked(self.part).close()
         for f in (self.part, self.record, self.stamps): f.unlink(missing_ok=True)
+    self.file = open_locked(self.part)  # before the record: a record alone means that the table is complete
     if not self.record.is_file(): write_whole(self.record, json.dumps(self.about, indent=1))
-    self.file = open_locked(self.part)
     self.seen = self._read_stamps()
     self._recover(keep_last=not self.several_rows)
 

@@ -80,3 +80,18 @@ def test_a_kill_while_names_are_given_loses_nothing(tmp_path, monkeypatch, name,
     assert read_predictions(tmp_path/name).Id.tolist() == ['a', 'b']
     assert np.load(tmp_path/'e.npy').tolist() == [[3, 4], [1, 2]]
     assert sorted(os.listdir(tmp_path)) == ['e.ids.json', 'e.npy', name]
+
+
+def test_a_run_that_could_not_begin_leaves_no_table_for_its_own(tmp_path, monkeypatch):
+    out, columns = tmp_path/'p.csv', ['Id', 'Predicted', 'Names', 'p', 'flags', 'error']
+    with Journal(out, columns, dict(model='old')) as journal:
+        journal.add([('x', '', '', .1, '', '')])
+        journal.finish()
+    def full(*_): raise OSError(28, 'No space left on device')
+    for broken in ('open_locked', 'write_whole'):
+        with monkeypatch.context() as m:
+            m.setattr(f'hpa_fastai.deploy.journal.{broken}', full)
+            with pytest.raises(OSError, match='No space'): Journal(out, columns, dict(model='new'), force=True)
+        with pytest.raises(ResultError, match='exists; give another name'): Journal(out, columns, dict(model='new'))
+    with Journal(out, columns, dict(model='new'), force=True) as journal:
+        assert not journal.complete and not journal.done
