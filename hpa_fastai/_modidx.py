@@ -1469,6 +1469,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'hpa_fastai/experiments/compare.py'),
                                                 'hpa_fastai.experiments.compare._difference': ( 'experiments/compare.html#_difference',
                                                                                                 'hpa_fastai/experiments/compare.py'),
+                                                'hpa_fastai.experiments.compare._finished_experiments': ( 'experiments/compare.html#_finished_experiments',
+                                                                                                          'hpa_fastai/experiments/compare.py'),
                                                 'hpa_fastai.experiments.compare._gather_experiments': ( 'experiments/compare.html#_gather_experiments',
                                                                                                         'hpa_fastai/experiments/compare.py'),
                                                 'hpa_fastai.experiments.compare._override': ( 'experiments/compare.html#_override',

@@ -213,7 +213,7 @@ def report(
     from hpa_fastai.interpret.report import report as write_report
     images = args.images and find_beside(args.images, args.what)
     page = write_report(args.what, args.out, args.reference, images, args.csv, args.labels, group_of(args),
-                        force=args.force)
+                        reader_of(args), force=args.force)
     print(f'Written to {page}')
 
 def add_report(
@@ -232,6 +232,7 @@ def add_report(
                 images=dict(default=None, metavar='FOLDER',
                             help='of predictions and models: folder with their pictures'))
     add_options(parser, 'csv', 'labels', 'group', title='of a data set')
+    add_reading_options(parser)
     parser.set_defaults(run=report)
 
 # %% ../../nbs/cli/40_prediction.ipynb #53f66dea

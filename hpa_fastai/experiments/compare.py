@@ -160,6 +160,13 @@ def _run(run, folder):
         kind = '' if isinstance(e, HPAError) else f'{type(e).__name__}: '
         return None, dict(error=kind + ' '.join(str(e).split())[:300])
 
+# %% ../../nbs/experiments/30_compare.ipynb #022fa71a
+def _finished_experiments(file):
+    "Return the names of the experiments in a table that were trained and judged"
+    if not file.is_file(): return []
+    table = read_table(file, ExperimentError)
+    return table.name[table['error']==''].tolist() if {'name', 'error'}<=set(table) else []
+
 # %% ../../nbs/experiments/30_compare.ipynb #a486169c
 def compare(
     df: pd.DataFrame | str | Path,  # Id, Target, and any other columns; or a csv of them
@@ -184,6 +191,7 @@ def compare(
     experiments = _gather_experiments(experiments, archs)
     df = labelled_table(df, labels, images)
     split_options(options)
+    finished = [] if force else _finished_experiments(out/'experiments.csv')
     rows, first = {}, None
     for number, (name, overrides) in enumerate(experiments.items(), 1):
         if progress and is_first(): print(f'{name}: experiment {number} of {len(experiments)}', flush=True)
@@ -195,7 +203,8 @@ def compare(
         first = first or result
         if result and result is not first: rows[name].update(_difference(first, result, df, labels, group))
         table = pd.DataFrame.from_dict(rows, 'index', columns=COLUMNS).rename_axis('name')
-        if is_first() and out.is_dir():
+        would_lose = any(rows[done]['error'] for done in finished if done in rows)
+        if is_first() and out.is_dir() and not would_lose:
             write_whole(out/'experiments.csv', table.to_csv())
             fig = plot_experiments(table)
             fig.savefig(out/'experiments.png', dpi=120)

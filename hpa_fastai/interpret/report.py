@@ -11,6 +11,7 @@ import pandas as pd
 from ..basics.errors import HPAError
 from ..basics.paths import path_text
 from ..data.labels import HPA28, LabelSet
+from ..data.reader import ImageReader
 from ..deploy.bundle import Bundle
 from ..deploy.loading import load_bundle
 from ..deploy.hub import find_model
@@ -47,6 +48,7 @@ def report(
     csv: str|Path = 'train.csv',  # of a data set: table of labels, in the folder or anywhere
     labels: str|LabelSet = HPA28,  # of a data set: its classes
     group: str|None = None,  # of a data set: column whose members a split must not divide
+    reader: ImageReader = ImageReader(),  # of a data set: how files are read
     seconds: float|None = None,  # of predictions: how long they took
     per_class: int = 4,  # pictures of a location
     force: bool = False,  # overwrite the page
@@ -54,7 +56,7 @@ def report(
     "Write one page about a data set, a model or a run of predictions"
     if not isinstance(what, (pd.DataFrame, Bundle)): what = path_text(what, 'what')
     kind, out = _kind(what), check_page(out, force)
-    if kind=='data': return explore(what, csv, out, labels, group, per_class=per_class, force=force)
+    if kind=='data': return explore(what, csv, out, labels, group, per_class=per_class, force=force, reader=reader)
     table = images if images is None or isinstance(images, pd.DataFrame) else locate(images)
     def load(model): return model if model is None or isinstance(model, Bundle) else load_bundle(find_model(model))
     if kind=='model':

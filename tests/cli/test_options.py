@@ -21,7 +21,7 @@ CALLS = {  # of each command: the functions that take its options
     'evaluate': ['deploy.predictor.Predictor'],
     'predict': ['deploy.predictor.predict', 'deploy.watch.watch'],
     'cells': ['cells.cells.predict_cells', 'deploy.predictor.Predictor'],
-    'report': ['interpret.report.report'],
+    'report': ['interpret.report.report', 'data.reader.ImageReader'],
     'test-model': ['deploy.loading.test_bundle'],
 }
 OTHERWISE = {  # a function of Python returns what a command writes to a file

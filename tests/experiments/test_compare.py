@@ -104,6 +104,14 @@ def test_wrong_networks_are_refused_at_once(small_atlas, tmp_path):
     assert not (tmp_path/'out').exists()
 
 
+def test_a_comparison_that_is_refused_keeps_the_table_of_the_first(compared, small_atlas, fast):
+    _, _, out = compared
+    before, atlas = (out/'experiments.csv').read_bytes(), small_atlas
+    refused = compare(atlas/'train.csv', atlas/'train', out, archs=['resnet10t'], **{**fast, 'seed': 7})
+    assert 'trained otherwise' in refused.loc['resnet10t', 'error']
+    assert (out/'experiments.csv').read_bytes() == before
+
+
 def test_folds_and_comparison_from_the_shell(small_atlas, fast, tmp_path, capsys):
     base = [str(small_atlas), '--group', 'antibody', '--pretrained', 'no', '--size', '32', '--sizes', '32',
             '--epochs', '1', '--bs', '16', '--cache', str(fast['cache']), '--no-progress']
