@@ -901,7 +901,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'hpa_fastai/deploy/bundle.py'),
                                           'hpa_fastai.deploy.bundle.BundleError': ( 'deploy/bundle.html#bundleerror',
                                                                                     'hpa_fastai/deploy/bundle.py'),
-                                          'hpa_fastai.deploy.bundle.library_versions': ( 'deploy/bundle.html#library_versions',
+                                          'hpa_fastai.deploy.bundle.package_versions': ( 'deploy/bundle.html#package_versions',
                                                                                          'hpa_fastai/deploy/bundle.py')},
             'hpa_fastai.deploy.embeddings': { 'hpa_fastai.deploy.embeddings.EmbeddingFile': ( 'deploy/embeddings.html#embeddingfile',
                                                                                               'hpa_fastai/deploy/embeddings.py'),

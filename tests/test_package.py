@@ -140,11 +140,11 @@ def test_all_that_is_written_follows_the_umask(small_atlas, trained, tmp_path):
 def test_versions_are_known_without_metadata(tmp_path, monkeypatch):
     "Packages that are folders on `sys.path`, as in a notebook without internet"
     from importlib import metadata
-    from hpa_fastai.deploy.bundle import library_versions
+    from hpa_fastai.deploy.bundle import package_versions
     def none(name): raise metadata.PackageNotFoundError(name)
-    before = library_versions()
+    before = package_versions()
     monkeypatch.setattr(metadata, 'version', none)
-    assert {k: v.split('+')[0] for k, v in library_versions().items()} == {
+    assert {k: v.split('+')[0] for k, v in package_versions().items()} == {
         k: v.split('+')[0] for k, v in before.items()
     }
     assert hpa_fastai.__version__ == before['hpa_fastai']

@@ -109,7 +109,7 @@ class SigmoidFocalLoss(MultilabelLoss):
 
 # %% ../../nbs/train/00_losses.ipynb #936d5bfe
 class AsymmetricLoss(MultilabelLoss):
-    "Focal loss that looks away from easy noes faster than from yeses ([Ridnik et al. 2021](https://arxiv.org/abs/2009.14119))."
+    "Focal loss that leaves easy noes faster than yeses ([Ridnik et al. 2021](https://arxiv.org/abs/2009.14119))."
     def __init__(self,
                  gamma_neg: float = 4.,  # for negatives, as in the paper
                  gamma_pos: float = 1.,  # for positives: there are few, so each goes on teaching
@@ -132,7 +132,7 @@ class AsymmetricLoss(MultilabelLoss):
 def lovasz_hinge(x: Tensor,    # logits, images × classes
                  y: Tensor,    # targets, images × classes
                 ) -> Tensor:   # one number an image
-    "A convex surrogate of the Jaccard distance of each image's labels ([Berman et al. 2018](https://arxiv.org/abs/1705.08790))."
+    "A convex stand-in for the Jaccard distance of labels ([Berman et al. 2018](https://arxiv.org/abs/1705.08790))."
     errors, order = (1 - x*(2*y - 1)).sort(1, descending=True)
     y = y.gather(1, order)
     total = y.sum(1, keepdim=True)
