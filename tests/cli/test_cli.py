@@ -368,8 +368,9 @@ def test_training_reads_as_it_is_told(small_atlas, tmp_path, capsys):
         '98',
     ]
     assert main([*args, *reading, '--out', str(tmp_path/'m')]) == 0
-    model = json.loads((tmp_path/'m'/'config.json').read_text())['model']
-    assert 'rgb' in json.dumps(model) or 'rgb' in (tmp_path/'m'/'config.json').read_text()
+    asked = dict(channels='rgb', missing='zero', z='channels', scale='percentile', percentiles=[2, 98])
+    saved = json.loads((tmp_path/'m'/'config.json').read_text())['reader']
+    assert {name: saved[name] for name in asked} == asked
     for wrong, words in (
         (['--channels', 'pink'], "channels='pink'"),
         (['--bits', '99'], 'bits=99'),
