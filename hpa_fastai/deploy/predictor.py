@@ -21,6 +21,7 @@ from ..data.folders import fov_stamp
 from ..data.files import image_table, plain_source
 from ..data.formats import default_workers
 from ..batches.sources import Sources
+from ..batches.streaming import *
 from ..evaluate.thresholds import average_thresholds
 from ..evaluate.picture_statistics import is_blank, picture_figures
 from .bundle import Bundle
@@ -29,7 +30,6 @@ from .hub import find_model
 from .tables import *
 from .journal import *
 from .embeddings import EmbeddingFile
-from .streaming import *
 
 # %% ../../nbs/deploy/80_predictor.ipynb #1568e62a
 def locate(

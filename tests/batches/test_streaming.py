@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from hpa_fastai.all import ImageReader, find_images
-from hpa_fastai.deploy import streaming
-from hpa_fastai.deploy.streaming import read_ahead
+from hpa_fastai.batches import streaming
+from hpa_fastai.batches.streaming import read_ahead
 
 READERS = [ImageReader(size=32), ImageReader(size=16)]
 
