@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['same_form', 'spell_out', 'id_form', 'path_text', 'irregular_kind', 'is_url', 'open_filesystem', 'file_stat',
-           'find_beside', 'write_whole']
+           'file_sha256', 'find_beside', 'write_whole']
 
 # %% ../../nbs/basics/20_paths.ipynb #75720db6
-import os, stat, unicodedata
+import hashlib, os, stat, unicodedata
 from pathlib import Path
 from .errors import *
 
@@ -85,6 +85,16 @@ def file_stat(
     "Size and times of a file"
     try: return os.stat(path)
     except OSError: return os.stat_result((0,)*10)
+
+# %% ../../nbs/basics/20_paths.ipynb #86f70e65
+def file_sha256(
+    file:str|Path, # of any size
+) -> str: # 64 hexadecimal digits
+    "Compute the checksum of a file."
+    digest = hashlib.sha256()
+    with open(file, 'rb') as f:
+        while block := f.read(2**20): digest.update(block)
+    return digest.hexdigest()
 
 # %% ../../nbs/basics/20_paths.ipynb #4b2cf8dd
 def find_beside(

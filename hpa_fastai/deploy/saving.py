@@ -15,7 +15,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from ..basics.paths import path_text
+from ..basics.paths import file_sha256, path_text
 from ..basics.processes import is_first, n_processes
 from ..batches.settings import ImageSettings
 from ..batches.splits import antibody_of, group_codes
@@ -24,7 +24,6 @@ from ..evaluate.picture_statistics import picture_traits
 from ..evaluate.reference import Reference
 from ..train.learner import HPALearner
 from .bundle import *
-from .loading import file_sha256
 from .schema import ConfigError, check_config, read_json
 
 # %% ../../nbs/deploy/20_saving.ipynb #9ac3e5e4
