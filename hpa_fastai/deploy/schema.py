@@ -190,6 +190,7 @@ class ThresholdsConfig(ConfigPart):
     support: Annotated[list[Annotated[float, Field(ge=0, le=1e9)]], PerClass]  # images of each class
     expected_f1: Share|None  # macro F1 that they should reach
     exclusive: Count|None = None  # the class that never stands beside another
+    at_least_one: bool = False  # an image without labels gets the class nearest to its threshold
 
 class FlagsConfig(ConfigPart):
     "The limits of a `Flagger`."

@@ -1,5 +1,6 @@
 "Thresholds: exactness, strength from other classes, options, awkward data, and the real score tables."
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,8 @@ from hpa_fastai.data.labels import HPA28
 from hpa_fastai.evaluate.metrics import MetricError, f1_scores, macro_f1, simulate_scores
 from hpa_fastai.evaluate.threshold_methods import best_constant, f1_optimum, match_prevalence
 from hpa_fastai.evaluate.thresholds import (
-    THRESHOLD_METHODS, Thresholds, average_thresholds, fit_thresholds, plot_f1_curves)
+    THRESHOLD_METHODS, Thresholds, average_thresholds, decide, fit_thresholds, plain_thresholds, plot_f1_curves,
+    prevalence_thresholds)
 
 
 @pytest.fixture(scope='module')
@@ -164,6 +166,51 @@ def test_a_class_that_stands_alone_stands_alone_wherever_thresholds_decide(score
     for odd in (28, -1, 'Nucleoplasm', True, 1.5):
         with pytest.raises(MetricError, match='not the number of a class'):
             fit_thresholds(probs, targets, exclusive=odd)
+
+def test_thresholds_that_leave_no_image_empty(scores):
+    "The rule is kept with the thresholds, holds wherever they decide, and gives way to the class that stands alone"
+    probs = scores[0]
+    plain = plain_thresholds(.9, 28)
+    rule = replace(plain, at_least_one=True)
+    empty = ~plain.predict(probs).any(1)
+    named = rule.predict(probs)
+    assert empty.any() and (named[empty].argmax(1) == probs[empty].argmax(1)).all()
+    assert (named[empty].sum(1) == 1).all() and (named[~empty] == plain.predict(probs)[~empty]).all()
+    assert (decide(probs, rule) == named).all() and (plain.predict(probs, at_least_one=True) == named).all()
+    again = Thresholds.from_dict(json.loads(json.dumps(rule.to_dict())))
+    older = {k: v for k, v in plain.to_dict().items() if k != 'at_least_one'}
+    assert again.at_least_one and not Thresholds.from_dict(older).at_least_one
+    assert [average_thresholds([rule, o]).at_least_one for o in (rule, plain)] == [True, False]
+    alone = replace(rule, exclusive=0).predict(probs)
+    assert alone.any(1).all() and alone[alone[:, 0]].sum(1).max() == 1
+    assert not rule.predict(probs, abstain=.5).any(1).all()  # who abstains gets no stopgap
+
+@pytest.mark.parametrize('n', [1, 7, 500])
+def test_each_class_is_given_as_often_as_it_is_known_to_occur(scores, n):
+    probs, share = scores[0][:n], scores[1].mean(0)
+    th = prevalence_thresholds(probs, share)
+    assert (th.predict(probs).sum(0) == np.rint(share*n)).all() and th.method == 'prevalence'
+    assert ((0 <= th.low) & (th.low <= th.values) & (th.values <= th.high) & (th.high <= 1)).all()
+
+def test_the_range_of_a_matched_threshold_is_that_of_other_samples():
+    probs, targets = simulate_scores(40_000, seed=3)
+    share = targets.mean(0)
+    true = prevalence_thresholds(probs, share).values
+    samples = [prevalence_thresholds(probs[k::100], share) for k in range(100)]
+    above, below = np.mean([th.low > true for th in samples]), np.mean([th.high < true for th in samples])
+    assert .05 < above < .13 and .05 < below < .13
+
+@pytest.mark.parametrize('tied', [.2, 1e-9, 1.])
+def test_images_that_cannot_be_told_apart_are_decided_alike(tied):
+    probs = np.full((10, 2), tied)
+    probs[0] = .9
+    th = prevalence_thresholds(probs, [.3, 1])
+    assert len({tuple(row) for row in th.predict(probs)[1:].tolist()}) == 1 and th.predict(probs)[:, 1].all()
+
+@pytest.mark.parametrize('share', [[.1]*27, [-.1]*28, [10]*28, [np.nan]*28, .1])
+def test_a_prevalence_that_is_none(scores, share):
+    with pytest.raises(MetricError, match='one share between 0 and 1 for each of the 28 classes'):
+        prevalence_thresholds(scores[0], share)
 
 def test_averages_do_not_depend_on_the_order(scores):
     each = [fit_thresholds(scores[0][k::3], scores[1][k::3], m, folds=3) for k, m in enumerate(('auto', 'f1', 'auto'))]
