@@ -128,6 +128,33 @@ def package_versions() -> dict:  # name -> version
 
 # %% ../../nbs/deploy/10_bundle.ipynb #7976da01
 @patch(cls_method=True)
+def assemble(cls:Bundle,
+    model: torch.nn.Module,  # of `create_model`
+    labels: LabelSet,  # the classes, in the order of the outputs
+    settings: ImageSettings,  # files to pixels, and pixels to the network's input
+    thresholds: Thresholds|None = None,  # probabilities to locations; None: one half
+    calibration: Calibration|None = None,  # of the probabilities
+    evaluation = None,  # an `Evaluation` of it
+    training: dict|None = None,  # how it was trained
+    published: dict|None = None,  # of a model that others have published: which, from where, how far checked
+    device: str|torch.device = 'cpu',  # where the network is
+) -> Bundle:
+    "Put a bundle together of its parts."
+    preprocess = {k: v for k,v in asdict(settings).items() if k!='reader'}
+    thresholds = replace(thresholds or plain_thresholds(.5, len(labels)), exclusive=labels.negative)
+    config = dict(
+        format_version=FORMAT, model=model.config, labels=asdict(labels), reader=asdict(settings.reader),
+        preprocess=preprocess, thresholds=thresholds.to_dict(),
+        calibration=calibration and calibration.to_dict(),
+        training=training or {}, metrics=None if evaluation is None else evaluation.class_records(),
+        validation=None if evaluation is None else evaluation.to_dict(), reference=None, published=published,
+        versions=package_versions())
+    config = json.loads(json.dumps(config), parse_constant=lambda _: None)  # json has no word for NaN
+    return cls(model.eval(), labels, settings, thresholds, calibration, config, torch.device(device))
+
+
+# %% ../../nbs/deploy/10_bundle.ipynb #69fda25c
+@patch(cls_method=True)
 def from_learner(cls:Bundle,
     learn,  # of `hpa_learner`
 ) -> Bundle:
@@ -135,15 +162,6 @@ def from_learner(cls:Bundle,
     if not hasattr(learn.model, 'config'):
         raise BundleError(f'{type(learn.model).__name__}: a bundle holds a network of create_model, which '
                           'can be made again by its name; save another network with learn.export')
-    labels, settings = learn.dls.labels, learn.dls.settings
-    preprocess = {k: v for k,v in asdict(settings).items() if k!='reader'}
-    thresholds, calibration, evaluation = (getattr(learn, k, None) for k in ('thresholds', 'calibration', 'evaluation'))
-    thresholds = replace(thresholds or plain_thresholds(.5, len(labels)), exclusive=labels.negative)
-    config = dict(
-        format_version=FORMAT, model=learn.model.config, labels=asdict(labels), reader=asdict(settings.reader),
-        preprocess=preprocess, thresholds=thresholds.to_dict(),
-        calibration=calibration and calibration.to_dict(),
-        training=getattr(learn, 'history', {}), metrics=None if evaluation is None else evaluation.class_records(),
-        validation=None if evaluation is None else evaluation.to_dict(), reference=None, versions=package_versions())
-    config = json.loads(json.dumps(config), parse_constant=lambda _: None)  # json has no word for NaN
-    return Bundle(learn.model.eval(), labels, settings, thresholds, calibration, config, learn.dls.device)
+    fitted = (getattr(learn, name, None) for name in ('thresholds', 'calibration', 'evaluation'))
+    return cls.assemble(learn.model, learn.dls.labels, learn.dls.settings, *fitted,
+                        training=getattr(learn, 'history', None), device=learn.dls.device)

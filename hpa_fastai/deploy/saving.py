@@ -90,6 +90,21 @@ def _markdown_table(columns, rows):
     lines = [columns, ['---']*len(columns), *([cell(r.get(c)) for c in columns] for r in rows)]
     return [f'| {" | ".join(line)} |' for line in lines]
 
+_checked = dict(outputs='the published test vectors, which it reproduces (largest difference {difference:.1e})',
+                file='the checksum of the published file; no test vectors were published',
+                nothing='UNVERIFIED: another file than the published one, or without test vectors')
+
+def _provenance(published):
+    "Lines on where a published model came from."
+    if not published: return []
+    files = ', '.join(f'{name} (sha256 {sha256[:16]}…)' for name, sha256 in published['files'].items())
+    return ['', '## Where it comes from', '', f'The published model {published["name"]}: {files}.', '',
+            f'- from: {published["address"]}', f'- licence: {published["licence"]}',
+            f'- cite: {published["citation"]}',
+            f'- checked: {_checked[published["checked"]].format(**published)}', '',
+            'It was trained on images of the Human Protein Atlas, so scores on images of the atlas flatter it. '
+            'How good it is on other images nobody knows before it has been tried: `hpa_fastai calibrate`.']
+
 _limits = ('Trust it on images of the kind it was validated on. Another microscope, scale, stain or cell line needs '
            'a new validation; rare classes with little support above are known badly. Not for diagnosis.')
 
@@ -116,11 +131,12 @@ def model_card(
     if f1:
         table = _markdown_table(['class', 'precision', 'recall', 'f1', 'average_precision', 'support'], metrics)
         classes = [f'Macro F1 {np.mean(f1):.3f}, on the images that the thresholds were fitted on.', '', *table]
-    sections = ['', '## Validation by class', '', *classes, '', '## Limits', '', _limits, '']
+    sections = [*_provenance(config.get('published')), '', '## Validation by class', '', *classes,
+                '', '## Limits', '', _limits, '']
     return '\n'.join([*head, *purpose, *settings, *sections])
 
 # %% ../../nbs/deploy/20_saving.ipynb #66eec942
-def _write_files(bundle, folder, sample):
+def _write_files(bundle, folder, sample, published):
     "The four files of a bundle."
     weights = {k: v.detach().cpu().contiguous() for k, v in bundle.model.state_dict().items()}
     arrays, limits = (bundle.flagger.to_arrays(), bundle.flagger.limits) if bundle.flagger else ({}, None)
@@ -130,7 +146,8 @@ def _write_files(bundle, folder, sample):
     (folder/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
     check_config(read_json(folder/'config.json'))
     (folder/'README.md').write_text(model_card(config), encoding='utf-8')
-    np.savez_compressed(folder/'sample.npz', images=sample.numpy(), probs=bundle.probs(sample))
+    arrays = dict(images=sample.numpy(), probs=bundle.probs(sample), **published)
+    np.savez_compressed(folder/'sample.npz', **arrays)
     shutil.copymode(folder/'config.json', folder/'model.safetensors')  # safetensors keeps its files from all others
 
 def _replace(new, path):
@@ -149,6 +166,7 @@ def write_bundle(
     path: str|Path,  # the folder to make
     sample: torch.Tensor,  # B×4×S×S uint8: a few pictures to check the model with
     force: bool = False,  # replace a bundle that is there
+    published: dict|None = None,  # test vectors that were published with the weights: arrays of `test_bundle`
 ) -> Path:
     "Save a bundle, whole or not at all."
     path = Path(path_text(path, 'model', BundleError))
@@ -158,7 +176,7 @@ def write_bundle(
     try:
         new.mkdir()
         with _holding(new):
-            _write_files(bundle, new, sample)
+            _write_files(bundle, new, sample, published or {})
             _replace(new, path)
     except ConfigError as e: raise BundleError(f"{path}: the model can't be saved: {e}") from None
     except (OSError, SafetensorError) as e:

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Share', 'Percent', 'Count', 'Figure', 'Limit', 'Pixels', 'Text', 'Name', 'LongText', 'PerClass', 'ClassId',
            'ClassKey', 'Notes', 'Separator', 'Plane', 'ChannelLetters', 'ChannelPlanes', 'Channels', 'FourShares',
-           'Curve', 'Step', 'Quantiles', 'FORMAT', 'ClassRecord', 'ConfigError', 'describe_os_error', 'read_json',
-           'ConfigPart', 'NetworkConfig', 'LabelsConfig', 'ReaderConfig', 'PreprocessConfig', 'CalibrationConfig',
-           'ThresholdsConfig', 'FlagsConfig', 'ReliabilityRow', 'HardImage', 'Mistake', 'ValidationConfig', 'Traits',
-           'TraitsAndNames', 'ReferenceConfig', 'BundleConfig', 'check_config']
+           'Curve', 'Step', 'Quantiles', 'Sha256', 'FORMAT', 'ClassRecord', 'ConfigError', 'describe_os_error',
+           'read_json', 'ConfigPart', 'NetworkConfig', 'LabelsConfig', 'ReaderConfig', 'PreprocessConfig',
+           'CalibrationConfig', 'ThresholdsConfig', 'FlagsConfig', 'ReliabilityRow', 'HardImage', 'Mistake',
+           'ValidationConfig', 'Traits', 'TraitsAndNames', 'ReferenceConfig', 'PublishedConfig', 'BundleConfig',
+           'check_config']
 
 # %% ../../nbs/deploy/00_schema.ipynb #f811c763
 import json
@@ -259,6 +260,20 @@ class ReferenceConfig(ConfigPart):
     icc: TraitsAndNames[Share]  # correlation within groups
     named: Annotated[list[Count], PerClass]  # images that got the name
 
+# %% ../../nbs/deploy/00_schema.ipynb #a834e094
+Sha256 = Annotated[str, StringConstraints(pattern='^[0-9a-f]{64}$')]
+
+class PublishedConfig(ConfigPart):
+    "Where a published model came from, and how far it was checked."
+    name: Annotated[str, StringConstraints(max_length=100, pattern=r'^[\w.\-]+$')]  # in `PUBLISHED`
+    task: Literal['fields', 'cells']  # what it judges
+    files: Annotated[dict[Name, Sha256], Field(max_length=100)]  # checksums of what it was made of
+    address: Annotated[str, StringConstraints(max_length=500, pattern=r'^[^\x00-\x20]*$')]  # of these files
+    licence: Name  # of the weights
+    citation: LongText  # what to cite
+    checked: Literal['outputs', 'file', 'nothing']  # test vectors agree; checksums agree; neither
+    difference: Share|None  # the largest difference to the published test vectors
+
 # %% ../../nbs/deploy/00_schema.ipynb #73c809d8
 FORMAT = 1  # of the bundle; a newer one is refused with a word on how to upgrade
 
@@ -278,8 +293,9 @@ class BundleConfig(ConfigPart):
     metrics: Annotated[list[ClassRecord], PerClass]|None  # by class
     validation: ValidationConfig|None = None  # what the evaluation found
     reference: ReferenceConfig|None = None  # how held-out pictures looked
+    published: PublishedConfig|None = None  # of a model that others have published
     versions: Annotated[dict[Text, Text], Field(max_length=10_000)]  # of python and the libraries
-    sha256: Annotated[str, StringConstraints(pattern='^[0-9a-f]{64}$')]  # of the weights file
+    sha256: Sha256  # of the weights file
 
 # %% ../../nbs/deploy/00_schema.ipynb #d47ef34d
 def _describe_fault(fault, root, config):
