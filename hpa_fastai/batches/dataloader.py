@@ -167,7 +167,8 @@ def rgby_tfms(
 ) -> list:
     "Make the transforms of a batch on the device, beside the conversion to float that `RGBYBlock` brings"
     if augment is True: augment = AugmentRGBY()
-    resize, norm = ResizeRGBY(settings.size), NormalizeRGBY(settings.mean, settings.std, settings.source)
+    minmax = settings.channels if settings.minmax else ()
+    resize, norm = ResizeRGBY(settings.size), NormalizeRGBY(settings.mean, settings.std, settings.source, minmax)
     return [resize, augment, norm] if augment else [resize, norm]
 
 # %% ../../nbs/batches/60_dataloader.ipynb #56f75f1f
@@ -175,4 +176,4 @@ def rgby_tfms(
 def settings(self:HPADataLoader) -> ImageSettings:
     "All that decides what a network sees of a picture of this loader"
     resize, norm = (next(t for t in self.after_batch.fs if isinstance(t, kind)) for kind in (ResizeRGBY, NormalizeRGBY))
-    return ImageSettings(self.reader, resize.size, norm.mean, norm.std, norm.source)
+    return ImageSettings(self.reader, resize.size, norm.mean, norm.std, norm.source, bool(norm.minmax))

@@ -78,10 +78,11 @@ def HPADataBlock(
     sources: Sources|None = None,  # normalise by the figures of each picture's source; without these, by mean and std
     item_tfms = None,  # of your own, for each picture as it is read: `TensorRGBY`, uint8 4×H×W
     batch_tfms = None,  # of your own, for batches on the device: beside ours, or in place of one of the same kind
+    minmax: bool = False,  # normalise by one minimum and maximum of all channels of a picture, in place of the above
 ) -> DataBlock:
     "Make a fastai `DataBlock` from rows of a table (`attach_images`) to four-channel pictures and labels"
     size, labels = checked(size=size), get_labels(labels)
-    settings = ImageSettings(reader or ImageReader(size=size), size, mean, std, sources is not None)
+    settings = ImageSettings(reader or ImageReader(size=size), size, mean, std, sources is not None, minmax)
     own = L(batch_tfms)
     ours = [t for t in rgby_tfms(settings, augment) if not any(isinstance(o, type(t)) for o in own)]
     block = _HPADataBlock(
@@ -123,10 +124,10 @@ def _readable(df, reader, cache, progress):
 def _normalization(normalize, df, reader, cache):
     "Mean and deviation of each channel, or None for each picture's own"
     if isinstance(normalize, str):
-        if normalize=='image': return None, None
+        if normalize in ('image', 'minmax'): return None, None
         if normalize in ('dataset', 'source'): return dataset_stats(df, reader, cache and cache.pixels)
     elif len(normalize)==2 and all(len(o)==4 for o in normalize): return tuple(map(tuple, normalize))
-    raise HPAError(f"normalize={normalize!r} is none of 'image', 'source', 'dataset' and (mean, std) "
+    raise HPAError(f"normalize={normalize!r} is none of 'image', 'source', 'dataset', 'minmax' and (mean, std) "
                    'with a figure for each of the four channels')
 
 # %% ../../nbs/batches/70_loaders.ipynb #9cc5e1ce
@@ -144,7 +145,7 @@ def from_df(cls:HPADataLoaders,
     seed: int = 42,  # of the split
     valid_col: str|None = None,  # take the images for validation that this column marks with True
     splitter = None,  # take the rows that this function of the table gives: for training, and for validation
-    normalize = 'image',  # by figures of each 'image' or 'source', or of the 'dataset'; or (mean, std)
+    normalize = 'image',  # by figures of each 'image', its 'source' or the 'dataset', (mean, std), or to 0..1: 'minmax'
     source: str|None = None,  # the column that names the sources; None: `source`, or else the folders
     augment: bool|AugmentRGBY = True,  # the default augmentation, none, or your own
     oversample: float = 0.5,  # power of rarity with which training images are drawn; 0: all alike
@@ -171,7 +172,8 @@ def from_df(cls:HPADataLoaders,
     if sources: sources.figures(df, store and store.pixels)  # of all pictures, as they are when the folder is predicted
     weights = rarity_weights(labels.encode(df.Target.iloc[train]), oversample) if oversample else None
     def split(_): return train, valid
-    block = HPADataBlock(labels, size, reader, split, mean, std, augment, sources, item_tfms, batch_tfms)
+    block = HPADataBlock(labels, size, reader, split, mean, std, augment, sources, item_tfms, batch_tfms,
+                         minmax=isinstance(normalize, str) and normalize=='minmax')
     block.dls_type = cls
     bs = min(bs, max(len(train)//n_processes(), 1))
     return block.dataloaders(df, bs=bs, device=device and torch.device(device), num_workers=num_workers, cache=store,

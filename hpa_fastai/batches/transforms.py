@@ -37,17 +37,20 @@ def _stretched(x):
 # %% ../../nbs/batches/50_transforms.ipynb #7e2f544d
 class NormalizeRGBY(DisplayedTransform):
     "Normalise batches, by the figures of each picture, of its source, or of all"
-    order = 99
+    order, minmax = 99, ()
     def __init__(self,
         mean:tuple|None=None,  # of each channel, 0..1; None: each picture's own
         std:tuple|None=None,  # of each channel, 0..1; None: each picture's own
         source:bool=False,  # by the figures that a batch carries as `figures`, B×2×4
-    ): self.mean, self.std, self.source = mean, std, source
+        minmax:tuple=(),  # by one minimum and maximum of the channels of these numbers, in place of the above
+    ): self.mean, self.std, self.source, self.minmax = mean, std, source, minmax
     def encodes(self, x:TensorRGBY):
         figures = x.__dict__.pop('figures', None)
+        if self.minmax: return min_max(x, self.minmax)
         return normalize(x, self.mean, self.std, figures if self.source else None)
     def decodes(self, x:TensorRGBY):
         "Back to 0..1 for showing; exact where mean and deviation were given"
+        if self.minmax: return x
         return _stretched(x) if self.mean is None else _denormalized(x, self.mean, self.std)
 
 # %% ../../nbs/batches/50_transforms.ipynb #75456b9b

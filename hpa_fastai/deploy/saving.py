@@ -119,10 +119,13 @@ def model_card(
     purpose = [f'# {network["arch"]} for {network["n_out"]} protein locations', '',
                'Names the subcellular locations of a protein in four-channel confocal images like those of the Human '
                f'Protein Atlas. Made with hpa_fastai {config["versions"]["hpa_fastai"]}.', '',
-               '```', 'hpa_fastai predict FOLDER --model THIS_FOLDER', 'hpa_fastai test-model THIS_FOLDER', '```', '']
+               '```', f'hpa_fastai {"cells" if images.crop else "predict"} FOLDER --model THIS_FOLDER',
+               'hpa_fastai test-model THIS_FOLDER', '```', '']
     calibrated = f'calibrated ({calibration["method"]})' if calibration else 'as the network gives them'
-    settings = ['- input: red, green, blue, yellow (microtubules, protein, nucleus, ER), '
-                f'read at {reader["size"]} px, {images.size} px for the network, normalised by {images.normalized_by}',
+    read_at = f'read at {reader["size"]} px' if reader['size'] else 'read as the files are'
+    cut_out = f'{images.crop}; ' if images.crop else ''
+    settings = [f'- input: {cut_out}red, green, blue, yellow (microtubules, protein, nucleus, ER), '
+                f'{read_at}, {images.size} px for the network, normalised by {images.normalized_by}',
                 f'- thresholds: {config["thresholds"]["method"]}; probabilities {calibrated}']
     for name, value in config['training'].items():
         settings.append(f'- {name}: {"; ".join(map(str, value)) if isinstance(value, list) else value}')

@@ -6,7 +6,7 @@
 __all__ = ['Share', 'Percent', 'Count', 'Figure', 'Limit', 'Pixels', 'Text', 'Name', 'LongText', 'PerClass', 'ClassId',
            'ClassKey', 'Notes', 'Separator', 'Plane', 'ChannelLetters', 'ChannelPlanes', 'Channels', 'FourShares',
            'Curve', 'Step', 'Quantiles', 'Sha256', 'FORMAT', 'ClassRecord', 'ConfigError', 'describe_os_error',
-           'read_json', 'ConfigPart', 'NetworkConfig', 'LabelsConfig', 'ReaderConfig', 'PreprocessConfig',
+           'read_json', 'ConfigPart', 'NetworkConfig', 'LabelsConfig', 'ReaderConfig', 'CropConfig', 'PreprocessConfig',
            'CalibrationConfig', 'ThresholdsConfig', 'FlagsConfig', 'ReliabilityRow', 'HardImage', 'Mistake',
            'ValidationConfig', 'Traits', 'TraitsAndNames', 'ReferenceConfig', 'PublishedConfig', 'BundleConfig',
            'check_config']
@@ -156,12 +156,21 @@ class ReaderConfig(ConfigPart):
 
 FourShares = Annotated[list[Share], Field(min_length=4, max_length=4)]
 
+class CropConfig(ConfigPart):
+    "The fields of a `CellCrop`."
+    size: Pixels|None  # side of a square around a cell; None: its bounding box
+    margin: Annotated[int, Field(ge=0, le=3072)]  # pixels around the bounding box
+    pixel_size: Annotated[float, Field(ge=1e-4, le=1e4)]|None  # µm a pixel
+    masked: bool  # black outside the cell
+
 class PreprocessConfig(ConfigPart):
     "The fields of `ImageSettings` beside its reader."
     size: Pixels  # side of the network's input, in pixels
     mean: FourShares|None  # of each channel
     std: FourShares|None  # of each channel
     source: bool  # by the figures of each picture's source
+    minmax: bool = False  # by one minimum and maximum of all channels of a picture
+    crop: CropConfig|None = None  # how a single cell is cut out
 
 # %% ../../nbs/deploy/00_schema.ipynb #7daa3504
 Curve = Annotated[list[Figure], Field(min_length=1, max_length=100_000)]

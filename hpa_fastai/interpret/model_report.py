@@ -200,13 +200,14 @@ def card_section(self:ModelReport) -> Section:
     "Settings, as a person asks for them"
     config = self.config
     reader, preprocess, thresholds = config['reader'], config['preprocess'], config['thresholds']
-    expected, calibration = thresholds['expected_f1'], config['calibration']
+    expected, calibration, images = thresholds['expected_f1'], config['calibration'], ImageSettings(**preprocess)
     settings = {
         'network': config['model']['arch'],
         'pictures are read at': f'{reader["size"] or "their own"} px',
         'and given to the network at': f'{preprocess["size"]} px',
         'channels': reader['channels'],
-        'normalised by': ImageSettings(**preprocess).normalized_by,
+        **({'cut out': str(images.crop)} if images.crop else {}),
+        'normalised by': images.normalized_by,
         'thresholds': thresholds['method'],
         'macro F1 expected on other images': '–' if expected is None else f'{expected:.3f}',
         'calibration': calibration['method'] if calibration else 'none',
