@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpa_fastai.all import HPA28, HPADataLoaders, HPALearner, hpa_learner, plain_thresholds
+from hpa_fastai.all import (HPA28, HPADataLoaders, HPALearner, ImageSettings, create_model, hpa_learner,
+                            plain_thresholds)
 from hpa_fastai.deploy import loading, saving
 from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.deploy.bundle import BundleError
@@ -63,6 +64,23 @@ def test_every_kind_of_network_comes_back_as_it_was_trained(small_atlas, tmp_pat
     bundle = load_bundle(tmp_path/'model')
     images = torch.stack([bundle.settings.reader(r) for r in dls.valid_ds.items.to_dict('records')])
     assert np.abs(bundle.probs(images) - probs.numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize('arch, folded', [('densenet121', 59), ('inception_v3', 94), ('resnet18', 20)])
+def test_norms_are_folded_where_a_convolution_comes_before(trained, arch, folded):
+    "timm's networks too, whose norm and activation are one layer; DenseNet's other 62 norms come before theirs"
+    torch.manual_seed(0)
+    model = create_model(arch, 28, pretrained=False, size=96).eval()
+    norms = [m for m in model[0].modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        for t, low in ((norm.weight, .5), (norm.bias, -.2), (norm.running_mean, -.2), (norm.running_var, .5)):
+            torch.nn.init.uniform_(t, low, low + 1)
+    bundle = replace(load_bundle(trained[1]), model=model, settings=ImageSettings(size=96))
+    fast, x = bundle.folded(), torch.randn(2, 4, 96, 96)
+    assert len(norms) - sum(isinstance(m, torch.nn.BatchNorm2d) for m in fast.model[0].modules()) == folded
+    assert not any('batch_norm' in str(node.target) for node in fast.model[0].graph.nodes)
+    for a, b in zip(bundle.run(x), fast.run(x)): assert np.abs(a - b).max() < 1e-4*max(1, np.abs(a).max())
+    assert any(m is norms[0] for m in model[0].modules())  # the network itself is as it was
 
 
 def test_settings_travel(trained):
