@@ -219,6 +219,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'hpa_fastai/batches/loaders.py'),
                                             'hpa_fastai.batches.loaders.HPADataLoaders.new': ( 'batches/loaders.html#hpadataloaders.new',
                                                                                                'hpa_fastai/batches/loaders.py'),
+                                            'hpa_fastai.batches.loaders.HPADataLoaders.normalize_by': ( 'batches/loaders.html#hpadataloaders.normalize_by',
+                                                                                                        'hpa_fastai/batches/loaders.py'),
                                             'hpa_fastai.batches.loaders.HPADataLoaders.set_size': ( 'batches/loaders.html#hpadataloaders.set_size',
                                                                                                     'hpa_fastai/batches/loaders.py'),
                                             'hpa_fastai.batches.loaders.HPADataLoaders.settings': ( 'batches/loaders.html#hpadataloaders.settings',

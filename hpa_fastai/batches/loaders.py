@@ -48,11 +48,22 @@ class HPADataLoaders(DataLoaders):
                 if isinstance(tfm, ResizeRGBY): tfm.size = size
         return self
 
+    def normalize_by(self,
+        mean: tuple|None = None,  # of each channel, 0..1; None: each picture's own
+        std: tuple|None = None,  # of each channel, 0..1; None: each picture's own
+        minmax: bool = False,  # by one minimum and maximum of all channels of a picture instead
+    ) -> 'HPADataLoaders':  # itself
+        "Normalise the batches of all loaders by other figures from now on"
+        norms = [tfm for dl in self.loaders for tfm in dl.after_batch.fs if isinstance(tfm, NormalizeRGBY)]
+        channels = self.settings.channels if minmax else ()
+        for tfm in norms: tfm.mean, tfm.std, tfm.source, tfm.minmax = mean, std, False, channels
+        return self
+
     def new(self) -> 'HPADataLoaders':
-        "Make loaders of the same images, with a size of their own that nobody else can change"
+        "Make loaders of the same images, with size and normalisation of their own that nobody else can change"
         loaders = []
         for dl in self.loaders:
-            tfms = [copy(t) if isinstance(t, ResizeRGBY) else t for t in dl.after_batch.fs]
+            tfms = [copy(t) if isinstance(t, (ResizeRGBY, NormalizeRGBY)) else t for t in dl.after_batch.fs]
             loaders.append(dl.new(after_batch=tfms))
             loaders[-1].draw = dl.draw
         return type(self)(*loaders, path=self.path, device=self.device)

@@ -263,6 +263,22 @@ def test_what_only_this_data_has_sits_on_loaders_of_its_own(small_atlas, cache):
     assert not {'set_size', 'settings', 'settings_suffice', 'fields'} & {*dir(DataLoaders)}
 
 
+@pytest.mark.parametrize('asked', ['image', 'source', 'dataset'])
+def test_other_figures_in_the_place_of_what_was_asked_for(small_atlas, cache, asked):
+    "In loaders of their own: the first ones, whose images and cache they are, stay as they were"
+    dls = HPADataLoaders.from_csv(small_atlas, size=32, bs=16, cache=cache, progress=False, normalize=asked)
+    before, batch = dls.settings, dls.valid.one_batch()[0]
+    for figures in (dict(mean=(.1,)*4, std=(.2,)*4), dict(minmax=True)):
+        other = dls.new().normalize_by(**figures)
+        assert other.settings == ImageSettings(ImageReader(size=32), 32, **figures)
+        for dl in other.loaders: assert dl.settings == other.settings
+        pixels = other.valid.cache.batch(other.valid.places[:16])
+        assert torch.allclose(other.valid.one_batch()[0].as_subclass(torch.Tensor), other.settings(pixels), atol=1e-5)
+        assert other.settings_suffice() and other.new().settings == other.settings
+        assert dls.settings == before and torch.equal(dls.valid.one_batch()[0], batch)
+        assert torch.isfinite(other.train.one_batch()[0]).all()
+
+
 def test_block_is_a_plain_datablock(small_atlas):
     items = attach_images(read_labels(small_atlas / 'train.csv'), small_atlas / 'train')
     x, y = HPADataBlock(size=24, augment=False).dataloaders(items, bs=4, num_workers=0).one_batch()
