@@ -68,6 +68,21 @@ def inputs(self:Bundle,
     each = [None]*len(imgs) if figures is None else figures.split(1)
     return torch.cat([prepare(o[None], f) for o, f in zip(imgs, each)])
 
+# %% ../../nbs/deploy/10_bundle.ipynb #268acd85
+@patch
+def check_task(self:Bundle,
+    task: str,  # what is to be judged: 'fields' or 'cells'
+) -> None:
+    "Refuse a model of single cells for whole fields of view, and a published model of fields for single cells."
+    published = self.config.get('published') or {}
+    name = published.get('name') or self.config.get('model', {}).get('arch', 'this model')
+    if task == 'fields' and self.settings.crop:
+        raise BundleError(f'{name} judges single cells, not whole fields of view: use `hpa_fastai cells FOLDER` '
+                          '(predict_cells), or give a model of fields')
+    if task == 'cells' and published.get('task') == 'fields':
+        raise BundleError(f'{name} judges whole fields of view, not single cells: use `hpa_fastai predict FOLDER`, '
+                          'or for cells --model hpa-inception-v3-cells')
+
 # %% ../../nbs/deploy/10_bundle.ipynb #92382808
 @patch
 def pixels(self:Bundle,

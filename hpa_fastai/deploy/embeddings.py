@@ -30,7 +30,8 @@ def recover(self:EmbeddingFile,
 ):
     "Go on after the rows that the table has."
     if not journal.done: self.part.unlink(missing_ok=True)
-    self.file, self.dim, self.n_kept = open_locked(self.part), None, len(journal.done)
+    n_rows = sum(map(len, journal.within.values()))
+    self.file, self.dim, self.n_kept = open_locked(self.part), None, n_rows
     if journal.done and not self.part.stat().st_size:
         raise ResultError(f'{self.part} is not there, but the table {journal.part} was begun with it; '
                           'delete that one to begin again')
@@ -52,7 +53,7 @@ def add(self:EmbeddingFile,
 
 # %% ../../nbs/deploy/60_embeddings.ipynb #5f9d944c
 def _write_npy(out, ids, x, chunk=10_000):
-    "One row a field of view; `x` gives the rows of a range."
+    "One row a field of view or cell; `x` gives the rows of a range."
     dim = x(0, 1).shape[1]
     header = dict(descr=np.lib.format.dtype_to_descr(np.dtype(np.float32)), fortran_order=False, shape=(len(ids), dim))
     with open(out, 'wb') as f:
@@ -60,17 +61,19 @@ def _write_npy(out, ids, x, chunk=10_000):
         for i in range(0, len(ids), chunk): f.write(x(i, i+chunk).tobytes())
 
 def _write_parquet(out, ids, x, chunk=10_000):
-    "Id and one column a feature; `x` gives the rows of a range."
+    "Id, in a table of cells `cell`, and one column a feature; `x` gives the rows of a range."
     pa, dim = import_pyarrow(), x(0, 1).shape[1]
-    schema = pa.schema([('Id', pa.string()), *((f'e{i}', pa.float32()) for i in range(dim))])
+    names = [('Id', pa.string()), ('cell', pa.int64())] if ids and isinstance(ids[0], tuple) else [('Id', pa.string())]
+    schema = pa.schema([*names, *((f'e{i}', pa.float32()) for i in range(dim))])
     with pa.parquet.ParquetWriter(out, schema) as writer:
         for i in range(0, len(ids), chunk):
             features = np.ascontiguousarray(x(i, i+chunk).T)
-            writer.write_table(pa.table([pa.array(ids[i:i+chunk]), *map(pa.array, features)], schema=schema))
+            part = zip(*ids[i:i+chunk]) if len(names) == 2 else [ids[i:i+chunk]]
+            writer.write_table(pa.table([*map(pa.array, part), *map(pa.array, features)], schema=schema))
 
 @patch
 def finish(self:EmbeddingFile,
-    ids: list,  # one a row of the complete file
+    ids: list,  # one a row of the complete file: the Id, or Id and number of a cell
     positions: list,  # where these rows stand in what was written
 ):
     "Write the complete file."

@@ -9,7 +9,7 @@ __all__ = ['record_differences', 'open_locked', 'explain_write_error', 'write_al
 import json, os, re, warnings
 from collections import Counter
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from fastcore.basics import patch
 from ..basics.paths import path_text, spell_out, write_whole
@@ -92,7 +92,7 @@ class Journal:
         columns: list,  # of the table; the first is Id, the last is error
         about: dict,  # what makes the results what they are: arguments and models; json-able
         force: bool = False,  # replace a table that is there, or one that was begun with other arguments
-        several_rows: bool = False,  # an Id has several rows, which are added at once
+        several_rows: bool = False,  # an Id has several rows, numbered in the second column, which are added at once
         growing: bool = False,  # never complete: it has its own name from the start (csv only)
         embeddings = None,  # an `EmbeddingFile` that is to grow with the table
     ):
@@ -159,6 +159,7 @@ def note(self:Journal,
 def _start_counting(self:Journal):
     "Forget the rows that were counted."
     self.done, self.failed, self.n_failed, self.named = [], [], 0, Counter()
+    self.within = {}  # the second cell of each row, by Id: in a table of cells the number of the cell
 
 @patch
 def _count(self:Journal, rows):
@@ -166,7 +167,9 @@ def _count(self:Journal, rows):
     names = self.columns.index('Names')
     for id_, of_id in groupby(rows, key=lambda row: row[0]):
         self.done.append(id_)
+        self.within[id_] = []
         for row in of_id:
+            self.within[id_].append(row[1])
             if not row[-1]: self.named.update(o for o in row[names].split('|') if o)
             else:
                 self.n_failed += 1
@@ -278,8 +281,10 @@ def finish(self:Journal,
             rows = self.part if order == self.done else self._sort(order)
             whole = rows if self.out.suffix == '.csv' else csv_to_parquet(rows, self._beside('tmp'), self.columns)
             if self.embeddings:
-                position = {id_: n for n, id_ in enumerate(self.done)}
-                self.embeddings.finish(order, [position[id_] for id_ in order])
+                starts = dict(zip(self.done, accumulate((len(self.within[id_]) for id_ in self.done), initial=0)))
+                names = [(id_, int(cell)) if self.several_rows else id_ for id_ in order for cell in self.within[id_]]
+                positions = [starts[id_]+n for id_ in order for n in range(len(self.within[id_]))]
+                self.embeddings.finish(names, positions)
             self.close()
             os.replace(whole, self.out)
     except ResultError:

@@ -100,6 +100,9 @@ def _load_models(model, device):
     bundles = [m if isinstance(m, Bundle) else load_bundle(find_model(m), device) for m in members]
     if not bundles: raise HPAError('no model given: model takes the folder of a bundle, or a list of them')
     for member, bundle in zip(members, bundles):
+        if bool(bundle.settings.crop) != bool(bundles[0].settings.crop):
+            raise HPAError(f'{member}: of it and {members[0]} one judges single cells and one whole fields of view; '
+                           'an ensemble needs models of one kind')
         if bundle.labels == bundles[0].labels: continue
         raise HPAError(f'{member}: its classes are not those of {members[0]}; '
                        'an ensemble needs models of one label set')
@@ -177,6 +180,12 @@ class Predictor:
         "Length of the embedding; those of an ensemble stand side by side."
         return sum(b.model.n_features for b in self.bundles)
 
+    def check_task(self,
+        task: str,  # what is to be judged: 'fields' or 'cells'
+    ) -> None:
+        "Refuse what one of the models doesn't judge."
+        for bundle in self.bundles: bundle.check_task(task)
+
 # %% ../../nbs/deploy/80_predictor.ipynb #929561ab
 @patch
 def read(self:Predictor,
@@ -207,7 +216,8 @@ def inputs(self:Predictor,
     bundle: Bundle,  # one of the models
     places: list,  # of `read`: an image each, None where there is none
 ) -> torch.Tensor:  # B×4×S×S float, on the device
-    "Make a model's input."
+    "Make a model's input of whole fields of view."
+    bundle.check_task('fields')
     reader, unknown = bundle.settings.reader, torch.full((2, len(CHANNELS)), torch.nan)
     of_sources = [(o or {}).get('figures', {}).get(reader, unknown) for o in places]
     figures = torch.stack(of_sources) if bundle.settings.source else None
@@ -215,19 +225,22 @@ def inputs(self:Predictor,
 
 # %% ../../nbs/deploy/80_predictor.ipynb #b06766df
 @patch
+def run(self:Predictor,
+    bundle: Bundle,  # one of the models
+    x: torch.Tensor,  # B×4×S×S, its input
+) -> tuple[np.ndarray, np.ndarray]:  # probabilities B×C, embeddings B×D
+    "Compute the probabilities and embeddings of one model, on demand averaged over the eight symmetries."
+    views = [view for view, _ in square_symmetries(x)] if self.tta else [x]
+    probs, embeddings = zip(*(bundle.run(view, self.half) for view in views))
+    return np.mean(probs, 0, dtype=np.float32), np.mean(embeddings, 0, dtype=np.float32)
+
+@patch
 def infer(self:Predictor,
     places: list,  # of `read`: an image each, None where there is none
 ) -> tuple[np.ndarray, list]:  # probabilities n×C, and the embeddings n×D of each model
     "Compute the probabilities and embeddings of one batch, over all models."
-    probs, embeddings = [], []
-    for bundle in self.folded:
-        x = self.inputs(bundle, places)
-        views = [view for view, _ in square_symmetries(x)] if self.tta else [x]
-        runs = [bundle.run(view, self.half) for view in views]
-        mean_probs, mean_embeddings = (np.mean(o, 0, dtype=np.float32) for o in zip(*runs))
-        probs.append(mean_probs)
-        embeddings.append(mean_embeddings)
-    return np.mean(probs, 0), embeddings
+    probs, embeddings = zip(*(self.run(bundle, self.inputs(bundle, places)) for bundle in self.folded))
+    return np.mean(probs, 0), list(embeddings)
 
 # %% ../../nbs/deploy/80_predictor.ipynb #201e2ac2
 @patch
@@ -268,6 +281,7 @@ def stream(self:Predictor,
     patience: float = FLUSH,  # seconds that a finished picture waits for the others of its batch
 ):  # yields lists of rows, in the columns of `result_columns`, and their embeddings (None where no image could be read)
     "Predict as it comes, in order."
+    self.check_task('fields')
     pictures = self.read(table, todo, patience, stamps=stamps, part=part)
     groups = group_batches(pictures, self.bs, patience)
     def predict_group(group): return self._predict_group(table, group)
@@ -332,6 +346,7 @@ def to_file(self:Predictor,
     progress: bool = True,  # show a bar
 ) -> Journal:  # complete; says what failed
     "Predict into a file that grows; goes on where an earlier run with the same arguments was killed."
+    self.check_task('fields')
     source, out = plain_source(source), Path(path_text(out, 'out'))
     if embeddings is not None: embeddings = Path(path_text(embeddings, 'embeddings'))
     table, stamps = locate(source), {}

@@ -178,6 +178,7 @@ def watch(
     timeout, settle = checked(timeout=timeout, settle=settle)
     if timeout is not None: timeout = max(timeout, settle)  # sooner no file counts as written
     if not isinstance(predictor, Predictor): predictor = Predictor(predictor)
+    predictor.check_task('fields')
     read = {c for reader in predictor.readers for c in wanted_channels(reader.channels)}
     watcher = FolderWatcher(folder, [c for c in CHANNELS if c in read], settle)
     columns, about = result_columns(predictor.labels), dict(watched=os.path.abspath(folder), **predictor.about())

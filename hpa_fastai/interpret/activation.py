@@ -140,6 +140,7 @@ class Explainer:
         bs = checked(bs=bs, error=InterpretError)
         if isinstance(model, Learner): model = model.to_bundle()
         self.predictor = model if isinstance(model, Predictor) else Predictor(model, device, bs)
+        self.predictor.check_task('fields')
         self.tta, self.bs, self.method = tta, bs, method
         self.labels, self.bundles = self.predictor.labels, self.predictor.bundles
         self.size = max(b.settings.size for b in self.bundles)

@@ -230,6 +230,7 @@ def monitor(
     "Say in what a run differs from what its model was trained on"
     most, alpha, seed = checked(most=most, alpha=alpha, seed=seed)
     bundle = reference if isinstance(reference, Bundle) else load_bundle(find_model(reference))
+    bundle.check_task('fields')
     if bundle.config.get('reference') is None:
         name = 'this model' if isinstance(reference, Bundle) else reference
         raise BundleError(f'{name}: no figures of its training are stored with it; '
