@@ -1940,6 +1940,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'hpa_fastai/models/download.py'),
                                             'hpa_fastai.models.download.offline_variable': ( 'models/download.html#offline_variable',
                                                                                              'hpa_fastai/models/download.py'),
+                                            'hpa_fastai.models.download.one_at_a_time': ( 'models/download.html#one_at_a_time',
+                                                                                          'hpa_fastai/models/download.py'),
                                             'hpa_fastai.models.download.patient_session': ( 'models/download.html#patient_session',
                                                                                             'hpa_fastai/models/download.py'),
                                             'hpa_fastai.models.download.public_address': ( 'models/download.html#public_address',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST_WAIT', 'BUSY', 'DownloadError', 'public_address', 'offline_variable', 'PatientRetry', 'patient_session',
-           'fetch_file']
+           'one_at_a_time', 'fetch_file']
 
 # %% ../../nbs/models/20_download.ipynb #b6fba28a
 import os, re, sys, time
@@ -200,7 +200,25 @@ def _whole(url, to, sha256, n_bytes, progress):
     with _explain_writing(to, part): os.replace(part, to)
     tag.unlink(missing_ok=True)
 
-# %% ../../nbs/models/20_download.ipynb #ea4829d7
+# %% ../../nbs/models/20_download.ipynb #62a17acb
+@contextmanager
+def one_at_a_time(
+    file: Path,  # that is to be made
+    progress: bool = True,  # say that another process is waited for
+):
+    "Let one process make a file while others wait."
+    lock = FileLock(f'{file}.lock')
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        if progress and sys.stderr: print(f'{file.name}: another process is fetching it; waiting', file=sys.stderr)
+        lock.acquire()
+    except OSError as e:
+        raise DownloadError(f"{file.parent}: can't be written to ({e.strerror or e}); name another folder",
+                            'disk') from None
+    try: yield
+    finally: lock.release()
+
+# %% ../../nbs/models/20_download.ipynb #7c382c86
 def fetch_file(
     url: str,  # http or https
     to: str|Path,  # the file to be made; its folder is made if need be
@@ -210,18 +228,13 @@ def fetch_file(
 ) -> Path:  # of the file
     "Download a file, or what is missing of it, unless it is there."
     to = Path(path_text(to))
-    with _explain_writing(to, Path(f'{to}.part')):
-        to.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f'{to}.lock')
-        try: lock.acquire(timeout=0)
-        except Timeout:
-            if progress and sys.stderr: print(f'{to.name}: another process downloads it; waiting', file=sys.stderr)
-            lock.acquire()
-    try:
-        if to.is_file() and (not sha256 or file_sha256(to) == sha256): return to
+    def is_there(): return to.is_file() and (not sha256 or file_sha256(to)==sha256)
+    if is_there(): return to
+    with _explain_writing(to, Path(f'{to}.part')): to.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(to, progress):
+        if is_there(): return to
         if name := offline_variable():
             raise DownloadError(f'{public_address(url)} is not asked for, since {name} is set; take it away to '
                                 'download, where there is a connection', 'offline', url)
         _whole(url, to, sha256, n_bytes, progress)
-    finally: lock.release()
     return to

@@ -256,7 +256,7 @@ def test_who_waits_is_told(archive, tmp_path, capfd):
     while not archive.asked: time.sleep(0.01)
     fetch_file(archive.url('w.bin'), tmp_path/'w.bin', CHECKSUM)
     first.join()
-    assert 'w.bin: another process downloads it; waiting' in capfd.readouterr().err and len(archive.asked) == 1
+    assert 'w.bin: another process is fetching it; waiting' in capfd.readouterr().err and len(archive.asked) == 1
 
 
 @pytest.mark.parametrize('url, words', [
