@@ -10,7 +10,7 @@ from fastai.vision.all import *
 
 # %% ../nbs/99_all.ipynb #144c0432
 from .basics.errors import HPAError, ImageError
-from .data.labels import HPA19, HPA28, LabelError, LabelSet, ZTG10, get_labels
+from .data.labels import HPA19, HPA28, HPA31, LabelError, LabelSet, ZTG10, get_labels
 from .data.label_tables import guess_labels, read_labels
 from .data.names import CHANNELS
 from .data.files import attach_images, find_images, image_table

@@ -58,7 +58,30 @@ def test_convert_takes_probabilities():
     assert np.allclose(HPA28.convert(p, 'ztg10')[:, 8], p[:, 19])
 
 
-@pytest.mark.parametrize('ls', [HPA28, HPA19, ZTG10], ids=lambda ls: ls.name)
+def renamed(a, b):
+    return {a.classes[i]: b.classes[j] for i, j in a.successors(b).items() if a.classes[i] != b.classes[j]}
+
+
+def test_finer_classes_go_where_they_lie():
+    assert renamed(HPA31, HPA28) == {
+        'Cell Junctions': 'Cell junctions', 'Centriolar satellite': 'Microtubule organizing center',
+        'Midbody': 'Cytokinetic bridge', 'Nucleoli rim': 'Nucleoli'}
+    dots = ['Cytoplasmic bodies', 'Endosomes', 'Lipid droplets', 'Lysosomes', 'Peroxisomes', 'Vesicles']
+    assert renamed(HPA31, HPA19) == {
+        **dict.fromkeys(dots, 'Vesicles and punctate cytosolic patterns'), 'Cell Junctions': 'Plasma membrane',
+        'Centriolar satellite': 'Centrosome', 'Focal adhesion sites': 'Actin filaments', 'Nucleoli rim': 'Nucleoli'}
+    lost = {c for i, c in enumerate(HPA31.classes) if i not in HPA31.successors(HPA19)}
+    assert lost == {'Cytokinetic bridge', 'Midbody', 'Mitotic chromosome'}
+
+
+def test_no_class_becomes_a_narrower_one():
+    assert renamed(HPA28, HPA31) == {'Cell junctions': 'Cell Junctions'} and renamed(HPA19, HPA31) == {}
+    lost = {c for i, c in enumerate(HPA28.classes) if i not in HPA28.successors(HPA31)}
+    assert lost == {'Microtubule ends', 'Microtubule organizing center', 'Rods & rings'}
+    assert 17 not in HPA19.successors(HPA31) and HPA19.successors(HPA31)[18] == 30
+
+
+@pytest.mark.parametrize('ls', [HPA28, HPA19, HPA31, ZTG10], ids=lambda ls: ls.name)
 def test_all_forms_mean_the_same(ls):
     rng = np.random.default_rng(1)
     onehot = (rng.random((200, len(ls))) < 0.1).astype(np.uint8)
@@ -68,7 +91,7 @@ def test_all_forms_mean_the_same(ls):
 
 
 def test_label_set_survives_json():
-    for ls in (HPA28, HPA19, ZTG10):
+    for ls in (HPA28, HPA19, HPA31, ZTG10):
         assert LabelSet(**json.loads(json.dumps(asdict(ls)))) == ls
 
 
