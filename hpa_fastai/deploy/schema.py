@@ -123,6 +123,7 @@ class NetworkConfig(ConfigPart):
     n_out: Annotated[int, AfterValidator(_check_n_out)]  # outputs, one a class
     size: Pixels  # side of its input, in pixels
     dropout: Share  # before the last layer
+    heads: Annotated[int, Field(ge=1, le=50)]|None = None  # networks behind the embedding, averaged
 
 Separator = Annotated[str, StringConstraints(min_length=1, max_length=3, pattern=r'^[^\x00-\x08\x0a-\x1f]+$')]
 
