@@ -287,7 +287,7 @@ def _load_published(model, pretrained, arch, classes):
         if file.suffix!='.safetensors': return []
         with safe_open(file, 'pt') as f: notes = f.metadata() or {}
         if 'published' not in notes: return []
-    published = vector_head(body.num_features, len(labels), heads=model.config.get('heads'))
+    published = vector_head(body.num_features, len(labels), heads=model.config['heads'])
     try: published.load_state_dict(parts['1.'])
     except RuntimeError: return []  # another kind of head
     numbers = {i: labels.numbers[c.casefold()] for i,c in enumerate(classes) if c.casefold() in labels.numbers}
@@ -328,7 +328,7 @@ def create_model(
     if len(shape)==4: head = pooling_head(n_features, n_out, dropout)
     else: head = vector_head(n_features, n_out, dropout, heads)
     model = nn.Sequential(body, head)
-    model.config = dict(arch=arch, n_out=n_out, size=size, dropout=dropout) | (dict(heads=heads) if heads else {})
+    model.config = dict(arch=arch, n_out=n_out, size=size, dropout=dropout, heads=heads)
     model.n_features, model.known = n_features, []
     if pretrained and arch in PUBLISHED_NETWORKS:
         model.known = _load_published(model, pretrained, arch, classes)

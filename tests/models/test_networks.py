@@ -42,7 +42,8 @@ def test_several_heads_stand_in_the_configuration():
     with torch.device('meta'): assert len(create_model(**settings, pretrained=False)[1].heads) == 3
 
 
-@pytest.mark.parametrize('arch,heads', [('hpa-densenet121', 2), ('resnet18', 2), ('subcell-vit', 0), ('subcell-vit', 51)])
+@pytest.mark.parametrize('arch,heads', [('hpa-densenet121', 2), ('resnet18', 2), ('subcell-vit', 0),
+                                        ('subcell-vit', 51)])
 def test_heads_that_cannot_be(arch, heads):
     with pytest.raises(ModelError, match='only subcell-vit has several heads'):
         create_model(arch, 31, pretrained=False, size=64, heads=heads)
@@ -130,7 +131,8 @@ def test_classes_of_the_same_name_start_from_the_published_rows(densenet_file):
     linear, theirs = model[1][-1], published[1][-1]
     assert model.known == ['CELL JUNCTIONS', 'Cytosol']
     rows = [HPA28.classes.index(c) for c in ('Cell junctions', 'Cytosol')]
-    assert torch.equal(linear.weight[[1, 3]], theirs.weight[rows]) and torch.equal(linear.bias[[1, 3]], theirs.bias[rows])
+    assert torch.equal(linear.weight[[1, 3]], theirs.weight[rows])
+    assert torch.equal(linear.bias[[1, 3]], theirs.bias[rows])
     assert not any((theirs.weight == linear.weight[i]).all(1).any() for i in (0, 2)), 'of these nothing is known'
     body = model[0].state_dict()
     assert all(torch.equal(v, body[k]) for k, v in published[0].state_dict().items())
