@@ -242,11 +242,12 @@ def predict_cells(
     diameter: float|None = None,  # width of a nucleus in pixels of the files; None: measured in each picture
     pixel_size: float|None = None,  # µm a pixel of the files, in place of `diameter`, and for crops of a fixed scale
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
-    bs: int = 32,  # cells in a batch
+    bs: int|None = None,  # cells in a batch; None: 32, and fewer for networks of more than 512 pixels
     n_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
     force: bool = False,  # overwrite `out`, or a part of it that was begun otherwise
     progress: bool = True,  # show a bar
     embeddings: str|Path|None = None,  # .npy or .parquet for the features before the head, a row a cell; needs `out`
+    thresholds: str|float|list = 'model',  # 'model': its own; or one number for all classes, or one a class
 ) -> pd.DataFrame:  # Id, cell, x, y, area, border, width, height, Predicted, Names, probabilities, mask, error
     "Say where the protein is in every cell: a row a cell"
     diameter, pixel_size = checked(diameter=diameter, pixel_size=pixel_size, error=CellError)
@@ -256,7 +257,11 @@ def predict_cells(
     elif embeddings: raise CellError(f'{embeddings}: embeddings are written beside a table; name it with out=… (--out)')
     file = EmbeddingFile(path_text(embeddings, 'embeddings', CellError)) if embeddings else None
     if border not in BORDERS: raise CellError(f'border={border!r}: choose one of {", ".join(BORDERS)}')
-    predictor = model if isinstance(model, Predictor) else Predictor(model, device, bs, n_workers=n_workers)
+    if isinstance(model, Predictor): predictor = model
+    else: predictor = Predictor(model, device, bs, n_workers=n_workers, thresholds=thresholds)
+    if predictor.prevalence is not None:
+        raise CellError("thresholds='prevalence': it is not known how often each class occurs among cells; take the "
+                        'thresholds of the model, or a number')
     predictor.check_task('cells')
     of_fields = not predictor.bundles[0].settings.crop
     if prior is not None and not of_fields:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['YES_NO', 'OPTIONS', 'READING', 'Help', 'Parser', 'number', 'path', 'learning_rate', 'pretrained', 'fine_tune',
-           'channels', 'names', 'add_options', 'add_reading_options', 'reader_of', 'add_prediction_options',
-           'predictor_of', 'places_of', 'group_of', 'check_free', 'report_failures', 'join_processes']
+           'thresholds', 'channels', 'names', 'add_options', 'add_reading_options', 'reader_of',
+           'add_prediction_options', 'predictor_of', 'places_of', 'group_of', 'check_free', 'report_failures',
+           'join_processes']
 
 # %% ../../nbs/cli/10_options.ipynb #828749ab
 import argparse, os, sys
@@ -75,6 +76,16 @@ def fine_tune(
     return YES_NO[text]
 
 # %% ../../nbs/cli/10_options.ipynb #674cfd0a
+def thresholds(
+    text: str,  # model, prevalence, or a number
+) -> str|float:  # what `Predictor` takes
+    "Read what decides which classes are given"
+    if text in ('model', 'prevalence'): return text
+    try: value = float(text)
+    except ValueError: value = -1.
+    if 0<=value<=1: return value
+    raise argparse.ArgumentTypeError(f'{text!r} is none of model, prevalence, and a number between 0 and 1')
+
 def channels(
     text: str,  # 'rgby', or pairs as red=2,green=Cy5
 ) -> str|dict:  # what `ImageReader` takes
@@ -147,6 +158,9 @@ OPTIONS = dict(
     model=dict(action='append', help='folder of the model; hpa_model unless given; several times for an ensemble'),
     tta=dict(action='store_true', help='average over the eight symmetries'),
     at_least_one=dict(action='store_true', help='name the most probable class where none passes its threshold'),
+    thresholds=dict(type=thresholds, default='model', metavar='model|prevalence|NUMBER',
+                    help='how to decide: by those of the model, by one number for all classes, or so that each class '
+                         'is given in these images as often as it is known to occur'),
     precision=dict(default='auto',
                    help='full, half where the device is fast at it, force-half, or auto: half on a GPU'),
     n_workers=dict(type=number('n_workers'), help='threads that read images; one a core unless given'),
@@ -197,8 +211,9 @@ def add_prediction_options(
     parser: argparse.ArgumentParser,  # of a command
 ) -> None:
     "Give a command the settings of `Predictor`"
-    settings = ('model', 'bs', 'tta', 'at_least_one', 'device', 'precision', 'n_workers')
-    add_options(parser, *settings, 'progress', title='prediction')
+    settings = ('model', 'bs', 'tta', 'at_least_one', 'thresholds', 'device', 'precision', 'n_workers')
+    batch = 'images in a batch; by default 32, and fewer for networks of more than 512 pixels'
+    add_options(parser, *settings, 'progress', title='prediction', bs=dict(default=None, help=batch))
 
 def predictor_of(
     args: argparse.Namespace,  # with options of prediction
@@ -207,7 +222,8 @@ def predictor_of(
     from hpa_fastai.basics.packages import quick_imports
     with quick_imports(): from hpa_fastai.deploy.predictor import Predictor
     return Predictor(args.model or 'hpa_model', device=args.device, bs=args.bs, tta=args.tta,
-                     at_least_one=args.at_least_one, precision=args.precision, n_workers=args.n_workers)
+                     at_least_one=args.at_least_one, precision=args.precision, n_workers=args.n_workers,
+                     thresholds=args.thresholds)
 
 # %% ../../nbs/cli/10_options.ipynb #d23caafe
 def places_of(

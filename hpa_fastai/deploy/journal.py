@@ -7,6 +7,7 @@ __all__ = ['record_differences', 'open_locked', 'explain_write_error', 'write_al
 
 # %% ../../nbs/deploy/55_journal.ipynb #84272af6
 import json, os, re, warnings
+import pandas as pd
 from collections import Counter
 from contextlib import contextmanager
 from itertools import accumulate, groupby
@@ -218,6 +219,14 @@ def close(self:Journal):
 
 # %% ../../nbs/deploy/55_journal.ipynb #01f5c4fe
 @patch
+def _put(self:Journal, content):
+    "Write all of the file anew, in one step."
+    self.close()
+    write_whole(self.part, content)
+    self.file = open_locked(self.part)
+    self._recover(keep_last=True)
+
+@patch
 def _rewrite(self:Journal, without, more=b''):
     "Take the rows of some Ids out of the file, and put others at its end, in one step."
     header, *records = _records(self.file)
@@ -225,10 +234,7 @@ def _rewrite(self:Journal, without, more=b''):
     first = next((n for n, id_ in enumerate(ids) if id_ in without), len(ids))
     if self.embeddings: records = records[:first]
     kept = [r for r, id_ in zip(records, ids) if id_ not in without]
-    self.close()
-    write_whole(self.part, b''.join([header, *kept, more]))
-    self.file = open_locked(self.part)
-    self._recover(keep_last=True)
+    self._put(b''.join([header, *kept, more]))
 
 @patch
 def left(self:Journal,
@@ -257,6 +263,16 @@ def replace(self:Journal,
     old = {r[0] for r in rows} & set(self.done)
     if old: self._rewrite(without=old, more=csv_text(rows, self.digits).encode())
     else: self.add(rows)
+
+# %% ../../nbs/deploy/55_journal.ipynb #6539fd94
+@patch
+def revise(self:Journal,
+    change,  # takes the rows as a table of texts, and gives them back in the same order, some texts others
+):
+    "Change what the rows say, in one step."
+    header, *records = _records(self.file)
+    rows = change(pd.DataFrame([_split(r) for r in records], columns=self.columns))
+    self._put(header + csv_text(rows.itertuples(index=False, name=None)).encode())
 
 # %% ../../nbs/deploy/55_journal.ipynb #acc849fc
 @patch

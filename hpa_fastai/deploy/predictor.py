@@ -22,7 +22,6 @@ from ..data.files import image_table, plain_source
 from ..data.formats import default_workers
 from ..batches.sources import Sources
 from ..batches.streaming import *
-from ..evaluate.thresholds import average_thresholds
 from ..evaluate.picture_statistics import is_blank, picture_figures
 from .bundle import Bundle
 from .loading import load_bundle
@@ -30,6 +29,7 @@ from .hub import find_model
 from .tables import *
 from .journal import *
 from .embeddings import EmbeddingFile
+from .scoring import DECISION_FLAGS, choose_thresholds, decide_by_prevalence, decision_flags
 
 # %% ../../nbs/deploy/80_predictor.ipynb #1568e62a
 def locate(
@@ -57,7 +57,7 @@ def square_symmetries(
         yield turned.flip(3), lambda m, k=k: torch.rot90(m.flip(2), -k, (1, 2))
 
 # %% ../../nbs/deploy/80_predictor.ipynb #fd256431
-FLAGS = ('blank-protein', 'saturated', 'out-of-focus', 'unlike-training', 'uncertain', 'no-location')
+FLAGS = ('blank-protein', 'saturated', 'out-of-focus', 'unlike-training', *DECISION_FLAGS)
 
 def _odd_pictures(bundles, places, embeddings):
     "By flag, the pictures that half of the models or more find odd."
@@ -78,10 +78,7 @@ def _odd_pictures(bundles, places, embeddings):
 
 def _flags(bundles, thresholds, places, probs, embeddings, locations):
     "What is odd about each picture, in words."
-    doubtful = thresholds.undecided(probs)
-    odd = _odd_pictures(bundles, places, embeddings)
-    odd['no-location'] = ~locations.any(1)
-    odd['uncertain'] = doubtful.any(1) & ~(locations & ~doubtful).any(1)
+    odd = _odd_pictures(bundles, places, embeddings) | decision_flags(thresholds, probs, locations)
     return [' '.join(flag for flag in FLAGS if flag in odd and odd[flag][k]) for k in range(len(places))]
 
 # %% ../../nbs/deploy/80_predictor.ipynb #dcdfec24
@@ -151,20 +148,24 @@ class Predictor:
     def __init__(self,
         model = 'hpa_model',  # folder of a bundle, user/name on the Hub, `Bundle` or learner; a list for an ensemble
         device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
-        bs: int = 32,  # images in a batch
+        bs: int|None = None,  # images in a batch; None: 32, and fewer for networks of more than 512 pixels
         tta: bool = False,  # average over the eight symmetries: eight times the work, a little better
         at_least_one: bool = False,  # name the most probable class where none passes its threshold
         precision: str = 'auto',  # 'half' where that is fast, 'full', 'force-half', or 'auto': half on a GPU
         n_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
+        thresholds: str|float|list = 'model',  # 'model': its own; 'prevalence': matched; one number, or one a class
     ):
-        bs, n_workers = checked(bs=bs, n_workers=n_workers)
+        n_workers = checked(n_workers=n_workers)
+        if bs is not None: bs = checked(bs=bs)
         self.bundles = _load_models(model, find_device(device))
         self.folded, first = [b.folded() for b in self.bundles], self.bundles[0]
         self.labels, self.device, self.half = first.labels, first.device, _is_half(precision, first.device)
-        self.thresholds = average_thresholds([b.thresholds for b in self.bundles])
+        self.chosen = thresholds if isinstance(thresholds, str) else np.asarray(thresholds).tolist()
+        self.thresholds, self.prevalence = choose_thresholds(thresholds, self.bundles)
         self.readers = list(dict.fromkeys(b.settings.reader for b in self.bundles))
         self.sources = {b.settings.reader: Sources(b.settings.reader) for b in self.bundles if b.settings.source}
-        self.bs, self.tta, self.at_least_one, self.n_workers = bs, tta, at_least_one, n_workers or default_workers()
+        self.bs = bs or min(usual_batch(b.settings.size) for b in self.bundles)
+        self.tta, self.at_least_one, self.n_workers = tta, at_least_one, n_workers or default_workers()
         self.n_threads = torch.get_num_threads()
 
     def __repr__(self): return f'Predictor({len(self.bundles)} models, {len(self.labels)} classes, on {self.where})'
@@ -291,6 +292,14 @@ def stream(self:Predictor,
 
 # %% ../../nbs/deploy/80_predictor.ipynb #315dbf86
 @patch
+def settle(self:Predictor,
+    predictions: pd.DataFrame,  # of all images of a run; its numbers may be texts
+) -> pd.DataFrame:  # the same, where the thresholds are not to match a prevalence
+    "Make the decisions that take all images of a run."
+    if self.prevalence is None: return predictions
+    return decide_by_prevalence(predictions, self.labels, self.prevalence, self.thresholds, self.at_least_one)
+
+@patch
 def __call__(self:Predictor,
     source,  # folder, list of files, csv or table of paths, array 4×H×W, or several of them
     progress: bool = False,  # show a bar
@@ -301,7 +310,7 @@ def __call__(self:Predictor,
         for part, _ in self.stream(table):
             rows += part
             bar.update(len(part))
-    return with_labels(pd.DataFrame(rows, columns=result_columns(self.labels)), self.labels)
+    return with_labels(self.settle(pd.DataFrame(rows, columns=result_columns(self.labels))), self.labels)
 
 # %% ../../nbs/deploy/80_predictor.ipynb #9228cf49
 def _model_digest(bundle):
@@ -317,7 +326,8 @@ def _model_digest(bundle):
 def about(self:Predictor) -> dict:
     "Say what makes this predictor's results what they are."
     return dict(models=[_model_digest(b) for b in self.bundles], bs=self.bs, tta=self.tta,
-                at_least_one=self.at_least_one, device=self.device.type, precision='half' if self.half else 'full')
+                at_least_one=self.at_least_one, thresholds=self.chosen, device=self.device.type,
+                precision='half' if self.half else 'full')
 
 # %% ../../nbs/deploy/80_predictor.ipynb #9cd6911f
 def about_source(
@@ -362,6 +372,7 @@ def to_file(self:Predictor,
                 journal.note({r[0]: stamps.pop(r[0]) for r in rows})
                 journal.add(rows, embs)
                 shown.update(len(rows))
+        if self.prevalence is not None: journal.revise(self.settle)
         journal.finish(table.Id.tolist())
     return journal
 
@@ -370,7 +381,7 @@ def predict(
     folder,  # folder of images, nested to any depth; file, list of files, csv or table of paths, row of one; pixels
     model = 'hpa_model',  # folder of a bundle, user/name on the Hub, `Bundle` or learner; a list for an ensemble
     out: str|Path|None = None,  # .csv or .parquet to write as it goes
-    bs: int = 32,  # images in a batch
+    bs: int|None = None,  # images in a batch; None: 32, and fewer for networks of more than 512 pixels
     tta: bool = False,  # average over the eight symmetries: eight times the work, a little better
     at_least_one: bool = False,  # name the most probable class where none passes its threshold
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
@@ -379,13 +390,14 @@ def predict(
     progress: bool = True,  # show a bar
     precision: str = 'auto',  # 'half' where that is fast, 'full', 'force-half', or 'auto': half on a GPU
     embeddings: str|Path|None = None,  # .npy or .parquet for the features before the head
+    thresholds: str|float|list = 'model',  # 'model': its own; 'prevalence': matched; one number, or one a class
 ) -> pd.DataFrame:  # Id, Predicted, Names, a probability a class, flags, error
     "Say where the protein is, for every field of view in a folder."
     if out is not None: out = check_start(out, force)
     elif embeddings:
         raise HPAError(f'{embeddings}: embeddings are written beside a table of predictions; '
                        'name it with out=… (--out)')
-    predictor = Predictor(model, device, bs, tta, at_least_one, precision, n_workers)
+    predictor = Predictor(model, device, bs, tta, at_least_one, precision, n_workers, thresholds)
     if out is None: return predictor(folder, progress)
     journal = predictor.to_file(folder, out, force, embeddings, progress)
     return with_labels(read_predictions(journal.out), predictor.labels)

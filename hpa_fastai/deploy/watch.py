@@ -178,6 +178,9 @@ def watch(
     timeout, settle = checked(timeout=timeout, settle=settle)
     if timeout is not None: timeout = max(timeout, settle)  # sooner no file counts as written
     if not isinstance(predictor, Predictor): predictor = Predictor(predictor)
+    if predictor.prevalence is not None:
+        raise HPAError('matching a prevalence takes all images, and a folder that is watched never has them all; watch '
+                       "with thresholds='model' (--thresholds model), and match it with predict afterwards")
     predictor.check_task('fields')
     read = {c for reader in predictor.readers for c in wanted_channels(reader.channels)}
     watcher = FolderWatcher(folder, [c for c in CHANNELS if c in read], settle)

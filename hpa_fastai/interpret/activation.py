@@ -132,16 +132,16 @@ class Explainer:
     def __init__(self,
         model,  # `Learner`, `Predictor`, `Bundle`, folder of a bundle, or a list of these folders
         tta: bool = False,  # average over the eight symmetries: eight times the work, smoother
-        bs: int = 32,  # maps in a batch
+        bs: int|None = None,  # maps in a batch; None: as many as pictures in one of the predictor's
         method: str = 'layercam',  # of `METHODS`
         device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …; a loaded model stays where it is
     ):
         if method not in METHODS: raise InterpretError(f'method {method!r} is not one of {", ".join(METHODS)}')
-        bs = checked(bs=bs, error=InterpretError)
+        if bs is not None: bs = checked(bs=bs, error=InterpretError)
         if isinstance(model, Learner): model = model.to_bundle()
         self.predictor = model if isinstance(model, Predictor) else Predictor(model, device, bs)
         self.predictor.check_task('fields')
-        self.tta, self.bs, self.method = tta, bs, method
+        self.tta, self.bs, self.method = tta, bs or self.predictor.bs, method
         self.labels, self.bundles = self.predictor.labels, self.predictor.bundles
         self.size = max(b.settings.size for b in self.bundles)
         self.layers = [place_layers(b.model, b.settings.size) for b in self.bundles]
@@ -186,7 +186,7 @@ def activation_maps(
     images,  # folder, list of files, csv or table of paths, array 4×H×W, or several of them
     classes = None,  # name or number of a class, or a list of them; None: the most probable one of each picture
     tta: bool = False,  # average over the eight symmetries: eight times the work, smoother
-    bs: int = 32,  # maps in a batch
+    bs: int|None = None,  # maps in a batch; None: 32, and fewer for networks of more than 512 pixels
     method: str = 'layercam',  # 'layercam': fine; 'gradcam': the coarsest layer alone
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …; a loaded model stays where it is
 ) -> np.ndarray:  # n×S×S from 0 to 1, or n×k×S×S for a list of classes; NaN where a picture can't be read
@@ -265,7 +265,7 @@ def prediction_maps(
     predictions: pd.DataFrame,  # of `predict`
     images,  # where the pictures are: folder, list of files, or table of `find_images`
     tta: bool = False,  # average over the eight symmetries: eight times the work, smoother
-    bs: int = 32,  # maps in a batch
+    bs: int|None = None,  # maps in a batch; None: 32, and fewer for networks of more than 512 pixels
     method: str = 'layercam',  # of `METHODS`
 ) -> Iterator[tuple]:  # Id, name of a class, its probability, S×S map from 0 to 1; of the pictures that can be read
     "Show where each predicted location was found, one map after the other"

@@ -209,6 +209,137 @@ def unfinished(plate, trained, out, **kwargs):
     with open(f'{out}.part', 'ab') as f: f.write(b'half,a,line')
 
 
+MATCH = """
+import sys, time
+import hpa_fastai.deploy.predictor as inf
+from hpa_fastai.deploy.journal import Journal
+real, when = Journal.revise, sys.argv[4]
+def revise(*args):
+    if when == 'after': real(*args)
+    print('there', flush=True)
+    time.sleep(60)
+Journal.revise = revise
+inf.predict(sys.argv[1], model=sys.argv[2], out=sys.argv[3], bs=4, thresholds='prevalence', progress=False)
+"""
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+@pytest.mark.parametrize('name', ['p.csv', 'p.parquet'])
+def test_a_run_killed_around_its_last_decisions_comes_to_the_same(plate, trained, tmp_path, name, when):
+    "Between the last row and the decisions that take all rows, and between these and the name of the table"
+    p = subprocess.Popen([sys.executable, '-c', MATCH, str(plate), str(trained[1]), str(tmp_path/name), when],
+                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert p.stdout.readline() == 'there\n'
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    assert not (tmp_path/name).exists() and (tmp_path/f'{name}.part').read_bytes().count(b'\n') == 11
+    options = dict(model=trained[1], bs=4, thresholds='prevalence', progress=False)
+    with pytest.MonkeyPatch.context() as m, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        whole = predict(plate, out=tmp_path/f'whole-{name}', **options)
+        m.setattr(ImageReader, 'array', None)  # nothing is read again
+        again = predict(plate, out=tmp_path/name, **options)
+    assert again.equals(whole) and (tmp_path/name).read_bytes() == (tmp_path/f'whole-{name}').read_bytes()
+    assert sorted(o.name for o in tmp_path.iterdir()) == sorted([name, f'whole-{name}', 'plate'])
+
+
+@pytest.fixture(scope='module')
+def steady(trained):
+    "The bundle with a threshold in the middle, so that locations differ by what decides"
+    return replace(load_bundle(trained[1]), thresholds=plain_thresholds(.5, 28))
+
+
+def test_each_class_is_given_as_often_as_it_is_known_to_occur(small_atlas, steady, tmp_path):
+    "In memory, in a file, and in one that was begun by a run that was stopped; flags follow"
+    folder, options = small_atlas/'train', dict(model=steady, thresholds='prevalence', progress=False)
+    with pytest.warns(UserWarning, match='matched on 90 images, which are few'): df = predict(folder, **options)
+    known = Predictor(steady, thresholds='prevalence').prevalence
+    given = HPA28.encode(df.Predicted).sum(0)
+    assert (given == np.rint(known*90)).all() and given.max() > 5
+    for c in np.flatnonzero(given):
+        highest = df[NAMES[c]].nlargest(int(given[c])).index
+        assert all(c in HPA28.parse(o) for o in df.Predicted[highest])
+    at_one_half = predict(folder, model=steady, progress=False)
+    assert np.abs(probs(df) - probs(at_one_half)).max() == 0 and (df.Predicted != at_one_half.Predicted).any()
+    assert (df['flags'].str.contains('no-location') == df.Predicted.eq('')).all()
+    assert df['flags'].str.contains('uncertain').any() and not at_one_half['flags'].str.contains('uncertain').any()
+    others = [o.str.replace('uncertain|no-location', '', regex=True).str.strip() for o in
+              (df['flags'], at_one_half['flags'])]
+    assert (others[0] == others[1]).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        filed = predict(folder, out=tmp_path/'p.csv', embeddings=tmp_path/'e.npy', **options)
+    assert filed[['Id', 'Predicted', 'Names', 'flags']].equals(df[['Id', 'Predicted', 'Names', 'flags']])
+    assert np.load(tmp_path/'e.npy').shape[0] == 90
+
+
+def test_rules_of_the_model_hold_where_a_prevalence_is_matched(plate, steady):
+    "No image stays empty where none may; the class that stands alone does; what could not be read stays as it is"
+    next(plate.rglob('*_green.png')).write_bytes(b'')
+    labels = replace(HPA28, negative=0)
+    rare = {**steady.config, 'metrics': [{**o, 'support': 1} for o in steady.config['metrics']]}
+    crowd = {**steady.config, 'metrics': [{**o, 'support': rare['validation']['n_images']} for o in rare['metrics']]}
+    never_empty = replace(steady.thresholds, at_least_one=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for config in (rare, crowd):
+            bundle = replace(steady, config=config, labels=labels, thresholds=never_empty)
+            df = predict(plate, model=bundle, thresholds='prevalence', progress=False)
+            said = df[df['error'] == '']
+            assert len(said) == 9 and (said.Predicted != '').all() and (df.Predicted[df['error'] != ''] == '').all()
+            assert all(o == NAMES[0] or NAMES[0] not in o.split('|') for o in said.Names)
+        df = predict(plate, model=replace(steady, config=rare), thresholds='prevalence', progress=False)
+        assert (df.Predicted == '').all()
+        df = predict(plate, model=replace(steady, config=rare), thresholds='prevalence', at_least_one=True,
+                     progress=False)
+        assert (df.Predicted != '').sum() == 9
+
+
+def test_another_choice_of_thresholds_is_another_run(plate, trained, tmp_path):
+    unfinished(plate, trained, tmp_path/'p.csv', thresholds='prevalence')
+    for choice in ('model', .4):
+        with pytest.raises(HPAError, match=f"thresholds was 'prevalence' and is now {choice!r}"):
+            predict(plate, model=trained[1], out=tmp_path/'p.csv', bs=4, thresholds=choice, progress=False)
+    assert Predictor(trained[1], thresholds=[.4]*28).about()['thresholds'] == [.4]*28
+
+
+def test_a_number_decides_for_all_classes(plate, steady):
+    df = predict(plate, model=steady, thresholds=.3, progress=False)
+    assert [HPA28.encode([o])[0].tolist() for o in df.Predicted] == (probs(df) > np.float32(.3)).tolist()
+    never_empty = replace(steady, thresholds=replace(steady.thresholds, at_least_one=True))
+    assert (predict(plate, model=never_empty, thresholds=1, progress=False).Predicted != '').all()
+
+
+@pytest.mark.parametrize('choice, words', [
+    ('best', 'give model, prevalence, or a number'), (50, 'between 0 and 1'), ([.5], 'one for each of the 28 classes'),
+    ('prevalence', 'not known how often each class occurs')], ids=str)
+def test_thresholds_that_cannot_be(plate, steady, choice, words):
+    unknown = replace(steady, config={**steady.config, 'validation': None})
+    with pytest.raises(HPAError, match=words): predict(plate, model=unknown, thresholds=choice, progress=False)
+
+
+def test_a_batch_is_as_small_as_the_largest_network_needs(trained):
+    bundle = load_bundle(trained[1])
+    large = replace(bundle, settings=replace(bundle.settings, size=1024))
+    found = [Predictor(m, device='cpu') for m in (bundle, [bundle, large], bundle)]
+    assert [p.bs for p in found] == [32, 8, 32] and [p.about()['bs'] for p in found] == [32, 8, 32]
+    assert Predictor(large, device='cpu', bs=3).bs == 3
+
+
+def test_the_command_matches_a_prevalence_and_says_that_images_are_few(plate, trained, tmp_path, capsys):
+    args = ['predict', str(plate), '--model', str(trained[1]), '--out', str(tmp_path/'p.csv'), '--no-progress']
+    assert main([*args, '--thresholds', 'most']) == 2
+    assert "'most' is none of model, prevalence, and a number" in capsys.readouterr().err
+    assert main([*args, '--thresholds', 'prevalence', '--watch', '--timeout', '1']) == 2
+    assert 'a folder that is watched never has them all' in capsys.readouterr().err
+    with pytest.warns(UserWarning, match='^the prevalence was matched on 10 images, which are few: .* in 20 has'):
+        assert main([*args, '--thresholds', 'prevalence']) == 0
+    assert '10 fields of view in' in capsys.readouterr().out
+    assert main(['cells', str(plate), '--model', str(trained[1]), '--out', str(tmp_path/'c.csv'), '--no-progress',
+                 '--thresholds', 'prevalence']) == 2
+    assert 'among cells' in capsys.readouterr().err and not (tmp_path/'c.csv').exists()
+
+
 def acquired_again(row, like):
     "Other pictures under the same names"
     for c in ('red', 'green', 'blue', 'yellow'): shutil.copy(like[c], row[c])
