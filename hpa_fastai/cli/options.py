@@ -270,7 +270,7 @@ def join_processes(
     "Find the device of this process, and silence all processes but the first"
     import warnings
     from hpa_fastai.basics.processes import is_first, start_processes
-    from hpa_fastai.deploy.predictor import find_device
+    from hpa_fastai.basics.devices import find_device
     device = start_processes(find_device(args.device))
     if not is_first():
         sys.stdout, args.progress = open(os.devnull, 'w', encoding='utf-8'), False

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
+from ..basics.devices import find_device
 from ..basics.errors import HPAError
 from ..basics.paths import path_text
 from ..basics.processes import *
@@ -28,7 +29,6 @@ from ..train.distributed import *
 from ..train.learner import *
 from ..deploy.bundle import *
 from ..deploy.saving import *
-from ..deploy.predictor import find_device
 
 # %% ../../nbs/experiments/00_training.ipynb #e2ac4fcb
 def auto_learner(
