@@ -19,6 +19,7 @@ from ..evaluate.calibration import Calibration
 from ..evaluate.thresholds import Thresholds, plain_thresholds
 from ..evaluate.flags import Flagger
 from ..models.folding import FoldedDenseNet
+from ..models.networks import plain_norms
 from .schema import FORMAT
 
 # %% ../../nbs/deploy/10_bundle.ipynb #7425c2d0
@@ -124,26 +125,14 @@ def to(self:Bundle,
     self.model.to(self.device, memory_format=torch.channels_last)
     return self
 
-# %% ../../nbs/deploy/10_bundle.ipynb #e5f0a1d1
-def plain_norms(
-    network: torch.nn.Module,  # left as it is
-) -> torch.nn.Module:
-    "A copy in which timm's layers of batch norm and activation are PyTorch's own, one after the other."
-    plain = deepcopy(network)
-    for name, layer in list(plain.named_modules()):
-        if type(layer).__name__ != 'BatchNormAct2d': continue
-        norm = torch.nn.BatchNorm2d(layer.num_features, layer.eps, layer.momentum, layer.affine)
-        norm.load_state_dict(layer.state_dict())
-        plain.set_submodule(name, torch.nn.Sequential(norm, layer.act).to(layer.running_mean.device))
-    return plain.eval()
-
 # %% ../../nbs/deploy/10_bundle.ipynb #1aa1ca9a
 @patch
 @torch.no_grad()
 def folded(self:Bundle) -> Bundle:
     "A copy for predicting, its batch norms folded into the convolutions beside them where that can be done."
     from torch.fx.experimental.optimization import fuse
-    ways = [lambda body: fuse(plain_norms(body)).eval(), lambda body: FoldedDenseNet(self.model[0], body).eval()]
+    ways = [lambda body: fuse(plain_norms(deepcopy(body))).eval(),
+            lambda body: FoldedDenseNet(self.model[0], body).eval()]
     size, best = self.settings.size, self.model[0]
     x = torch.arange(4.*size*size, device=self.device).sin().view(1, 4, size, size)
     features = best(x)

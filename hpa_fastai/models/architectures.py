@@ -324,6 +324,7 @@ def create_model(
     else:
         body = dict(lenet5=LeNet5, smallresnet=SmallResNet)[arch]()
         shape = body_features(body, size).shape
+    plain_patches(body)
     n_features = shape[1]
     if len(shape)==4: head = pooling_head(n_features, n_out, dropout)
     else: head = vector_head(n_features, n_out, dropout, heads)

@@ -14,7 +14,8 @@ from hpa_fastai.deploy.bundle import Bundle
 from hpa_fastai.deploy.schema import NetworkConfig
 from hpa_fastai.evaluate.thresholds import plain_thresholds
 from hpa_fastai.models.architectures import create_model, list_models, source_library
-from hpa_fastai.models.networks import PUBLISHED_LABELS, PUBLISHED_NETWORKS, AveragedHeads, ModelError, published_body
+from hpa_fastai.models.networks import (PUBLISHED_LABELS, PUBLISHED_NETWORKS, AveragedHeads, ModelError,
+                                        PatchConvolution, published_body)
 
 
 @pytest.mark.parametrize('arch,size', [('hpa-densenet121', 64), ('hpa-inception-v3-cells', 64), ('subcell-vit', 64)])
@@ -72,7 +73,7 @@ def test_norms_fold_into_the_convolutions_before_them(arch, n_folded):
     folded = Bundle(model, HPA28, settings, plain_thresholds(.5, 28), None, {}).folded().model
 
     def biases(m): return sum(isinstance(c, torch.nn.Conv2d) and c.bias is not None for c in m.modules())
-    assert biases(folded) - biases(model) == n_folded
+    assert biases(getattr(folded[0], 'usual', folded[0])) - biases(model) == n_folded
     x = torch.rand(2, 4, 64, 64)
     with torch.no_grad(): assert torch.allclose(folded(x), model(x), atol=1e-4)
 
@@ -88,6 +89,24 @@ def test_the_transformer_takes_one_size_after_the_other():
     grid = vit.pos_embed[0, 1:].T.reshape(1, 768, 28, 28)
     want = F.interpolate(grid, (5, 7), mode='bicubic', align_corners=False)[0].flatten(1).T
     assert torch.equal(vit.positions(5, 7)[0, 1:], want) and torch.equal(vit.positions(5, 7)[0, 0], vit.pos_embed[0, 0])
+
+
+@pytest.mark.parametrize('arch,size', [('subcell-vit', 64), ('vit_tiny_patch16_224', 64), ('vit_b_32', 64)])
+def test_patches_are_the_same_in_half_precision(arch, size):
+    "A convolution of such patches is not, on processors with tiles of bfloat16; its gradients neither"
+    torch.manual_seed(0)
+    model, x = create_model(arch, 3, pretrained=False, size=size), torch.rand(2, 4, size, size)
+    name, patches = next((n, m) for n, m in model.named_modules() if isinstance(m, PatchConvolution))
+    assert isinstance(patches, torch.nn.Conv2d) and f'{name}.weight' in model.state_dict()
+    grads = []
+    for half in (False, True):
+        with torch.autocast('cpu', torch.bfloat16, enabled=half): y = patches(x).float()
+        y.square().mean().backward()
+        grads.append((y.detach(), patches.weight.grad.clone()))
+        patches.zero_grad()
+    want = F.conv2d(x, patches.weight, patches.bias, patches.stride).detach()
+    assert torch.allclose(grads[0][0], want, atol=1e-5)
+    for a, b in zip(*grads): assert (a - b).abs().max() < .02*a.abs().max()
 
 
 def test_a_network_of_another_size_is_the_same_network():
