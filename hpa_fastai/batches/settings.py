@@ -43,7 +43,7 @@ def normalize(
         mean, std = torch.where(figures.isnan(), stand_in, figures.to(x.dtype)).unbind(1)
     if mean is None: std, mean = torch.std_mean(x, dim=(2, 3), keepdim=True)
     else: mean, std = (torch.as_tensor(o, dtype=x.dtype, device=x.device)[...,None,None] for o in (mean, std))
-    return (x-mean)/std.clamp_min(STD_FLOOR)
+    return (x-mean).div_(std.clamp_min(STD_FLOOR))
 
 # %% ../../nbs/batches/30_settings.ipynb #7405710b
 @torch.no_grad()
