@@ -407,6 +407,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'hpa_fastai/cells/cells.py'),
                                         'hpa_fastai.cells.cells._CellRun.stream': ( 'cells/cells.html#_cellrun.stream',
                                                                                     'hpa_fastai/cells/cells.py'),
+                                        'hpa_fastai.cells.cells._CellRun.why_unread': ( 'cells/cells.html#_cellrun.why_unread',
+                                                                                        'hpa_fastai/cells/cells.py'),
                                         'hpa_fastai.cells.cells._cut_out': ('cells/cells.html#_cut_out', 'hpa_fastai/cells/cells.py'),
                                         'hpa_fastai.cells.cells._fit_mask': ('cells/cells.html#_fit_mask', 'hpa_fastai/cells/cells.py'),
                                         'hpa_fastai.cells.cells._masks_by_id': ( 'cells/cells.html#_masks_by_id',

@@ -25,6 +25,7 @@ def evaluate(
     if args.out: check_writable(args.out, ('.csv',))
     check_free(args.out, args.force)
     predictor = predictor_of(args)
+    predictor.check_task('fields')
     csv, images = places_of(args)
     truth = read_labels(csv, predictor.labels, ids=lambda: find_images(images).Id)
     predictions = predictor(attach_images(truth, images), args.progress)
@@ -168,10 +169,12 @@ def cells(
     from hpa_fastai.deploy.tables import check_writable
     check_start(args.out, args.force)
     if args.submission: check_writable(args.submission, ('.csv',))
+    if args.embeddings: check_writable(args.embeddings, ('.npy', '.parquet'))
     check_free(args.submission, args.force)
     predictor = predictor_of(args)
     df = predict_cells(predictor, args.folder, args.masks, args.out, args.prior, args.border,
-                       pixel_size=args.pixel_size, force=args.force, progress=args.progress)
+                       pixel_size=args.pixel_size, force=args.force, progress=args.progress,
+                       embeddings=args.embeddings)
     empty = df['error']=='no cells'
     failed = df[(df['error']!='')&~empty]
     print(f'{(df.cell>0).sum()} cells of {df.Id.nunique()} fields of view in {args.out}; '
@@ -193,14 +196,18 @@ def add_cells(
     add_options(parser, 'out', out=dict(default=Path('cells.csv'), help='table to write, .csv or .parquet'))
     parser.add_argument('--masks', type=path,
                         help='folder of masks by Cellpose, HPA-Cell-Segmentation or others: <Id>_cellmask.png, …')
-    parser.add_argument('--prior', type=number('prior'), default=.5,
-                        help='weight of the field of view: 0 trusts the cell alone, 1 the field alone')
+    parser.add_argument('--embeddings', type=path,
+                        help='.npy or .parquet for the features before the head of the network, a row a cell')
+    parser.add_argument('--prior', type=number('prior'),
+                        help='weight of the field of view: 0 trusts the cell alone, 1 the field alone; 0.5 unless '
+                             'given, and none for models of single cells')
     parser.add_argument('--border', choices=('all', 'nucleus', 'drop'), default='all',
                         help='cells at the edge: all, those with their nucleus in the picture, or none')
     add_options(parser, 'submission', 'pixel_size', 'force', force=dict(help='overwrite results, or begin them again'),
                 submission=dict(help='csv to write as the competition of 2021 wants it'),
                 pixel_size=dict(type=number('pixel_size'),
-                                help='µm a pixel of the files; the scale is measured in each picture unless given'))
+                                help='µm a pixel of the files; unless given, nuclei are measured in each picture, '
+                                     'and crops of a fixed scale take the files for fields of the Atlas'))
     add_prediction_options(parser)
     parser.set_defaults(run=cells)
 

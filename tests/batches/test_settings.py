@@ -96,7 +96,7 @@ def test_the_onnx_graph_says_the_same(tmp_path, pictures):
     ort = pytest.importorskip('onnxruntime', reason='no onnxruntime: pip install onnx onnxruntime')
     few = ImageReader(channels='gb', missing='zero')
     for k, settings in enumerate((SQUARE, replace(SQUARE, reader=few), BOX)):
-        bundle = bundle_of(settings)
+        bundle = bundle_of(settings, arch='test_resnet')
         session = ort.InferenceSession(export_onnx(bundle, tmp_path/f'{k}.onnx'))
         pictures[2] = 77
         said = session.run(None, dict(images=pictures.numpy()))[0]
