@@ -6,7 +6,7 @@
 __all__ = ['LONGEST_WAIT', 'BUSY', 'DownloadError', 'public_address', 'offline_variable', 'PatientRetry', 'patient_session',
            'one_at_a_time', 'fetch_file']
 
-# %% ../../nbs/models/20_download.ipynb #b6fba28a
+# %% ../../nbs/models/20_download.ipynb #bc68d536
 import os, re, sys, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from urllib3.util.retry import Retry
 from ..basics.environment import tqdm_bar
 from ..basics.errors import one_line
 from ..basics.paths import file_sha256, file_stat, path_text
-from .architectures import NoWeights
+from .networks import NoWeights
 
 # %% ../../nbs/models/20_download.ipynb #851df1d0
 class DownloadError(NoWeights):
@@ -218,7 +218,7 @@ def one_at_a_time(
     try: yield
     finally: lock.release()
 
-# %% ../../nbs/models/20_download.ipynb #7c382c86
+# %% ../../nbs/models/20_download.ipynb #c670d563
 def fetch_file(
     url: str,  # http or https
     to: str|Path,  # the file to be made; its folder is made if need be
@@ -230,11 +230,11 @@ def fetch_file(
     to = Path(path_text(to))
     def is_there(): return to.is_file() and (not sha256 or file_sha256(to)==sha256)
     if is_there(): return to
+    if name := offline_variable():
+        raise DownloadError(f'{public_address(url)} is not asked for, since {name} is set; take it away to download, '
+                            'where there is a connection', 'offline', url)
     with _explain_writing(to, Path(f'{to}.part')): to.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(to, progress):
         if is_there(): return to
-        if name := offline_variable():
-            raise DownloadError(f'{public_address(url)} is not asked for, since {name} is set; take it away to '
-                                'download, where there is a connection', 'offline', url)
         _whole(url, to, sha256, n_bytes, progress)
     return to
