@@ -36,6 +36,7 @@ def normalize(
     mean: tuple|None = None,  # of each channel, 0..1; None: each picture's own
     std: tuple|None = None,  # of each channel, 0..1; None: each picture's own
     figures: Tensor|None = None,  # B×2×4: mean and deviation of each source, NaN where `mean` and `std` stand in
+    in_place: bool = False,  # write into `x`, which saves memory and most of the time
 ) -> Tensor:  # B×4×H×W
     "Give every channel mean 0 and deviation 1: of its picture, of the source of its picture, or of all pictures"
     if figures is not None:
@@ -43,7 +44,7 @@ def normalize(
         mean, std = torch.where(figures.isnan(), stand_in, figures.to(x.dtype)).unbind(1)
     if mean is None: std, mean = torch.std_mean(x, dim=(2, 3), keepdim=True)
     else: mean, std = (torch.as_tensor(o, dtype=x.dtype, device=x.device)[...,None,None] for o in (mean, std))
-    return (x-mean).div_(std.clamp_min(STD_FLOOR))
+    return (x.sub_(mean) if in_place else x-mean).div_(std.clamp_min(STD_FLOOR))
 
 # %% ../../nbs/batches/30_settings.ipynb #7405710b
 @torch.no_grad()
@@ -111,9 +112,9 @@ class ImageSettings:
         figures: Tensor|None = None,  # B×2×4: mean and deviation of each picture's source, NaN where not known
     ) -> Tensor:  # B×4×size×size float
         "Make the network's input of pixels"
-        x = resize(x.float()/255, self.size)
+        x = resize(x.to(torch.float, copy=True).div_(255), self.size)
         if self.minmax: return min_max(x, self.channels)
-        return normalize(x, self.mean, self.std, figures if self.source else None)
+        return normalize(x, self.mean, self.std, figures if self.source else None, in_place=True)
 
     @property
     def channels(self) -> tuple:
