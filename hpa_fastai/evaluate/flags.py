@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .picture_statistics import N_FIGURES, picture_figures, saturation, sharpness
+from .picture_statistics import N_FIGURES, PictureMeasures, picture_figures, saturation, sharpness
 
 # %% ../../nbs/evaluate/90_flags.ipynb #c79ba545
 @dataclass(frozen=True, eq=False)
@@ -60,9 +60,9 @@ class Flagger:
 # %% ../../nbs/evaluate/90_flags.ipynb #6993a5de
 @patch
 def unlikeness(self: Flagger,
-    x: torch.Tensor,  # B×4×H×W uint8
+    x: torch.Tensor | None,  # B×4×H×W uint8; not needed where `figures` are known
     emb: np.ndarray,  # B×D
-    figures: np.ndarray | None = None,  # of `picture_figures`, where they are known
+    figures: np.ndarray | None = None,  # of `picture_figures`
 ) -> np.ndarray:  # B; 1 is the limit
     "How unlike training pictures are."
     if figures is None: figures = picture_figures(x)
@@ -73,19 +73,18 @@ def unlikeness(self: Flagger,
 # %% ../../nbs/evaluate/90_flags.ipynb #8409d3cb
 @patch(cls_method=True)
 def fit(cls: Flagger,
-    train: tuple,  # pictures (n×4×H×W uint8) and embeddings (n×D) of training
-    valid: tuple,  # the same of validation
+    train: PictureMeasures,  # of training pictures
+    valid: PictureMeasures,  # of validation pictures
 ) -> Flagger:
     "Fit clouds to pictures of training, and the limits of distances to those of validation."
-    train_figures, valid_figures = picture_figures(train[0]), picture_figures(valid[0])
-    embedding, picture = Cloud.fit(train[1], each=False), Cloud.fit(train_figures)
+    embedding, picture = Cloud.fit(train.embeddings, each=False), Cloud.fit(train.figures)
     limit = lambda distances: float(max(np.quantile(distances, .99, method='higher'), 1e-6))
     limits = dict(
-        saturated=float(max(.01, 2*np.quantile(saturation(train[0]), .99))),
-        blurred=float(np.quantile(sharpness(train_figures), .005) - np.log(2)),
-        unlike=1., embedding=limit(embedding(valid[1])), picture=limit(picture(valid_figures)))
+        saturated=float(max(.01, 2*np.quantile(train.saturation, .99))),
+        blurred=float(np.quantile(sharpness(train.figures), .005) - np.log(2)),
+        unlike=1., embedding=limit(embedding(valid.embeddings)), picture=limit(picture(valid.figures)))
     flagger = cls(embedding, picture, limits)
-    unlike = limit(flagger.unlikeness(*valid, valid_figures))*(1 + 1e-6)
+    unlike = limit(flagger.unlikeness(None, valid.embeddings, valid.figures))*(1 + 1e-6)
     return replace(flagger, limits={**limits, 'unlike': unlike})
 
 # %% ../../nbs/evaluate/90_flags.ipynb #9d17c419

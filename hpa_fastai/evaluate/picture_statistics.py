@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['N_LEVELS', 'N_FIGURES', 'BLANK', 'standardise', 'log_detail', 'picture_figures', 'sharpness', 'picture_traits',
-           'is_blank', 'saturation']
+           'is_blank', 'saturation', 'PictureMeasures']
 
 # %% ../../nbs/evaluate/75_picture_statistics.ipynb #5926fed0
+from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -83,3 +84,39 @@ def saturation(
 ) -> np.ndarray:  # B, 0..1
     "Share of full pixels in the protein channel."
     return (x[:, 1] >= 254).float().mean((1, 2)).cpu().numpy()
+
+# %% ../../nbs/evaluate/75_picture_statistics.ipynb #26acb4bf
+@dataclass(frozen=True, eq=False)
+class PictureMeasures:
+    "What is measured of pictures, for flags and references."
+    figures: np.ndarray  # n×26, of `picture_figures`
+    traits: dict  # name -> n, of `picture_traits`
+    saturation: np.ndarray  # n
+    embeddings: np.ndarray  # n×D, of a network
+
+    def __len__(self): return len(self.figures)
+
+    @classmethod
+    def of(cls,
+        x: torch.Tensor,  # n×4×H×W uint8
+        embeddings: np.ndarray,  # n×D
+    ):
+        "Measure pictures."
+        return cls(picture_figures(x), picture_traits(x), saturation(x), np.asarray(embeddings))
+
+    @classmethod
+    def join(cls,
+        parts: list,  # one or more
+    ):
+        "Put the measures of several batches together."
+        traits = {name: np.concatenate([o.traits[name] for o in parts]) for name in parts[0].traits}
+        figures, saturated, embeddings = (np.concatenate([getattr(o, name) for o in parts])
+                                          for name in ('figures', 'saturation', 'embeddings'))
+        return cls(figures, traits, saturated, embeddings)
+
+    def __getitem__(self,
+        rows,  # numbers of the pictures, or one bool a picture
+    ):
+        "Those of some pictures."
+        traits = {name: values[rows] for name, values in self.traits.items()}
+        return type(self)(self.figures[rows], traits, self.saturation[rows], self.embeddings[rows])

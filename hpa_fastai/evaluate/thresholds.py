@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THRESHOLD_METHODS', 'Thresholds', 'plain_thresholds', 'as_thresholds', 'decide', 'prevalence_thresholds',
-           'average_thresholds', 'fit_thresholds', 'f1_curves', 'plot_f1_curves']
+           'average_thresholds', 'check_method', 'fit_thresholds', 'f1_curves', 'plot_f1_curves']
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #bdd45e6f
 import numpy as np
@@ -177,7 +177,9 @@ def average_thresholds(several: list,  # of `Thresholds` for the same classes, o
 # %% ../../nbs/evaluate/30_thresholds.ipynb #428d4807
 THRESHOLD_METHODS = 'auto', 'constant', 'f1', 'prevalence', 'crossfit'
 
-def _check_method(method):
+def check_method(
+    method,  # one of `THRESHOLD_METHODS`, or one number for all classes
+) -> str | float:
     "A method's name, or the one number that serves all classes."
     if isinstance(method, str) and method in THRESHOLD_METHODS: return method
     try: value = float(method)
@@ -228,7 +230,7 @@ def fit_thresholds(probs,               # probabilities, images × classes, of i
     if not t.any():
         raise MetricError('targets: no image has any class, so there is nothing to fit thresholds to; '
                           'check the label column')
-    method = _check_method(method)
+    method = check_method(method)
     share = None if prevalence is None else check_shares(prevalence, n_classes)
     is_number = isinstance(exclusive, (int, np.integer)) and not isinstance(exclusive, bool)
     if exclusive is not None and not (is_number and 0 <= exclusive < n_classes):
