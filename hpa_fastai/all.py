@@ -73,6 +73,7 @@ from .deploy.predictor import Predictor, predict
 from .deploy.scoring import evaluate_predictions, write_submission
 from .deploy.watch import watch
 from .experiments.training import auto_learner, train_model
+from .experiments.recalibration import Recalibration, calibrate_model
 from .experiments.folds import Folds, train_folds
 from .experiments.compare import compare, plot_experiments, read_experiments
 

@@ -54,8 +54,8 @@ class Version(argparse.Action):
         parser.exit()
 
 # %% ../../nbs/cli/90_main.ipynb #398e8cb8
-COMMANDS = (add_demo, add_verify, add_explore, add_train, add_compare, add_evaluate, add_predict, add_report, add_cells,
-            add_test_model, add_simulate)
+COMMANDS = (add_demo, add_verify, add_explore, add_train, add_compare, add_calibrate, add_evaluate, add_predict,
+            add_report, add_cells, add_test_model, add_simulate)
 
 def make_parser() -> Parser:
     "Make the parser of the command with all its subcommands"

@@ -18,6 +18,7 @@ CALLS = {  # of each command: the functions that take its options
     'explore': ['interpret.explore.explore', 'data.reader.ImageReader'],
     'train': ['experiments.training.train_model', 'data.reader.ImageReader'],
     'compare': ['experiments.compare.compare', 'data.reader.ImageReader'],
+    'calibrate': ['experiments.recalibration.calibrate_model'],
     'evaluate': ['deploy.predictor.Predictor'],
     'predict': ['deploy.predictor.predict', 'deploy.watch.watch'],
     'cells': ['cells.cells.predict_cells', 'deploy.predictor.Predictor'],
@@ -89,13 +90,16 @@ def test_tables_are_found_beside_the_data_and_where_one_stands(
     more = {
         'train': ['--dry-run'],
         'compare': ['--archs', 'no_such_network'],
+        'calibrate': ['--group', 'no_such_column', '--out', 'new'],
         'evaluate': ['--model', str(trained[1])],
         'verify': [],
         'explore': ['--out', 'e.html'],
         'report': ['--out', 'r.html'],
     }[command]
+    model = [str(trained[1])] if command == 'calibrate' else []
     for csv, found in (('train.csv', True), ('mine.csv', True), ('none.csv', False)):
         main(
-            [command, str(small_atlas), '--csv', csv, *more, *(['--force'] if command in ('explore', 'report') else [])]
+            [command, *model, str(small_atlas), '--csv', csv, *more,
+             *(['--force'] if command in ('explore', 'report') else [])]
         )
         assert ('none.csv' in capsys.readouterr().err) == (not found)
