@@ -136,15 +136,16 @@ def calibrate_model(
     check_room(out, bundle.model)
     labels = bundle.labels
     table = attach_images(read_labels(csv, labels, ids=lambda: find_images(images).Id), images)
-    group_codes(table, group)  # refuses a column that there isn't
+    codes, traced = group_codes(table, group), group_codes(table, antibody_of if group is None else group)
     answers = _ask(predictor, table, progress)
     table = table.iloc[answers.rows]
+    codes, traced = (np.unique(o[answers.rows], return_inverse=True)[1] for o in (codes, traced))
     if len(table) < FEWEST:
         raise HPAError(f'{csv}: {len(table)} labelled images are too few to tell anything from chance; '
                        f'give {FEWEST} or more, better some hundred')
-    codes, targets = group_codes(table, group), labels.encode(table.Target) > 0
     if codes.max() == 0:
         warnings.warn(f'all {len(table)} images are of one group: how good the model is on others is not known')
+    targets = labels.encode(table.Target) > 0
     parts, groups = deal_parts(codes, 5, seed), None if group is None else codes
     decisions = crossfit(answers.probs, targets, parts, groups, method, calibration, labels.negative)
     old_probs = bundle.calibration(answers.probs) if bundle.calibration else answers.probs
@@ -154,7 +155,6 @@ def calibrate_model(
     difference = compare_models(old_probs, decisions.unseen_probs, targets, old_decisions, decisions.preds, labels,
                                 groups, names=('as it was', 'calibrated'))
     about = f'{len(table)} images of {Path(data).absolute().name}'
-    traced = group_codes(table, antibody_of if group is None else group)
     new = _assemble(bundle, answers, decisions, after, traced, seed, about)
     write_bundle(new, out, answers.sample, published=vectors and dict(zip(PUBLISHED_VECTORS, vectors)))
     return Recalibration(new, out, before, after, difference, answers.failed)
