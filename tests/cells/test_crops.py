@@ -43,7 +43,7 @@ def averaged(plane, height, width):
 def boxed(img, masks, cell, k, margin, size):
     "The bounding box of a cell in a picture that was reduced, and the margin as far as there is picture"
     h, w = (round(n*k) for n in masks.shape)
-    masks = np.asarray(Image.fromarray(masks).resize((w, h), Image.NEAREST))
+    masks = np.array([[masks[int(y/k), int(x/k)] for x in range(w)] for y in range(h)])
     ys, xs = np.nonzero(masks == cell)
     rows = slice(max(0, ys.min()-margin), min(h, ys.max()+1+margin))
     columns = slice(max(0, xs.min()-margin), min(w, xs.max()+1+margin))
