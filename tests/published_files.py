@@ -141,7 +141,10 @@ def densenet_checkpoint(path, seed=0):
 def inception(seed=0):
     "The inception network with random weights"
     torch.manual_seed(seed)
-    return draw_norms(Inception())
+    network = Inception()
+    for m in network.modules():  # else nothing of the picture comes through so many layers
+        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
+    return draw_norms(network)
 
 
 def inception_onnx(path, seed=0):

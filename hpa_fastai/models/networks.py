@@ -134,7 +134,7 @@ class CellTransformer(nn.Module):
     def forward(self, x):
         patches = self.patch_embed(x)  # B×height×width×768
         height, width = patches.shape[1:3]
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches.flatten(1, 2)], 1)
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), patches.flatten(1, 2)], 1)
         return self.norm(self.blocks(tokens + self.positions(height, width)))
 
 # %% ../../nbs/models/00_networks.ipynb #b770c2d6

@@ -4,12 +4,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from published_starts import draw_network
 
+from hpa_fastai.batches.settings import ImageSettings
 from hpa_fastai.deploy import hub
-from hpa_fastai.deploy.bundle import BundleError
+from hpa_fastai.deploy.bundle import Bundle, BundleError
 from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.deploy.onnx import export_onnx
+from hpa_fastai.evaluate.thresholds import plain_thresholds
+from hpa_fastai.models.networks import PUBLISHED_LABELS
 
 
 @pytest.mark.parametrize('method', ['none', 'temperature', 'platt'])
@@ -25,6 +29,28 @@ def test_onnx_runtime_agrees(trained, tmp_path, method):
         x = rng.integers(0, 256, (n, 4, 48, 48), dtype=np.uint8)
         x[0, 1] = 0  # a blank channel must not divide by zero
         assert np.abs(ort.InferenceSession(f).run(None, dict(images=x))[0] - b.probs(torch.from_numpy(x))).max() < 1e-3
+
+
+@pytest.mark.parametrize('arch, heads', [
+    ('hpa-densenet121', None), ('hpa-inception-v3-cells', None), ('subcell-vit', 2)])
+def test_published_networks_are_the_same_everywhere(arch, heads, tmp_path):
+    "Folded, in half precision, and in ONNX Runtime: normalised, or from minimum to maximum, and with averaged heads"
+    ort = pytest.importorskip('onnxruntime', reason='no onnxruntime: pip install onnx onnxruntime')
+    labels, model = PUBLISHED_LABELS[arch], draw_network(arch, 64, heads)
+    torch.nn.init.normal_(model[0][0].pos_embed if heads else model[1][-1].bias, std=.1)
+    settings = ImageSettings(size=64, minmax=True) if heads else ImageSettings(size=64, mean=(.07,)*4, std=(.12,)*4)
+    b = Bundle(model, labels, settings, plain_thresholds(.5, len(labels)), None, {})
+    x = torch.randint(0, 256, (3, 4, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    probs, embeddings = b.run(b.inputs(x))
+    assert probs.std() > .01 and embeddings.std(0).max() > .01
+    folded = b.folded()
+    assert (folded is b) == (heads is not None)
+    for other, most in ((folded.run(b.inputs(x)), 1e-4), (b.run(b.inputs(x), half=True), 2e-2)):
+        assert np.abs(other[0] - probs).max() < most
+        assert np.abs(other[1] - embeddings).max() < most*max(1, np.abs(embeddings).max())
+    for size in (x, x[:1]):
+        found = ort.InferenceSession(export_onnx(b, tmp_path/'m.onnx', force=True)).run(None, dict(images=size.numpy()))
+        assert np.abs(found[0] - probs[:len(size)]).max() < 1e-4
 
 
 def test_isotonic_calibration_is_not_left_out_silently(trained, tmp_path):

@@ -5,6 +5,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np, pytest, torch
 from torch import nn
+from published_starts import draw_network
 from hpa_fastai.data.labels import *
 from hpa_fastai.basics.errors import *
 from hpa_fastai.data.files import *
@@ -88,6 +89,19 @@ def test_every_kind_of_network(arch, size, layout):
         maps = layer_maps(model, x, [0, 2], layers, method)
         assert maps.shape==(2, size, size) and torch.isfinite(maps).all() and maps.min()>=0 and maps.max()<=1
     assert not any(m._forward_hooks for m in model.modules()) and all(p.grad is None for p in model.parameters())
+
+@pytest.mark.parametrize('arch, size, layer', [
+    ('hpa-densenet121', 128, 'features'), ('hpa-inception-v3-cells', 64, 'attention'),
+    ('subcell-vit', 64, 'features.norm')])
+def test_published_networks_show_where_they_looked(arch, size, layer):
+    "In the last maps, or patches, that have places"
+    model = draw_network(arch, heads=2 if arch=='subcell-vit' else None)
+    layers = place_layers(model, size)
+    assert layers[0].name==layer and layers[0].layout==('NLC' if arch=='subcell-vit' else 'NCHW')
+    x = torch.rand(1, 4, size, size, generator=torch.Generator().manual_seed(0))
+    for method in METHODS:
+        maps = layer_maps(model, x.repeat(3, 1, 1, 1), range(3), layers, method)
+        assert maps.shape==(3, size, size) and torch.isfinite(maps).all() and maps.amax()==1
 
 def small_vit():
     "torchvision's transformer, which has its own names and a class token too"
