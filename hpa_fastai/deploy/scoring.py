@@ -14,8 +14,9 @@ import numpy as np, pandas as pd
 from ..basics.errors import HPAError
 from ..basics.paths import same_form, write_whole
 from ..basics.spreadsheets import read_table
-from ..data.labels import LabelSet
+from ..data.labels import HPA28, LabelSet
 from ..data.label_tables import read_labels
+from ..simulate.plan import CLASS_FREQUENCY
 from ..evaluate.evaluation import Evaluation, evaluate
 from ..evaluate.thresholds import Thresholds, as_thresholds, average_thresholds, prevalence_thresholds
 from .bundle import Bundle
@@ -103,6 +104,10 @@ def decide_by_prevalence(
     if 0 < n < FEW_TO_MATCH:
         warnings.warn(f'the prevalence was matched on {n} images, which are few: a class that less than one image '
                       f'in {2*n} has is never given, and others by chance; {FEW_TO_MATCH} or more are needed')
+    never = [name for name, s in zip(labels.classes, share) if s == 0]
+    if never:
+        few = ', '.join(never[:3]) + (', …' if len(never) > 3 else '')
+        warnings.warn(f'{len(never)} classes are never given, as no validation image of the model has them: {few}')
     def match(probs): return prevalence_thresholds(probs, share, rule.exclusive, rule.at_least_one)
     return decide_anew(predictions, labels, match, at_least_one)
 
@@ -110,10 +115,13 @@ def decide_by_prevalence(
 def known_prevalence(
     config: dict,  # of a bundle
 ) -> np.ndarray | None:  # one share a class; None: not known
-    "Find how often each class is known to occur where a model was validated."
+    "Find how often each class is known to occur: where a model was validated, or a published one trained."
     validation, metrics = config.get('validation'), config.get('metrics')
-    if not validation or not metrics or not validation['n_images']: return None
-    return np.array([of_class['support'] for of_class in metrics])/validation['n_images']
+    if validation and metrics and validation['n_images']:
+        return np.array([of_class['support'] for of_class in metrics])/validation['n_images']
+    has_28_classes = tuple(config.get('labels', {}).get('classes', ())) == HPA28.classes
+    if not config.get('published') or not has_28_classes: return None
+    return np.array([CLASS_FREQUENCY[name.casefold()] for name in HPA28.classes])
 
 # %% ../../nbs/deploy/70_scoring.ipynb #2b9ac5b8
 def choose_thresholds(
@@ -126,7 +134,7 @@ def choose_thresholds(
         known = [known_prevalence(b.config) for b in bundles]
         if any(share is None for share in known):
             raise HPAError("thresholds='prevalence': it is not known how often each class occurs, as the model was "
-                           'saved without an evaluation; give a number, or evaluate the model before it is saved')
+                           'never evaluated; give a number, or make it fit images of yours with hpa_fastai calibrate')
         prevalence = np.mean(known, 0)
     elif isinstance(chosen, str) and chosen != 'model':
         raise HPAError(f'thresholds={chosen!r}: give model, prevalence, or a number between 0 and 1')

@@ -1,10 +1,12 @@
-"Submissions: every Id of the sample, in its order, and nothing else."
+"Submissions: every Id of the sample, in its order, and nothing else; decisions made anew from a table."
+import numpy as np
 import pandas as pd
 import pytest
 
 from hpa_fastai.data.labels import HPA19, HPA28, ZTG10
-from hpa_fastai.deploy.scoring import write_submission
+from hpa_fastai.deploy.scoring import decide_by_prevalence, known_prevalence, write_submission
 from hpa_fastai.deploy.tables import ResultError
+from hpa_fastai.evaluate.thresholds import plain_thresholds
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,32 @@ def test_every_id_of_the_competition_in_its_order(real_data, tmp_path):
     df = pd.DataFrame({'Id': ids[::-1], 'Predicted': '3', 'error': ''})
     res = write_submission(df, sample, tmp_path/'s.csv')
     assert pd.read_csv(tmp_path/'s.csv').Id.tolist() == ids.tolist() and (res.Predicted == '3').all()
+
+
+def test_how_often_classes_occur_is_known_or_not():
+    "Of validation images first; of the images of 2018 for a published model of the 28 classes; else not at all"
+    validated = dict(validation=dict(n_images=40), metrics=[dict(support=k) for k in range(28)])
+    published = dict(published=dict(name='hpa-densenet121'), labels=dict(classes=list(HPA28.classes)))
+    assert (known_prevalence({**validated, **published}) == np.arange(28)/40).all()
+    of_2018 = known_prevalence({**published, 'validation': None, 'metrics': None})
+    assert of_2018[[0, 25, 27]].round(4).tolist() == [.4147, .2648, .0004]
+    others = dict(published, labels=dict(classes=list(HPA19.classes)))
+    for config in ({}, others, {**published, 'published': None}, {**validated, 'validation': None}):
+        assert known_prevalence(config) is None
+
+
+def test_decisions_can_be_made_anew_as_often_as_one_likes():
+    "Whatever stood there, from texts as from numbers; the rows of what could not be read stay"
+    probs = np.random.default_rng(0).random((120, 10))
+    table = pd.DataFrame(probs, columns=ZTG10.classes).assign(Id=[f'{k}' for k in range(120)], Predicted='', Names='',
+                                                              flags='blank-protein uncertain', error='')
+    table.loc[7, ['flags', 'error', *ZTG10.classes]] = ['', 'broken', *[np.nan]*10]
+    share = np.linspace(0, .9, 10)
+    with pytest.warns(UserWarning, match=f'1 classes are never given.*: {ZTG10.classes[0]}$'):
+        anew = decide_by_prevalence(table, ZTG10, share, plain_thresholds(.5, 10))
+    texts = anew.assign(**{c: anew[c].map(lambda v: '' if np.isnan(v) else repr(v)) for c in ZTG10.classes})
+    with pytest.warns(UserWarning): again = decide_by_prevalence(texts, ZTG10, share, plain_thresholds(.9, 10))
+    same = ['Predicted', 'Names', 'flags', 'error']
+    assert again[same].equals(anew[same]) and anew.loc[7, 'Predicted'] == anew.loc[7, 'flags'] == ''
+    given = ZTG10.encode(anew.Predicted.drop(7)).sum(0)
+    assert (given == np.rint(share*119)).all() and anew['flags'].drop(7).str.startswith('blank-protein').all()
