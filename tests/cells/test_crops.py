@@ -100,6 +100,14 @@ def test_one_field_at_two_resolutions_is_one_field(field):
         .64, .32, pytest.approx(.08*2048/1499), .08, .08, .08]
 
 
+def test_nearly_the_same_scale_is_the_same(field):
+    "0.08 µm a pixel for 0.0800885 is no reason to blur a picture"
+    img, masks = field
+    ways = [replace(SQUARE, size=640, crop=CellCrop(640, pixel_size=o)) for o in (.08, .0800885, None)]
+    exact, near, file = (CellCrops(torch.from_numpy(img), masks, way, .08)([2]) for way in ways)
+    assert torch.equal(exact, near) and torch.equal(exact, file)
+
+
 def test_a_few_pixels_far_away_do_not_make_a_cell_small(field):
     img, masks = field
     strayed = masks.copy()
