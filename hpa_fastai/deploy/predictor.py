@@ -61,6 +61,10 @@ FLAGS = ('blank-protein', 'saturated', 'out-of-focus', 'unlike-training', *DECIS
 
 def _odd_pictures(bundles, places, embeddings):
     "By flag, the pictures that half of the models or more find odd."
+    def measured(x):  # some at a time, which spares the memory of a GPU, and the cache of a processor
+        n = max(1, 2**(23 if x.is_cuda else 20)//x.shape[-1]**2)
+        return np.concatenate([picture_figures(part) for part in x.split(n)])
+
     seen, votes = {}, {}
     for bundle, embedding in zip(bundles, embeddings):
         reader = bundle.settings.reader
@@ -68,8 +72,7 @@ def _odd_pictures(bundles, places, embeddings):
         if kind not in seen:
             x = bundle.pixels([o and o[reader] for o in places])
             if bundle.device.type == 'cuda': x = x.to(bundle.device)  # pictures are measured there too
-            some = max(1, 2**23//x.shape[-1]**2)  # pictures at a time, which spares its memory
-            seen[kind] = x, np.concatenate([picture_figures(part) for part in x.split(some)])
+            seen[kind] = x, measured(x) if any(b.flagger for b in bundles) else None
         x, figures = seen[kind]
         odd_by_flag = {'blank-protein': is_blank(x)}
         if bundle.flagger: odd_by_flag |= bundle.flagger(x, embedding, figures)
