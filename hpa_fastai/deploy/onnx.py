@@ -44,7 +44,7 @@ def export_onnx(
 ) -> Path:
     "Write a model as ONNX: `images` (n×4×S×S uint8) to `probs` (n×C)."
     if importlib.util.find_spec('onnx') is None:  # torch needs it to write the file
-        raise BundleError("ONNX needs one package more: pip install 'hpa_fastai[onnx]'")
+        raise BundleError("ONNX needs one package more: pip install onnx")
     out = Path(path_text(out, 'out', BundleError))
     bundle = model if isinstance(model, Bundle) else load_bundle(model)
     if out.exists() and not force:
