@@ -21,6 +21,7 @@ from hpa_fastai.batches.settings import normalize
 from hpa_fastai.data.labels import HPA28
 from hpa_fastai.deploy.schema import PublishedConfig
 from hpa_fastai.models import published
+from hpa_fastai.models.architectures import create_model
 from hpa_fastai.models.conversion import Converted, convert
 from hpa_fastai.models.download import DownloadError
 from hpa_fastai.models.networks import ModelError, published_body, vector_head
@@ -133,6 +134,13 @@ def test_from_the_archive_to_a_network_that_computes_the_same(archive, densenet)
     x, probs = vectors['published_input'], vectors['published_probs']
     assert x.dtype == probs.dtype == np.float32 and x.shape[1] == 4 and probs.shape == (len(x), 28)
     with torch.no_grad(): assert np.abs(network(torch.from_numpy(x)).sigmoid().numpy() - probs).max() < 1e-5
+
+
+def test_a_training_starts_from_it(archive):
+    model = create_model(NAME, 2, size=128, classes=['Cytosol', 'Something new'])
+    kept, (body, head) = load_file(get()), model
+    assert model.known == ['Cytosol'] and torch.equal(head[-1].weight[0], kept['1.2.weight'][25])
+    assert all(torch.equal(t, kept[f'0.{name}']) for name, t in body.state_dict().items())
 
 
 def test_what_is_there_is_not_asked_for_again(archive, monkeypatch):
