@@ -131,16 +131,18 @@ OPTIONS = dict(
     pixel_size=dict(type=float, help='µm a pixel, when the files are not whole HPA fields; HPA has 0.08 at full size'),
     z=dict(choices=('max', 'channels'), help='take the maximum of a Z stack, or its planes for channels'),
     # the network
-    arch=dict(help='a timm or torchvision network, smallresnet or lenet5; by default resnet18 with published weights; '
-                   'where they cannot be had smallresnet, with those of simulated cells'),
+    arch=dict(help='hpa-densenet121, hpa-inception-v3-cells, subcell-vit, smallresnet, lenet5, or a network of timm or '
+                   'torchvision; by default hpa-densenet121, which knows the real atlas; where its weights cannot be '
+                   'had resnet18, with those of photographs; or else smallresnet, with those of simulated cells'),
     pretrained=dict(type=pretrained, default='auto', metavar='auto|yes|no|FILE',
                     help='published weights where they can be had, at all costs, or never; or a weights file'),
     loss=dict(default='focal', help='the loss; a wrong name lists them'),
     # training
-    size=dict(type=number('size'), default=384, help='largest training size in pixels'),
+    size=dict(type=number('size'), default=384,
+              help='largest training size in pixels; hpa-densenet121 knows fields at 1024, at seven times the cost'),
     sizes=dict(type=number('sizes'), nargs='+',
                help='sizes of the stages; by default half, three quarters and the whole of --size, '
-                    'and for the weights of simulated cells the whole alone'),
+                    'and for weights that know cells the whole alone'),
     fine_tune=dict(type=fine_tune, metavar='auto|yes|no',
                    help='train the whole network, or give a pretrained one its head alone; auto: the head alone '
                         'where the weights know cells and training images are fewer than 1000'),

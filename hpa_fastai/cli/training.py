@@ -53,16 +53,21 @@ def _rehearse(args):
     from hpa_fastai.data.files import attach_images, find_images
     from hpa_fastai.data.labels import get_labels
     from hpa_fastai.data.label_tables import read_labels
+    from hpa_fastai.experiments.training import arch_of, find_start
+    from hpa_fastai.models.networks import PUBLISHED_NETWORKS
     labels = get_labels(args.labels)
     csv, images = places_of(args)
     n = len(attach_images(read_labels(csv, labels, ids=lambda: find_images(images).Id), images))
-    network = args.arch or 'resnet18 with published weights, or smallresnet with those of simulated cells,'
+    network, said = args.arch or arch_of(args.pretrained), None
+    if not args.arch and args.pretrained=='auto': network, said = find_start()
+    if said: print(said)
     budget = f'{args.minutes:g} minutes' if args.minutes else f'{args.epochs} epochs a stage'
     print(f'{n} labelled images, {len(labels)} classes; {network} to be trained for {budget} '
           f'and saved to {args.out}; nothing was done')
-    if args.fine_tune is None and args.arch in (None, 'smallresnet'):
+    knows_cells = network in ('smallresnet', *PUBLISHED_NETWORKS) and args.pretrained is not False
+    if args.fine_tune is None and knows_cells:
         from hpa_fastai.train.fine_tuning import FEW
-        print(f'(With the weights of simulated cells and fewer than {FEW} training images the head alone, in seconds.)')
+        print(f'(With weights that know cells and fewer than {FEW} training images the head alone, in a few minutes.)')
 
 # %% ../../nbs/cli/30_training.ipynb #7ce16f8c
 def train(

@@ -34,6 +34,7 @@ from hpa_fastai.train.callbacks import (
 from .checkpoints import find_checkpoint, training_settings
 from .schedule import default_sizes, plan_epochs, plan_time
 from .head import fit_head
+from .published import begin_as_published, published_start
 from .distributed import join_processes, leave_processes
 from .progressive import (
     ProgressiveRun, TrainingPlan, check_sizes, fit_head_alone, head_seconds, resume_training, search_lr)
@@ -44,6 +45,7 @@ class HPALearner(Learner):
     _thresholds = calibration = evaluation = None  # what is fitted on the outputs of the weights as they are
     pretrained = knows_cells = False  # whether the network came with weights, and with such as know these pictures
     start_weights = None  # those that a pretrained network came with, until it has been trained
+    origin = {}  # what a history says of published weights that the training started from
 
     @delegates(Learner.__init__)
     def __init__(self,
@@ -125,7 +127,7 @@ class HPALearner(Learner):
 @delegates(Learner.__init__)
 def hpa_learner(
     dls: HPADataLoaders,  # or loaders of `HPADataBlock`
-    arch: str = 'resnet18',  # a timm or torchvision name, or 'lenet5'; see `list_models`
+    arch: str = 'resnet18',  # a timm or torchvision name, 'hpa-densenet121', 'smallresnet', …; see `list_models`
     pretrained: bool|str|Path = True,  # published weights, none, or a weights file on this machine
     stem: str = 'copy',  # the yellow filters of a pretrained stem: 'copy' those of red, their 'mean', or 'zero'
     dropout: float = 0.5,  # before the last layer
@@ -141,8 +143,10 @@ def hpa_learner(
     if not dls.settings_suffice():
         warnings.warn('item_tfms or batch_tfms of your own change validation pictures too: save_bundle will refuse '
                       'what it can\'t describe; make them for training alone (split_idx=0), or save with learn.export')
+    published = published_start(arch, pretrained)
     model = create_model(arch, len(dls.vocab), pretrained, dls.settings.size, stem, dropout, dls.vocab)
-    knows_cells = source_library(arch)=='hpa_fastai' and (pretrained is True or bool(model.known))
+    simulated = source_library(arch)=='hpa_fastai' and (pretrained is True or bool(model.known))
+    knows_cells = simulated or published is not None
     ours = [GradientClip(1.)]
     if amp_dtype(dls.device): ours.append(TrainingPrecision())
     if knows_cells: ours.append(KeepStatistics())
@@ -152,6 +156,7 @@ def hpa_learner(
                        opt_func=opt_func, splitter=splitter, wd=wd, **kwargs)
     learn.pretrained, learn.knows_cells = bool(pretrained), knows_cells
     if pretrained: learn.start_weights = copy_weights(learn)
+    if published: begin_as_published(learn, published)
     return learn
 
 # %% ../../nbs/train/70_learner.ipynb #45483769
@@ -282,7 +287,7 @@ def fit_progressive(self:HPALearner,
     described = [str(s) for s in stages]
     if verbose and is_first(): print('; '.join(described))
     self.training_log = []
-    self.history = dict(images=len(self.dls.train_ds), stages=described, lr=lr, minutes=0.)
+    self.history = dict(self.origin, images=len(self.dls.train_ds), stages=described, lr=lr, minutes=0.)
     plan = TrainingPlan(stages, settings, lr, minutes, average, best)
     return ProgressiveRun(self, plan, folder, start).run()
 

@@ -265,7 +265,7 @@ def fit_head_alone(
         row['mean_ap'] = mean_ap(logits.sigmoid().cpu().numpy(), targets.cpu().numpy())
     seconds = time.monotonic()-start
     learn.training_log = [dict(row, seconds=round(seconds, 2))]
-    learn.history = dict(images=len(learn.dls.train_ds), stages=[f'{size} px: the head alone'], lr=0.,
+    learn.history = dict(learn.origin, images=len(learn.dls.train_ds), stages=[f'{size} px: the head alone'], lr=0.,
                          minutes=round(seconds/60, 2), log=learn.training_log, kept_of_start=1.)
     if folder:
         if is_first(): write_log(learn.training_log, folder/'log.csv')

@@ -221,8 +221,9 @@ def test_offline_training_goes_on_from_scratch(small_atlas, tmp_path, monkeypatc
 
 
 def test_offline_training_starts_from_simulated_cells(small_atlas, tmp_path, monkeypatch, capsys):
-    import hpa_fastai.models.architectures as m
-    monkeypatch.setattr(m, '_timm_file', lambda arch: (_ for _ in ()).throw(m._no_weights(arch, 'no network')))
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setenv('HPA_FASTAI_MODELS', str(tmp_path/'models'))
+    monkeypatch.setattr('hpa_fastai.experiments.training.kept_weights', lambda arch: None)
     monkeypatch.chdir(tmp_path)
     assert (
         main(
@@ -241,7 +242,7 @@ def test_offline_training_starts_from_simulated_cells(small_atlas, tmp_path, mon
         == 0
     )
     said = capsys.readouterr().out
-    assert 'Starting with smallresnet, which knows simulated cells: the pretrained weights of resnet18' in said
+    assert 'Starting with smallresnet, which knows simulated cells: no weights of hpa-densenet121' in said
     assert 'the head alone, a few seconds (--fine-tune yes trains the body too)' in said
 
 

@@ -1,0 +1,100 @@
+"Where a training starts: the best weights that can be had, said in one line, without waiting for what is not there."
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from published_starts import draw_network, save_weights
+
+from hpa_fastai.batches.loaders import HPADataLoaders
+from hpa_fastai.experiments import training
+from hpa_fastai.experiments.training import auto_learner, find_start, train_model
+from hpa_fastai.models.networks import NoWeights
+from hpa_fastai.models.registry import PUBLISHED
+
+BEST = 'hpa-densenet121'
+
+
+@pytest.fixture
+def network(monkeypatch, tmp_path):
+    "What is on the machine and what answers, after how many seconds; `asked` tells what was asked for"
+    state = SimpleNamespace(kept=False, answers=(), asked=[], seconds=0, models=tmp_path/'models')
+    state.models.mkdir()
+    for name in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HPA_FASTAI_MIRROR'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('HPA_FASTAI_MODELS', str(state.models))
+    def is_online(url):
+        state.asked.append(url)
+        time.sleep(state.seconds)
+        return any(part in url for part in state.answers)
+    monkeypatch.setattr(training, 'is_online', is_online)
+    monkeypatch.setattr(training, 'kept_weights', lambda arch: 'model.safetensors' if state.kept else None)
+    return state
+
+
+@pytest.mark.parametrize('kept, answers, name, words', [
+    (False, (), 'smallresnet', 'which knows simulated cells: no weights of hpa-densenet121'),
+    (False, ('huggingface',), 'resnet18', 'which knows photographs: no weights of hpa-densenet121, which knows cells'),
+    (False, ('zenodo', 'huggingface'), BEST, ' MB to download once); --arch resnet18'),
+    (False, ('zenodo',), BEST, 'MIT licence'),
+    (True, (), 'resnet18', 'can\'t be reached'),
+])
+def test_the_best_that_can_be_had(network, kept, answers, name, words):
+    network.kept, network.answers = kept, answers
+    found, said = find_start()
+    assert found == name and said.startswith(f'Starting with {name}') and words in said and '\n' not in said
+    assert len(network.asked) == 2 - kept
+
+
+def test_nothing_is_asked_where_the_best_is_kept(network):
+    (network.models/f'{BEST}.safetensors').touch()
+    name, said = find_start()
+    assert (name, network.asked) == (BEST, []) and 'on this machine' in said
+
+
+def test_nothing_is_asked_where_downloads_are_forbidden(network, monkeypatch):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    name, said = find_start()
+    assert (name, network.asked) == ('smallresnet', []) and 'HF_HUB_OFFLINE is set' in said
+
+
+def test_a_machine_without_a_network_waits_once(network):
+    network.seconds, start = .5, time.monotonic()
+    find_start()
+    assert len(network.asked) == 2 and time.monotonic() - start < .9
+
+
+def test_what_breaks_off_gives_way_to_the_next_best(network, small_atlas, monkeypatch, capsys):
+    network.answers, tried = ('zenodo',), []
+    def make(dls, arch, pretrained):
+        tried.append(arch)
+        if arch == BEST: raise NoWeights('zenodo.org: the server is busy; try again later')
+        return SimpleNamespace(arch=arch)
+    monkeypatch.setattr(training, 'hpa_learner', make)
+    assert auto_learner(None).arch == 'smallresnet' and tried == [BEST, 'smallresnet']
+    first, second = capsys.readouterr().out.splitlines()
+    assert 'MB to download once' in first and 'since zenodo.org: the server is busy.' in second
+    with pytest.raises(NoWeights, match='the server is busy'): auto_learner(None, pretrained=True)
+    with pytest.raises(NoWeights): auto_learner(None, BEST, pretrained=True)
+    assert auto_learner(None, pretrained=False).arch == 'smallresnet'
+    monkeypatch.setattr(training, 'hpa_learner', lambda dls, arch, pretrained: pretrained and make(dls, BEST, True))
+    auto_learner(None, BEST)
+    assert 'Training from scratch: zenodo.org: the server is busy.' in capsys.readouterr().out
+
+
+def test_a_file_says_which_network_it_is_for(network, small_atlas, tmp_path):
+    dls = HPADataLoaders.from_csv(small_atlas, size=64, bs=8, cache=tmp_path/'cache', progress=False)
+    file = save_weights(draw_network(BEST), tmp_path, BEST)
+    learn = auto_learner(dls, pretrained=file)
+    assert learn.model.config['arch'] == BEST and network.asked == []
+
+
+def test_train_takes_the_published_network_by_itself(network, small_atlas, tmp_path, capsys):
+    "The head alone, from what is kept on this machine, to a bundle that sees pictures as its weights do"
+    save_weights(draw_network(BEST), network.models, BEST)
+    learn = train_model(small_atlas, tmp_path/'model', size=64, cache=tmp_path/'cache', progress=False)
+    said = capsys.readouterr().out
+    assert said.count('\n') == 2 and f'Starting with {BEST}, which knows cells of the real atlas' in said
+    assert f'{BEST} at 64 px on ' in said and 'the head alone' in said
+    settings = PUBLISHED[BEST].settings
+    assert (learn.dls.settings.mean, learn.dls.settings.std) == (settings.mean, settings.std)
+    assert torch.isfinite(learn.get_preds()[0]).all() and learn.history['started_from'].startswith(BEST)
