@@ -29,6 +29,7 @@ from ..deploy.tables import *
 from ..deploy.journal import *
 from ..deploy.embeddings import EmbeddingFile
 from ..deploy.predictor import *
+from ..deploy.published_bundles import default_model
 from .segmentation import *
 from .masks import *
 from .crops import CellCrops
@@ -253,7 +254,7 @@ def fill(self:_CellRun, journal, progress):
 
 # %% ../../nbs/cells/30_cells.ipynb #f9e0fbd7
 def predict_cells(
-    model,  # folder of a bundle or user/name on the Hub, a list of them for an ensemble, or a `Predictor`
+    model,  # folder, published name, user/name on the Hub, a list, or a `Predictor`; None: `default_model('cells')`
     images,  # folder of images, nested to any depth; list of files, csv or table of paths; pixels in memory
     masks=None,  # folder of mask files, {Id: array or file}, or one for each image; None: outlined by `segment_cells`
     out: str|Path|None = None,  # .csv or .parquet to write as it goes
@@ -278,6 +279,8 @@ def predict_cells(
     file = EmbeddingFile(path_text(embeddings, 'embeddings', CellError)) if embeddings else None
     if file and not Path(f'{out}.part.json').is_file(): check_out(file.out, force, (file.out.suffix,))
     if border not in BORDERS: raise CellError(f'border={border!r}: choose one of {", ".join(BORDERS)}')
+    check_place(plain_source(images))
+    if model is None: model = default_model('cells')
     if isinstance(model, Predictor): predictor = model
     else: predictor = Predictor(model, device, bs, n_workers=n_workers, thresholds=thresholds)
     if predictor.prevalence is not None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['YES_NO', 'OPTIONS', 'READING', 'Help', 'Parser', 'number', 'path', 'learning_rate', 'pretrained', 'fine_tune',
-           'thresholds', 'channels', 'names', 'add_options', 'add_reading_options', 'reader_of',
+           'thresholds', 'channels', 'names', 'add_options', 'add_reading_options', 'reader_of', 'reading_of',
            'add_prediction_options', 'predictor_of', 'places_of', 'group_of', 'check_free', 'report_failures',
            'join_processes']
 
@@ -157,7 +157,9 @@ OPTIONS = dict(
                    help='leave the probabilities as the network gives them'),
     device=dict(default='auto', help='auto, cpu, cuda, mps'),
     # prediction
-    model=dict(action='append', help='folder of the model; hpa_model unless given; several times for an ensemble'),
+    model=dict(action='append', metavar='MODEL',
+               help='folder of a model, name of a published one, user/name on the Hub; several times for an ensemble; '
+                    'unless given hpa_model, and where there is none a published model; none: neither'),
     tta=dict(action='store_true', help='average over the eight symmetries'),
     at_least_one=dict(action='store_true', help='name the most probable class where none passes its threshold'),
     thresholds=dict(type=thresholds, default='model', metavar='model|prevalence|NUMBER',
@@ -166,6 +168,7 @@ OPTIONS = dict(
     precision=dict(default='auto',
                    help='full, half where the device is fast at it, force-half, or auto: half on a GPU'),
     n_workers=dict(type=number('n_workers'), help='threads that read images; one a core unless given'),
+    embeddings=dict(type=path, help='.npy or .parquet for the features before the head of the network'),
     submission=dict(type=path, help='csv to write as a competition wants it'),
     # results
     out=dict(type=path, help='where to write'),
@@ -195,10 +198,15 @@ READING = ('channels', 'missing', 'scale', 'percentiles', 'bits', 'pixel_size', 
 
 def add_reading_options(
     parser: argparse.ArgumentParser,  # of a command
+    remembered: bool = False,  # a model has them; what is given here replaces its own
 ) -> None:
     "Give a command the settings of `ImageReader`"
     title = 'reading, when the pictures are not four 8- or 16-bit files a field of view (a model remembers it)'
-    add_options(parser, *READING, title=title)
+    if not remembered: return add_options(parser, *READING, title=title)
+    taken = {action.dest for action in parser._actions}
+    wanted = [name for name in READING if name not in taken]
+    title = 'reading, where these files need another than the model remembers'
+    add_options(parser, *wanted, title=title, **{name: dict(default=None) for name in wanted})
 
 def reader_of(
     args: argparse.Namespace,  # with reading options
@@ -208,6 +216,13 @@ def reader_of(
     from hpa_fastai.data.reader import ImageReader
     return ImageReader(size, **{name: getattr(args, name) for name in READING})
 
+def reading_of(
+    args: argparse.Namespace,  # with remembered reading options
+) -> dict:  # those that were given
+    "Find which settings of reading a command replaces"
+    return {name: value for name in READING if (value := getattr(args, name, None)) is not None}
+
+
 # %% ../../nbs/cli/10_options.ipynb #32cbfd5a
 def add_prediction_options(
     parser: argparse.ArgumentParser,  # of a command
@@ -216,16 +231,23 @@ def add_prediction_options(
     settings = ('model', 'bs', 'tta', 'at_least_one', 'thresholds', 'device', 'precision', 'n_workers')
     batch = 'images in a batch; by default 32, and fewer for networks of more than 512 pixels'
     add_options(parser, *settings, 'progress', title='prediction', bs=dict(default=None, help=batch))
+    add_reading_options(parser, remembered=True)
 
 def predictor_of(
     args: argparse.Namespace,  # with options of prediction
+    task: str = 'fields',  # what is judged: 'fields' or 'cells'
 ):  # a `Predictor`
     "Load the models that a command asks for"
     from hpa_fastai.basics.packages import quick_imports
-    with quick_imports(): from hpa_fastai.deploy.predictor import Predictor
-    return Predictor(args.model or 'hpa_model', device=args.device, bs=args.bs, tta=args.tta,
+    with quick_imports():
+        from hpa_fastai.deploy.predictor import Predictor
+        from hpa_fastai.deploy.published_bundles import default_model
+    reading = reading_of(args)
+    if task=='cells': reading.pop('pixel_size', None)  # of the files, for the outlines and crops of cells
+    return Predictor(args.model or default_model(task), device=args.device, bs=args.bs, tta=args.tta,
                      at_least_one=args.at_least_one, precision=args.precision, n_workers=args.n_workers,
-                     thresholds=args.thresholds)
+                     thresholds=args.thresholds, reading=reading)
+
 
 # %% ../../nbs/cli/10_options.ipynb #d23caafe
 def places_of(

@@ -6,8 +6,9 @@
 __all__ = ['MAX_SAMPLE', 'PUBLISHED_VECTORS', 'load_bundle', 'read_sample', 'test_bundle']
 
 # %% ../../nbs/deploy/15_loading.ipynb #768c418d
-import zipfile
+import json, zipfile
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 import numpy as np, torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +23,7 @@ from ..evaluate.calibration import Calibration
 from ..evaluate.thresholds import Thresholds
 from ..evaluate.flags import Flagger
 from ..models.architectures import UnknownModelError, create_model
+from ..models.registry import PUBLISHED
 from .schema import *
 from .bundle import *
 
@@ -76,6 +78,28 @@ def _build(dataclass, fields, where):
     "An object of a dataclass from a part of config.json."
     try: return dataclass(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
     except (TypeError, ValueError) as e: raise BundleError(f'{where} is not valid: {e}') from None
+
+# %% ../../nbs/deploy/15_loading.ipynb #937c52c3
+def _check_published(folder, config):
+    "Refuse a bundle that says it is a published model and differs from what was published."
+    record = config['published']
+    if not record: return
+    known, again = PUBLISHED.get(record['name']), f'get it again: hpa_fastai models get {record["name"]} --force'
+    if known is None:
+        raise BundleError(f'{folder}: says it is the published model {record["name"]!r}, which this version does not '
+                          'know; upgrade with: pip install --upgrade hpa_fastai')
+    preprocess = {k: v for k, v in json.loads(json.dumps(asdict(known.settings))).items() if k != 'reader'}
+    pairs = {'classes': (config['labels']['classes'], list(known.labels.classes)),
+             'network': (config['model']['arch'], known.arch), 'task': (record['task'], known.task),
+             'input': (config['preprocess'], preprocess),
+             'size of reading': (config['reader']['size'], known.settings.reader.size)}
+    if record['checked'] != 'nothing':
+        sums = {file.name: file.sha256 for file in known.files if file.sha256}
+        pairs['checksums'] = ({name: record['files'].get(name) for name in sums}, sums)
+    for part, (found, published) in pairs.items():
+        if found == published: continue
+        raise BundleError(f'{folder}: its {part} is not that of the published model {known.name}, so it was altered; '
+                          f'{again}')
 
 # %% ../../nbs/deploy/15_loading.ipynb #ae52917f
 def _check_shapes(model, file):
@@ -134,6 +158,7 @@ def load_bundle(
     with _explain_os_errors(path):
         folder = _find_folder(path)
         config = _read_config(folder)
+        _check_published(folder, config)
         labels = _build(LabelSet, config['labels'], f'{folder}: labels')
         reader = _build(ImageReader, config['reader'], f'{folder}: reader')
         settings = _build(ImageSettings, dict(config['preprocess'], reader=reader), f'{folder}: preprocess')

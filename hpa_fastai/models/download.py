@@ -185,7 +185,7 @@ def _whole(url, to, sha256, n_bytes, progress):
     part, tag = Path(f'{to}.part'), Path(f'{to}.part.tag')
     n_kept = file_stat(part).st_size
     is_whole = bool(sha256 and n_kept) and file_sha256(part) == sha256
-    bar = tqdm_bar(desc=to.name, unit='B', unit_scale=True, disable=not progress)
+    bar = tqdm_bar(desc=to.name, unit='B', unit_scale=True, delay=.3, disable=not progress)
     with patient_session() as session, bar:
         for _ in range(2 if n_kept else 1):
             if is_whole: break

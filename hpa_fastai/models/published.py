@@ -46,8 +46,9 @@ def _telling_how_to_carry(model):
     except DownloadError as e:
         if e.kind == 'disk': raise
         files = (*model.files, *model.test_files.values())
-        addresses = ', '.join(public_address(file_address(model, file)) for file in files)
-        raise DownloadError(f'{model.name}: {e}; or download {addresses} elsewhere, carry them over in one folder, '
+        if model.page: wanted = f'{", ".join(file.name for file in files)} from {model.page}'
+        else: wanted = ', '.join(file.url for file in files)
+        raise DownloadError(f'{model.name}: {e}; or download {wanted} elsewhere, carry them over in one folder, '
                             f'and run: hpa_fastai models get {model.name} --from FOLDER', e.kind, e.url) from None
 
 # %% ../../nbs/models/30_published.ipynb #07d21415
@@ -151,7 +152,7 @@ def keep_weights(
     record: dict,  # where they come from
 ) -> Path:  # of the file
     "Keep the weights of a published model with a record of where they come from."
-    state, text = {name: tensor.contiguous() for name,tensor in state.items()}, json.dumps(record)
+    state, text = {name: tensor.clone() for name,tensor in state.items()}, json.dumps(record)
     tmp = file.with_name(f'.{file.name}.tmp')
     with _explain_disk(file.parent):
         try:

@@ -39,6 +39,7 @@ class PublishedModel:
     doi: str  # of that
     about: str  # a line on where it comes from
     megabytes: int  # to download, about
+    page: str = ''  # of the archive, where people find the files; '': it has none
     prevalence: tuple|None = None  # share of each class in the images it was trained on; None: not known
 
     def __repr__(self): return f'PublishedModel({self.name!r}, {self.task}, {self.labels.name})'
@@ -67,18 +68,19 @@ DENSENET = PublishedModel(
     'Ouyang, W., Winsnes, C. F., Hjelmare, M. et al. Analysis of the Human Protein Atlas Image Classification '
     'competition. Nature Methods 16, 1254–1261 (2019)', '10.1038/s41592-019-0658-6',
     "team bestfitting's densenet, which won the competition of 2018", 36,
-    tuple(n/KAGGLE_2018_IMAGES for n in KAGGLE_2018_COUNTS))
+    'https://zenodo.org/records/5942853', tuple(n/KAGGLE_2018_IMAGES for n in KAGGLE_2018_COUNTS))
 
 # %% ../../nbs/models/25_registry.ipynb #108a6efc
 INCEPTION = PublishedModel(
     'hpa-inception-v3-cells', 'cells', 'hpa-inception-v3-cells', HPA19,
-    ImageSettings(ImageReader(), 128, (0,)*4, (1,)*4, crop=CellCrop(size=None, margin=20, masked=True)),
+    ImageSettings(ImageReader(), 128, (0,)*4, (1,)*4, crop=CellCrop(margin=20, pixel_size=.32)),
     _zenodo(6539073, 'bestfitting-inceptionv3-single-cell.onnx',
             sha256='cce5fccae3434f5bf6310d8671a4f8720a4db2c9769adb407b5c2a2bdd292fc7'),
     _test_files(6539073), 'MIT',
     'Le, T., Winsnes, C. F., Axelsson, U. et al. Analysis of the Human Protein Atlas Weakly Supervised Single-Cell '
     'Classification competition. Nature Methods 19, 1221–1229 (2022)', '10.1038/s41592-022-01606-z',
-    "team bestfitting's inception network, which won the competition of 2021", 122)
+    "team bestfitting's inception network, which won the competition of 2021", 122,
+    'https://zenodo.org/records/6539073')
 
 # %% ../../nbs/models/25_registry.ipynb #981c129d
 def _subcell(name, prefix, channels, sha256, about):
@@ -87,8 +89,8 @@ def _subcell(name, prefix, channels, sha256, about):
     encoder, head = f'{prefix}_MAE-CellS-ProtS-Pool.pth', f'{prefix}_MAE_MLP_classifier_seed_0.pth'
     files = (PublishedFile(encoder, f'{address}/{encoder}', sha256),
              PublishedFile(head, f'{address}/{prefix}_MAE_MLP_classifier/{head}'))
-    reader = ImageReader(channels=channels, missing='error' if channels=='rgby' else 'zero')
-    settings = ImageSettings(reader, 640, minmax=True, crop=CellCrop(size=640, pixel_size=0.0800885))
+    crop = CellCrop(size=640, pixel_size=0.0800885)
+    settings = ImageSettings(ImageReader(channels=channels), 640, minmax=True, crop=crop)
     citation = ('Gupta, A., Wefers, Z., Kahnert, K. et al. SubCell: Vision foundation models for microscopy capture '
                 'single-cell biology. bioRxiv (2024)')
     return PublishedModel(name, 'cells', 'subcell-vit', HPA31, settings, files, {}, 'MIT', citation,

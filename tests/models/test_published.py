@@ -206,7 +206,7 @@ def test_an_input_of_another_shape(archive):
 def test_another_file_in_the_archive_is_refused(archive):
     archive.files[WEIGHTS] = b'another file'
     with pytest.raises(DownloadError) as e: get()
-    one_line(e, 'damaged or another file', 'carry them over', archive.url(VECTORS[2]),
+    one_line(e, 'damaged or another file', 'carry them over', VECTORS[2], PUBLISHED[NAME].page,
              f'hpa_fastai models get {NAME} --from FOLDER')
     assert e.value.kind == 'damaged' and not (models_folder()/f'{NAME}.safetensors').exists()
 
@@ -225,7 +225,7 @@ def test_a_file_that_was_carried_over(archive, densenet, tmp_path, monkeypatch):
     with monkeypatch.context() as m, pytest.raises(DownloadError) as e:
         offline(m)
         get(source=file)
-    one_line(e, 'HF_HUB_OFFLINE', *map(archive.url, VECTORS), '--from FOLDER')
+    one_line(e, 'HF_HUB_OFFLINE', *VECTORS, PUBLISHED[NAME].page, '--from FOLDER')
     assert names() == [] and e.value.kind == 'offline'
     assert published_record(get(source=str(file)))['checked'] == 'outputs'
     assert [path for path, _ in archive.asked] == [f'/{name}' for name in VECTORS]
@@ -365,7 +365,7 @@ def test_a_disk_that_is_full(archive):
 def test_without_a_connection_the_way_to_carry_is_told(archive, monkeypatch):
     offline(monkeypatch)
     with pytest.raises(DownloadError) as e: get()
-    one_line(e, NAME, 'HF_HUB_OFFLINE', *map(archive.url, (WEIGHTS, *VECTORS)), f'models get {NAME} --from FOLDER')
+    one_line(e, NAME, 'HF_HUB_OFFLINE', WEIGHTS, *VECTORS, PUBLISHED[NAME].page, f'models get {NAME} --from FOLDER')
     assert e.value.kind == 'offline' and names() == []
 
 
