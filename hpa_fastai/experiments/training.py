@@ -61,7 +61,8 @@ def find_start(
     name = next(name for name in STARTS if name not in failed)
     cost = 'on this machine' if here[best] else f'{published.megabytes} MB to download once'
     if name==best: why = f' ({published.licence} licence, {cost}); --arch {second} starts with another'
-    else: why = f': no weights of {best}, which knows {STARTS[best]}, since {failed[best]}'
+    else: why = (f': no weights of {best}, which knows {STARTS[best]}, since {failed[best]}; '
+                 f'hpa_fastai models get {best} brings them')
     return name, f'Starting with {name}, which knows {STARTS[name]}{why}.'
 
 # %% ../../nbs/experiments/00_training.ipynb #e5f0e505

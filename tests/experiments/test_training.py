@@ -1,11 +1,16 @@
 "Where a training starts: the best weights that can be had, said in one line, without waiting for what is not there."
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from archive_server import serving
+from published_files import densenet_onnx
+from published_files import test_vectors as vectors
 from published_starts import draw_network, save_weights
 
+from hpa_fastai.basics.paths import file_sha256
 from hpa_fastai.batches.loaders import HPADataLoaders
 from hpa_fastai.experiments import training
 from hpa_fastai.experiments.training import auto_learner, find_start, train_model
@@ -72,7 +77,7 @@ def test_what_breaks_off_gives_way_to_the_next_best(network, small_atlas, monkey
     monkeypatch.setattr(training, 'hpa_learner', make)
     assert auto_learner(None).arch == 'smallresnet' and tried == [BEST, 'smallresnet']
     first, second = capsys.readouterr().out.splitlines()
-    assert 'MB to download once' in first and 'since zenodo.org: the server is busy.' in second
+    assert 'MB to download once' in first and 'since zenodo.org: the server is busy; hpa_fastai models get' in second
     with pytest.raises(NoWeights, match='the server is busy'): auto_learner(None, pretrained=True)
     with pytest.raises(NoWeights): auto_learner(None, BEST, pretrained=True)
     assert auto_learner(None, pretrained=False).arch == 'smallresnet'
@@ -98,3 +103,26 @@ def test_train_takes_the_published_network_by_itself(network, small_atlas, tmp_p
     settings = PUBLISHED[BEST].settings
     assert (learn.dls.settings.mean, learn.dls.settings.std) == (settings.mean, settings.std)
     assert torch.isfinite(learn.get_preds()[0]).all() and learn.history['started_from'].startswith(BEST)
+
+
+def test_from_an_archive_to_the_published_outputs(network, small_atlas, tmp_path, monkeypatch, capsys):
+    "Downloaded in the published form, converted, compared; untrained, it says what the archive's network says"
+    file, reference = densenet_onnx(tmp_path/'densenet_model.onnx')
+    network.answers = ('127.0.0.1',)
+    vectors(tmp_path, reference, BEST)
+    model = PUBLISHED[BEST]
+    files = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in ('.onnx', '.npy')}
+    with serving(files=files) as archive:
+        def here(published, sha256=None): return replace(published, url=archive.url(published.name), sha256=sha256)
+        test_files = {part: here(f) for part, f in model.test_files.items()}
+        known = replace(model, files=(here(model.files[0], file_sha256(file)),), test_files=test_files)
+        monkeypatch.setitem(PUBLISHED, BEST, known)
+        dls = HPADataLoaders.from_csv(small_atlas, size=96, bs=8, cache=tmp_path/'cache', progress=False)
+        learn = auto_learner(dls)
+    assert 'MIT licence, 36 MB to download once' in capsys.readouterr().out
+    pixels = dls.valid.cache.batch(dls.valid.places).as_subclass(torch.Tensor)
+    with torch.no_grad(): want = reference(pixels.float()/255)[0]
+    with learn.no_bar(), learn.no_logging():
+        probs, _ = learn.get_preds()
+        assert torch.isfinite(torch.tensor(learn.validate())).all()
+    assert learn.model.known == dls.vocab and torch.allclose(probs, want, atol=1e-5) and want.std(0).max() > 1e-3

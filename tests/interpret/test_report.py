@@ -4,15 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from published_starts import draw_network, save_weights
 
 from hpa_fastai.basics.errors import HPAError
+from hpa_fastai.batches.loaders import HPADataLoaders
 from hpa_fastai.cli.main import main
 from hpa_fastai.data.files import find_images
 from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.deploy.predictor import Predictor
+from hpa_fastai.interpret.activation import activation_maps
 from hpa_fastai.interpret.model_report import ModelReport
 from hpa_fastai.interpret.report import report
 from hpa_fastai.interpret.run_report import RunReport
+from hpa_fastai.train.learner import hpa_learner
 
 EVIL = '<img src=x onerror="document.title=\'taken\'">'
 
@@ -91,6 +95,23 @@ def test_little_is_no_error(run, trained, tmp_path, browser, rows, words):
     page = report(run[0][rows], tmp_path/'a.html', trained[1], run[1])
     browser.open(page)
     assert browser.errors() == [] and words in page.read_text(encoding='utf-8')
+
+
+def test_pages_of_a_model_that_began_with_published_weights(small_atlas, tmp_path):
+    "Both pages, maps and the map of the run, and in the card where the weights came from"
+    file = save_weights(draw_network('hpa-densenet121'), tmp_path, 'hpa-densenet121')
+    dls = HPADataLoaders.from_csv(small_atlas, size=64, bs=16, cache=tmp_path/'cache', progress=False)
+    learn = hpa_learner(dls, 'hpa-densenet121', file)
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(fine_tune=False, verbose=False)
+    learn.fit_thresholds(), learn.evaluate()
+    model, table = learn.save_bundle(tmp_path/'model'), find_images(small_atlas/'train').head(20)
+    run = Predictor(model)(table)
+    assert (run['error'] == '').all()
+    page = report(run, tmp_path/'run.html', model, table, per_class=1)
+    assert {'Locations', 'Beside training', 'Map', 'Predictions'} <= set(headings(page))
+    assert 'started_from: hpa-densenet121 (MIT; ' in report(model, tmp_path/'model.html').read_text(encoding='utf-8')
+    maps = activation_maps(model, table.head(2))
+    assert maps.shape == (2, 64, 64) and np.isfinite(maps).all()
 
 
 def test_the_page_of_a_model(trained, small_atlas, tmp_path, browser):

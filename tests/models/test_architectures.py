@@ -95,7 +95,7 @@ def test_a_weights_file_cannot_run_code(tmp_path):
 @pytest.mark.parametrize('arch', ['resnet18', 'regnet_x_400mf'])
 def test_offline_is_said_at_once(arch, monkeypatch):
     import hpa_fastai.models.architectures as m
-    monkeypatch.setattr(m, '_online', lambda url: False)
+    monkeypatch.setattr(m, 'is_online', lambda url: False)
     import huggingface_hub
     monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', lambda *_: None)
     with pytest.raises(ModelError, match="can't be reached; pass pretrained=False") as e:
