@@ -185,9 +185,11 @@ def test_could_not_start_is_code_2_and_one_line(small_atlas, trained, tmp_path, 
     assert not (tmp_path/'hpa_model').exists() and not (tmp_path/'predictions.csv').exists()
 
 
-def test_dry_run_says_what_would_be_done_and_makes_nothing(small_atlas, tmp_path, monkeypatch, capsys):
+def test_dry_run_says_what_would_be_done_and_makes_nothing(small_atlas, tmp_path, tmp_path_factory, monkeypatch,
+                                                           capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'home'))
+    monkeypatch.setenv('MPLCONFIGDIR', str(tmp_path_factory.mktemp('matplotlib')))  # where it lists fonts at first
     assert main(['train', str(small_atlas), '--size', '32', '--no-progress', '--dry-run']) == 0
     assert '90 labelled images' in capsys.readouterr().out and os.listdir(tmp_path) == []
     for setting in (['--bits', '40'], ['--channels', 'xyz'], ['--channels', 'red=0,red=1']):
