@@ -29,12 +29,14 @@ from .interpret.explore import (channel_stats, class_counts, cooccurrence, explo
 
 # %% ../nbs/99_all.ipynb #de051bb0
 from .batches.cache import ImageCache, build_cache, default_cache_folder, remove_old_caches
-from .batches.settings import ImageSettings
+from .batches.settings import CellCrop, ImageSettings
 from .batches.transforms import AugmentRGBY, NormalizeRGBY, ResizeRGBY, random_affine
 from .batches.dataloader import HPADataLoader
 from .batches.loaders import HPADataBlock, HPADataLoaders, rarity_weights
 from .models.architectures import (LeNet5, ModelError, NoWeights, SmallResNet, create_model, four_channels,
                                              list_models)
+from .models.networks import published_body
+from .models.registry import PUBLISHED, PublishedModel
 from .train.losses import (AsymmetricLoss, BCELoss, MultilabelLoss, SigmoidFocalLoss, SoftF1Loss,
                                      SymmetricLovaszLoss, WeightedSumLoss, get_loss)
 from .train.callbacks import (AverageWeights, KeepBest, KeepStatistics, KeepTime, LogEpochs, MeanAP,
@@ -66,7 +68,8 @@ from .evaluate.reference import Reference, shift_test
 from .deploy.bundle import Bundle, BundleError
 from .deploy.loading import load_bundle, test_bundle
 from .deploy.saving import write_bundle
-from .deploy.hub import pull_model, push_model
+from .deploy.published_bundles import default_model, fetch_model, published_models
+from .deploy.hub import load_models, pull_model, push_model
 from .deploy.onnx import export_onnx
 from .deploy.tables import ResultError, read_cells, read_predictions
 from .deploy.predictor import Predictor, predict

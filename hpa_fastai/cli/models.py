@@ -15,11 +15,11 @@ def models(
 ) -> None:
     "List the published models, or get one"
     from hpa_fastai.basics.errors import HPAError
-    from hpa_fastai.deploy.published_bundles import get_model, published_models
+    from hpa_fastai.deploy.published_bundles import fetch_model, published_models
     from hpa_fastai.models.published import models_folder
     if args.action=='get':
         if args.name is None: raise HPAError('models get needs the NAME of a model; `hpa_fastai models` lists them')
-        print(f'{args.name}: {get_model(args.name, args.source, args.verify, args.force, args.progress)}')
+        print(f'{args.name}: {fetch_model(args.name, args.source, args.verify, args.force, args.progress)}')
         return
     if args.name or args.source or not args.verify or args.force:
         raise HPAError('models lists what there is; `hpa_fastai models get NAME` gets one')

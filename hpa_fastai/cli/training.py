@@ -157,7 +157,7 @@ def calibrate(
     from hpa_fastai.experiments.recalibration import calibrate_model
     found = calibrate_model(args.model, args.data, args.out, args.csv, args.images, group_of(args), args.method,
                             seed=args.seed, device=args.device, bs=args.bs, n_workers=args.n_workers,
-                            progress=args.progress)
+                            progress=args.progress, reading=reading_of(args))
     n = found.after.n_images
     print(f'\n{found}\n\nWhat is usual was taken from half of the {n} images, and its limits from the other half.\n'
           f'Saved to {args.out}; {args.model} is as it was. Predict a folder with: '
@@ -181,4 +181,5 @@ def add_calibrate(
                 bs=dict(default=None, help='images in a batch; by default 32, and fewer for large networks'))
     add_options(parser, 'out', 'progress', title='result',
                 out=dict(required=True, help='folder for the new model, which may not be there'))
+    add_reading_options(parser, remembered=True)
     parser.set_defaults(run=calibrate)

@@ -16,7 +16,7 @@ from ..basics.paths import path_text
 from ..models.published import PUBLISHED
 from .bundle import Bundle, BundleError
 from .loading import load_bundle, test_bundle
-from .published_bundles import default_model, get_model
+from .published_bundles import default_model, fetch_model
 
 
 # %% ../../nbs/deploy/30_hub.ipynb #aa295910
@@ -54,7 +54,7 @@ def find_model(
     if is_hub_name(model): return pull_model(model)
     name, path = str(model), Path(path_text(model, 'model'))
     if path.exists(): return path
-    if name in PUBLISHED: return get_model(name)
+    if name in PUBLISHED: return fetch_model(name)
     near = difflib.get_close_matches(name.lower(), PUBLISHED, n=1, cutoff=.8)
     if near: raise BundleError(f'{name}: neither a folder here nor a published model; did you mean {near[0]}?')
     return path

@@ -118,6 +118,7 @@ def calibrate_model(
     bs: int|None = None,  # images in a batch; None: 32, and fewer for networks of more than 512 pixels
     n_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
     progress: bool = True,  # show a bar
+    reading: dict|None = None,  # settings of `ImageReader` that these files need otherwise than the model's own
 ) -> Recalibration:
     "Fit calibration, thresholds, and what is usual to labelled images, and save them with the network as a new model."
     out, seed = Path(path_text(out, 'out')), checked(seed=seed)
@@ -125,7 +126,7 @@ def calibrate_model(
     check_target(out)
     check_method(method)
     csv, images = find_beside(csv, data), find_beside(images, data)
-    predictor = Predictor(model, device, bs, n_workers=n_workers)
+    predictor = Predictor(model, device, bs, n_workers=n_workers, reading=reading)
     bundle = predictor.bundles[0]
     if len(predictor.bundles) > 1:
         raise HPAError(f'{len(predictor.bundles)} models that decide together are not calibrated; give one of them')

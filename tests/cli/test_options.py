@@ -23,7 +23,7 @@ CALLS = {  # of each command: the functions that take its options
     'predict': ['deploy.predictor.predict', 'deploy.watch.watch'],
     'cells': ['cells.cells.predict_cells', 'deploy.predictor.Predictor'],
     'report': ['interpret.report.report', 'data.reader.ImageReader'],
-    'models': ['deploy.published_bundles.get_model'],
+    'models': ['deploy.published_bundles.fetch_model'],
     'test-model': ['deploy.loading.test_bundle'],
 }
 OTHERWISE = {  # a function of Python returns what a command writes to a file

@@ -22,7 +22,7 @@ from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.deploy.bundle import BundleError
 from hpa_fastai.deploy.loading import load_bundle, test_bundle as check_bundle
 from hpa_fastai.deploy.predictor import Predictor, predict
-from hpa_fastai.deploy.published_bundles import default_model, get_model, published_models
+from hpa_fastai.deploy.published_bundles import default_model, fetch_model, published_models
 from hpa_fastai.models.networks import NoWeights
 from hpa_fastai.models.registry import PUBLISHED
 
@@ -73,7 +73,7 @@ def gotten(files, tmp_path_factory):
         model, source = PUBLISHED[NAME], files[NAME][0]
         known = dataclasses.replace(model.files[0], sha256=file_sha256(source/model.files[0].name))
         m.setitem(PUBLISHED, NAME, dataclasses.replace(model, files=(known,)))
-        get_model(NAME, source, progress=False)
+        fetch_model(NAME, source, progress=False)
     return folder
 
 
@@ -93,7 +93,7 @@ def plate(tmp_path_factory):
 
 
 def test_a_model_is_downloaded_checked_and_becomes_a_bundle(archive, tmp_path):
-    folder = get_model(NAME, progress=False)
+    folder = fetch_model(NAME, progress=False)
     assert folder == tmp_path/'models'/NAME
     assert check_bundle(folder) < 1e-4
     bundle = load_bundle(folder)
@@ -103,7 +103,7 @@ def test_a_model_is_downloaded_checked_and_becomes_a_bundle(archive, tmp_path):
     assert 'which it reproduces' in (folder/'README.md').read_text(encoding='utf-8')
     assert [o.name for o in (tmp_path/'models').iterdir() if not o.name.endswith('.lock')] == [NAME]
     before = len(archive.asked)
-    assert get_model(NAME, progress=False) == folder and len(archive.asked) == before
+    assert fetch_model(NAME, progress=False) == folder and len(archive.asked) == before
 
 
 def test_a_folder_is_predicted_as_the_published_network_would(here, files, plate):
@@ -189,9 +189,9 @@ def test_wrong_usage_is_one_line(archive, line, capsys):
 
 def test_another_file_is_unverified_wherever_it_is_used(archive, plate, tmp_path):
     other, _ = densenet_onnx(tmp_path/'fold3.onnx', seed=3)
-    with pytest.raises(HPAError, match='no-verify'): get_model(NAME, other, progress=False)
+    with pytest.raises(HPAError, match='no-verify'): fetch_model(NAME, other, progress=False)
     assert not (tmp_path/'models'/NAME).exists()
-    folder = get_model(NAME, other, verify=False, progress=False)
+    folder = fetch_model(NAME, other, verify=False, progress=False)
     assert 'UNVERIFIED' in (folder/'README.md').read_text(encoding='utf-8')
     assert published_models().set_index('name').checked[NAME] == 'unverified'
     with pytest.warns(UserWarning, match='unverified'): predict(plate, model=NAME, progress=False)
@@ -237,8 +237,8 @@ def test_what_the_files_need_otherwise_can_be_said(here, plate, capsys):
 
 def test_several_processes_get_one_model(archive, tmp_path, files):
     "Each of them ends with the same bundle, whoever made it"
-    code = ("import sys; from hpa_fastai.deploy.published_bundles import get_model; "
-            f"print(get_model('{NAME}', sys.argv[1], verify=False, progress=False))")
+    code = ("import sys; from hpa_fastai.deploy.published_bundles import fetch_model; "
+            f"print(fetch_model('{NAME}', sys.argv[1], verify=False, progress=False))")
     run = [sys.executable, '-c', code, str(files[NAME][0]/'densenet_model.onnx')]
     started = [subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [p.communicate() for p in started]
@@ -252,7 +252,7 @@ def test_subcell_has_no_test_vectors_and_says_so(archive, tmp_path, monkeypatch)
     model = PUBLISHED['subcell-vit']
     known = dataclasses.replace(model.files[0], sha256=file_sha256(made[0]))
     monkeypatch.setitem(PUBLISHED, 'subcell-vit', dataclasses.replace(model, files=(known, *model.files[1:])))
-    folder = get_model('subcell-vit', tmp_path, progress=False)
+    folder = fetch_model('subcell-vit', tmp_path, progress=False)
     bundle = load_bundle(folder)
     assert (bundle.config['published']['checked'], bundle.config['model']['heads']) == ('file', 2)
     assert published_models().set_index('name').checked['subcell-vit'] == 'published file; no test vectors exist'
