@@ -169,7 +169,8 @@ def code_blocks(page, lang):
     return re.findall(rf'^```{lang}\n(.*?)^```', (ROOT / page).read_text(encoding='utf-8'), re.M | re.S)
 
 SHORTER = {'minutes=30': 'minutes=.02', "arch='resnet18'": "arch='lenet5', pretrained=False", 'size=128': 'size=32',
-           '--minutes 30': '--minutes .02 --arch lenet5 --pretrained no --size 32 --no-progress'}
+           '--minutes 30': '--minutes .02 --arch lenet5 --pretrained no --size 32 --no-progress',
+           ' --model subcell-vit': '', '--from /media/stick': '--from stick/densenet_model.onnx --no-verify'}
 
 def shortened(text):
     for long, short in SHORTER.items(): text = text.replace(long, short)
@@ -184,6 +185,7 @@ def place(small_atlas, trained, tmp_path, monkeypatch):
     shutil.copytree(trained[1], tmp_path/'hpa_model')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    monkeypatch.delenv('HPA_FASTAI_MODELS', raising=False)
     return tmp_path
 
 
@@ -205,8 +207,12 @@ def test_python_of_the_readme_runs(place, code):
 
 def test_commands_of_the_readme_run(place, capsys):
     from hpa_fastai.cli.main import main
+    from published_files import densenet_onnx
+    (place/'stick').mkdir()
+    densenet_onnx(place/'stick'/'densenet_model.onnx')
     lines = [l for b in code_blocks('README.md', 'sh') for l in b.splitlines() if l.startswith('hpa_fastai ')]
-    assert {shlex.split(l)[1] for l in lines} >= {'predict', 'train', 'evaluate', 'verify', 'explore'}
+    shown = {'predict', 'train', 'evaluate', 'verify', 'explore', 'models', 'cells'}
+    assert {shlex.split(l)[1] for l in lines} >= shown
     for line in lines:
         if ' train ' in line: (place/'hpa_model').rename(place/'older')
         assert main(shlex.split(shortened(line))[1:]) == 0, f'{line}\n{capsys.readouterr().err}'

@@ -33,7 +33,7 @@ class DownloadError(NoWeights):
 
 # %% ../../nbs/models/20_download.ipynb #e441f20a
 def public_address(
-    url: str,
+    url: str,  # as it is asked for
 ) -> str:
     "An address without the name and password that may stand in it"
     return re.sub(r'//[^/@]*@', '//', url)

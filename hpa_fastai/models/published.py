@@ -31,7 +31,7 @@ def models_folder() -> Path:
     return Path(path_text(named, 'HPA_FASTAI_MODELS')) if named else cache_home()/'hpa_fastai'/'models'
 
 def file_address(
-    model: PublishedModel,
+    model: PublishedModel,  # of the registry
     file: PublishedFile,  # of the model
 ) -> str:
     "The address from which a file is downloaded"
@@ -55,7 +55,7 @@ def _telling_how_to_carry(model):
 Files = namedtuple('Files', 'weights test_files')  # paths of the weights, in order; of the known case, by part
 
 def carried_files(
-    model: PublishedModel,
+    model: PublishedModel,  # of the registry
     source: str|Path,  # a file of weights, or a folder of files
 ) -> Files:
     "Find the files of a published model among those that were carried over."
@@ -98,7 +98,7 @@ def _read_array(file):
         raise ModelError(f'{file}: not an array that can be read ({one_line(e)[:80]}); download it again') from None
 
 def compare_outputs(
-    model: PublishedModel,
+    model: PublishedModel,  # of the registry
     converted: Converted,  # of `convert`
     test_files: dict,  # paths of the input, and of the classes or features that belong to it
 ) -> tuple[float, dict]:  # largest difference, and the input and probabilities for `test_bundle`
@@ -236,8 +236,8 @@ def _kept_weights(model, folder, source):
     if here is None: return None
     known = published_record(kept)['files'].values() if here==kept else ()
     if source is None or file_sha256(carried_files(model, source).weights[0]) in known: return here
-    raise ModelError(f'{here}: {model.name} is there already, made of other files; replace it with force=True '
-                     '(--force)')
+    raise ModelError(f'{here}: {model.name} is there already, made of other files; '
+                     'replace it with force=True (--force)')
 
 def published_weights(
     name: str,  # of a model in `PUBLISHED`

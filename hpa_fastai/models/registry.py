@@ -27,7 +27,7 @@ class PublishedFile:
 @dataclass(frozen=True)
 class PublishedModel:
     "A network that others have trained, and all it takes to use it"
-    name: str
+    name: str  # by which it is asked for
     task: str  # 'fields' or 'cells': what it judges
     arch: str  # of `create_model`
     labels: LabelSet  # the classes, in the order of its outputs

@@ -51,6 +51,7 @@ NUMBERS = dict(  # of each command: options that take numbers
     predict=('bs', 'n-workers', 'timeout', 'settle'),
     evaluate=('bs', 'n-workers'),
     cells=('bs', 'n-workers', 'prior', 'pixel-size'),
+    calibrate=('bs', 'n-workers', 'seed'),
     simulate=('n', 'size', 'seed'),
     demo=('minutes',),
 )
@@ -60,7 +61,7 @@ NUMBERS = dict(  # of each command: options that take numbers
 def test_numbers_that_make_no_sense_are_told_in_one_line(number, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command, options in NUMBERS.items():
-        place = [] if command == 'demo' else ['nowhere']
+        place = dict(demo=[], calibrate=['model', 'nowhere', '--out', 'new']).get(command, ['nowhere'])
         for option in options:
             assert main([command, *place, f'--{option}', number]) == 2
             err = capsys.readouterr().err
@@ -156,7 +157,7 @@ def test_predict_says_what_it_does_and_writes_what_is_asked(small_atlas, trained
 
 @pytest.mark.parametrize('args, words', [
     (['predict', 'nowhere', '--model', 'MODEL'], 'nowhere'),
-    (['predict', 'ATLAS/train'], 'train one with'),
+    (['predict', 'ATLAS/train', '--model', 'none'], 'train one with'),
     (['train', 'nowhere'], 'nowhere'),
     (['train', 'ATLAS', '--csv', 'none.csv'], 'none.csv'),
     (['train', 'ATLAS', '--labels', 'hpa27'], 'hpa27'),
