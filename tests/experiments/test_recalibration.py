@@ -21,6 +21,7 @@ from hpa_fastai.evaluate.calibration import Calibration
 from hpa_fastai.evaluate.metrics import macro_f1
 from hpa_fastai.evaluate.thresholds import plain_thresholds
 from hpa_fastai.experiments.recalibration import calibrate_model, deal_parts
+from hpa_fastai.models.registry import PUBLISHED, PublishedFile
 from hpa_fastai.simulate.atlas import simulate_atlas
 
 NAMES = list(HPA28.classes)
@@ -136,9 +137,12 @@ def test_what_cannot_be_read_is_left_out_and_named(known, mine, tmp_path, capsys
     assert load_bundle(tmp_path/'model').config['training']['calibrated'] == '99 images of mine'
 
 
-def test_published_origin_goes_along(known, mine, tmp_path):
+def test_published_origin_goes_along(known, mine, tmp_path, monkeypatch):
     "Where a model came from, and the test vectors that were published with it"
     bundle = load_bundle(known)
+    model = replace(PUBLISHED['hpa-densenet121'], name='some-model', arch=bundle.config['model']['arch'],
+                    labels=bundle.labels, settings=bundle.settings, files=(PublishedFile('model.onnx', '', '0'*64),))
+    monkeypatch.setitem(PUBLISHED, 'some-model', model)
     published = dict(name='some-model', task='fields', files={'model.onnx': '0'*64}, address='https://example.org/model',
                      licence='MIT', citation='Somebody, 2019', checked='outputs', difference=1e-6)
     bundle = Bundle.assemble(bundle.model, bundle.labels, bundle.settings, bundle.thresholds, published=published)
