@@ -231,7 +231,7 @@ def fetch_file(
     def is_there(): return to.is_file() and (not sha256 or file_sha256(to)==sha256)
     if is_there(): return to
     if name := offline_variable():
-        raise DownloadError(f'{public_address(url)} is not asked for, since {name} is set; take it away to download, '
+        raise DownloadError(f'{public_address(url)} is not asked for, since {name} is set; unset it to download, '
                             'where there is a connection', 'offline', url)
     with _explain_writing(to, Path(f'{to}.part')): to.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(to, progress):

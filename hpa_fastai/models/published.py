@@ -191,9 +191,15 @@ def _carried_and_fetched(model, source, folder, verify, progress):
                              'sha256); carry it over again, or take it as it is, unverified, with --no-verify '
                              '(verify=False)')
     missing = {part: f for part,f in model.test_files.items() if part not in found.test_files}
-    with _telling_how_to_carry(model):
+    try:
         fetched = {part: fetch_file(file_address(model, f), folder/f.name, f.sha256, progress=progress)
                    for part,f in missing.items()}
+    except DownloadError as e:
+        if e.kind == 'disk': raise
+        raise DownloadError(f'{found.weights[0]}: the known case that it is tried on is missing ({e}); carry '
+                            f'{", ".join(f.name for f in missing.values())} from {model.page} over too, in one folder '
+                            f'with it, and run: hpa_fastai models get {model.name} --from FOLDER; or take it as it is, '
+                            'unverified, with --no-verify (verify=False)', e.kind, e.url) from None
     return Files(found.weights, found.test_files | fetched)
 
 def _make(model, folder, source, verify, progress):

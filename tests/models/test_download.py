@@ -282,7 +282,7 @@ def test_no_address(archive, tmp_path, url): refused(archive, tmp_path, 'refused
 def test_a_variable_forbids_to_ask(archive, tmp_path, monkeypatch, name):
     "What is there is used"
     monkeypatch.setenv(name, '1')
-    refused(archive, tmp_path, 'offline', name, 'take it away to download')
+    refused(archive, tmp_path, 'offline', name, 'unset it to download')
     (tmp_path/'w.bin').write_bytes(CONTENT)
     fetch_file(archive.url('w.bin'), tmp_path/'w.bin', CHECKSUM)
     assert archive.asked == []

@@ -225,7 +225,8 @@ def test_a_file_that_was_carried_over(archive, densenet, tmp_path, monkeypatch):
     with monkeypatch.context() as m, pytest.raises(DownloadError) as e:
         offline(m)
         get(source=file)
-    one_line(e, 'HF_HUB_OFFLINE', *VECTORS, PUBLISHED[NAME].page, '--from FOLDER')
+    one_line(e, 'HF_HUB_OFFLINE', *VECTORS, PUBLISHED[NAME].page, '--from FOLDER', 'is missing', '--no-verify')
+    assert f'{WEIGHTS}, ' not in str(e.value), 'what is there needs not be carried over again'
     assert names() == [] and e.value.kind == 'offline'
     assert published_record(get(source=str(file)))['checked'] == 'outputs'
     assert [path for path, _ in archive.asked] == [f'/{name}' for name in VECTORS]
