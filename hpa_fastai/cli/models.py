@@ -26,7 +26,7 @@ def models(
     table = published_models()
     table['here'] = [f'yes: {checked}' if here else 'no' for here,checked in zip(table.here, table.pop('checked'))]
     print(table.to_string(index=False))
-    print(f'Kept in {models_folder()}; what each is, its licence and what to cite stand in the README.md of its folder there.')
+    print(f'Kept in {models_folder()}; each with its licence and what to cite in the README.md of its folder.')
 
 def add_models(
     commands,  # the subparsers of the command

@@ -84,8 +84,10 @@ class Recalibration:
         calibration = self.bundle.calibration
         probs = f'calibrated ({calibration.method})' if calibration else 'as the network gives them'
         high = self.difference.interval[1]
-        advice = '\nit decides better as it was: keep that model, or give more labelled images' if high < 0 else ''
-        return (f'{self.difference}{advice}\nprobabilities {probs}; {self.bundle.thresholds}\n'
+        advice = ('\nit decided better as it was: keep that model, or give more labelled images; judged is what was '
+                  'fitted on a part of these, and what is fitted on all is a little better') if high < 0 else ''
+        return (f'{self.difference}{advice}\nthe interval knows the chance of these images, not that of the fitting: '
+                f'it holds the truth in about five cases of six\nprobabilities {probs}; {self.bundle.thresholds}\n'
                 f'each image by what was fitted on the others:\n{self.after}')
 
 # %% ../../nbs/experiments/05_recalibration.ipynb #c474f11f
