@@ -7,11 +7,10 @@ __all__ = ['CHANNEL_MEAN', 'CHANNEL_STD', 'read_state_dict', 'published_names', 
            'convert_graph', 'convert_transformer', 'convert']
 
 # %% ../../nbs/models/10_conversion.ipynb #881faea2
-import pickle, re
+import re, warnings, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from .networks import *
@@ -28,22 +27,26 @@ def read_state_dict(
     file = Path(file)
     check_file(file)
     try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as z: unpacked = sum(i.file_size for i in z.infolist())
+            if unpacked>MAX_BYTES: raise ValueError(f'{unpacked/1e6:.0f} MB once unpacked')
         if file.suffix=='.safetensors': found = load_file(file)
         else:
-            with torch.serialization.safe_globals(_NUMPY):
+            with torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():
+                warnings.simplefilter('ignore')
                 found = torch.load(file, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, OSError, SafetensorError) as e:
+    except Exception as e:  # a damaged pickle fails in as many ways as there are
         if code := re.search(r'GLOBAL ([\w.]+)|(?:unsupported class|unrecognized function) (\S+)', str(e)):
             raise ConversionError(f'{file}: a pickle that holds code ({code[1] or code[2]}), where a state dict is '
                                   'expected; it was not run') from None
-        reason = ' '.join(str(e).split())[:100]
+        reason = re.sub(r'^Weights only.*WeightsUnpickler error: | Check the doc.*', '', ' '.join(str(e).split()))[:100]
         raise ConversionError(f'{file}: truncated, or not a file of weights ({reason})') from None
     for key in ('state_dict', 'model_state_dict', 'model'):
         if isinstance(found, dict) and isinstance(found.get(key), dict): found = found[key]
     is_state = isinstance(found, dict) and found and all(isinstance(k, str) and isinstance(t, torch.Tensor)
                                                          for k,t in found.items())
     if not is_state: raise ConversionError(f'{file}: not a state dict, which is names and tensors and nothing else')
-    return {re.sub(r'^(module\.|base_model\.)+', '', k): t for k,t in found.items()}
+    return {re.sub(r'^(module\.|base_model\.)+', '', k): t.detach() for k,t in found.items()}
 
 # %% ../../nbs/models/10_conversion.ipynb #ed614994
 _NORMS = (r'\b(norm\d?|bn)\.0\.', r'\1.')  # here the first of two parts
@@ -118,14 +121,16 @@ def fill_from_state_dict(
         if name.endswith('num_batches_tracked'): tensors.setdefault(names[0], blank.new_zeros((), device='cpu'))
         if lacks := [n for n in names if n not in tensors]:
             raise ConversionError(f'{file}: not the weights of {arch}: no tensor {lacks[0]!r}')
-        t = torch.cat([tensors[n] for n in names]) if len(names)>1 else tensors[names[0]]
-        check_tensor(f'{file}: {names[0]}', t, blank.shape)
-        state[name] = t.to(blank.dtype)
+        shape = blank.shape if len(names)==1 else (len(blank)//len(names), *blank.shape[1:])
+        for n in names: check_tensor(f'{file}: {n}', tensors[n], shape)
+        state[name] = torch.cat([tensors[n].to(blank.dtype) for n in names]) if len(names)>1 else \
+            tensors[names[0]].to(blank.dtype)
         used.update(names)
     for name,t in tensors.items():
         if name in used or re.match(_FOR_PHOTOGRAPHS, name): continue
         twin = first_name(arch, name)
         if twin not in used: raise ConversionError(f'{file}: not the weights of {arch}: {name[:100]!r} is left over')
+        check_tensor(f'{file}: {name}', t, tensors[twin].shape)
         if not torch.equal(t, tensors[twin]):
             raise ConversionError(f'{file}: {name} differs from {twin}, of which it should be a copy')
     if not heads: state |= identity_norm('1.0', torch.zeros_like(state['0.embedding.4.bias']), 1e-5)

@@ -18,6 +18,7 @@ from ..basics.environment import tqdm_bar
 from ..basics.errors import one_line
 from ..basics.paths import file_sha256, file_stat, path_text
 from .networks import NoWeights
+from .graphs import MAX_BYTES
 
 # %% ../../nbs/models/20_download.ipynb #851df1d0
 class DownloadError(NoWeights):
@@ -98,7 +99,7 @@ def _check_answer(response, url, n_bytes):
         raise DownloadError(f'{where}: the server does not give the file ({status}); open the address in a browser to '
                             'see why', 'refused', url)
     size = response.headers.get('Content-Length', '')
-    if n_bytes and response.status_code == 200 and size.isdigit() and int(size) != n_bytes:
+    if n_bytes and response.status_code == 200 and size.isdecimal() and int(size) != n_bytes:
         raise DownloadError(f'{where}: the file on the server has {int(size):,} bytes, not {n_bytes:,}: another file '
                             'has taken its place; check the address', 'damaged', url)
 
@@ -136,8 +137,8 @@ def _receive(response, to, part, tag, url, n_bytes, bar):
             part.unlink(missing_ok=True)
             tag.write_text(_state(response), encoding='utf-8')
         file = open(part, 'ab', buffering=0)
-    size = response.headers.get('Content-Length', '')
-    bar.reset(have+int(size) if size.isdigit() else n_bytes)
+    size, most = response.headers.get('Content-Length', ''), n_bytes or MAX_BYTES
+    bar.reset(have+int(size) if size.isdecimal() else n_bytes)
     bar.update(have)
     with file:
         for block in response.iter_content(2**14):
@@ -145,10 +146,10 @@ def _receive(response, to, part, tag, url, n_bytes, bar):
                 raise DownloadError(f'{public_address(url)}: a web page came in place of the file, as from a login or '
                                     'a proxy; open the address in a browser to see it', 'page', url)
             have += len(block)
-            if n_bytes and have > n_bytes:
+            if have > most:
                 part.unlink()
-                raise DownloadError(f'{public_address(url)}: more came than the {n_bytes:,} bytes of the file; it was '
-                                    'cut off: another file has taken its place', 'damaged', url)
+                raise DownloadError(f'{public_address(url)}: more came than the {most:,} bytes that it may have; it '
+                                    'was cut off: another file has taken its place', 'damaged', url)
             rest = memoryview(block)
             with _explain_writing(to, part):
                 while rest: rest = rest[file.write(rest):]
@@ -158,15 +159,19 @@ def _receive(response, to, part, tag, url, n_bytes, bar):
 # %% ../../nbs/models/20_download.ipynb #a5e5e6fd
 def _complete(session, url, to, part, tag, trusted, n_bytes, bar):
     "Ask for what is missing until the part is whole."
-    failures, answered = 0, False
+    failures, restarts, answered = 0, 0, False
     while True:
         before, headers = file_stat(part).st_size, _ask_for_rest(part, tag, trusted)
         try:
             with session.get(url, headers=headers, stream=True, timeout=(10, LONGEST_WAIT)) as response:
-                goes_on = response.headers.get('Content-Range', '').startswith(f'bytes {before}-')
+                place = response.headers.get('Content-Range', '')
+                goes_on = place.startswith(f'bytes {before}-')
                 if headers and response.status_code in (206, 416) and not goes_on:
-                    part.unlink()
-                    continue
+                    part.unlink(missing_ok=True)
+                    restarts += 1
+                    if restarts < 3: continue
+                    raise DownloadError(f'{public_address(url)}: the server sends another part of the file than it is '
+                                        'asked for, and all over again; try again from another network', 'broken', url)
                 _check_answer(response, url, n_bytes)
                 answered = True
                 return _receive(response, to, part, tag, url, n_bytes, bar)

@@ -135,9 +135,13 @@ def check_tensor(
     t: torch.Tensor,  # to look at
     shape: tuple,  # that it must have
 ):
-    "Refuse a tensor of another shape, or with values that are no numbers."
+    "Refuse a tensor of another kind or shape, or with values that are no numbers."
+    is_plain = t.layout==torch.strided and t.device.type=='cpu' and not (t.is_nested or t.is_quantized)
+    if not is_plain or t.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64):
+        kind = 'a nested tensor' if t.is_nested else f'{t.dtype} ({t.layout}, {t.device})'
+        raise ConversionError(f'{place} is {kind}, where ordinary numbers are expected')
     if t.shape!=shape: raise ConversionError(f'{place} is {tuple(t.shape)}, where {tuple(shape)} is expected')
-    if not t.isfinite().all(): raise ConversionError(f'{place} has values that are not finite')
+    if not t.float().isfinite().all(): raise ConversionError(f'{place} has values that are not finite')
 
 # %% ../../nbs/models/05_graphs.ipynb #1d158dfb
 def called_layers(

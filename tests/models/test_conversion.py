@@ -1,4 +1,7 @@
 "Conversion: the same numbers as an independent network, and one line for every file that is none of the published."
+import pickle
+import zipfile
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,6 +13,7 @@ from published_files import (MEAN, STD, densenet_checkpoint, densenet_onnx, ince
 from safetensors.torch import save_file
 from torch import nn
 
+from hpa_fastai.models import conversion
 from hpa_fastai.models.conversion import CHANNEL_MEAN, CHANNEL_STD, ConversionError, convert, read_state_dict
 from hpa_fastai.models.graphs import fill_from_layers, graph_layers, read_graph
 from hpa_fastai.models.networks import vector_head, published_body
@@ -179,6 +183,48 @@ def test_files_that_are_cut_off_or_something_else(tmp_path, densenet_graph, dens
 def test_a_file_larger_than_any_is_not_read(tmp_path):
     with open(tmp_path/'large.onnx', 'wb') as f: f.truncate(2**30 + 1)
     refused('larger than any published model', DENSENET, tmp_path/'large.onnx')
+
+
+KINDS = [('sparse', torch.Tensor.to_sparse), ('meta', lambda t: t.to('meta')), ('complex', torch.Tensor.cfloat),
+         ('nested', lambda t: torch.nested.nested_tensor([torch.zeros(3), torch.zeros(4)])),
+         ('bool', torch.Tensor.bool), ('qint8', lambda t: torch.quantize_per_tensor(t, .1, 0, torch.qint8)),
+         ('finite', lambda t: t.double()*1e300)]
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind,change', KINDS)
+@pytest.mark.parametrize('name', ['logit.weight', 'conv1.0.weight'])
+def test_tensors_of_other_kinds(tmp_path, densenet_weights, kind, change, name):
+    "What PyTorch reads without running code need not be numbers that a layer can hold"
+    tensors = torch.load(densenet_weights[0], weights_only=False)['state_dict']
+    torch.save(tensors | {name: change(tensors[name])}, tmp_path/'other.pth')
+    with pytest.raises(ConversionError, match=f'other.pth: {name} .*{kind}') as e:
+        convert(DENSENET, tmp_path/'other.pth')
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_parts_of_one_tensor_are_looked_at_one_by_one(subcell, tmp_path):
+    "A tensor that claims to be huge is never put together with others"
+    tensors = torch.load(subcell[0][0])
+    key = 'encoder.encoder.layer.3.attention.attention.key.weight'
+    torch.save(tensors | {key: torch.zeros(1).expand(2**40, 768)}, tmp_path/subcell[0][0].name)
+    with pytest.raises(ConversionError, match=f'{key} is \\(1099511627776, 768\\)'):
+        convert(SUBCELL, [tmp_path/subcell[0][0].name, subcell[0][1]])
+
+
+def test_a_file_that_swells_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion, 'MAX_BYTES', 10_000_000)
+    with zipfile.ZipFile(tmp_path/'w.pth', 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('w/data/0', bytes(20_000_000))
+    assert (tmp_path/'w.pth').stat().st_size < 100_000
+    with pytest.raises(ConversionError, match='w.pth: truncated, .*20 MB once unpacked'):
+        read_state_dict(tmp_path/'w.pth')
+
+
+@pytest.mark.filterwarnings('error')
+def test_an_old_pickle_is_refused_in_words_of_its_own(tmp_path):
+    (tmp_path/'w.pth').write_bytes(pickle.dumps(dict(a=nn.Linear), protocol=4))
+    with pytest.raises(ConversionError, match=r'w.pth: truncated, .* \(Unsupported operand 149\)$'):
+        read_state_dict(tmp_path/'w.pth')
 
 
 @pytest.mark.parametrize('change,match', [

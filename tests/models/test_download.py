@@ -10,6 +10,7 @@ from hashlib import sha256
 import pytest
 from archive_server import serving
 
+from hpa_fastai.models import download
 from hpa_fastai.models.download import DownloadError, fetch_file
 from hpa_fastai.models.architectures import NoWeights
 
@@ -158,7 +159,7 @@ def test_a_file_of_another_size_is_not_fetched(archive, tmp_path):
 
 def test_an_answer_without_end_is_cut_off(archive, tmp_path):
     archive.announces, archive.pause = False, 0.01
-    refused(archive, tmp_path, 'damaged', 'more came than the 50,000 bytes of the file; it was cut off', n_bytes=50_000)
+    refused(archive, tmp_path, 'damaged', 'more came than the 50,000 bytes', 'it was cut off', n_bytes=50_000)
     assert not (tmp_path/'w.bin.part').exists()
 
 
@@ -303,3 +304,24 @@ def test_a_password_is_in_no_message(archive, tmp_path):
     assert 'secret' not in str(e.value)
     with pytest.raises(DownloadError) as e: fetch_file('http://me:secret@127.0.0.1:9/w', tmp_path/'w', progress=False)
     assert 'secret' not in str(e.value)
+
+
+@pytest.mark.parametrize('rest', [(206, {'Content-Range': 'bytes 0-9/10'}, bytes(10)),
+                                  (416, {'Content-Range': 'bytes */20000'}, b'')])
+def test_a_server_that_announces_more_than_it_has_is_left(archive, tmp_path, monkeypatch, rest):
+    "Asked for the rest, it sends another part, or says that there is none; and so on without end"
+    monkeypatch.setattr(time, 'sleep', lambda s: None)
+    for known in (CHECKSUM, None):
+        archive.first = [(200, {'Content-Length': '20010', 'ETag': '"v1"'}, CONTENT[:20_000]), rest]*9
+        archive.asked.clear()
+        refused(archive, tmp_path, 'broken', 'another part of the file than it is asked for', sha256=known)
+        assert len(archive.asked) <= 7
+
+
+def test_what_does_not_end_is_cut_off(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, 'MAX_BYTES', 200_000)
+    archive.announces = False
+    for length in ('²', '-5'):
+        archive.first = [(200, {'Content-Length': length}, CONTENT)]
+        refused(archive, tmp_path, 'damaged', 'more came than the 200,000 bytes', sha256=None)
+        assert not (tmp_path/'w.bin.part').exists()
