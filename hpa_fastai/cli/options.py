@@ -282,7 +282,8 @@ def report_failures(
     n: int,  # fields of view in all
 ) -> int:  # the exit code
     "Say which fields of view failed"
-    for fov,reason in failed[:20]: print(f'{fov}: {reason}', file=sys.stderr)
+    for fov,reason in failed[:20]:
+        print(reason if reason.startswith(f'{fov}:') else f'{fov}: {reason}', file=sys.stderr)
     above = ' (the first 20 above)' if n_failed>20 else ''
     if n_failed: print(f'{n_failed} of {n} fields of view could not be read{above}.', file=sys.stderr)
     return 1 if n_failed else 0

@@ -94,7 +94,7 @@ def setting_text(
     if isinstance(value, dict): text = ','.join(f'{k}={v}' for k,v in value.items())
     else: text = str(value)
     shown = repr(value)[:-1] + ', …}' if isinstance(value, dict) else repr(value)
-    return f"{name}={shown} (train and verify: --{name.replace('_', '-')} {text})"
+    return f"{name}={shown} (in a shell: --{name.replace('_', '-')} {text})"
 
 # %% ../../nbs/data/40_channels.ipynb #13edab97
 def _resolve_stack(a, axes, z):

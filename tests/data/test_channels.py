@@ -116,7 +116,7 @@ def test_the_channels_that_are_recommended_can_be_read(tmp_path):
     named = dict(Labels=['DAPI','GFP','Tubulin','ER'])
     for more,channels,expected in ((named, 'rgby', by_name), ({}, 'rgb', by_number)):
         tifffile.imwrite(tmp_path/'a.tif', x, imagej=True, metadata=dict(axes='CYX', **more))
-        shown = re.search('train and verify: --channels ([^)]+)', fails('which', tmp_path, channels=channels))[1]
+        shown = re.search('in a shell: --channels ([^)]+)', fails('which', tmp_path, channels=channels))[1]
         given = {c: int(v) if v.isdigit() else v for c,v in (pair.split('=') for pair in shown.split(','))}
         assert given==expected and read(tmp_path, channels=given).shape==(4,32,32)
 

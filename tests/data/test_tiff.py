@@ -287,7 +287,7 @@ def test_a_plane_taken_out_of_a_stack_is_whole(tmp_path):
 def test_slices_that_are_channels(tmp_path, axes):
     x = picture(32)
     tifffile.imwrite(tmp_path/'a.tif', x, imagej=True, metadata=dict(axes=axes))
-    fails("if they are channels say z='channels' .train and verify: --z channels", tmp_path)
+    fails("if they are channels say z='channels' .in a shell: --z channels", tmp_path)
     assert same(read(tmp_path, z='channels'), x)
     assert same(read(tmp_path, z='channels', channels={'g': 1, 'b': 2})[1:3], x[1:3])
 

@@ -457,7 +457,7 @@ def test_hints_can_be_followed_on_the_command_line(tmp_path, capsys, kind):
             ImageReader().array(row)
         except ImageError as e:
             said.append(str(e))
-    hints = dict.fromkeys(re.findall(r'train and verify: (--\S+) ([^)]+)\)', ' '.join(said)))
+    hints = dict.fromkeys(re.findall(r'in a shell: (--\S+) ([^)]+)\)', ' '.join(said)))
     clean = []
     for option, value in hints:
         main(['verify', str(tmp_path), '--deep', '--no-progress', option, value])
