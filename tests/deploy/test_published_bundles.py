@@ -235,6 +235,10 @@ def test_what_the_files_need_otherwise_can_be_said(here, plate, capsys):
     assert 'plain.csv' in capsys.readouterr().err
 
 
+def test_the_same_file_again_is_no_other(here, files):
+    assert fetch_model(NAME, files[NAME][0], progress=False) == here/NAME
+
+
 def test_several_processes_get_one_model(archive, tmp_path, files):
     "Each of them ends with the same bundle, whoever made it"
     code = ("import sys; from hpa_fastai.deploy.published_bundles import fetch_model; "

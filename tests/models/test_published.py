@@ -197,6 +197,24 @@ def test_a_known_case_that_is_none(archive, content, words):
     assert not (models_folder()/f'{NAME}.safetensors').exists()
 
 
+def header(shape):
+    "An array that claims a shape, and holds nothing"
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + '\n'
+    return b'\x93NUMPY\x01\x00' + len(text).to_bytes(2, 'little') + text.encode()
+
+
+@pytest.mark.parametrize('content', [header((10**6, 4, 10**4, 10**4)), b'\x93NUMPY\x01\x00\x10\x00' + b'('*16 + b'0'*99,
+                                     npy(np.zeros(3, 'f4,f4')), npy(np.zeros((0, 4, 64, 64), 'f4')),
+                                     npy(np.zeros((1, 4, 8, 8), 'f4'))])
+def test_a_known_case_that_is_damaged_is_fetched_again(archive, densenet, content):
+    "Nothing else would tell that it was, since it has no checksum"
+    archive.files[VECTORS[0]] = content
+    with pytest.raises(ModelError) as e: get()
+    one_line(e, VECTORS[0], 'download it again')
+    archive.files[VECTORS[0]] = (densenet[0]/VECTORS[0]).read_bytes()
+    assert published_record(get())['checked'] == 'outputs'
+
+
 def test_an_input_of_another_shape(archive):
     archive.files[VECTORS[0]] = npy(np.zeros((1, 3, 64, 64), np.float32))
     with pytest.raises(ModelError) as e: get()
