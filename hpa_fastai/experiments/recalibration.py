@@ -86,7 +86,9 @@ class Recalibration:
         high = self.difference.interval[1]
         advice = ('\nit decided better as it was: keep that model, or give more labelled images; judged is what was '
                   'fitted on a part of these, and what is fitted on all is a little better') if high < 0 else ''
-        return (f'{self.difference}{advice}\nthe interval knows the chance of these images, not that of the fitting: '
+        alone = ('' if self.after.n_groups else '\nimages were dealt out one by one: if several are of one antibody, '
+                 'well or plate, name what they share with group=… (--group), or this flatters the model')
+        return (f'{self.difference}{advice}{alone}\nthe interval knows the chance of these images, not that of the fitting: '
                 f'it holds the truth in about five cases of six\nprobabilities {probs}; {self.bundle.thresholds}\n'
                 f'each image by what was fitted on the others:\n{self.after}')
 
@@ -112,7 +114,7 @@ def calibrate_model(
     out: str|Path,  # folder for the new model, which may not be there
     csv: str|Path = 'train.csv',  # table of labels, in the data folder or anywhere
     images: str|Path = 'train',  # folder of images, in the data folder or anywhere
-    group = None,  # what is kept whole: a column, or a function of the Id such as `antibody_of`
+    group = None,  # what is kept whole: a column, or a function of the Id; None: antibodies, where Ids name them
     method: str|float = 'auto',  # of the thresholds; see `fit_thresholds`
     calibration: str|None = 'auto',  # of the probabilities; see `calibrate`; None: leave them as the network gives them
     seed: int = 42,  # of the parts
@@ -139,17 +141,17 @@ def calibrate_model(
     check_room(out, bundle.model)
     labels = bundle.labels
     table = attach_images(read_labels(csv, labels, ids=lambda: find_images(images).Id), images)
-    codes, traced = group_codes(table, group), group_codes(table, antibody_of if group is None else group)
+    codes = group_codes(table, antibody_of if group is None else group)
     answers = _ask(predictor, table, progress)
     table = table.iloc[answers.rows]
-    codes, traced = (np.unique(o[answers.rows], return_inverse=True)[1] for o in (codes, traced))
+    codes = np.unique(codes[answers.rows], return_inverse=True)[1]
     if len(table) < FEWEST:
         raise HPAError(f'{csv}: {len(table)} labelled images are too few to tell anything from chance; '
                        f'give {FEWEST} or more, better some hundred')
     if codes.max() == 0:
         warnings.warn(f'all {len(table)} images are of one group: how good the model is on others is not known')
     targets = labels.encode(table.Target) > 0
-    parts, groups = deal_parts(codes, 5, seed), None if group is None else codes
+    parts, groups = deal_parts(codes, 5, seed), codes if codes.max()+1 < len(codes) else None
     decisions = crossfit(answers.probs, targets, parts, groups, method, calibration, labels.negative)
     old_probs = bundle.calibration(answers.probs) if bundle.calibration else answers.probs
     ids, old_decisions = table.Id.to_numpy(), bundle.thresholds.predict(old_probs)
@@ -158,6 +160,6 @@ def calibrate_model(
     difference = compare_models(old_probs, decisions.unseen_probs, targets, old_decisions, decisions.preds, labels,
                                 groups, names=('as it was', 'calibrated'))
     about = f'{len(table)} images of {Path(data).absolute().name}'
-    new = _assemble(bundle, answers, decisions, after, traced, seed, about)
+    new = _assemble(bundle, answers, decisions, after, codes, seed, about)
     write_bundle(new, out, answers.sample, published=vectors and dict(zip(PUBLISHED_VECTORS, vectors)))
     return Recalibration(new, out, before, after, difference, answers.failed)

@@ -128,7 +128,7 @@ def _explain_writing(to, part):
                             f'another folder{stays}', 'disk') from None
 
 # %% ../../nbs/models/20_download.ipynb #9eae8db2
-def _receive(response, to, part, tag, url, n_bytes, bar):
+def _receive(response, to, part, tag, url, n_bytes, progress):
     "Write what one answer brings to the part."
     have = file_stat(part).st_size if response.status_code == 206 else 0
     is_page = response.headers.get('Content-Type', '').startswith('text/html')
@@ -138,9 +138,9 @@ def _receive(response, to, part, tag, url, n_bytes, bar):
             tag.write_text(_state(response), encoding='utf-8')
         file = open(part, 'ab', buffering=0)
     size, most = response.headers.get('Content-Length', ''), n_bytes or MAX_BYTES
-    bar.reset(have+int(size) if size.isdecimal() else n_bytes)
-    bar.update(have)
-    with file:
+    total = have+int(size) if size.isdecimal() else n_bytes
+    bar = tqdm_bar(desc=to.name, total=total, initial=have, unit='B', unit_scale=True, disable=not progress)
+    with file, bar:
         for block in response.iter_content(2**14):
             if is_page or not have and re.match(rb'\s*<(!doctype html|html)', block, re.I):
                 raise DownloadError(f'{public_address(url)}: a web page came in place of the file, as from a login or '
@@ -157,7 +157,7 @@ def _receive(response, to, part, tag, url, n_bytes, bar):
         with _explain_writing(to, part): os.fsync(file.fileno())
 
 # %% ../../nbs/models/20_download.ipynb #a5e5e6fd
-def _complete(session, url, to, part, tag, trusted, n_bytes, bar):
+def _complete(session, url, to, part, tag, trusted, n_bytes, progress):
     "Ask for what is missing until the part is whole."
     failures, restarts, answered = 0, 0, False
     while True:
@@ -174,7 +174,7 @@ def _complete(session, url, to, part, tag, trusted, n_bytes, bar):
                                         'asked for, and all over again; try again from another network', 'broken', url)
                 _check_answer(response, url, n_bytes)
                 answered = True
-                return _receive(response, to, part, tag, url, n_bytes, bar)
+                return _receive(response, to, part, tag, url, n_bytes, progress)
         except requests.RequestException as e:
             if not answered: raise _not_connected(url, e) from None
             have = file_stat(part).st_size
@@ -190,11 +190,10 @@ def _whole(url, to, sha256, n_bytes, progress):
     part, tag = Path(f'{to}.part'), Path(f'{to}.part.tag')
     n_kept = file_stat(part).st_size
     is_whole = bool(sha256 and n_kept) and file_sha256(part) == sha256
-    bar = tqdm_bar(desc=to.name, unit='B', unit_scale=True, delay=.3, disable=not progress)
-    with patient_session() as session, bar:
+    with patient_session() as session:
         for _ in range(2 if n_kept else 1):
             if is_whole: break
-            _complete(session, url, to, part, tag, bool(sha256), n_bytes, bar)
+            _complete(session, url, to, part, tag, bool(sha256), n_bytes, progress)
             found = file_sha256(part) if sha256 else None
             is_whole = found == sha256
             if not is_whole: part.unlink()
