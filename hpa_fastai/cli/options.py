@@ -244,9 +244,9 @@ def predictor_of(
         from hpa_fastai.deploy.published_bundles import default_model
     reading = reading_of(args)
     if task=='cells': reading.pop('pixel_size', None)  # of the files, for the outlines and crops of cells
-    return Predictor(args.model or default_model(task), device=args.device, bs=args.bs, tta=args.tta,
-                     at_least_one=args.at_least_one, precision=args.precision, n_workers=args.n_workers,
-                     thresholds=args.thresholds, reading=reading)
+    model = args.model or default_model(task, progress=args.progress)
+    return Predictor(model, device=args.device, bs=args.bs, tta=args.tta, at_least_one=args.at_least_one,
+                     precision=args.precision, n_workers=args.n_workers, thresholds=args.thresholds, reading=reading)
 
 
 # %% ../../nbs/cli/10_options.ipynb #d23caafe

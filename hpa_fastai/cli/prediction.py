@@ -23,9 +23,9 @@ def evaluate(
     from hpa_fastai.deploy.scoring import evaluate_predictions
     if args.out: check_writable(args.out, ('.csv',))
     check_free(args.out, args.force)
+    csv, images = places_of(args)
     predictor = predictor_of(args)
     predictor.check_task('fields')
-    csv, images = places_of(args)
     truth = read_labels(csv, predictor.labels, ids=lambda: find_images(images).Id)
     predictions = predictor(attach_images(truth, images), args.progress)
     evaluation = evaluate_predictions(predictions, truth, predictor.labels)
@@ -72,10 +72,12 @@ def _summary(journal):
 def _watch(args):
     "Predict a folder that a microscope writes into"
     from hpa_fastai.basics.errors import HPAError
+    from hpa_fastai.deploy.predictor import check_place
     from hpa_fastai.deploy.watch import watch
     if args.embeddings or args.submission or args.report or args.dry_run:
         raise HPAError('--watch writes a table and nothing else; '
                        'leave --embeddings, --submission, --report and --dry-run away')
+    check_place(args.folder)
     journal = watch(args.folder, predictor_of(args), args.out, args.timeout, args.settle, args.poll,
                     args.force, args.progress)
     print(_summary(journal))

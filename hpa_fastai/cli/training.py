@@ -174,7 +174,7 @@ def add_calibrate(
     parser.add_argument('model', metavar='MODEL', help='folder of a model, user/name on the Hub, or a published model')
     parser.add_argument('data', metavar='DATA', type=path, help='folder of the labelled images')
     add_options(parser, 'csv', 'images', 'group', 'seed', title='data', seed=dict(help='of the parts'),
-                group=dict(help='column whose members are kept whole; unless given antibodies, where the Ids name them'))
+                group=dict(help='column whose members are kept whole; by default antibodies, where Ids name them'))
     parser.add_argument('--method', default='auto',
                         help='of the thresholds: auto, constant, f1, prevalence, crossfit, or one number for all')
     add_options(parser, 'bs', 'device', 'n_workers', title='prediction',

@@ -195,7 +195,8 @@ def read_sample(
     if not are_pictures or probs.shape != (len(images), n_classes):
         raise BundleError(f"{file}: {images.dtype} pictures of {images.shape} and probabilities of {probs.shape} "
                           "don't belong together")
-    fits = len(vectors) == 2 and vectors[0].ndim == 4 and vectors[1].shape == (len(vectors[0]), n_classes)
+    fits = (len(vectors) == 2 and vectors[0].ndim == 4 and vectors[0].shape[1] == 4 and len(vectors[0]) > 0
+            and vectors[1].shape == (len(vectors[0]), n_classes))
     if vectors and not (fits and all(o.dtype == np.float32 for o in vectors)):
         raise BundleError(f"{file}: its published input and probabilities don't belong together; copy the bundle again")
     return images, probs, vectors or None

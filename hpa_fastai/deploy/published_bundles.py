@@ -68,8 +68,10 @@ def fetch_model(
 ) -> Path:  # folder of the bundle
     "Get a published model as a bundle, or find it where it was put before."
     model, folder = get_published(name), models_folder()/name
-    def is_here(): return (folder/'config.json').is_file() and source is None and not force
-    if is_here(): return folder
+    is_whole = all((folder/name).is_file() for name in ('config.json', 'model.safetensors'))
+    if is_whole and source is None and not force: return folder
+    if folder.exists() and not (folder/'config.json').is_file():
+        raise BundleError(f'{folder}: in the place of the model, and no model; remove it or put it elsewhere')
     weights = published_weights(name, source, verify, force, progress)
     if weights.parent == folder: return folder
     with one_at_a_time(models_folder()/f'{name}.bundle', progress):
@@ -84,6 +86,7 @@ DEFAULT_MODELS = dict(fields='hpa-densenet121', cells='hpa-inception-v3-cells') 
 def default_model(
     task: str = 'fields',  # what is to be judged: 'fields' or 'cells'
     own: str|Path = 'hpa_model',  # folder of a model of one's own, which comes first
+    progress: bool = True,  # show bars
 ) -> Path:  # folder of a bundle
     "Find the model that answers where none was named."
     if Path(own).exists(): return Path(own)
@@ -93,7 +96,7 @@ def default_model(
     where = f'in {folder}' if here else f'{model.megabytes} MB, downloaded once to {folder}'
     print(f'No model was named, and there is no {own} here: {name} answers ({model.about}; '
           f'{len(model.labels)} classes; licence {model.licence}; {where}).', file=sys.stderr, flush=True)
-    try: return fetch_model(name)
+    try: return fetch_model(name, progress=progress)
     except NoWeights as e: raise NoWeights(f'{e}; or train a model of your own with `hpa_fastai train DATA`') from None
 
 # %% ../../nbs/deploy/25_published_bundles.ipynb #2b7f4ba2

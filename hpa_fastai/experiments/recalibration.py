@@ -86,9 +86,10 @@ class Recalibration:
         high = self.difference.interval[1]
         advice = ('\nit decided better as it was: keep that model, or give more labelled images; judged is what was '
                   'fitted on a part of these, and what is fitted on all is a little better') if high < 0 else ''
-        alone = ('' if self.after.n_groups else '\nimages were dealt out one by one: if several are of one antibody, '
-                 'well or plate, name what they share with group=… (--group), or this flatters the model')
-        return (f'{self.difference}{advice}{alone}\nthe interval knows the chance of these images, not that of the fitting: '
+        alone = ('' if self.after.n_groups else '\nimages were dealt out one by one: if several are of one '
+                 'antibody, well or plate, name what they share with group=… (--group), or this flatters the model')
+        return (f'{self.difference}{advice}{alone}\nthe interval knows the chance of these images, not that of the '
+                'fitting: '
                 f'it holds the truth in about five cases of six\nprobabilities {probs}; {self.bundle.thresholds}\n'
                 f'each image by what was fitted on the others:\n{self.after}')
 

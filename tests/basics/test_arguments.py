@@ -119,7 +119,8 @@ def path_doors(atlas, bundle, tmp):
 def test_what_is_no_path_is_told_in_one_line_by_every_door(small_atlas, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, door in path_doors(small_atlas, trained[1], tmp_path):
-        for wrong in NO_PATHS[name in ('predict model', 'cells model', 'watch predictor'):]:  # None: the default answers
+        has_default = name in ('predict model', 'cells model', 'watch predictor')  # which answers to None
+        for wrong in NO_PATHS[has_default:]:
             try: door(wrong)
             except HPAError as e: assert len(str(e)) < 200 and '\n' not in str(e), name
             else: pytest.fail(f'{name} takes {wrong!r}')

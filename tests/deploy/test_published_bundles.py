@@ -265,3 +265,30 @@ def test_subcell_has_no_test_vectors_and_says_so(archive, tmp_path, monkeypatch)
     with torch.no_grad(): expected = reference(x)
     assert np.abs(probs - expected[0].numpy()).max() < 1e-5
     assert np.abs(embedding - expected[1].numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize('line', [
+    ['predict', 'nowhere'], ['predict', 'nowhere', '--watch'], ['cells', 'nowhere'], ['evaluate', 'nowhere']])
+def test_nothing_is_downloaded_for_a_folder_that_is_not_there(archive, line, capsys):
+    assert main([*line, '--no-progress']) == 2
+    assert capsys.readouterr().err.count('\n') == 1 and archive.asked == []
+
+
+def test_what_stands_in_the_place_of_the_model_is_left_alone(here):
+    (here/NAME/'config.json').unlink()
+    for force in (False, True):
+        with pytest.raises(BundleError, match='in the place of the model'):
+            fetch_model(NAME, force=force, progress=False)
+    assert (here/NAME/'model.safetensors').is_file()
+
+
+def test_a_model_that_lost_its_weights_is_made_anew(here):
+    (here/NAME/'model.safetensors').unlink()
+    assert check_bundle(fetch_model(NAME, progress=False)) < 1e-4
+
+
+def test_test_vectors_that_are_none_are_refused(here):
+    with np.load(here/NAME/'sample.npz') as arrays: arrays = dict(arrays)
+    for x in (arrays['published_input'][:, :3], arrays['published_input'][:0]):
+        np.savez(here/NAME/'sample.npz', **arrays | dict(published_input=x))
+        with pytest.raises(BundleError, match="don't belong together"): check_bundle(here/NAME)
