@@ -168,7 +168,8 @@ def test_broken_links_are_found(tmp_path):
 def code_blocks(page, lang):
     return re.findall(rf'^```{lang}\n(.*?)^```', (ROOT / page).read_text(encoding='utf-8'), re.M | re.S)
 
-SHORTER = {'minutes=30': 'minutes=.02', "arch='resnet18'": "arch='lenet5', pretrained=False", 'size=128': 'size=32',
+SHORTER = {'minutes=30': 'minutes=.02', 'size=128': 'size=32',
+           "arch='hpa-densenet121'": "arch='lenet5', pretrained=False",
            '--minutes 30': '--minutes .02 --arch lenet5 --pretrained no --size 32 --no-progress',
            ' --model subcell-vit': '', '--from /media/stick': '--from stick/densenet_model.onnx --no-verify'}
 

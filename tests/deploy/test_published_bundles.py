@@ -239,6 +239,7 @@ def test_the_same_file_again_is_no_other(here, files):
     assert fetch_model(NAME, files[NAME][0], progress=False) == here/NAME
 
 
+@pytest.mark.slow
 def test_several_processes_get_one_model(archive, tmp_path, files):
     "Each of them ends with the same bundle, whoever made it"
     code = ("import sys; from hpa_fastai.deploy.published_bundles import fetch_model; "
@@ -251,6 +252,7 @@ def test_several_processes_get_one_model(archive, tmp_path, files):
     assert check_bundle(tmp_path/'models'/NAME) < 1e-4
 
 
+@pytest.mark.slow
 def test_subcell_has_no_test_vectors_and_says_so(archive, tmp_path, monkeypatch):
     made, reference = subcell_files(tmp_path, n_heads=2)
     model = PUBLISHED['subcell-vit']

@@ -14,7 +14,7 @@ from hpa_fastai.batches.settings import ImageSettings
 from hpa_fastai.data.labels import HPA28, LabelSet
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.deploy.loading import load_bundle
-from hpa_fastai.models.networks import PUBLISHED_NETWORKS, ModelError
+from hpa_fastai.models.networks import ModelError
 from hpa_fastai.models.registry import PUBLISHED
 from hpa_fastai.train.fine_tuning import worth_fine_tuning
 from hpa_fastai.train.learner import HPALearner, hpa_learner
@@ -147,7 +147,8 @@ def test_unverified_weights_are_named_once(dls, densenet, tmp_path):
     assert len(notes) == 1 and '\n' not in notes[0] and 'unverified' in learn.origin['started_from']
 
 
-@pytest.mark.parametrize('arch', PUBLISHED_NETWORKS[1:])
+@pytest.mark.parametrize('arch', [
+    'hpa-inception-v3-cells', pytest.param('subcell-vit', marks=pytest.mark.slow)])
 def test_networks_for_cells_train_too(dls, arch, tmp_path):
     file = save_weights(draw_network(arch), tmp_path, arch)
     learn = hpa_learner(dls, arch, file)
