@@ -1,4 +1,5 @@
 "A server on this machine that plays an archive of files, with the faults that archives and connections have."
+import dataclasses
 import email.utils
 import threading
 import time
@@ -72,3 +73,14 @@ def serving(**settings):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def on_archive(model, archive, folder, hashed, prefix=''):
+    "A published model whose files the archive serves from a folder; of those in `hashed` the sha256 is known"
+    def local(file):
+        content = (folder/file.name).read_bytes()
+        archive.files[prefix + file.name] = content
+        known = sha256(content).hexdigest() if file.name in hashed else None
+        return dataclasses.replace(file, url=archive.url(prefix + file.name), sha256=known, n_bytes=None)
+    test_files = {part: local(file) for part, file in model.test_files.items()}
+    return dataclasses.replace(model, files=tuple(map(local, model.files)), test_files=test_files)

@@ -68,15 +68,6 @@ def _members(model):
     if (Path(model)/'config.json').is_file(): return [model]
     return sorted(f.parent for f in Path(model).glob('fold*/config.json')) or [model]
 
-def _check_same_kind(members, bundles):
-    "Refuse an ensemble of models that judge different things."
-    for member, bundle in zip(members, bundles):
-        if bool(bundle.settings.crop) != bool(bundles[0].settings.crop):
-            raise HPAError(f'{member}: of it and {members[0]} one judges single cells and one whole fields of view; '
-                           'an ensemble needs models of one kind')
-        if bundle.labels == bundles[0].labels: continue
-        raise HPAError(f'{member}: its classes are not those of {members[0]}; '
-                       'an ensemble needs models of one label set')
 
 # %% ../../nbs/deploy/30_hub.ipynb #a23d9160
 def read_otherwise(
@@ -108,7 +99,13 @@ def load_models(
     members = [o for m in models for o in _members(m)]
     bundles = [m if isinstance(m, Bundle) else load_bundle(find_model(m), device) for m in members]
     if not bundles: raise HPAError('no model given: model takes the folder of a bundle, or a list of them')
-    _check_same_kind(members, bundles)
+    for member, bundle in zip(members, bundles):
+        if bool(bundle.settings.crop) != bool(bundles[0].settings.crop):
+            raise HPAError(f'{member}: of it and {members[0]} one judges single cells and one whole fields of view; '
+                           'an ensemble needs models of one kind')
+        if bundle.labels == bundles[0].labels: continue
+        raise HPAError(f'{member}: its classes are not those of {members[0]}; '
+                       'an ensemble needs models of one label set')
     for bundle in bundles:
         published = bundle.config.get('published') or {}
         if published.get('checked') == 'nothing':

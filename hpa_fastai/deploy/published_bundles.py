@@ -59,6 +59,10 @@ def bundle_of(
     return Bundle.assemble(network, model.labels, model.settings, upstream_thresholds(model),
                            training={'trained by others': model.about}, published=record)
 
+def _is_whole(folder):
+    "Whether a bundle lies in a folder."
+    return all((folder/file).is_file() for file in ('config.json', 'model.safetensors'))
+
 def fetch_model(
     name: str,  # of a published model
     source: str|Path|None = None,  # a file or folder that was carried over; None: downloaded
@@ -68,8 +72,7 @@ def fetch_model(
 ) -> Path:  # folder of the bundle
     "Get a published model as a bundle, or find it where it was put before."
     model, folder = get_published(name), models_folder()/name
-    is_whole = all((folder/name).is_file() for name in ('config.json', 'model.safetensors'))
-    if is_whole and source is None and not force: return folder
+    if _is_whole(folder) and source is None and not force: return folder
     if folder.exists() and not (folder/'config.json').is_file():
         raise BundleError(f'{folder}: in the place of the model, and no model; remove it or put it elsewhere')
     weights = published_weights(name, source, verify, force, progress)
@@ -92,8 +95,7 @@ def default_model(
     if Path(own).exists(): return Path(own)
     name = DEFAULT_MODELS[task]
     model, folder = get_published(name), models_folder()/name
-    here = (folder/'config.json').is_file()
-    where = f'in {folder}' if here else f'{model.megabytes} MB, downloaded once to {folder}'
+    where = f'in {folder}' if _is_whole(folder) else f'{model.megabytes} MB, downloaded once to {folder}'
     print(f'No model was named, and there is no {own} here: {name} answers ({model.about}; '
           f'{len(model.labels)} classes; licence {model.licence}; {where}).', file=sys.stderr, flush=True)
     try: return fetch_model(name, progress=progress)

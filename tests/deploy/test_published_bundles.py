@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from archive_server import serving
+from archive_server import on_archive, serving
 from published_files import densenet_onnx, inception_onnx, subcell_files, test_vectors
 
 from hpa_fastai.all import HPA28, find_images, simulate_atlas
@@ -52,15 +52,8 @@ def archive(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path/'here')
     with serving() as archive:
         for name, (folder, _) in files.items():
-            model = PUBLISHED[name]
-
-            def local(file, folder=folder, name=name, known=model.files):
-                archive.files[f'{name}-{file.name}'] = (folder/file.name).read_bytes()
-                sha256 = file_sha256(folder/file.name) if file in known else None
-                return dataclasses.replace(file, url=archive.url(f'{name}-{file.name}'), sha256=sha256, n_bytes=None)
-            changed = dict(files=tuple(map(local, model.files)),
-                           test_files={part: local(f) for part, f in model.test_files.items()})
-            monkeypatch.setitem(PUBLISHED, name, dataclasses.replace(model, **changed))
+            hashed = {file.name for file in PUBLISHED[name].files}
+            monkeypatch.setitem(PUBLISHED, name, on_archive(PUBLISHED[name], archive, folder, hashed, f'{name}-'))
         yield archive
 
 

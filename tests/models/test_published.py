@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from archive_server import serving
+from archive_server import on_archive, serving
 from published_files import densenet_onnx, subcell_files, test_vectors
 from safetensors.torch import load_file
 
@@ -28,6 +28,7 @@ from hpa_fastai.models.networks import ModelError, published_body, vector_head
 from hpa_fastai.models.published import keep_weights, models_folder, published_record, published_vectors
 from hpa_fastai.models.published import published_weights
 from hpa_fastai.models.registry import PUBLISHED
+from hpa_fastai.simulate.plan import CLASS_FREQUENCY
 
 NAME = 'hpa-densenet121'
 WEIGHTS, VECTORS = 'densenet_model.onnx', ('test_input.npy', 'test_output_classes.npy', 'test_output_features.npy')
@@ -60,18 +61,14 @@ def archive(densenet, tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('HPA_FASTAI_MODELS', str(tmp_path/'models'))
     monkeypatch.setattr(published, 'convert', convert_once)
-    with serving(files={name: (densenet[0]/name).read_bytes() for name in (WEIGHTS, *VECTORS)}) as archive:
+    with serving() as archive:
         register(monkeypatch, PUBLISHED[NAME], archive, densenet[0])
         yield archive
 
 
 def register(monkeypatch, model, archive, folder, hashed=(WEIGHTS,)):
     "Let the registry name a local archive"
-    def local(file):
-        return dataclasses.replace(file, url=archive.url(file.name), n_bytes=None,
-                                   sha256=file_sha256(folder/file.name) if file.name in hashed else None)
-    files, test_files = tuple(map(local, model.files)), {part: local(f) for part, f in model.test_files.items()}
-    monkeypatch.setitem(PUBLISHED, model.name, dataclasses.replace(model, files=files, test_files=test_files))
+    monkeypatch.setitem(PUBLISHED, model.name, on_archive(model, archive, folder, hashed))
 
 
 def get(**options): return published_weights(NAME, progress=False, **options)
@@ -468,4 +465,4 @@ def test_every_entry_can_be_told_in_a_line():
 def test_prevalence_is_that_of_the_table(real_data):
     table = pd.read_csv(real_data/'labels/kaggle2018_train.csv')
     shares = HPA28.encode(table.Target).mean(0)
-    assert np.allclose(shares, PUBLISHED[NAME].prevalence, atol=1e-9) and len(table) == 31_072
+    assert np.allclose(shares, list(CLASS_FREQUENCY.values())[:28], atol=1e-9) and len(table) == 31_072
