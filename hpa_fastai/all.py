@@ -15,9 +15,9 @@ from .data.label_tables import guess_labels, read_labels
 from .data.names import CHANNELS
 from .data.files import attach_images, find_images, image_table
 from .data.reader import ImageReader
-from .data.tensors import RGBYBlock, TensorRGBY, composite, read_image, read_images
+from .batches.tensors import RGBYBlock, TensorRGBY, composite, read_image, read_images
 from .data.verify import Verification, verify_folder
-from .data.show import draw_scale_bar, gallery, show_channels
+from .batches.show import draw_scale_bar, gallery, show_channels
 from .data.duplicates import (Fingerprints, duplicate_groups, duplicate_pairs, fingerprint, fingerprints,
                                         symmetries)
 from .batches.splits import (MultilabelStratifiedSplitter, SplitCheck, SplitError, antibody_of, check_split,

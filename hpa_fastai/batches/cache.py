@@ -26,7 +26,7 @@ from ..data.names import *
 from ..data.files import *
 from ..data.channels import *
 from ..data.reader import *
-from ..data.tensors import *
+from .tensors import *
 
 # %% ../../nbs/batches/20_cache.ipynb #b5f7832f
 CACHE_VERSION = 1  # raised when the same files and settings come to give other pixels

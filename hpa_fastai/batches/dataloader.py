@@ -14,7 +14,7 @@ from fastai.data.all import *
 from fastai.torch_core import TensorMultiCategory
 from ..data.labels import *
 from ..data.reader import *
-from ..data.tensors import *
+from .tensors import *
 from .cache import *
 from .settings import *
 from .sources import *

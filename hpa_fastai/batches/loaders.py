@@ -19,11 +19,11 @@ from ..basics.processes import *
 from ..data.names import *
 from ..data.files import *
 from ..data.reader import *
-from ..data.tensors import *
+from .tensors import *
 from ..data.labels import *
 from ..data.label_tables import *
 from ..basics.environment import tqdm_bar
-from ..data.show import *
+from .show import *
 from .splits import *
 from .cache import *
 from .settings import *

@@ -10,7 +10,7 @@ import math
 import torch, torch.nn.functional as F
 from torch import Tensor
 from fastai.data.all import DisplayedTransform
-from ..data.tensors import TensorRGBY
+from .tensors import TensorRGBY
 from .settings import *
 
 # %% ../../nbs/batches/50_transforms.ipynb #4288e038

@@ -12,7 +12,7 @@ from scipy import ndimage as ndi
 from PIL import Image
 from ..basics.arguments import checked
 from ..data.labels import HPAError
-from ..data.tensors import composite
+from ..batches.tensors import composite
 from ..data.channels import resize_plane
 
 # %% ../../nbs/cells/10_segmentation.ipynb #9b6aa27c

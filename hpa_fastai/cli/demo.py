@@ -18,7 +18,7 @@ from ..data.labels import *
 from ..data.label_tables import *
 from ..basics.errors import *
 from ..data.files import *
-from ..data.tensors import *
+from ..batches.tensors import *
 from ..simulate.atlas import *
 from ..batches.loaders import *
 from ..train.callbacks import *

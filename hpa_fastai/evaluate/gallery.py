@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from ..basics.errors import ImageError
 from ..data.reader import ImageReader
-from ..data.tensors import composite
+from ..batches.tensors import composite
 from .metrics import MetricError
 
 # %% ../../nbs/evaluate/60_gallery.ipynb #15d9eec7

@@ -18,7 +18,7 @@ from fastai.learner import Learner
 from ..basics.arguments import checked
 from ..basics.errors import HPAError, ImageError
 from ..data.reader import ImageReader
-from ..data.tensors import composite, read_images
+from ..batches.tensors import composite, read_images
 from ..deploy.saving import *
 from ..deploy.tables import as_predictions
 from ..deploy.predictor import Predictor, locate, square_symmetries

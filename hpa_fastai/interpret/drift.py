@@ -16,7 +16,7 @@ from scipy.stats import binomtest, fisher_exact
 from ..basics.arguments import checked
 from ..basics.errors import HPAError, ImageError
 from ..data.names import CHANNELS
-from ..data.tensors import read_images
+from ..batches.tensors import read_images
 from ..batches.splits import antibody_of
 from ..batches.sources import Sources
 from ..evaluate.picture_statistics import picture_traits

@@ -16,7 +16,7 @@ from ..basics.errors import HPAError
 from ..basics.errors import *
 from ..data.files import *
 from ..data.reader import *
-from ..data.tensors import *
+from ..batches.tensors import *
 from .pages import read_static, render_template
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #4b915e99

@@ -23,8 +23,8 @@ from ..data.folders import as_source
 from ..basics.arguments import *
 from ..data.files import *
 from ..data.reader import ImageReader
-from ..data.tensors import composite, read_images
-from ..data.show import fewest_labels_first
+from ..batches.tensors import composite, read_images
+from ..batches.show import fewest_labels_first
 from ..data.duplicates import *
 from ..batches.splits import *
 from ..batches.splits import encode_targets

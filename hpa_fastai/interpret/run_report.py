@@ -13,7 +13,7 @@ from fastcore.basics import chunked, patch
 from markupsafe import Markup
 from ..basics.errors import HPAError, ImageError
 from ..data.reader import ImageReader
-from ..data.tensors import composite, read_images
+from ..batches.tensors import composite, read_images
 from ..evaluate.reference import Reference
 from ..deploy.bundle import Bundle
 from ..deploy.predictor import FLAGS

@@ -19,7 +19,7 @@ from ..data.label_tables import *
 from ..basics.errors import *
 from ..data.files import *
 from ..data.reader import *
-from ..data.tensors import *
+from ..batches.tensors import *
 from ..simulate.atlas import *
 from ..batches.cache import *
 from ..batches.settings import *

@@ -14,7 +14,7 @@ import pytest
 from hpa_fastai.batches.cache import build_cache, cache_key
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.reader import ImageReader
-from hpa_fastai.data.tensors import read_image
+from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.data.labels import HPAError
 
 

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from hpa_fastai.data.tensors import TensorRGBY
+from hpa_fastai.batches.tensors import TensorRGBY
 from hpa_fastai.batches.settings import ImageSettings, normalize, resize
 from hpa_fastai.batches.transforms import AugmentRGBY, NormalizeRGBY, ResizeRGBY, random_affine
 

@@ -24,7 +24,7 @@ from hpa_fastai.data.files import find_images
 from hpa_fastai.data.labels import HPA19, LabelSet
 from hpa_fastai.data.names import CHANNELS
 from hpa_fastai.data.reader import ImageReader
-from hpa_fastai.data.tensors import read_image
+from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.deploy.bundle import BundleError
 from hpa_fastai.deploy.journal import Journal
 from hpa_fastai.deploy.predictor import Predictor, predict

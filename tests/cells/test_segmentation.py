@@ -8,7 +8,7 @@ from PIL import Image
 from hpa_fastai.cells.segmentation import *
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.reader import FULL_PIXEL
-from hpa_fastai.data.tensors import read_image
+from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.cells.masks import encode_masks
 from hpa_fastai.simulate.atlas import simulate_fov
 

@@ -14,7 +14,7 @@ from hpa_fastai.data import formats
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.formats import PNG_MAGIC, png_chunk
 from hpa_fastai.data.reader import ImageReader
-from hpa_fastai.data.tensors import TensorRGBY, read_images
+from hpa_fastai.batches.tensors import TensorRGBY, read_images
 from hpa_fastai.data.verify import verify_folder
 from pictures import LOSSES, RNG, encoded, fails, one_file, picture, read, same, smooth, write
 

@@ -14,7 +14,7 @@ from hpa_fastai.data.files import find_images
 from hpa_fastai.data.names import CHANNELS
 from hpa_fastai.data.channels import MAX_PIXELS
 from hpa_fastai.data.reader import ImageReader
-from hpa_fastai.data.tensors import read_image
+from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.data.verify import verify_folder
 from pictures import LOSSES, RNG, encoded, fails, one_file, only, picture, plane_files, read, same, smooth, write
 

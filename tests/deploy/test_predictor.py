@@ -19,7 +19,7 @@ from hpa_fastai.cli.main import main
 from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.tensors import read_image
+from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.deploy.predictor import Predictor, predict
 from hpa_fastai.deploy.scoring import evaluate_predictions
 from hpa_fastai.data.labels import HPA28, HPAError

@@ -102,7 +102,7 @@ def test_its_own_calibration_is_taken_off(known, mine, calibrated, tmp_path):
 
 
 def test_unlike_is_what_differs_from_these_images(calibrated, mine):
-    from hpa_fastai.data.tensors import read_image
+    from hpa_fastai.batches.tensors import read_image
     table = attach_images(read_labels(mine/'train.csv'), mine/'train').head(20)
     exchanged = [read_image(row).numpy()[[0, 2, 1, 3]] for _, row in table.iterrows()]
     share = [Predictor(calibrated.path)(o)['flags'].str.contains('unlike-training').mean() for o in (table, exchanged)]

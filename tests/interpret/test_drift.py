@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hpa_fastai.deploy.bundle import BundleError
 from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.tensors import read_image
+from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.basics.errors import HPAError
 from hpa_fastai.data.names import CHANNELS

@@ -6,9 +6,9 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
 from hpa_fastai.data.files import *
 from hpa_fastai.data.reader import *
-from hpa_fastai.data.tensors import *
+from hpa_fastai.batches.tensors import *
 from hpa_fastai.data.labels import HPA28
-from hpa_fastai.data.show import *
+from hpa_fastai.batches.show import *
 from hpa_fastai.simulate.atlas import simulate_atlas
 
 

@@ -6,7 +6,7 @@ import torch
 
 from hpa_fastai.data.files import attach_images, find_images
 from hpa_fastai.data.reader import ImageReader
-from hpa_fastai.data.tensors import RGBYBlock, TensorRGBY, read_images
+from hpa_fastai.batches.tensors import RGBYBlock, TensorRGBY, read_images
 from pictures import picture, write
 
 
