@@ -195,16 +195,16 @@ def from_df(cls:HPADataLoaders,
 @delegates(HPADataLoaders.from_df)
 def from_csv(cls:HPADataLoaders,
     path: str|Path,  # folder of the data set
-    csv: str|Path = 'train.csv',  # table of labels, in `path` or anywhere
-    images: str|Path = 'train',  # folder of images, in `path` or anywhere
+    csv: str|Path|None = None,  # table of labels, in `path` or anywhere; None: `train.csv`, or the only table
+    images: str|Path|None = None,  # folder of images, in `path` or anywhere; None: `train`, or `path` itself
     labels: LabelSet|str = HPA28,  # the classes, and how the csv writes them
     **kwargs
 ) -> HPADataLoaders:
     "Make loaders from a csv and a folder of images"
     path, images = Path(path_text(path, 'path')), as_list(images)
     if not path.is_dir(): raise HPAError(f'{path}: no such folder; give the folder that holds the csv and the images')
-    if not isinstance(images, (list, pd.DataFrame)): images = find_beside(images, path)
-    if not isinstance(csv, pd.DataFrame): csv = find_beside(csv, path, LabelError)
+    if not isinstance(images, (list, pd.DataFrame)): images = images_of(path, images)
+    if not isinstance(csv, pd.DataFrame): csv = labels_of(path, csv, LabelError)
     labels = get_labels(labels)
     df = read_labels(csv, labels, ids=lambda: find_images(images).Id)
     return cls.from_df(df, images, labels=labels, **kwargs)

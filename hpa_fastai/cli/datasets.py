@@ -59,7 +59,8 @@ def add_verify(
     parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth')
     parser.add_argument('--deep', action='store_true', help='decode every pixel, not only headers')
     add_options(parser, 'csv', 'labels', 'out', 'force', 'progress',
-                csv=dict(default=None), progress=dict(default=None),
+                csv=dict(help='table of labels to check too, in the folder or anywhere'),
+                progress=dict(default=None),
                 labels=dict(default=None, help='hpa28, hpa19, ztg10, or a csv of class names; found out from the csv'),
                 out=dict(help='csv for the list of problems'))
     add_reading_options(parser)

@@ -108,8 +108,10 @@ def names(
 # %% ../../nbs/cli/10_options.ipynb #4c3b67a2
 OPTIONS = dict(
     # a data set with labels
-    csv=dict(default='train.csv', help='table of labels, in the data folder or anywhere'),
-    images=dict(default='train', help='folder of images, in the data folder or anywhere'),
+    csv=dict(help='table of labels, in the data folder or anywhere; '
+                  'by default train.csv, or the only table in the data folder'),
+    images=dict(help='folder of images, in the data folder or anywhere; '
+                     'by default train, or the data folder itself'),
     labels=dict(default='hpa28', help='hpa28, hpa19, ztg10, or a csv of class names'),
     group=dict(help='column whose members stay on one side of the split; antibody_of takes the antibody from the Ids'),
     valid_pct=dict(type=number('valid_pct'), default=.2, help='share of the images for validation'),
@@ -254,8 +256,8 @@ def places_of(
     args: argparse.Namespace,  # with data, csv and images
 ) -> tuple[Path, Path]:
     "Find the table of labels and the folder of images that a command names"
-    from hpa_fastai.basics.paths import find_beside
-    return find_beside(args.csv, args.data), find_beside(args.images, args.data)
+    from hpa_fastai.basics.paths import images_of, labels_of
+    return labels_of(args.data, args.csv), images_of(args.data, args.images)
 
 # %% ../../nbs/cli/10_options.ipynb #3731bcac
 def group_of(

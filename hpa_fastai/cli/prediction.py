@@ -240,7 +240,7 @@ def add_report(
                         help='of predictions: the model that made them, to compare with its training')
     add_options(parser, 'images', 'out', 'force', 'progress',
                 out=dict(default=Path('report.html'), help='page to write'),
-                images=dict(default=None, metavar='FOLDER',
+                images=dict(metavar='FOLDER',
                             help='of predictions and models: folder with their pictures'))
     add_options(parser, 'csv', 'labels', 'group', title='of a data set')
     add_reading_options(parser)

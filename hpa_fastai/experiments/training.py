@@ -209,8 +209,8 @@ def fit_and_save(
 def train_model(
     data: str|Path,  # folder of the data set
     out: str|Path = 'hpa_model',  # folder for the model
-    csv: str|Path = 'train.csv',  # table of labels, in the data folder or anywhere
-    images: str|Path = 'train',  # folder of images, in the data folder or anywhere
+    csv: str|Path|None = None,  # table of labels, in the data folder or anywhere; None: see `labels_of`
+    images: str|Path|None = None,  # folder of images, in the data folder or anywhere; None: see `images_of`
     labels: LabelSet|str = HPA28,  # the classes: a label set, its name, or a csv of class names
     group = None,  # what the split must not divide: a column, or a function of the Id such as `antibody_of`
     valid_pct: float = .2,  # share of the images for validation

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from ..basics.errors import ImageError
-from ..basics.paths import find_beside
+from ..basics.paths import labels_of
 from ..data.labels import *
 from ..data.label_tables import *
 from ..data.names import CHANNELS
@@ -295,7 +295,7 @@ def _sections(df, table, prints, labels, group, valid_pct, seed, per_class, read
 # %% ../../nbs/interpret/10_explore.ipynb #969c95d8
 def explore(
     folder: str|Path,  # of images, nested to any depth
-    csv: str|Path = 'train.csv',  # table of labels, in the folder or anywhere
+    csv: str|Path|None = None,  # table of labels, in the folder or anywhere; None: see `labels_of`
     out: str|Path = 'explore.html',  # page to write
     labels: LabelSet|str = HPA28,  # anything `get_labels` takes
     group = None,  # what a split must not divide; by default the antibodies in the Ids
@@ -307,7 +307,7 @@ def explore(
 ) -> Path:  # the page
     "Write everything there is to see about a data set into one self-contained HTML page."
     out, folder = check_page(out, force), as_source(folder)
-    path, images = find_beside(csv, folder, LabelError), find_images(folder)
+    path, images = labels_of(folder, csv, LabelError), find_images(folder)
     df = read_labels(path, labels, ids=images.Id)
     table = df.merge(images.drop_duplicates('Id'), on='Id')
     if table.empty:

@@ -325,3 +325,16 @@ def test_training_and_prediction_where_processes_are_spawned(small_atlas, tmp_pa
         pickle.loads(pickle.dumps(o))
     assert len(predictor(table)) == predict_cells(predictor, table, progress=False).Id.nunique() == 2
     assert len(spawned) == 1
+
+
+def test_a_folder_with_its_images_and_one_table(tmp_path):
+    "Where there is no train.csv and no folder train, the only table and the folder itself are the data set"
+    simulate_atlas(tmp_path, n=6, size=32, progress=False)
+    for image in list((tmp_path/'train').iterdir()): image.rename(tmp_path/image.name)
+    (tmp_path/'train').rmdir()
+    (tmp_path/'train.csv').rename(tmp_path/'localisations.csv')
+    dls = HPADataLoaders.from_csv(tmp_path, size=32, cache=False, progress=False)
+    assert len(dls.train_ds)+len(dls.valid_ds) == 6
+    (tmp_path/'antibodies.csv').write_text('Id,antibody\n')
+    with pytest.raises(HPAError, match=r'there are antibodies.csv, localisations.csv; name .* --csv FILE'):
+        HPADataLoaders.from_csv(tmp_path, size=32, cache=False, progress=False)
