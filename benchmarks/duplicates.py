@@ -78,7 +78,7 @@ def speed(name, table, fields, chunk=25):
     decode = lambda part: [reader.array(row) for row in part.to_dict('records')]
     for k in range(0, len(rows), chunk):
         part, took = rows.iloc[k:k+chunk], {}
-        for what, f in list(dict(decode=decode, fingerprint=lambda p: fingerprints(p, n_workers=1)).items())[
+        for what, f in list(dict(decode=decode, fingerprint=lambda p: fingerprints(p, num_workers=1)).items())[
             :: 1 if k // chunk % 2 else -1
         ]:
             t = time.perf_counter()

@@ -303,7 +303,7 @@ def answer_on_cpu(export, model, images, out):
     learn = quiet(load_learner(export, cpu=True))
     table = find_images(images)
     probs, _ = learn.get_preds(dl=learn.dls.test_dl(table, num_workers=0))
-    saved = Predictor(model, 'cpu', n_workers=2)(table)
+    saved = Predictor(model, 'cpu', num_workers=2)(table)
     np.savez(out, learner=probs.numpy(), saved=saved[list(learn.dls.vocab)].to_numpy(), sees=torch.cuda.is_available())
 
 
@@ -514,12 +514,12 @@ def speeds(lab, model, folder, repeat):
     p = Predictor(model, lab.device)
     bundle, rows = p.folded[0], find_images(folder).to_dict('records')
     batch = torch.stack([bundle.settings.reader(r).as_subclass(torch.Tensor) for r in rows[:p.bs]])
-    pool, parts = get_reusable_executor(p.n_workers), [rows[i:i+8] for i in range(0, len(rows), 8)]
+    pool, parts = get_reusable_executor(p.num_workers), [rows[i:i+8] for i in range(0, len(rows), 8)]
     def decoding(): list(pool.map(decode, [bundle.settings.reader]*len(parts), parts))
     def forward():
         for _ in range(max(len(rows)//len(batch), 1)): bundle.run(bundle.inputs(batch), p.half)
     def predict(): p.to_file(folder, lab.tmp/'speed.csv', force=True, progress=False)
-    list(pool.map(decode, [bundle.settings.reader]*p.n_workers, parts[:p.n_workers]))  # they are started
+    list(pool.map(decode, [bundle.settings.reader]*p.num_workers, parts[:p.num_workers]))  # they are started
     forward()
     lab.free()
     found = len(rows)/np.array([[seconds(f) for f in (predict, decoding, forward)] for _ in range(repeat)])
@@ -540,7 +540,7 @@ def prediction(lab):
         px = read_size(folder)
         name = f'{arch} at {size} px from {px} px PNG'
         yield Figure(f'{name}, {"half" if p.half else "full"} precision: predicted', ours, 'fields/s')
-        yield Figure(f'{name}: decoding alone, {p.n_workers} processes', decoded, 'fields/s')
+        yield Figure(f'{name}: decoding alone, {p.num_workers} processes', decoded, 'fields/s')
         yield Figure(f'{name}: network alone', forward, 'fields/s')
         yield Figure(f'{name}: share of decoding alone', of_decoding, at_least=lab.wish(wanted))
         yield Figure(f'{name}: share of the slower of the two', of_slower)

@@ -61,7 +61,7 @@ def speed(tmp, a):
     b, rows = p.bundles[0], table.to_dict('records')
     x = torch.stack([b.settings.reader(r).as_subclass(torch.Tensor) for r in rows[:32]])
     def decode():
-        with ThreadPoolExecutor(p.n_workers) as pool: list(pool.map(b.settings.reader.array, rows))
+        with ThreadPoolExecutor(p.num_workers) as pool: list(pool.map(b.settings.reader.array, rows))
     def forward():
         for _ in range(a.n//32): b.run(b.inputs(x))
     def plain():
@@ -77,7 +77,7 @@ def speed(tmp, a):
         np.subtract(*(pd.read_csv(tmp / f'{o}.csv')[list(p.labels.classes)].to_numpy() for o in ('speed', 'half')))
     ).max()
     print(
-        f'speed ({a.n} FOVs, 512 px PNG, resnet18 at 128 px, {p.n_workers} threads): {1 / best[2]:.1f} FOVs/s; '
+        f'speed ({a.n} FOVs, 512 px PNG, resnet18 at 128 px, {p.num_workers} threads): {1 / best[2]:.1f} FOVs/s; '
         f'decoding alone {1 / best[0]:.1f}, forward alone {1 / best[1]:.1f}, '
         f'bound 1/(decode + forward) {1 / (best[0] + best[1]):.1f}; {np.median(shares[0]):.2f} of the bound (wanted '
         '0.85); '

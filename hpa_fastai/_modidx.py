@@ -782,6 +782,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'hpa_fastai/data/formats.py'),
                                          'hpa_fastai.data.formats.check_jpeg_end': ( 'data/formats.html#check_jpeg_end',
                                                                                      'hpa_fastai/data/formats.py'),
+                                         'hpa_fastai.data.formats.count_workers': ( 'data/formats.html#count_workers',
+                                                                                    'hpa_fastai/data/formats.py'),
                                          'hpa_fastai.data.formats.default_workers': ( 'data/formats.html#default_workers',
                                                                                       'hpa_fastai/data/formats.py'),
                                          'hpa_fastai.data.formats.explain_unreadable': ( 'data/formats.html#explain_unreadable',

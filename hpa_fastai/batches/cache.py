@@ -13,14 +13,13 @@ from itertools import repeat
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from ..basics.arguments import checked
 from ..basics.environment import cache_home, tqdm_bar
 from loky import BrokenProcessPool, ProcessPoolExecutor
 from ..basics.paths import path_text
 from ..data.labels import HPAError
 from ..basics.paths import file_stat, is_url
 from ..data.folders import file_stamp
-from ..data.formats import default_workers
+from ..data.formats import count_workers
 from ..data.reader import read_into
 from ..data.names import *
 from ..data.files import *
@@ -218,11 +217,11 @@ def _reserve(file):
         for i in range(start, size, 2**24): f.write(bytes(min(2**24, size-i)))
 
 # %% ../../nbs/batches/20_cache.ipynb #bdf1c0c8
-def _write(file, table, reader, progress, n_workers):
+def _write(file, table, reader, progress, num_workers):
     "Fill the array in a file; its Ids, and the reasons of the fields of view that can't be read"
     out = np.lib.format.open_memmap(file, 'w+', np.uint8, (len(table), 4, reader.size, reader.size))
     _reserve(file)
-    n, errors = checked(n_workers=n_workers) or default_workers(), {}
+    n, errors = count_workers(num_workers), {}
     if n>1 and _starts_processes(table): done = _in_processes(file, table, reader, n)
     else: done = _in_threads(out, table, reader, n)
     what = f'caching {len(table)} images ({out.nbytes/1e6:.0f} MB)'
@@ -235,11 +234,11 @@ def _write(file, table, reader, progress, n_workers):
     return dict(ids=table.Id.tolist(), errors=errors)
 
 # %% ../../nbs/batches/20_cache.ipynb #3a81fe04
-def _build(file, table, reader, progress, n_workers):
+def _build(file, table, reader, progress, num_workers):
     "Write a cache beside its place, and put it there when it is complete"
     with _build_folder(file.parent) as place:
         part = place/file.name
-        info = _write(part, table.sort_values('Id', kind='stable', ignore_index=True), reader, progress, n_workers)
+        info = _write(part, table.sort_values('Id', kind='stable', ignore_index=True), reader, progress, num_workers)
         part.with_suffix('.json').write_text(json.dumps(info), encoding='utf-8')
         os.replace(part.with_suffix('.json'), file.with_suffix('.json'))
         os.replace(part, file)
@@ -249,7 +248,7 @@ def build_cache(
     table: pd.DataFrame,  # of `find_images`; any other columns are ignored
     reader: ImageReader,  # the settings of reading, with a size
     folder: Path|str|None = None,  # where caches are kept; None: the user's cache folder
-    n_workers: int|None = None,  # processes, or threads for a few images; None: one a core, 16 at most
+    num_workers: int|None = None,  # processes, or threads for a few images; None: one a core, 16 at most
     progress: bool = True,  # show a bar
 ) -> ImageCache|None:  # None when the disk has no room
     "Open the cache of these fields of view, built unless it is already there"
@@ -262,7 +261,7 @@ def build_cache(
     if cache is None:
         if file.exists(): warnings.warn(f'{file}: this image cache is damaged; it is built again')
         if not _has_room(folder, len(table)*4*reader.size**2): return None
-        try: _build(file, table, reader, progress, n_workers)
+        try: _build(file, table, reader, progress, num_workers)
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise _no_cache(folder, e) from None
             warnings.warn(f'{folder}: the disk is full, and no image cache could be built; '

@@ -80,7 +80,7 @@ class _HPADataBlock(DataBlock):
 
 def HPADataBlock(
     labels: LabelSet|str = HPA28,  # the classes, and how the table writes them
-    size: int = 128,  # side of the network's input, in pixels
+    size: int = 384,  # side of the network's input, in pixels
     reader: ImageReader|None = None,  # the settings of reading; None: the defaults at `size`
     splitter = None,  # of a table of items; None: a stratified fifth for validation
     mean: tuple|None = None,  # of each channel, 0..1; None: each picture's own
@@ -147,11 +147,11 @@ def from_df(cls:HPADataLoaders,
     df: pd.DataFrame,  # Id, Target, and any other columns
     images,  # folder of images, or table of `find_images`
     labels: LabelSet|str = HPA28,  # the classes, and how `Target` writes them
-    size: int = 128,  # pixels: the largest size that training will use, and that images are read at
-    bs: int = 64,  # images in a batch
+    size: int = 384,  # pixels: the largest size that training will use, and that images are read at
+    bs: int = 32,  # images in a batch
     valid_pct: float = 0.2,  # share of the images for validation
     fold: int|None = None,  # take this fold for validation instead of `valid_pct`
-    n_folds: int = 5,  # how many folds there are, when `fold` is given
+    folds: int = 5,  # how many folds there are, when `fold` is given
     group = None,  # what the split must not divide: a column, a function of the Id, or a value a row
     seed: int = 42,  # of the split
     valid_col: str|None = None,  # take the images for validation that this column marks with True
@@ -170,13 +170,13 @@ def from_df(cls:HPADataLoaders,
 ) -> HPADataLoaders:
     "Make loaders from a table of labels and a folder of images"
     size, bs, valid_pct, seed = checked(size=size, bs=bs, valid_pct=valid_pct, seed=seed)
-    fold, n_folds = checked(fold=fold, n_folds=n_folds)
+    fold, folds = checked(fold=fold, folds=folds)
     oversample, num_workers = checked(oversample=oversample, num_workers=num_workers)
     labels, reader = get_labels(labels), reader or ImageReader(size=size)
     df = attach_images(df, images).reset_index(drop=True)
     if group is not None and not isinstance(group, str): df, group = df.assign(group=group_codes(df, group)), 'group'
     df, store = _readable(df, reader, cache, progress)
-    train, valid = train_valid_rows(df, labels, valid_pct, fold, n_folds, group, seed, valid_col, splitter)
+    train, valid = train_valid_rows(df, labels, valid_pct, fold, folds, group, seed, valid_col, splitter)
     check_split(df, (train, valid), group, labels).warn()
     mean, std = _normalization(normalize, df.iloc[train], reader, store)
     sources = Sources(reader, source) if isinstance(normalize, str) and normalize=='source' else None

@@ -150,7 +150,7 @@ def fewest_labels_first(
 def _gallery_row(axs, df, reader):
     "As many pictures as there are axes; what cannot be read is passed over"
     for ax in axs: ax.axis('off')
-    good = (x for _,x in read_images(df, reader, n_workers=2) if not isinstance(x, ImageError))
+    good = (x for _,x in read_images(df, reader, num_workers=2) if not isinstance(x, ImageError))
     for ax,x in zip(axs, good): x.show(ctx=ax)
 
 # %% ../../nbs/batches/04_show.ipynb #075cea8d

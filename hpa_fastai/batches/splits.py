@@ -130,14 +130,14 @@ def _deal(df, share, group, labels, seed):
 # %% ../../nbs/batches/10_splits.ipynb #c422b4fa
 def stratified_folds(
     df:pd.DataFrame, # Id, Target and the grouping column, one row an image
-    n:int=5, # number of folds
+    folds:int=5, # how many there are
     group=None, # what a fold must not divide: a column, a function of the Id, an array, or a Series indexed by Id
     labels=HPA28, # anything `get_labels` takes
     seed:int=0, # the same seed gives the same folds, on any machine and in any order of the rows
-) -> np.ndarray: # the fold of each row, 0..n-1
+) -> np.ndarray: # the fold of each row, 0..folds-1
     "Divide a table into folds of equal size, with each class spread evenly and no group divided."
-    n, seed = checked(n_folds=n, seed=seed, error=SplitError)
-    return _deal(df, [1]*n, group, labels, seed)
+    folds, seed = checked(folds=folds, seed=seed, error=SplitError)
+    return _deal(df, [1]*folds, group, labels, seed)
 
 # %% ../../nbs/batches/10_splits.ipynb #78ddcdda
 def stratified_parts(
@@ -191,7 +191,7 @@ def train_valid_rows(
     labels = HPA28,  # anything `get_labels` takes
     valid_pct: float = 0.2,  # share of the images for validation
     fold: int|None = None,  # take this fold for validation instead of `valid_pct`
-    n_folds: int = 5,  # how many folds there are, when `fold` is given
+    folds: int = 5,  # how many folds there are, when `fold` is given
     group = None,  # what must not be divided; see `stratified_folds`
     seed: int = 42,  # of the split
     valid_col: str|None = None,  # take the images for validation that this column marks with True
@@ -206,9 +206,9 @@ def train_valid_rows(
     elif splitter is not None: parts = splitter(df)
     elif fold is None: parts = MultilabelStratifiedSplitter(valid_pct, group, labels, seed)(df)
     else:
-        if not 0<=fold<n_folds: raise SplitError(f'fold {fold} is not one of the {n_folds} folds (0..{n_folds-1})')
-        folds = stratified_folds(df, n_folds, group, labels, seed)
-        parts = np.flatnonzero(folds!=fold), np.flatnonzero(folds==fold)
+        if not 0<=fold<folds: raise SplitError(f'fold {fold} is not one of the {folds} folds (0..{folds-1})')
+        fold_of_row = stratified_folds(df, folds, group, labels, seed)
+        parts = np.flatnonzero(fold_of_row!=fold), np.flatnonzero(fold_of_row==fold)
     way = ways[0] if ways else 'valid_pct'
     if len(parts)!=2:
         raise SplitError(f'{way}: it gives {len(parts)} parts; two are needed, '

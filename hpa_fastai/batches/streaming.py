@@ -22,14 +22,14 @@ from ..data.reader import read_several
 # %% ../../nbs/batches/80_streaming.ipynb #c4d81b6a
 _MANY = 200  # fields of view that are worth the start of processes
 
-def _worth_processes(table, n, readers, n_workers):
+def _worth_processes(table, n, readers, num_workers):
     "Whether processes would be done sooner than threads: with many files on a disk, and many cores."
-    if n < _MANY or n_workers < 4 or not all(r.size for r in readers): return False
+    if n < _MANY or num_workers < 4 or not all(r.size for r in readers): return False
     if multiprocessing.current_process().daemon: return False  # it may not start others
     paths = [p for c in CHANNELS for p in table[c]]
     return all(not is_url(p) if isinstance(p, str) else isinstance(p, (float, type(None))) for p in paths)
 
-def _read_in_processes(table, todo, readers, n_workers, ahead, patience, stamps):
+def _read_in_processes(table, todo, readers, num_workers, ahead, patience, stamps):
     "Decode in processes, which give back several neighbours at a time."
     n = max(1, min(8, 2**22//sum(4*r.size**2 for r in readers)))  # four megabytes at most travel at a time
     def tasks():
@@ -37,11 +37,11 @@ def _read_in_processes(table, todo, readers, n_workers, ahead, patience, stamps)
             block = todo[start:start+1024]
             rows = table[['Id', 'layout', *CHANNELS]].iloc[block].to_dict('records')
             for k in range(0, len(block), n): yield block[k:k+n], rows[k:k+n]
-    left, waiting, pool = tasks(), deque(), ProcessPoolExecutor(n_workers, timeout=60)
+    left, waiting, pool = tasks(), deque(), ProcessPoolExecutor(num_workers, timeout=60)
     def start():
         for numbers, rows in islice(left, 1): waiting.append((numbers, pool.submit(read_several, rows, readers)))
     try:
-        for _ in range(max(2*n_workers, ahead//n)): start()
+        for _ in range(max(2*num_workers, ahead//n)): start()
         while waiting:
             done, _ = wait([waiting[0][1]], patience)
             if not done: yield None; continue
@@ -52,7 +52,7 @@ def _read_in_processes(table, todo, readers, n_workers, ahead, patience, stamps)
                 yield i, found if isinstance(found, str) else {r: torch.from_numpy(a) for r, a in zip(readers, found)}
     except BrokenProcessPool as e:
         raise HPAError('a process that read pictures was killed; is the memory full? '
-                       'With n_workers=3 (--n-workers 3) or fewer, threads read instead') from e
+                       'With num_workers=3 (--num-workers 3) or fewer, threads read instead') from e
     finally: pool.shutdown(wait=False, kill_workers=True)
 
 # %% ../../nbs/batches/80_streaming.ipynb #2f28c089
@@ -62,7 +62,7 @@ def read_ahead(
     table: pd.DataFrame,  # of `find_images`
     todo,  # numbers of the rows to read, in order
     readers: list,  # an `ImageReader` for each way in which the models want the pictures
-    n_workers: int,  # threads, or processes
+    num_workers: int,  # threads, or processes
     ahead: int,  # fields of view that may wait for the network
     patience: float|None = FLUSH,  # seconds after which None is given out in place of a picture that is not there yet
     stamps: dict|None = None,  # to be filled: what the files of each field of view looked like before they were read
@@ -70,8 +70,8 @@ def read_ahead(
 ):  # yields (row number, {reader: 4×H×W uint8} or the reason why there is none), in order
     "Decode fields of view in threads or processes."
     todo = list(todo)
-    if processes and _worth_processes(table, len(todo), readers, n_workers):
-        yield from _read_in_processes(table, todo, readers, n_workers, ahead, patience, stamps)
+    if processes and _worth_processes(table, len(todo), readers, num_workers):
+        yield from _read_in_processes(table, todo, readers, num_workers, ahead, patience, stamps)
         return
     columns = ['Id', 'layout', *CHANNELS]
     def read(i):
@@ -80,7 +80,7 @@ def read_ahead(
         try: return {reader: torch.from_numpy(reader.array(row)) for reader in readers}
         except HPAError as e: return ' '.join(str(e).split())
     todo, waiting = iter(todo), deque()
-    with reading_pool(n_workers) as pool:
+    with reading_pool(num_workers) as pool:
         try:
             for i in islice(todo, ahead): waiting.append((i, pool.submit(read, i)))
             while waiting:

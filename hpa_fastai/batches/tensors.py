@@ -65,14 +65,14 @@ def read_image(
 def read_images(
     table:pd.DataFrame, # rows of the table of `find_images`
     reader:ImageReader, # settings of reading
-    n_workers:int|None=None, # threads; None: one a core, 16 at most
+    num_workers:int|None=None, # threads; None: one a core, 16 at most
 ): # yields (position of the row, TensorRGBY or the ImageError), in order
     "Read many fields of view in threads"
     def read(row): # in a thread, an error has to travel as a value, or it would end the others
         try: return reader(row)
         except ImageError as e: return e
 
-    n, waiting = checked(n_workers=n_workers) or default_workers(), deque()
+    n, waiting = count_workers(num_workers), deque()
     with reading_pool(n) as pool:
         for i,row in enumerate(table.to_dict('records')):
             waiting.append((i, pool.submit(read, row)))

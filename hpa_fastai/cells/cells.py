@@ -264,7 +264,7 @@ def predict_cells(
     pixel_size: float|None = None,  # µm a pixel of the files, in place of `diameter`, and for crops of a fixed scale
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
     bs: int|None = None,  # cells in a batch; None: 32, and fewer for networks of more than 512 pixels
-    n_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
+    num_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
     force: bool = False,  # overwrite `out`, or a part of it that was begun otherwise
     progress: bool = True,  # show a bar
     embeddings: str|Path|None = None,  # .npy or .parquet for the features before the head, a row a cell; needs `out`
@@ -282,7 +282,7 @@ def predict_cells(
     check_place(plain_source(images))
     if model is None: model = default_model('cells')
     if isinstance(model, Predictor): predictor = model
-    else: predictor = Predictor(model, device, bs, n_workers=n_workers, thresholds=thresholds)
+    else: predictor = Predictor(model, device, bs, num_workers=num_workers, thresholds=thresholds)
     if predictor.prevalence is not None:
         raise CellError("thresholds='prevalence': it is not known how often each class occurs among cells; take the "
                         'thresholds of the model, or a number')

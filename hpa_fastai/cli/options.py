@@ -116,8 +116,8 @@ OPTIONS = dict(
     group=dict(help='column whose members stay on one side of the split; antibody_of takes the antibody from the Ids'),
     valid_pct=dict(type=number('valid_pct'), default=.2, help='share of the images for validation'),
     fold=dict(type=number('fold'), help='take this of five folds for validation instead'),
-    n_folds=dict(flag='--folds', type=number('n_folds'),
-                 help='train a model a fold, so many, and judge them on all images; each takes --minutes'),
+    folds=dict(type=number('folds'),
+               help='train a model a fold, so many, and judge them on all images; each takes --minutes'),
     seed=dict(type=number('seed'), default=42, help='of the split and of the training'),
     # reading
     channels=dict(type=channels, default='rgby', metavar='rgby|C=PLANE,…',
@@ -138,7 +138,7 @@ OPTIONS = dict(
                    'had resnet18, with those of photographs; or else smallresnet, with those of simulated cells'),
     pretrained=dict(type=pretrained, default='auto', metavar='auto|yes|no|FILE',
                     help='published weights where they can be had, at all costs, or never; or a weights file'),
-    loss=dict(default='focal', help='the loss; a wrong name lists them'),
+    loss_func=dict(default='focal', help='the loss; a wrong name lists them'),
     # training
     size=dict(type=number('size'), default=384,
               help='largest training size in pixels; hpa-densenet121 knows fields at 1024, at seven times the cost'),
@@ -169,7 +169,7 @@ OPTIONS = dict(
                          'is given in these images as often as it is known to occur'),
     precision=dict(default='auto',
                    help='full, half where the device is fast at it, force-half, or auto: half on a GPU'),
-    n_workers=dict(type=number('n_workers'), help='threads that read images; one a core unless given'),
+    num_workers=dict(type=number('num_workers'), help='threads that read images; one a core unless given'),
     embeddings=dict(type=path, help='.npy or .parquet for the features before the head of the network'),
     submission=dict(type=path, help='csv to write as a competition wants it'),
     # results
@@ -230,7 +230,7 @@ def add_prediction_options(
     parser: argparse.ArgumentParser,  # of a command
 ) -> None:
     "Give a command the settings of `Predictor`"
-    settings = ('model', 'bs', 'tta', 'at_least_one', 'thresholds', 'device', 'precision', 'n_workers')
+    settings = ('model', 'bs', 'tta', 'at_least_one', 'thresholds', 'device', 'precision', 'num_workers')
     batch = 'images in a batch; by default 32, and fewer for networks of more than 512 pixels'
     add_options(parser, *settings, 'progress', title='prediction', bs=dict(default=None, help=batch))
     add_reading_options(parser, remembered=True)
@@ -247,8 +247,8 @@ def predictor_of(
     reading = reading_of(args)
     if task=='cells': reading.pop('pixel_size', None)  # of the files, for the outlines and crops of cells
     model = args.model or default_model(task, progress=args.progress)
-    return Predictor(model, device=args.device, bs=args.bs, tta=args.tta, at_least_one=args.at_least_one,
-                     precision=args.precision, n_workers=args.n_workers, thresholds=args.thresholds, reading=reading)
+    return Predictor(model, args.device, args.bs, args.tta, args.at_least_one, args.precision, args.num_workers,
+                     args.thresholds, reading)
 
 
 # %% ../../nbs/cli/10_options.ipynb #d23caafe

@@ -99,7 +99,7 @@ def _rehearse(args, predictor):
     failed = sum(bool(row[-1]) for row in rows)
     print(f'{len(table)} fields of view, the first {table.Id.iat[0]}; {layouts}\n'
           f'{len(predictor.bundles)} models of {len(predictor.labels)} classes on {predictor.where}, '
-          f'batches of {predictor.bs}, {predictor.n_workers} threads that read{symmetries}\n'
+          f'batches of {predictor.bs}, {predictor.num_workers} threads that read{symmetries}\n'
           f'one batch of {len(rows)} took {seconds:.1f} s: about {minutes:.1f} minutes for all; '
           f'{failed} of them could not be read\n'
           f'to {args.out}; nothing was written')

@@ -15,7 +15,7 @@ def _network_and_budget(args, device):
     "Return what a command says about loaders, network and training, as `train_folds` and `compare` take it"
     size = max(args.sizes or [args.size])
     said = dict(size=size, sizes=args.sizes and tuple(args.sizes), bs=args.bs, cache=args.cache, device=device,
-                reader=reader_of(args, size), pretrained=args.pretrained, loss_func=args.loss, lr=args.lr)
+                reader=reader_of(args, size), pretrained=args.pretrained, loss_func=args.loss_func, lr=args.lr)
     if args.fine_tune is not None: said['fine_tune'] = args.fine_tune
     return {**said, 'minutes': args.minutes} if args.minutes else {**said, 'epochs': args.epochs}
 
@@ -26,7 +26,7 @@ def _train_one(args, device):
     sizes = args.sizes and tuple(args.sizes)
     learn = train_model(args.data, args.out, args.csv, args.images, args.labels, group_of(args),
                         args.valid_pct, args.fold, args.seed, reader_of(args),
-                        args.arch, args.pretrained, args.loss, args.size, sizes, args.fine_tune,
+                        args.arch, args.pretrained, args.loss_func, args.size, sizes, args.fine_tune,
                         args.minutes, args.epochs, args.bs, args.lr, args.resume, args.cache, args.calibrate,
                         device, args.force, args.progress)
     print(f'\nOn the {len(learn.dls.valid_ds)} validation images, which the thresholds were fitted on '
@@ -39,7 +39,7 @@ def _train_one(args, device):
 def _train_folds(args, device):
     "Train a model a fold, and say how good they are together"
     from hpa_fastai.experiments.folds import train_folds
-    found = train_folds(*places_of(args), args.out, args.n_folds, labels=args.labels, group=group_of(args),
+    found = train_folds(*places_of(args), args.out, args.folds, labels=args.labels, group=group_of(args),
                         seed=args.seed, force=args.force, progress=args.progress,
                         calibration='auto' if args.calibrate else None, arch=args.arch,
                         **_network_and_budget(args, device))
@@ -75,15 +75,15 @@ def train(
 ) -> int|None:  # the exit code
     "Train a model, or one a fold, or say what would be done"
     from hpa_fastai.basics.errors import HPAError
-    if args.n_folds and args.fold is not None:
+    if args.folds and args.fold is not None:
         raise HPAError('--folds trains all folds and --fold one; give one of the two')
     if args.dry_run:
         from hpa_fastai.experiments.training import check_training
         reader_of(args)  # refuses settings that cannot be
-        if not args.n_folds: check_training(args.out, args.arch, args.loss, args.resume, args.force)
+        if not args.folds: check_training(args.out, args.arch, args.loss_func, args.resume, args.force)
         return _rehearse(args)
     device = join_processes(args)
-    return _train_folds(args, device) if args.n_folds else _train_one(args, device)
+    return _train_folds(args, device) if args.folds else _train_one(args, device)
 
 # %% ../../nbs/cli/30_training.ipynb #e4036f9e
 TRAINING = ('size', 'sizes', 'fine_tune', 'minutes', 'epochs', 'bs', 'lr')
@@ -99,9 +99,9 @@ def add_train(
     "Add the options of train"
     parser = commands.add_parser('train', help='train a model on a folder of images and a csv',
                                  description='Train on growing pictures, fit thresholds, and save the model.')
-    _add_data(parser, 'valid_pct', 'fold', 'n_folds')
+    _add_data(parser, 'valid_pct', 'fold', 'folds')
     add_reading_options(parser)
-    add_options(parser, 'arch', 'pretrained', 'loss', title='model')
+    add_options(parser, 'arch', 'pretrained', 'loss_func', title='model')
     add_options(parser, *TRAINING, 'resume', 'cache', 'device', 'calibrate', title='training')
     add_options(parser, 'out', 'force', 'dry_run', 'progress', title='result',
                 out=dict(default=Path('hpa_model'), help='folder for the model'),
@@ -115,9 +115,9 @@ def compare(
     "Train several networks or recipes under the same split and budget"
     from hpa_fastai.experiments.compare import compare as compare_experiments
     device = join_processes(args)
-    table = compare_experiments(*places_of(args), args.out, args.experiments, args.archs, folds=args.folds,
-                                labels=args.labels, group=group_of(args), seed=args.seed, force=args.force,
-                                progress=args.progress, **_network_and_budget(args, device))
+    table = compare_experiments(*places_of(args), args.out, args.experiments, args.archs, args.folds,
+                                args.trained_folds, args.labels, group_of(args), args.seed, args.force,
+                                args.progress, **_network_and_budget(args, device))
     failed = table[table['error']!='']
     print(f'\n{table.drop(columns="error").to_string(float_format="{:.3f}".format, na_rep="–")}\n')
     for name,why in failed['error'].items(): print(f'{name}: {why}', file=sys.stderr)
@@ -138,9 +138,10 @@ def add_compare(
     group.add_argument('--archs', type=names, metavar='A,B,…', help='networks to compare, separated by commas')
     group.add_argument('--experiments', type=path, metavar='FILE',
                        help='yaml or json of options by name, or a csv with a row an experiment')
-    group.add_argument('--folds', type=number('folds'), default=1,
-                       help='folds to train, of five: more make the scores surer and take as many times as long')
-    add_options(parser, 'pretrained', 'loss', *TRAINING, 'cache', 'device',
+    add_options(group, 'folds', folds=dict(default=5, help='parts to divide the images into'))
+    group.add_argument('--trained-folds', type=number('trained_folds'), default=1,
+                       help='how many of the folds to train on; more folds give surer scores and take longer')
+    add_options(parser, 'pretrained', 'loss_func', *TRAINING, 'cache', 'device',
                 title='model and training, of all experiments',
                 minutes=dict(help='time for each fold of each experiment'))
     add_options(parser, 'out', 'force', 'progress', title='result',
@@ -156,7 +157,7 @@ def calibrate(
     "Fit a model to labelled images without training it"
     from hpa_fastai.experiments.recalibration import calibrate_model
     found = calibrate_model(args.model, args.data, args.out, args.csv, args.images, group_of(args), args.method,
-                            seed=args.seed, device=args.device, bs=args.bs, n_workers=args.n_workers,
+                            seed=args.seed, device=args.device, bs=args.bs, num_workers=args.num_workers,
                             progress=args.progress, reading=reading_of(args))
     n = found.after.n_images
     print(f'\n{found}\n\nWhat is usual was taken from half of the {n} images, and its limits from the other half.\n'
@@ -177,7 +178,7 @@ def add_calibrate(
                 group=dict(help='column whose members are kept whole; by default antibodies, where Ids name them'))
     parser.add_argument('--method', default='auto',
                         help='of the thresholds: auto, constant, f1, prevalence, crossfit, or one number for all')
-    add_options(parser, 'bs', 'device', 'n_workers', title='prediction',
+    add_options(parser, 'bs', 'device', 'num_workers', title='prediction',
                 bs=dict(default=None, help='images in a batch; by default 32, and fewer for large networks'))
     add_options(parser, 'out', 'progress', title='result',
                 out=dict(required=True, help='folder for the new model, which may not be there'))

@@ -10,7 +10,6 @@ import warnings
 from dataclasses import dataclass, field
 from functools import cache
 import numpy as np, pandas as pd
-from ..basics.arguments import checked
 from .labels import *
 from ..basics.errors import *
 from ..basics.processes import *
@@ -76,14 +75,14 @@ class Fingerprints:
 def fingerprints(
     table:pd.DataFrame, # of `find_images`
     channels:str='rgby', # the channels that the data set has
-    n_workers:int|None=None, # threads; None uses the cores there are
+    num_workers:int|None=None, # threads; None uses the cores there are
 ) -> Fingerprints:
     "Take fingerprints of all fields of a table; a field that cannot be read is noted and has none."
     reader, ids = ImageReader(size=_side, channels=channels, missing='zero'), [str(i) for i in table.Id]
     def one(row):
         try: return fingerprint(reader.array(row))
         except ImageError as e: return str(e)
-    with reading_pool(checked(n_workers=n_workers) or default_workers()) as pool:
+    with reading_pool(count_workers(num_workers)) as pool:
         found = list(pool.map(one, table.to_dict('records')))
     fp = Fingerprints(ids, np.zeros((len(ids), 4, _freqs**2), np.float16), np.zeros((len(ids), 4), np.float32))
     for i,f in enumerate(found):

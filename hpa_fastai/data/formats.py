@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PNG_MAGIC', 'PngHeader', 'png_chunk', 'png_header', 'png_file', 'png_pixel_chunks', 'read_png', 'check_jpeg_end',
-           'check_jpeg_codes', 'read_jpeg', 'default_workers', 'reading_pool', 'open_image_file', 'explain_unreadable',
-           'open_planes']
+           'check_jpeg_codes', 'read_jpeg', 'default_workers', 'count_workers', 'reading_pool', 'open_image_file',
+           'explain_unreadable', 'open_planes']
 
 # %% ../../nbs/data/50_formats.ipynb #a4200b67
 import io, os, re, struct, threading, zlib
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import kornia_rs.io, numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from ..basics.arguments import checked
 from ..basics.errors import *
 from ..basics.paths import *
 from .channels import *
@@ -192,6 +193,14 @@ def read_jpeg(
 def default_workers() -> int:
     "Threads for reading: one for each core this process may use, 16 at most"
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
+
+# %% ../../nbs/data/50_formats.ipynb #4e62bb82
+def count_workers(
+    num_workers:int|None=None, # as a caller gives it: None: `default_workers`; 0 and 1: one
+) -> int: # at least 1
+    "Count the threads that read images."
+    asked = checked(num_workers=num_workers)
+    return default_workers() if asked is None else max(asked, 1)
 
 # %% ../../nbs/data/50_formats.ipynb #330374e2
 def reading_pool(

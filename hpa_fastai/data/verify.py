@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..basics.arguments import checked
 from ..basics.environment import tqdm_bar
 from ..basics.errors import *
 from ..basics.paths import *
@@ -275,7 +274,7 @@ def verify_folder(
     labels=None, # label set of the csv, as `get_labels` takes it; None finds out from the column names
     deep:bool=False, # decode every pixel
     reader:ImageReader=ImageReader(), # the settings with which the images will be read
-    n_workers:int|None=None, # threads; None: one a core, 16 at most
+    num_workers:int|None=None, # threads; None: one a core, 16 at most
     progress:bool|None=None, # progress bar; None: when there is a terminal
 ) -> Verification:
     "Check a folder of images, and its csv, before they are used"
@@ -283,7 +282,7 @@ def verify_folder(
     folder = as_source(folder)
     table, left = survey_images(folder)
     rows = table[['Id','layout',*CHANNELS]].to_dict('records')
-    with reading_pool(checked(n_workers=n_workers) or default_workers()) as pool:
+    with reading_pool(count_workers(num_workers)) as pool:
         checks = pool.map(partial(check_field, reader=reader, deep=deep), rows)
         hidden = None if progress is None else not progress
         fields = list(tqdm_bar(checks, total=len(table), unit=' fields', disable=hidden))

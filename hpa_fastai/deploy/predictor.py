@@ -19,7 +19,7 @@ from ..basics.paths import is_url, path_text
 from ..data.names import CHANNELS
 from ..data.folders import fov_stamp
 from ..data.files import image_table, plain_source
-from ..data.formats import default_workers
+from ..data.formats import count_workers
 from ..batches.sources import Sources
 from ..batches.streaming import *
 from ..evaluate.picture_statistics import is_blank, picture_figures
@@ -101,11 +101,11 @@ class Predictor:
         tta: bool = False,  # average over the eight symmetries: eight times the work, a little better
         at_least_one: bool = False,  # name the most probable class where none passes its threshold
         precision: str = 'auto',  # 'half' where that is fast, 'full', 'force-half', or 'auto': half on a GPU
-        n_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
+        num_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
         thresholds: str|float|list = 'model',  # 'model': its own; 'prevalence': matched; one number, or one a class
         reading: dict|None = None,  # settings of `ImageReader` that these files need otherwise than the model's own
     ):
-        n_workers = checked(n_workers=n_workers)
+        self.num_workers = count_workers(num_workers)
         if bs is not None: bs = checked(bs=bs)
         self.bundles = load_models(model, find_device(device), reading)
         self.folded, first = [b.folded() for b in self.bundles], self.bundles[0]
@@ -115,7 +115,7 @@ class Predictor:
         self.readers = list(dict.fromkeys(b.settings.reader for b in self.bundles))
         self.sources = {b.settings.reader: Sources(b.settings.reader) for b in self.bundles if b.settings.source}
         self.bs = bs or min(usual_batch(b.settings.size) for b in self.bundles)
-        self.tta, self.at_least_one, self.n_workers = tta, at_least_one, n_workers or default_workers()
+        self.tta, self.at_least_one = tta, at_least_one
         self.n_threads = torch.get_num_threads()
 
     def __repr__(self): return f'Predictor({len(self.bundles)} models, {len(self.labels)} classes, on {self.where})'
@@ -151,9 +151,9 @@ def read(self:Predictor,
     figures = {r: torch.from_numpy(s.figures(table, part=part)) for r, s in self.sources.items()}
     readers, todo = [*self.readers, *more], range(len(table)) if todo is None else todo
     n_bytes = sum(4*(r.size or 2048)**2 for r in readers)
-    ahead = max(2*self.n_workers, min(2*self.bs, 2**28//n_bytes))
+    ahead = max(2*self.num_workers, min(2*self.bs, 2**28//n_bytes))
     on_gpu = self.device.type == 'cuda'
-    reading = read_ahead(table, todo, readers, self.n_workers, ahead, patience, stamps, processes=on_gpu)
+    reading = read_ahead(table, todo, readers, self.num_workers, ahead, patience, stamps, processes=on_gpu)
     with closing(reading) as stream:
         for got in stream:
             if got and figures and not isinstance(got[1], str):
@@ -335,7 +335,7 @@ def predict(
     tta: bool = False,  # average over the eight symmetries: eight times the work, a little better
     at_least_one: bool = False,  # name the most probable class where none passes its threshold
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
-    n_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
+    num_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
     force: bool = False,  # overwrite `out`
     progress: bool = True,  # show a bar
     precision: str = 'auto',  # 'half' where that is fast, 'full', 'force-half', or 'auto': half on a GPU
@@ -349,7 +349,7 @@ def predict(
         raise HPAError(f'{embeddings}: embeddings are written beside a table of predictions; '
                        'name it with out=… (--out)')
     check_place(folder)
-    predictor = Predictor(model, device, bs, tta, at_least_one, precision, n_workers, thresholds, reading)
+    predictor = Predictor(model, device, bs, tta, at_least_one, precision, num_workers, thresholds, reading)
     if out is None: return predictor(folder, progress)
     journal = predictor.to_file(folder, out, force, embeddings, progress)
     return with_labels(read_predictions(journal.out), predictor.labels)

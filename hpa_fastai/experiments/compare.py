@@ -174,8 +174,8 @@ def compare(
     out: str | Path,  # folder for a folder an experiment, experiments.csv and experiments.png
     experiments = None,  # options by name: a dict, a list of dicts with a name each, or a file for `read_experiments`
     archs: list | None = None,  # networks to compare, each an experiment of its own
-    n_folds: int = 5,  # how many folds there are
-    folds: int = 1,  # how many of them to train: more make the scores surer, and take as many times as long
+    folds: int = 5,  # how many folds there are
+    trained_folds: int = 1,  # how many of them are trained: more make the scores surer, and take as many times as long
     labels: LabelSet | str = HPA28,  # the classes, and how `Target` writes them
     group = None,  # what a fold must not divide; see `stratified_folds`
     seed: int = 42,  # of the folds and of the training
@@ -185,8 +185,8 @@ def compare(
 ) -> pd.DataFrame:  # a row an experiment: `COLUMNS`; the difference is that to the first, parameters are in millions
     "Train variants under the same split and budget, and put them side by side; goes on where an earlier run stopped."
     import matplotlib.pyplot as plt
-    n_folds, folds, seed = checked(n_folds=n_folds, folds=folds, seed=seed, error=ExperimentError)
-    if folds > n_folds: raise ExperimentError(f"folds: {folds} can't be trained of {n_folds}")
+    folds, trained_folds, seed = checked(folds=folds, trained_folds=trained_folds, seed=seed, error=ExperimentError)
+    if trained_folds > folds: raise ExperimentError(f'trained_folds: there are {folds} folds, not {trained_folds}')
     labels, out = get_labels(labels), Path(path_text(out, 'out', ExperimentError))
     experiments = _gather_experiments(experiments, archs)
     df = labelled_table(df, labels, images)
@@ -198,7 +198,7 @@ def compare(
         folder = out/(re.sub(r'[^\w.=+-]+', '_', name).strip('._') or 'experiment')
         all_options = _override(options, overrides)
         result, rows[name] = _run(lambda: train_folds(
-            df, images, folder, n_folds, range(folds), labels, group, seed, force=force, progress=progress,
+            df, images, folder, folds, range(trained_folds), labels, group, seed, force=force, progress=progress,
             **all_options), folder)
         first = first or result
         if result and result is not first: rows[name].update(_difference(first, result, df, labels, group))

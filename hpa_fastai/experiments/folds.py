@@ -58,7 +58,7 @@ def train_fold(
     df: pd.DataFrame,  # Id, Target, and any other columns
     images,  # folder of images, or table of `find_images`
     fold: int,  # to validate on
-    n_folds: int = 5,  # how many there are
+    folds: int = 5,  # how many there are
     labels: LabelSet | str = HPA28,  # the classes
     group = None,  # what must stay on one side of the split; see `stratified_folds`
     seed: int = 42,  # of the folds, and with the fold's number that of the training
@@ -70,7 +70,7 @@ def train_fold(
     parts = split_options(options)
     set_seed(seed + fold)
     dls = HPADataLoaders.from_df(
-        df, images, labels, fold=fold, n_folds=n_folds, group=group, seed=seed, progress=progress, **parts['data'])
+        df, images, labels, fold=fold, folds=folds, group=group, seed=seed, progress=progress, **parts['data'])
     count = CountImages()
     cbs = [count, *([TrainingBar()] if progress else []), *L(parts['model'].pop('cbs', None))]
     learn = auto_learner(dls, cbs=cbs, **parts['model'])
@@ -106,7 +106,7 @@ def _digest(*lists):
 # %% ../../nbs/experiments/20_folds.ipynb #a7189b56
 UNRECORDED = 'cache', 'num_workers', 'device', 'verbose'  # options that don't change the models
 
-def _settings(df, images, n_folds, labels, group, seed, options):
+def _settings(df, images, folds, labels, group, seed, options):
     "What makes the models of the folds what they are, as plain json."
     rows = df.sort_values('Id')
     if isinstance(images, (str, Path)): place = str(Path(images).absolute())
@@ -114,7 +114,7 @@ def _settings(df, images, n_folds, labels, group, seed, options):
     if group is not None and not isinstance(group, str): group = getattr(group, '__qualname__', None) or _digest(group)
     return dict(
         labelled_images=f'{len(df)} ({_digest(rows.Id, rows.Target)})', images=place,
-        labels=f'{labels.name} ({_digest(labels.classes)})', n_folds=n_folds, group=group, seed=seed,
+        labels=f'{labels.name} ({_digest(labels.classes)})', folds=folds, group=group, seed=seed,
         **{name: _plain(value) for name, value in options.items() if name not in UNRECORDED})
 
 # %% ../../nbs/experiments/20_folds.ipynb #39aceb90
@@ -162,15 +162,15 @@ def _save_fold(learn, out, fold):
     if is_first(): shutil.rmtree(out/f'fold{fold}-training', ignore_errors=True)
 
 # %% ../../nbs/experiments/20_folds.ipynb #f9bd70b9
-def _read_folds(out, folds, df, images):
+def _read_folds(out, trained, df, images):
     "The predictions of all folds as the networks gave them, and the rows of what could not be read."
-    predictions = pd.concat([read_predictions(out/f'fold{k}.csv').assign(fold=k) for k in folds])
+    predictions = pd.concat([read_predictions(out/f'fold{k}.csv').assign(fold=k) for k in trained])
     in_no_fold = df.Id[~df.Id.isin(predictions.Id)]
-    n_folds = json.loads((out/'settings.json').read_text(encoding='utf-8'))['n_folds']
-    if len(in_no_fold) and len(folds) == n_folds:
+    folds = json.loads((out/'settings.json').read_text(encoding='utf-8'))['folds']
+    if len(in_no_fold) and len(trained) == folds:
         unread = attach_images(df, images)
         unread = unread[unread.Id.isin(in_no_fold)]
-        predictions = pd.concat([predictions, Predictor(out/f'fold{folds[0]}')(unread)])
+        predictions = pd.concat([predictions, Predictor(out/f'fold{trained[0]}')(unread)])
     ids = df.Id[df.Id.isin(predictions.Id)]
     return predictions.set_index('Id').loc[ids].reset_index().astype({'fold': 'Int64'})
 
@@ -249,8 +249,8 @@ def train_folds(
     df: pd.DataFrame | str | Path,  # Id, Target, and any other columns; or a csv of them
     images,  # folder of images, or table of `find_images`
     out: str | Path,  # folder for the models (fold0, fold1, …), predictions.csv and classes.csv
-    n_folds: int = 5,  # how many folds there are
-    folds: list | None = None,  # train only these; None: all
+    folds: int = 5,  # how many folds there are
+    trained_folds: list | None = None,  # train only these, counted from 0; None: all
     labels: LabelSet | str = HPA28,  # the classes, and how `Target` writes them
     group = None,  # what a fold must not divide: a column, a function of the Id (`antibody_of`), or a value a row
     seed: int = 42,  # of the folds and of the training
@@ -260,25 +260,25 @@ def train_folds(
     **options  # of `HPADataLoaders.from_df`, `hpa_learner` and `fit_progressive`, such as minutes=10 (for each fold)
 ) -> Folds:
     "Train a model a fold, and judge them on what they never saw; goes on where an earlier run stopped."
-    n_folds, seed = checked(n_folds=n_folds, seed=seed, error=ExperimentError)
+    folds, seed = checked(folds=folds, seed=seed, error=ExperimentError)
     labels, out, options = get_labels(labels), Path(path_text(out, 'out', ExperimentError)), revive_options(options)
     df = labelled_table(df, labels, images)
     split_options(options)
-    folds = list(range(n_folds) if folds is None else folds)
-    if not folds or not set(folds) <= set(range(n_folds)):
-        raise ExperimentError(f'folds: {folds} are not among the {n_folds} folds (0..{n_folds - 1})')
-    settings = _settings(df, images, n_folds, labels, group, seed, options)
+    trained = list(range(folds) if trained_folds is None else trained_folds)
+    if not trained or not set(trained) <= set(range(folds)):
+        raise ExperimentError(f'trained_folds: {trained} are not among the {folds} folds (0..{folds - 1})')
+    settings = _settings(df, images, folds, labels, group, seed, options)
     first_then_others(lambda: _prepare_folder(out, settings, force and is_first()))
-    for k in folds:
+    for k in trained:
         if broadcast((out/f'fold{k}'/'config.json').is_file() and (out/f'fold{k}.csv').is_file()): continue
-        if progress and is_first(): print(f'fold {k} of {n_folds}', flush=True)
+        if progress and is_first(): print(f'fold {k} of {folds}', flush=True)
         checkpoints = out/f'fold{k}-training'
-        learn = train_fold(df, images, k, n_folds, labels, group, seed, progress, checkpoints, **options)
+        learn = train_fold(df, images, k, folds, labels, group, seed, progress, checkpoints, **options)
         _save_fold(learn, out, k)
 
-    raw = _read_folds(out, folds, df, images)
+    raw = _read_folds(out, trained, df, images)
     predictions, decisions, evaluation = _decide_out_of_fold(raw, df, labels, group, seed, calibration)
-    models = [out/f'fold{k}' for k in folds]
+    models = [out/f'fold{k}' for k in trained]
     if is_first():
         for model in models: _update_bundle(model, decisions, evaluation)
         table = predictions.assign(fold=predictions.fold.astype(object).fillna(''))   # what is in no fold has none

@@ -121,7 +121,7 @@ def calibrate_model(
     seed: int = 42,  # of the parts
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
     bs: int|None = None,  # images in a batch; None: 32, and fewer for networks of more than 512 pixels
-    n_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
+    num_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
     progress: bool = True,  # show a bar
     reading: dict|None = None,  # settings of `ImageReader` that these files need otherwise than the model's own
 ) -> Recalibration:
@@ -131,7 +131,7 @@ def calibrate_model(
     check_target(out)
     check_method(method)
     csv, images = labels_of(data, csv), images_of(data, images)
-    predictor = Predictor(model, device, bs, n_workers=n_workers, reading=reading)
+    predictor = Predictor(model, device, bs, num_workers=num_workers, reading=reading)
     bundle = predictor.bundles[0]
     if len(predictor.bundles) > 1:
         raise HPAError(f'{len(predictor.bundles)} models that decide together are not calibrated; give one of them')

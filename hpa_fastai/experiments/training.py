@@ -133,7 +133,7 @@ def may_replace(
 def check_training(
     out: Path,  # folder for the model
     arch: str|None = None,  # the network, None: chosen by itself
-    loss: str = 'focal',  # of `get_loss`
+    loss_func: str = 'focal',  # of `get_loss`
     resume: bool = False,  # go on with a training that was stopped
     force: bool = False,  # replace what is there
 ) -> None:
@@ -143,7 +143,7 @@ def check_training(
         ways = 'resume=True (--resume) goes on with it, force=True (--force) begins anew'
         raise HPAError(f'{stopped} holds a training that was stopped; {ways}')
     check_target(out, may_replace(out, resume, force))
-    get_loss(loss)
+    get_loss(loss_func)
     if arch: source_library(arch)
 
 # %% ../../nbs/experiments/00_training.ipynb #0957f63f
@@ -154,7 +154,7 @@ def training_plan(
     fine_tune: bool,  # the whole network, not its head alone
     minutes: float|None,  # of training, None: by epochs
     epochs: int|tuple,  # passes over the images in each stage
-    loss: str,  # of `get_loss`
+    loss_func: str,  # of `get_loss`
     lr: float|str,  # the highest learning rate, or 'find'
 ) -> str:
     "Describe all that was settled on for a training in one sentence"
@@ -165,7 +165,7 @@ def training_plan(
     stages = ', '.join(map(str, sizes))
     parts = [f'{len(dls.train_ds)} images to train on, {len(dls.valid_ds)} to validate',
              f'{learn.model.config["arch"]} at {stages} px on {dls.device}, {budget}',
-             f'batches of {dls.bs}, {loss} loss, learning rate {lr}',
+             f'batches of {dls.bs}, {loss_func} loss, learning rate {lr}',
              f'model to {out}']
     return '; '.join(parts)
 
@@ -219,7 +219,7 @@ def train_model(
     reader: ImageReader|None = None,  # how pictures are read; None: four files a field of view, whole range
     arch: str|None = None,  # a timm or torchvision name; None: see `auto_learner`
     pretrained: bool|str = 'auto',  # see `auto_learner`
-    loss: str = 'focal',  # of `get_loss`
+    loss_func: str = 'focal',  # of `get_loss`
     size: int = 384,  # largest training size in pixels
     sizes: tuple|None = None,  # of the stages, pixels; None: `default_sizes` up to `size`
     fine_tune: bool|None = None,  # train the whole network, or its head alone; None: `worth_fine_tuning`
@@ -236,7 +236,7 @@ def train_model(
 ) -> Learner:  # with `evaluation`, `thresholds` and `history`
     "Train a network on the labelled images of a folder and save it as a bundle"
     out = Path(path_text(out, 'out'))
-    check_training(out, arch, loss, resume, force)
+    check_training(out, arch, loss_func, resume, force)
     device = start_processes(find_device(device))
     set_seed(seed)
     if sizes: size = max(sizes)
@@ -245,11 +245,11 @@ def train_model(
     dls = HPADataLoaders.from_csv(data, csv, images, labels, size=size, bs=bs, valid_pct=valid_pct, fold=fold,
                                   group=group, seed=seed, reader=reader, cache=cache, device=device, progress=progress)
     bars = TrainingBar() if progress else None
-    learn = auto_learner(dls, arch, pretrained, loss_func=loss, cbs=bars)
+    learn = auto_learner(dls, arch, pretrained, loss_func=loss_func, cbs=bars)
     check_room(out, learn.model)
     if not resume: first_then_others(lambda: shutil.rmtree(training_folder(out), ignore_errors=True))
     if fine_tune is None: fine_tune = worth_fine_tuning(learn)
     stages = sizes or default_sizes(size, learn.knows_cells)
-    if is_first(): print(training_plan(learn, out, stages, fine_tune, minutes, epochs, loss, lr), flush=True)
+    if is_first(): print(training_plan(learn, out, stages, fine_tune, minutes, epochs, loss_func, lr), flush=True)
     return fit_and_save(learn, out, resume, force, calibrate, sizes=sizes, epochs=epochs, minutes=minutes, lr=lr,
                         fine_tune=fine_tune)

@@ -250,7 +250,7 @@ def show_maps(
     fig, axs = plt.subplots(down, across*(k+1), **shape)
     for ax in axs.flat: ax.axis('off')
     rows = axs.reshape(-1, k+1)
-    for i,img in read_images(table, ImageReader(size=size), n_workers=2):
+    for i,img in read_images(table, ImageReader(size=size), num_workers=2):
         unreadable = isinstance(img, ImageError)
         _fill_panel(rows[i,0], "can't be read" if unreadable else composite(img), table.Id[i][-16:])
         for ax,heat,title in zip(rows[i,1:], maps[i], titles[i]):

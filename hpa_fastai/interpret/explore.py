@@ -168,7 +168,7 @@ def plot_channel_stats(
 # %% ../../nbs/interpret/10_explore.ipynb #0415f930
 def _first_readable(table, rows, n, reader):
     "Row number and composite picture of the first `n` of some rows that can be read"
-    read = read_images(table.iloc[rows], reader, n_workers=2)
+    read = read_images(table.iloc[rows], reader, num_workers=2)
     return islice(((rows[i], composite(img)) for i,img in read if not isinstance(img, ImageError)), n)
 
 # %% ../../nbs/interpret/10_explore.ipynb #529e1093

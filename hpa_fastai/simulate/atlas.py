@@ -128,14 +128,14 @@ def simulate_atlas(
     seed:int=0,                     # another seed gives other cells
     balance:str='atlas',            # 'atlas': classes as frequent as in the 2018 competition; 'even': equally often
     masks:bool=False,               # write `masks/<Id>.png` too: 0 between cells, then 1, 2, …
-    n_workers:int|None=None,        # processes; None takes one a core
+    num_workers:int|None=None,      # processes; None takes one a core
     progress:bool=True,             # show a progress bar
     force:bool=False,               # replace a simulated atlas that is there
 )->pd.DataFrame:                    # Id, Target, antibody
     "Write a Kaggle-style folder of simulated fields of view"
     from loky import ProcessPoolExecutor
     from hpa_fastai.basics.environment import tqdm_bar
-    n, size, seed, n_workers = checked(n=n, size=size, seed=seed, n_workers=n_workers, error=SimulateError)
+    n, size, seed, num_workers = checked(n=n, size=size, seed=seed, num_workers=num_workers, error=SimulateError)
     path, labels = Path(path_text(path, 'path', SimulateError)), get_labels(labels)
     _check_size(size)
     _drawings_of(range(len(labels)), labels)
@@ -145,8 +145,8 @@ def simulate_atlas(
     jobs = [(path, fov, masks, *_drawings_of(targets, labels), size, [seed, 0, i], [seed, 5, number])
             for i, (fov, number, targets) in enumerate(zip(plan.Id, plan.number, plan.targets))]
     with ExitStack() as processes:
-        few = n < 16 or n_workers == 1          # not worth the start of processes
-        run = map if few else processes.enter_context(ProcessPoolExecutor(n_workers)).map
+        few = n < 16 or num_workers in (0, 1)     # not worth the start of processes
+        run = map if few else processes.enter_context(ProcessPoolExecutor(num_workers)).map
         written = run(_write_fov, *zip(*jobs))
         for _ in tqdm_bar(written, total=n, desc='simulating', unit='FOV', disable=not progress): pass
     table = plan[['Id', 'Target', 'antibody']]

@@ -24,24 +24,25 @@ def doors(atlas, bundle, tmp):
     df = read_labels(atlas/'train.csv')
     images, quiet = atlas/'train', dict(progress=False)
     several = {
-        'size bs valid_pct fold n_folds seed oversample num_workers':
+        'size bs valid_pct fold folds seed oversample num_workers':
             lambda **number: HPADataLoaders.from_df(df, images, cache=False, **quiet, **number),
-        'n_folds seed size bs lr minutes epochs dropout oversample':
+        'folds seed size bs lr minutes epochs dropout oversample':
             lambda **number: train_folds(df, images, tmp/'folds', **number),
-        'folds n_folds minutes': lambda **number: compare(df, images, tmp/'compared', archs=['lenet5'], **number),
-        'bs n_workers': lambda **number: Predictor(bundle, **number),
-        'prior diameter pixel_size bs n_workers': lambda **number: predict_cells(bundle, images, **number),
-        'n size seed n_workers': lambda **number: simulate_atlas(tmp/'atlas', **quiet, **number),
+        'folds trained_folds minutes': lambda **number: compare(df, images, tmp/'compared', archs=['lenet5'], **number),
+        'bs num_workers': lambda **number: Predictor(bundle, **number),
+        'prior diameter pixel_size bs num_workers': lambda **number: predict_cells(bundle, images, **number),
+        'n size seed num_workers': lambda **number: simulate_atlas(tmp/'atlas', **quiet, **number),
         'size seed': lambda **number: simulate_fov([0], **number),
         'timeout settle': lambda **number: watch(tmp, None, **number),
         'size minutes': lambda **number: run_demo(tmp/'demo', **number),
         'most alpha seed': lambda **number: monitor(tmp/'p.csv', bundle, **number)}
     for names,door in several.items():
         for name in names.split(): yield name, door
-    yield 'n_folds', lambda n_folds: stratified_folds(df, n_folds)
+    yield 'folds', lambda folds: stratified_folds(df, folds)
     yield 'valid_pct', lambda valid_pct: MultilabelStratifiedSplitter(valid_pct)(df)
-    yield 'n_workers', lambda n_workers: list(read_images(find_images(images)[:1], ImageReader(size=32), n_workers))
-    yield 'n_workers', lambda n_workers: verify_folder(images, n_workers=n_workers)
+    yield 'num_workers', lambda num_workers: list(
+        read_images(find_images(images)[:1], ImageReader(size=32), num_workers))
+    yield 'num_workers', lambda num_workers: verify_folder(images, num_workers=num_workers)
     yield 'tol', lambda tol: check_bundle(bundle, tol=tol)
     yield 'dropout', lambda dropout: create_model('lenet5', 28, False, 32, dropout=dropout)
 

@@ -48,7 +48,7 @@ def test_groups_are_never_divided(small_atlas, cache):
 
 
 def test_folds_cover_everything_once(small_atlas, cache):
-    valid = [set(loaders(small_atlas, cache, fold=k, n_folds=3).valid_ds.items.Id) for k in range(3)]
+    valid = [set(loaders(small_atlas, cache, fold=k, folds=3).valid_ds.items.Id) for k in range(3)]
     assert sum(map(len, valid)) == 90 == len(set.union(*valid))
 
 

@@ -21,7 +21,7 @@ def close():
 @pytest.fixture(scope='module')
 def df(tmp_path_factory):
     folder = tmp_path_factory.mktemp('show') / 'atlas'
-    return attach_images(simulate_atlas(folder, n=8, size=64, seed=1, progress=False, n_workers=1), folder / 'train')
+    return attach_images(simulate_atlas(folder, n=8, size=64, seed=1, progress=False, num_workers=1), folder / 'train')
 
 
 @pytest.fixture(scope='module')

@@ -205,7 +205,7 @@ def test_a_group_with_most_images(table):
 
 
 bad = {
-    'n_folds: 1 is not a whole number from 2': lambda t: stratified_folds(t, 1),
+    'folds: 1 is not a whole number from 2': lambda t: stratified_folds(t, 1),
     "no column 'well'": lambda t: stratified_folds(t, 5, group='well'),
     '2 groups for': lambda t: stratified_folds(t, 5, group=[1, 2]),
     "no column 'Id'": lambda t: stratified_folds(t.drop(columns='Id'), 5),

@@ -52,10 +52,10 @@ def test_processes_end_when_nobody_listens(table, monkeypatch):
 CASES = [(10, 4, 32, None), (40, 3, 32, None), (40, 4, None, None), (40, 4, 32, 's3://bucket/a.png')]
 
 
-@pytest.mark.parametrize('n, n_workers, size, first', CASES)
-def test_when_threads_are_enough(table, monkeypatch, n, n_workers, size, first):
+@pytest.mark.parametrize('n, num_workers, size, first', CASES)
+def test_when_threads_are_enough(table, monkeypatch, n, num_workers, size, first):
     "A few pictures, a few cores, pictures as large as they are, and addresses"
     monkeypatch.setattr(streaming, '_MANY', 20)
     if first: table.loc[0, 'red'] = first
-    assert not streaming._worth_processes(table, n, [ImageReader(size=size)], n_workers)
+    assert not streaming._worth_processes(table, n, [ImageReader(size=size)], num_workers)
     assert first or streaming._worth_processes(table, 40, READERS, 4)

@@ -29,7 +29,7 @@ def test_read_images_stops_when_nobody_listens(tmp_path):
     seen = []
     class Counting(ImageReader):
         def array(self, row): seen.append(row['Id']); return super().array(row)
-    stream = read_images(find_images(tmp_path), Counting(16), n_workers=2)
+    stream = read_images(find_images(tmp_path), Counting(16), num_workers=2)
     next(stream)
     stream.close()
     assert 1 <= len(seen) <= 6

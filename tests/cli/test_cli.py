@@ -47,11 +47,11 @@ def test_wrong_usage_is_code_2(args): assert run(*args).returncode == 2
 
 NUMBERS = dict(  # of each command: options that take numbers
     train=('size', 'sizes', 'minutes', 'epochs', 'bs', 'lr', 'seed', 'valid-pct', 'fold', 'folds'),
-    compare=('size', 'sizes', 'minutes', 'epochs', 'bs', 'lr', 'seed', 'folds'),
-    predict=('bs', 'n-workers', 'timeout', 'settle'),
-    evaluate=('bs', 'n-workers'),
-    cells=('bs', 'n-workers', 'prior', 'pixel-size'),
-    calibrate=('bs', 'n-workers', 'seed'),
+    compare=('size', 'sizes', 'minutes', 'epochs', 'bs', 'lr', 'seed', 'folds', 'trained-folds'),
+    predict=('bs', 'num-workers', 'timeout', 'settle'),
+    evaluate=('bs', 'num-workers'),
+    cells=('bs', 'num-workers', 'prior', 'pixel-size'),
+    calibrate=('bs', 'num-workers', 'seed'),
     simulate=('n', 'size', 'seed'),
     demo=('minutes',),
 )
@@ -164,7 +164,7 @@ def test_predict_says_what_it_does_and_writes_what_is_asked(small_atlas, trained
     (['train', 'ATLAS', '--group', 'donor'], 'donor'),
     (['train', 'ATLAS', '--arch', 'resnet_18', '--pretrained', 'no', '--size', '32'], 'resnet18'),
     (['train', 'ATLAS', '--out', 'MODEL'], 'force'),
-    (['train', 'ATLAS', '--loss', 'focale'], 'focal'),
+    (['train', 'ATLAS', '--loss-func', 'focale'], 'focal'),
     (['train', 'ATLAS', '--bs', '0'], '--bs: 0'),
     (['train', 'ATLAS', '--out', '/proc/nowhere/model'], '/proc/nowhere/model'),
     (['train', 'ATLAS', '--arch', 'lenet5', '--pretrained', 'no', '--cache', '/proc/nowhere'], '--no-cache'),

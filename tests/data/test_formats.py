@@ -122,10 +122,10 @@ def test_grey_png_is_the_same_by_few_threads_and_by_many(tmp_path, bits, monkeyp
     monkeypatch.setattr(kornia_rs.io, f'decode_image_png_u{bits}', lambda *a: used.append(1) or decode(*a))
     x = picture(40, 57) if bits==8 else picture(40, 57).astype(np.uint16)*257
     write(tmp_path, x)
-    for n_workers, cores, how_often in ((1, 16, 4), (3, 16, 4), (4, 2, 4), (4, 16, 0)):
+    for num_workers, cores, how_often in ((1, 16, 4), (3, 16, 4), (4, 2, 4), (4, 16, 0)):
         used.clear()
         monkeypatch.setattr('hpa_fastai.data.formats.default_workers', lambda: cores)
-        (_, img), = read_images(find_images(tmp_path), ImageReader(), n_workers)
+        (_, img), = read_images(find_images(tmp_path), ImageReader(), num_workers)
         assert same(img, x if bits==8 else x//257) and len(used)==how_often
 
 

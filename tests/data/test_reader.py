@@ -60,7 +60,7 @@ def test_reading_is_the_same_in_any_thread_and_order(tmp_path):
     t,reader = find_images(tmp_path), ImageReader(32, scale='percentile')
     alone = [reader(r) for r in t.to_dict('records')]
     for n in (1,2,5):
-        got = list(read_images(t, reader, n_workers=n))
+        got = list(read_images(t, reader, num_workers=n))
         assert [i for i,_ in got]==list(range(6)) and all(same(a, b) for a,(_,b) in zip(alone, got))
 
 

@@ -119,7 +119,7 @@ def test_folds_and_comparison_from_the_shell(small_atlas, fast, tmp_path, capsys
     assert main(['train', *base, '--arch', 'lenet5', '--folds', '2', '--out', models]) == 0
     said = capsys.readouterr().out
     assert 'macro F1' in said and '2 models' in said
-    assert json.loads((tmp_path/'models'/'settings.json').read_text())['n_folds'] == 2
+    assert json.loads((tmp_path/'models'/'settings.json').read_text())['folds'] == 2
     assert main(['predict', str(small_atlas/'train'), '--model', models, '--out', table, '--no-progress']) == 0
     (tmp_path/'e.yaml').write_text('bce: {arch: lenet5, loss_func: bce}\n')
     trials = ['--archs', 'lenet5', '--experiments', str(tmp_path/'e.yaml')]

@@ -17,8 +17,8 @@ from hpa_fastai.experiments.options import ExperimentError
 @pytest.fixture(scope='module')
 def train(small_atlas, fast):
     "Train folds of the small atlas into a folder"
-    def run(out, n_folds=3, atlas=small_atlas, **options):
-        return train_folds(atlas/'train.csv', atlas/'train', out, n_folds, **{**fast, **options})
+    def run(out, folds=3, atlas=small_atlas, **options):
+        return train_folds(atlas/'train.csv', atlas/'train', out, folds, **{**fast, **options})
     return run
 
 
@@ -83,7 +83,7 @@ def test_finished_folds_are_kept_and_missing_ones_come_back_the_same(folds, trai
     (dict(epochs=2), 'epochs was 1 and is now 2'),
     (dict(seed=1), 'seed was 42 and is now 1'),
     (dict(loss_func='bce'), 'loss_func'),
-    (dict(n_folds=4), 'n_folds was 3 and is now 4'),
+    (dict(folds=4), 'folds was 3 and is now 4'),
     (dict(group=None), 'group')])
 def test_settings_that_differ_are_named(folds, train, options, words):
     with pytest.raises(ExperimentError, match=words) as e: train(folds[1], **options)
@@ -106,11 +106,11 @@ def test_a_strange_folder_is_left_alone(train, tmp_path):
 
 
 def test_some_folds_only_and_force_begins_again(train, tmp_path):
-    res = train(tmp_path/'out', folds=[0])
+    res = train(tmp_path/'out', trained_folds=[0])
     assert set(res.predictions.fold) == {0} and len(res.models) == 1
     assert res.evaluation.n_images == len(res.predictions) < 60
-    with pytest.raises(ExperimentError, match='folds'): train(tmp_path/'out', folds=[3])
-    res = train(tmp_path/'out', folds=[2], n_folds=4, force=True)
+    with pytest.raises(ExperimentError, match='trained_folds'): train(tmp_path/'out', trained_folds=[3])
+    res = train(tmp_path/'out', trained_folds=[2], folds=4, force=True)
     assert not (tmp_path/'out'/'fold0').exists() and set(res.predictions.fold) == {2}
 
 
@@ -119,7 +119,7 @@ def test_broken_images_are_in_the_table_with_the_reason(small_atlas, train, tmp_
     shutil.copytree(small_atlas, atlas)
     df = read_labels(atlas/'train.csv')
     (atlas/'train'/f'{df.Id[4]}_green.png').write_bytes(b'')
-    with pytest.warns(UserWarning, match='1 of 90'): res = train(out, n_folds=2, atlas=atlas, cache=tmp_path/'cache')
+    with pytest.warns(UserWarning, match='1 of 90'): res = train(out, folds=2, atlas=atlas, cache=tmp_path/'cache')
     row = res.predictions.set_index('Id').loc[df.Id[4]]
     assert len(res.predictions) == 90 and 'green' in row['error'] and row.Predicted == '' and pd.isna(row.fold)
     assert res.evaluation.n_images == 89
@@ -136,5 +136,5 @@ def test_a_stopped_training_is_no_finished_fold(train, tmp_path):
     "Ctrl-C ends the run, keeps the checkpoint, and the next run goes on from it"
     out = tmp_path/'out'
     with pytest.warns(UserWarning, match='stopped'), pytest.raises(KeyboardInterrupt):
-        train(out, folds=[0], epochs=3, cbs=[Stop()])
+        train(out, trained_folds=[0], epochs=3, cbs=[Stop()])
     assert (out/'fold0-training'/'checkpoint.pt').is_file() and not (out/'fold0').exists()

@@ -99,11 +99,11 @@ def test_processes_change_nothing_and_a_script_needs_no_main_guard(tmp_path):
     script = tmp_path/'make.py'
     script.write_text(f'''
 from hpa_fastai.simulate.atlas import simulate_atlas
-df = simulate_atlas({str(tmp_path/'2')!r}, n=16, size=48, n_workers=2, progress=False)
+df = simulate_atlas({str(tmp_path/'2')!r}, n=16, size=48, num_workers=2, progress=False)
 print('fields', len(df))''')
     out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert out.stdout.split() == ['fields', '16'], out.stderr[-500:]
-    quick(tmp_path/'1', n=16, n_workers=1)
+    quick(tmp_path/'1', n=16, num_workers=1)
     assert files(tmp_path/'1') == files(tmp_path/'2')
 
 def test_another_seed_gives_other_cells(tmp_path):
@@ -117,7 +117,7 @@ def test_no_two_fields_of_an_atlas_are_the_same(tmp_path):
 
 @pytest.mark.parametrize('labels, header', [(HPA19, 'ID,Label,antibody'), (ZTG10, 'Image,Label,antibody')])
 def test_other_label_sets(tmp_path, labels, header):
-    df = quick(tmp_path/'a', n=len(labels), labels=labels, balance='even', n_workers=1)
+    df = quick(tmp_path/'a', n=len(labels), labels=labels, balance='even', num_workers=1)
     assert (tmp_path/'a'/'train.csv').read_text().splitlines()[0] == header
     assert read_labels(tmp_path/'a'/'train.csv', labels).Target.tolist() == df.Target.tolist()
 
@@ -125,7 +125,7 @@ def test_your_own_class_is_drawn_in_other_processes_too(tmp_path):
     @pattern('Ghost')
     def ghost(c): return 3*np.ones((c.size, c.size), np.float32)
     try:
-        df = quick(tmp_path/'a', n=16, labels=LabelSet('mine', ('Ghost',)), n_workers=2)
+        df = quick(tmp_path/'a', n=16, labels=LabelSet('mine', ('Ghost',)), num_workers=2)
         assert np.asarray(Image.open(tmp_path/'a'/'train'/f'{df.Id[9]}_green.png')).min() > 100
     finally: del PATTERNS['ghost']
 
