@@ -23,6 +23,7 @@ from hpa_fastai.data.files import attach_images, find_images
 from hpa_fastai.data.labels import HPA28, HPAError, LabelError
 from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.data.reader import ImageReader
+from hpa_fastai.simulate.atlas import simulate_atlas
 
 
 @pytest.fixture(scope='module')
@@ -336,5 +337,5 @@ def test_a_folder_with_its_images_and_one_table(tmp_path):
     dls = HPADataLoaders.from_csv(tmp_path, size=32, cache=False, progress=False)
     assert len(dls.train_ds)+len(dls.valid_ds) == 6
     (tmp_path/'antibodies.csv').write_text('Id,antibody\n')
-    with pytest.raises(HPAError, match=r'there are antibodies.csv, localisations.csv; name .* --csv FILE'):
+    with pytest.raises(HPAError, match=r'there are antibodies.csv, localisations.csv; name .*--csv FILE'):
         HPADataLoaders.from_csv(tmp_path, size=32, cache=False, progress=False)
