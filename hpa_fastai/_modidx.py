@@ -1102,6 +1102,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'hpa_fastai/deploy/predictor.py'),
                                              'hpa_fastai.deploy.predictor.Predictor.about': ( 'deploy/predictor.html#predictor.about',
                                                                                               'hpa_fastai/deploy/predictor.py'),
+                                             'hpa_fastai.deploy.predictor.Predictor.channels': ( 'deploy/predictor.html#predictor.channels',
+                                                                                                 'hpa_fastai/deploy/predictor.py'),
                                              'hpa_fastai.deploy.predictor.Predictor.check_task': ( 'deploy/predictor.html#predictor.check_task',
                                                                                                    'hpa_fastai/deploy/predictor.py'),
                                              'hpa_fastai.deploy.predictor.Predictor.infer': ( 'deploy/predictor.html#predictor.infer',

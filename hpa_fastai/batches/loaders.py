@@ -173,7 +173,7 @@ def from_df(cls:HPADataLoaders,
     fold, folds = checked(fold=fold, folds=folds)
     oversample, num_workers = checked(oversample=oversample, num_workers=num_workers)
     labels, reader = get_labels(labels), reader or ImageReader(size=size)
-    df = attach_images(df, images).reset_index(drop=True)
+    df = attach_images(df, images, reader.channels).reset_index(drop=True)
     if group is not None and not isinstance(group, str): df, group = df.assign(group=group_codes(df, group)), 'group'
     df, store = _readable(df, reader, cache, progress)
     train, valid = train_valid_rows(df, labels, valid_pct, fold, folds, group, seed, valid_col, splitter)
@@ -205,9 +205,9 @@ def from_csv(cls:HPADataLoaders,
     if not path.is_dir(): raise HPAError(f'{path}: no such folder; give the folder that holds the csv and the images')
     if not isinstance(images, (list, pd.DataFrame)): images = images_of(path, images)
     if not isinstance(csv, pd.DataFrame): csv = labels_of(path, csv, LabelError)
-    labels = get_labels(labels)
-    df = read_labels(csv, labels, ids=lambda: find_images(images).Id)
-    return cls.from_df(df, images, labels=labels, **kwargs)
+    labels, reader = get_labels(labels), kwargs.get('reader') or ImageReader()
+    table = find_images(images, reader.channels)
+    return cls.from_df(read_labels(csv, labels, ids=table.Id), table, labels=labels, **kwargs)
 
 # %% ../../nbs/batches/70_loaders.ipynb #096438cc
 def _order_of(table, source):
@@ -239,7 +239,7 @@ def fields(self:HPADataLoaders,
         if neither:
             raise ImageError(f'{neither[0]!r}: no such file, and no Id of an image of these loaders; '
                              f'{len(neither)} of {len(named)} names are neither')
-    table = image_table(source)
+    table = image_table(source, self.settings.reader.channels)
     if not len(table):
         raise ImageError('no images found in what was given; give a folder, files, a table of paths, pixels, '
                          'or Ids of images of these loaders')

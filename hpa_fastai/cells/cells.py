@@ -292,7 +292,7 @@ def predict_cells(
         raise CellError(f'prior={prior:g}: a model of single cells says nothing of the field of view, so that there is '
                         'nothing to weigh; leave prior away (--prior)')
     labels, images = predictor.labels, plain_source(images)
-    table = locate(images)
+    table = locate(images, predictor.channels)
     run = _CellRun(predictor, table, _masks_by_id(masks, table), weight, border, diameter, pixel_size)
     if not out:
         parts = run.stream(range(len(table)), progress=progress)

@@ -26,8 +26,9 @@ def evaluate(
     csv, images = places_of(args)
     predictor = predictor_of(args)
     predictor.check_task('fields')
-    truth = read_labels(csv, predictor.labels, ids=lambda: find_images(images).Id)
-    predictions = predictor(attach_images(truth, images), args.progress)
+    table = find_images(images, predictor.channels)
+    truth = read_labels(csv, predictor.labels, ids=table.Id)
+    predictions = predictor(attach_images(truth, table), args.progress)
     evaluation = evaluate_predictions(predictions, truth, predictor.labels)
     print(evaluation)
     if args.out: write_whole(args.out, evaluation.table.to_csv())
@@ -90,7 +91,7 @@ def _rehearse(args, predictor):
     "Predict one batch, and say what the whole would be"
     import time
     from hpa_fastai.deploy.predictor import locate
-    table, start = locate(args.folder), time.perf_counter()
+    table, start = locate(args.folder, predictor.channels), time.perf_counter()
     rows,_ = next(predictor.stream(table))
     seconds = time.perf_counter()-start
     layouts = ', '.join(f'{n} as {layout}' for layout,n in table.layout.value_counts().items())

@@ -57,7 +57,8 @@ def _rehearse(args):
     from hpa_fastai.models.networks import PUBLISHED_NETWORKS
     labels = get_labels(args.labels)
     csv, images = places_of(args)
-    n = len(attach_images(read_labels(csv, labels, ids=lambda: find_images(images).Id), images))
+    table = find_images(images, args.channels)
+    n = len(attach_images(read_labels(csv, labels, ids=table.Id), table))
     network, said = args.arch or arch_of(args.pretrained), None
     if not args.arch and args.pretrained=='auto': network, said = find_start()
     if said: print(said)

@@ -127,6 +127,7 @@ def _join_sets(rows, sep):
 # %% ../../nbs/data/30_files.ipynb #10f4f273
 def survey_images(
     source, # anything `find_images` takes
+    channels='rgby', # as `find_images` takes them
 ) -> tuple[pd.DataFrame, list]: # the table, and a `LeftOut` for all that was left out
     "The fields of view in a folder, and what else is there"
     source = as_source(source)
@@ -145,10 +146,11 @@ def survey_images(
 # %% ../../nbs/data/30_files.ipynb #61fb0746
 def find_images(
     source, # folder nested to any depth, URL of one (`s3://…`), list of files, csv of paths, or such a table
+    channels='rgby', # that a field of view has; or what stands for each in the names of its files: {'blue': 'DAPI', …}
 ) -> pd.DataFrame: # sorted by Id: Id, layout ('channels', 'single' or 'zarr'), red, green, blue, yellow
     "Table of the fields of view in a folder, one a row, and where the pixels of each channel are"
     source = as_source(source)
-    table, left = survey_images(source)
+    table, left = survey_images(source, channels)
     where = '' if not left or isinstance(source, (list, tuple)) else f'{spell_out(source)}: '
     lines = [line if line.startswith(where) else where+line for line in describe_left_out(left)]
     for line in lines: warnings.warn(line, stacklevel=2)
@@ -223,6 +225,7 @@ def _why_no_images(ids, absent, table, where):
 def attach_images(
     df:pd.DataFrame, # a column Id, and any other (Target, group, …)
     images, # anything `find_images` takes, or the table it gave
+    channels='rgby', # as `find_images` takes them
 ) -> pd.DataFrame: # `df` in its own order, with the columns layout, red, green, blue, yellow
     "Put the images of a folder beside a table of labels"
     if not isinstance(df, pd.DataFrame) or 'Id' not in df:
@@ -231,7 +234,7 @@ def attach_images(
     images = as_source(images)
     where = {pd.DataFrame: 'the table of images', list: 'the list of files'}.get(type(images), images)
     is_found = isinstance(images, pd.DataFrame) and {*_columns}<={*images}
-    table = images if is_found else find_images(images)
+    table = images if is_found else find_images(images, channels)
     ids, table = df.Id.map(id_form), table.assign(Id=table.Id.map(id_form))
     twice = table.Id[table.Id.duplicated()]
     if len(twice):
@@ -319,6 +322,7 @@ def plain_source(
 
 def image_table(
     source,  # folder, file, list of files, csv or table of paths, row of one, pixels (4×H×W) or several of them
+    channels='rgby',  # as `find_images` takes them
 ) -> pd.DataFrame:  # a row a field of view: Id, layout, red, green, blue, yellow, and what else the table had
     "The table of the fields of view in whatever holds them"
     source = plain_source(source)
@@ -338,11 +342,11 @@ def image_table(
         if not (is_url(source) or os.path.exists(source)): raise ImageError('no such file', 'no such file', source)
         folder, name = os.path.split(source)
         id_, channel = split_name(name)
-        if is_url(source) or channel is None or not os.path.isfile(source): return find_images([source])
+        if is_url(source) or channel is None or not os.path.isfile(source): return find_images([source], channels)
         beside = sorted(n for n in os.listdir(folder or '.') if n.lower().endswith((*IMAGE_EXTS, '.zarr')))
         named = [(n, *split_name(n)) for n in beside]
-        return find_images([os.path.join(folder, n) for n,other,channel in named if other==id_ and channel])
+        return find_images([os.path.join(folder, n) for n,other,c in named if other==id_ and c], channels)
     if not isinstance(source, (str, list, pd.DataFrame)):
         raise ImageError(f'a {type(source).__name__} holds no pictures: '
                          'give a folder, files, a table of paths, arrays, tensors or Pillow images', 'not an image')
-    return find_images(source)
+    return find_images(source, channels)

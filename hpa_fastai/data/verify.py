@@ -280,7 +280,7 @@ def verify_folder(
     "Check a folder of images, and its csv, before they are used"
     if csv is not None and not isinstance(csv, pd.DataFrame): csv = find_beside(csv, folder, LabelError)
     folder = as_source(folder)
-    table, left = survey_images(folder)
+    table, left = survey_images(folder, reader.channels)
     rows = table[['Id','layout',*CHANNELS]].to_dict('records')
     with reading_pool(count_workers(num_workers)) as pool:
         checks = pool.map(partial(check_field, reader=reader, deep=deep), rows)

@@ -33,9 +33,10 @@ from .scoring import DECISION_FLAGS, choose_thresholds, decide_by_prevalence, de
 # %% ../../nbs/deploy/80_predictor.ipynb #1568e62a
 def locate(
     source,  # folder, file, list of files, csv or table of paths, row of one, array 4×H×W, or several of them
+    channels='rgby',  # as `find_images` takes them
 ) -> pd.DataFrame:  # Id, layout, red, green, blue, yellow
     "Make the table of what is to be predicted."
-    table = image_table(source)
+    table = image_table(source, channels)
     if not len(table):
         if isinstance(source, (str, os.PathLike)): where = source
         elif isinstance(source, pd.DataFrame): where = 'the table'
@@ -125,6 +126,11 @@ class Predictor:
         "Device and precision, for people."
         name = f' ({torch.cuda.get_device_name(self.device)})' if self.device.type == 'cuda' else ''
         return f'{self.device}{name}, {"half" if self.half else "full"} precision'
+
+    @property
+    def channels(self) -> str|dict:
+        "What tells apart the files of the channels, as the models remember it."
+        return next((r.channels for r in self.readers if isinstance(r.channels, dict)), self.readers[0].channels)
 
     @property
     def n_features(self) -> int:
@@ -255,7 +261,7 @@ def __call__(self:Predictor,
     progress: bool = False,  # show a bar
 ) -> pd.DataFrame:  # Id, Predicted, Names, a probability a class, flags, error
     "Say where the protein is."
-    table, rows = locate(source), []
+    table, rows = locate(source, self.channels), []
     with tqdm_bar(total=len(table), unit='FOV', desc=f'predicting on {self.where}', disable=not progress) as bar:
         for part, _ in self.stream(table):
             rows += part
@@ -309,7 +315,7 @@ def to_file(self:Predictor,
     self.check_task('fields')
     source, out = plain_source(source), Path(path_text(out, 'out'))
     if embeddings is not None: embeddings = Path(path_text(embeddings, 'embeddings'))
-    table, stamps = locate(source), {}
+    table, stamps = locate(source, self.channels), {}
     about = dict(source=about_source(source), **self.about(), embeddings=embeddings and str(embeddings))
     file = embeddings and EmbeddingFile(embeddings)
     bar = dict(total=len(table), unit='FOV', desc=f'predicting on {self.where}', disable=not progress)

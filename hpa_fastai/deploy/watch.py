@@ -46,8 +46,9 @@ class FolderWatcher:
         folder: str|Path,  # nested to any depth
         channels: list,  # names of the channels that a field of view must have
         settle: float = 2.,  # seconds without a change after which a file counts as written
+        names='rgby',  # what tells apart the files of the channels, as `find_images` takes it
     ):
-        self.folder, self.channels, self.settle = Path(folder), channels, settle
+        self.folder, self.channels, self.settle, self.names = Path(folder), channels, settle, names
         self.seen, self.done, self.tried = {}, {}, {}  # by files: (states, since when); states when done; when tried
         self.n_changes = 0  # of any field of view, so far
 
@@ -64,7 +65,7 @@ def look(self:FolderWatcher) -> pd.DataFrame:  # as of `find_images`, 'complete'
         if _states(files) == states: self.done[files] = states  # at the end of the queue
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        table = find_images(self.folder)
+        table = find_images(self.folder, self.names)
     table = table[np.array([files not in self.done for files in _files_of(table)], bool)]
     now, complete, unchanged_for = time.monotonic(), [], []
     for files in _files_of(table):
@@ -183,7 +184,7 @@ def watch(
                        "with thresholds='model' (--thresholds model), and match it with predict afterwards")
     predictor.check_task('fields')
     read = {c for reader in predictor.readers for c in wanted_channels(reader.channels)}
-    watcher = FolderWatcher(folder, [c for c in CHANNELS if c in read], settle)
+    watcher = FolderWatcher(folder, [c for c in CHANNELS if c in read], settle, predictor.channels)
     columns, about = result_columns(predictor.labels), dict(watched=os.path.abspath(folder), **predictor.about())
     bar_options = dict(unit='FOV', desc=f'watching on {predictor.where}', disable=not progress)
     stop = stop or threading.Event()

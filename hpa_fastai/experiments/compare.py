@@ -21,7 +21,8 @@ from ..evaluate.evaluation import compare_models
 from ..models.architectures import source_library
 from ..deploy.loading import load_bundle
 from .folds import groups_by_id, labelled_table, train_folds
-from .options import ExperimentError, split_options
+from ..data.reader import ImageReader
+from .options import ExperimentError, revive_options, split_options
 
 # %% ../../nbs/experiments/30_compare.ipynb #db5acb91
 def check_experiments(
@@ -189,8 +190,9 @@ def compare(
     if trained_folds > folds: raise ExperimentError(f'trained_folds: there are {folds} folds, not {trained_folds}')
     labels, out = get_labels(labels), Path(path_text(out, 'out', ExperimentError))
     experiments = _gather_experiments(experiments, archs)
-    df = labelled_table(df, labels, images)
     split_options(options)
+    reader = revive_options(options).get('reader') or ImageReader()
+    df = labelled_table(df, labels, images, reader.channels)
     finished = [] if force else _finished_experiments(out/'experiments.csv')
     rows, first = {}, None
     for number, (name, overrides) in enumerate(experiments.items(), 1):

@@ -22,6 +22,7 @@ from ..data.files import attach_images, find_images
 from ..data.labels import HPA28, LabelSet, get_labels
 from ..data.label_tables import read_labels
 from ..data.names import CHANNELS
+from ..data.reader import ImageReader
 from ..batches.loaders import HPADataLoaders
 from ..batches.splits import group_codes, stratified_folds
 from ..evaluate.calibration import calibration_error, reliability
@@ -162,13 +163,13 @@ def _save_fold(learn, out, fold):
     if is_first(): shutil.rmtree(out/f'fold{fold}-training', ignore_errors=True)
 
 # %% ../../nbs/experiments/20_folds.ipynb #f9bd70b9
-def _read_folds(out, trained, df, images):
+def _read_folds(out, trained, df, images, channels):
     "The predictions of all folds as the networks gave them, and the rows of what could not be read."
     predictions = pd.concat([read_predictions(out/f'fold{k}.csv').assign(fold=k) for k in trained])
     in_no_fold = df.Id[~df.Id.isin(predictions.Id)]
     folds = json.loads((out/'settings.json').read_text(encoding='utf-8'))['folds']
     if len(in_no_fold) and len(trained) == folds:
-        unread = attach_images(df, images)
+        unread = attach_images(df, images, channels)
         unread = unread[unread.Id.isin(in_no_fold)]
         predictions = pd.concat([predictions, Predictor(out/f'fold{trained[0]}')(unread)])
     ids = df.Id[df.Id.isin(predictions.Id)]
@@ -238,10 +239,11 @@ def labelled_table(
     df: pd.DataFrame | str | Path,  # Id, Target, and any other columns; or a csv of them
     labels: LabelSet,  # of `Target`
     images,  # folder of images, or table of `find_images`
+    channels='rgby',  # as `find_images` takes them
 ) -> pd.DataFrame:  # Id as text, Target, and the other columns
     "Labels from a table, or from the csv of a competition."
     if isinstance(df, pd.DataFrame): return df.assign(Id=df.Id.map(same_form))
-    ids_of_images = lambda: (images if isinstance(images, pd.DataFrame) else find_images(images)).Id
+    ids_of_images = lambda: (images if isinstance(images, pd.DataFrame) else find_images(images, channels)).Id
     return read_labels(df, labels, ids=ids_of_images)
 
 # %% ../../nbs/experiments/20_folds.ipynb #9295ad81
@@ -262,7 +264,8 @@ def train_folds(
     "Train a model a fold, and judge them on what they never saw; goes on where an earlier run stopped."
     folds, seed = checked(folds=folds, seed=seed, error=ExperimentError)
     labels, out, options = get_labels(labels), Path(path_text(out, 'out', ExperimentError)), revive_options(options)
-    df = labelled_table(df, labels, images)
+    channels = (options.get('reader') or ImageReader()).channels
+    df = labelled_table(df, labels, images, channels)
     split_options(options)
     trained = list(range(folds) if trained_folds is None else trained_folds)
     if not trained or not set(trained) <= set(range(folds)):
@@ -276,7 +279,7 @@ def train_folds(
         learn = train_fold(df, images, k, folds, labels, group, seed, progress, checkpoints, **options)
         _save_fold(learn, out, k)
 
-    raw = _read_folds(out, trained, df, images)
+    raw = _read_folds(out, trained, df, images, channels)
     predictions, decisions, evaluation = _decide_out_of_fold(raw, df, labels, group, seed, calibration)
     models = [out/f'fold{k}' for k in trained]
     if is_first():

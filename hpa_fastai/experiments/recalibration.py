@@ -141,7 +141,8 @@ def calibrate_model(
     vectors = None if isinstance(model, Bundle) else read_sample(find_model(model), len(bundle.labels))[2]
     check_room(out, bundle.model)
     labels = bundle.labels
-    table = attach_images(read_labels(csv, labels, ids=lambda: find_images(images).Id), images)
+    table = find_images(images, predictor.channels)
+    table = attach_images(read_labels(csv, labels, ids=table.Id), table)
     codes = group_codes(table, antibody_of if group is None else group)
     answers = _ask(predictor, table, progress)
     table = table.iloc[answers.rows]

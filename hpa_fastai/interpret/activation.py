@@ -198,7 +198,7 @@ def activation_maps(
         numbers = [n for c in ([classes] if one_class else classes) for n in explainer.labels.parse(c)]
     shape = (1 if numbers is None else len(numbers), explainer.size, explainer.size)
     if hasattr(images, '__len__') and not isinstance(images, str) and not len(images): table = []
-    else: table = locate(images)
+    else: table = locate(images, explainer.predictor.channels)
     res = np.full((len(table), *shape), np.nan, np.float32)
     def targets(i, probs): return [int(probs.argmax())] if numbers is None else numbers
     for i,_,_,maps in _explain(explainer, table, targets) if len(table) else ():
@@ -233,13 +233,14 @@ def show_maps(
     titles: list|str|None = None,  # names of the class or classes, one item a picture; or one name for all
     max_n: int = 8,  # pictures
     size: int = 256,  # of each, in pixels
+    channels='rgby',  # of the images, as `find_images` takes them
 ) -> plt.Figure:
     "Draw each field of view, and beside it what speaks for the classes"
     maps = np.asarray(maps)[:max_n]
     maps = maps[:,None] if maps.ndim==3 else maps
     n, k = maps.shape[:2]
     if not n: raise InterpretError('no pictures to show; give at least one')
-    table = locate(images)[:n]
+    table = locate(images, channels)[:n]
     if len(table)<n:
         raise InterpretError(f'{n} maps but {len(table)} pictures; give the images that the maps were made of')
     if titles is None or isinstance(titles, str): titles = [[titles or '']*k]*n
@@ -269,8 +270,8 @@ def prediction_maps(
     method: str = 'layercam',  # of `METHODS`
 ) -> Iterator[tuple]:  # Id, name of a class, its probability, S×S map from 0 to 1; of the pictures that can be read
     "Show where each predicted location was found, one map after the other"
-    explainer, table = Explainer(model, tta, bs, method), locate(images)
-    labels = explainer.labels
+    explainer = Explainer(model, tta, bs, method)
+    table, labels = locate(images, explainer.predictor.channels), explainer.labels
     predictions = as_predictions(predictions, labels, probs=False)[0]
     absent = set(predictions.Id)-set(table.Id)
     if absent:

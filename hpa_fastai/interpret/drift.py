@@ -240,7 +240,7 @@ def monitor(
     ids, traits, embeddings = [], {}, None
     if images is not None and len(ok):
         in_memory = isinstance(images, pd.DataFrame)
-        table = images if in_memory else locate(images)
+        table = images if in_memory else locate(images, bundle.settings.reader.channels)
         known = table[table.Id.astype(str).isin(ok.Id)]
         if not len(known):
             place = 'the table' if in_memory else images

@@ -307,7 +307,7 @@ def explore(
 ) -> Path:  # the page
     "Write everything there is to see about a data set into one self-contained HTML page."
     out, folder = check_page(out, force), as_source(folder)
-    path, images = labels_of(folder, csv, LabelError), find_images(folder)
+    path, images = labels_of(folder, csv, LabelError), find_images(folder, reader.channels)
     df = read_labels(path, labels, ids=images.Id)
     table = df.merge(images.drop_duplicates('Id'), on='Id')
     if table.empty:

@@ -48,7 +48,7 @@ def report(
     csv: str|Path|None = None,  # of a data set: table of labels, in the folder or anywhere; None: see `labels_of`
     labels: str|LabelSet = HPA28,  # of a data set: its classes
     group: str|None = None,  # of a data set: column whose members a split must not divide
-    reader: ImageReader = ImageReader(),  # of a data set: how files are read
+    reader: ImageReader = ImageReader(),  # how files are read; unless given, as the model reads them
     seconds: float|None = None,  # of predictions: how long they took
     per_class: int = 4,  # pictures of a location
     force: bool = False,  # overwrite the page
@@ -57,11 +57,13 @@ def report(
     if not isinstance(what, (pd.DataFrame, Bundle)): what = path_text(what, 'what')
     kind, out = _kind(what), check_page(out, force)
     if kind=='data': return explore(what, csv, out, labels, group, per_class=per_class, force=force, reader=reader)
-    table = images if images is None or isinstance(images, pd.DataFrame) else locate(images)
     def load(model): return model if model is None or isinstance(model, Bundle) else load_bundle(find_model(model))
+    bundle = load(what if kind=='model' else reference)
+    channels = bundle.settings.reader.channels if bundle and reader.channels=='rgby' else reader.channels
+    table = images if images is None or isinstance(images, pd.DataFrame) else locate(images, channels)
     if kind=='model':
         name = 'Model' if isinstance(what, Bundle) else Path(what).resolve().name
-        return write_page(out, ModelReport(load(what), name, table, per_class).page())
+        return write_page(out, ModelReport(bundle, name, table, per_class).page())
     in_memory = isinstance(what, pd.DataFrame)
     predictions, name = (what, 'Predictions') if in_memory else (read_predictions(what), Path(what).name)
-    return write_page(out, RunReport(predictions, name, load(reference), table, seconds, per_class).page())
+    return write_page(out, RunReport(predictions, name, bundle, table, seconds, per_class).page())
