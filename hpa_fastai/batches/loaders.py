@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.data.all import *
+from ..basics.error_groups import ErrorGroups
 from ..basics.errors import *
 from ..basics.arguments import *
 from ..basics.paths import *
@@ -124,11 +125,9 @@ def _readable(df, reader, cache, progress):
         seen = tqdm_bar(read_images(df, reader), total=len(df), desc='looking at every image once', unit='FOV',
                         disable=not progress)
         errors = {df.Id.iat[i]: str(img) for i,img in seen if isinstance(img, Exception)}
-    bad, reasons = df.Id.isin(errors), list(errors.values())
-    if bad.all(): raise ImageError(f'none of the {len(df)} fields of view can be read; the first: {reasons[0]}')
-    if bad.any():
-        first = '; '.join(reasons[:3]) + ('; …' if len(reasons)>3 else '')
-        warnings.warn(f"{bad.sum()} of {len(df)} fields of view can't be read and are left out: {first}")
+    bad, reasons = df.Id.isin(errors), '; '.join(ErrorGroups(errors.items()).lines(len(df), most=3))
+    if bad.all(): raise ImageError(f'none of the {len(df)} fields of view can be read: {reasons}')
+    if bad.any(): warnings.warn(f"{bad.sum()} of {len(df)} fields of view can't be read and are left out: {reasons}")
     return df[~bad].reset_index(drop=True), store
 
 # %% ../../nbs/batches/70_loaders.ipynb #9876c304

@@ -279,16 +279,15 @@ def check_free(
 
 # %% ../../nbs/cli/10_options.ipynb #395e55fb
 def report_failures(
-    failed: list,  # (Id, reason) of the first of them
-    n_failed: int,  # how many there are
+    errors,  # `ErrorGroups`, or pairs of Id and reason
     n: int,  # fields of view in all
 ) -> int:  # the exit code
-    "Say which fields of view failed"
-    for fov,reason in failed[:20]:
-        print(reason if reason.startswith(f'{fov}:') else f'{fov}: {reason}', file=sys.stderr)
-    above = ' (the first 20 above)' if n_failed>20 else ''
-    if n_failed: print(f'{n_failed} of {n} fields of view could not be read{above}.', file=sys.stderr)
-    return 1 if n_failed else 0
+    "Say which fields of view failed and why, equal reasons in one line"
+    from hpa_fastai.basics.error_groups import ErrorGroups
+    if not isinstance(errors, ErrorGroups): errors = ErrorGroups(errors)
+    if not len(errors): return 0
+    print(*errors.lines(n), f'{len(errors)} of {n} fields of view could not be read.', sep='\n', file=sys.stderr)
+    return 1
 
 # %% ../../nbs/cli/10_options.ipynb #6dbedf39
 def join_processes(

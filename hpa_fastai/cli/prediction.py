@@ -33,7 +33,7 @@ def evaluate(
     print(evaluation)
     if args.out: write_whole(args.out, evaluation.table.to_csv())
     failed = predictions[predictions['error']!='']
-    return report_failures(list(zip(failed.Id, failed['error'])), len(failed), len(predictions))
+    return report_failures(zip(failed.Id, failed['error']), len(predictions))
 
 def add_evaluate(
     commands,  # the subparsers of the command
@@ -65,13 +65,20 @@ def _check_places(args):
 
 # %% ../../nbs/cli/40_prediction.ipynb #85f6e6eb
 def _summary(journal):
-    "Return how many rows a table has and which locations are named most often"
-    most = ', '.join(f'{name} {n}' for name,n in journal.named.most_common(5)) or 'no location'
-    return f'{len(journal)} fields of view in {journal.out}. Most often: {most}.'
+    "Return how many rows a table has, how many of them failed, and which locations are named most often"
+    n, n_failed = len(journal), len(journal.errors)
+    n_read = n-n_failed
+    said = f'{n} fields of view in {journal.out}'
+    if n_failed: said += f': {n_read or "none"} predicted, {n_failed} failed'
+    if n_failed > .9*n: return f'{said}, most often with: {journal.errors.commonest()[0].cause}'
+    most = ', '.join(f'{name} {times}' for name,times in journal.named.most_common(5))
+    if most: return f'{said}. Most often: {most}.'
+    return f'{said}. None of them has a location: no probability passed its threshold.' if n else f'{said}.'
 
 # %% ../../nbs/cli/40_prediction.ipynb #c6c4a674
 def _watch(args):
     "Predict a folder that a microscope writes into"
+    from hpa_fastai.basics.error_groups import ErrorGroups
     from hpa_fastai.basics.errors import HPAError
     from hpa_fastai.deploy.predictor import check_place
     from hpa_fastai.deploy.watch import watch
@@ -82,9 +89,11 @@ def _watch(args):
     journal = watch(args.folder, predictor_of(args), args.out, args.timeout, args.settle, args.poll,
                     args.force, args.progress)
     print(_summary(journal))
-    for waiting in journal.waiting[:20]: print(waiting[1], file=sys.stderr)
-    if journal.waiting: print(f'{len(journal.waiting)} fields of view never completed.', file=sys.stderr)
-    return 1 if journal.failed or journal.waiting else 0
+    has_row = set(journal.done)-set(journal.seen)  # that says why it never completed
+    waiting, n = ErrorGroups(found for found in journal.waiting if found[0] not in has_row), len(journal)
+    print(*waiting.lines(n+len(waiting)), sep='\n', end='\n' if len(waiting) else '', file=sys.stderr)
+    if len(waiting): print(f'{len(waiting)} fields of view never completed.', file=sys.stderr)
+    return report_failures(journal.errors, n) or int(len(waiting)>0)
 
 # %% ../../nbs/cli/40_prediction.ipynb #560970b0
 def _rehearse(args, predictor):
@@ -133,7 +142,7 @@ def predict(
         page = write_report(journal.out, args.report, predictor.bundles[0], args.folder, seconds=seconds,
                             force=args.force)
         print(f'Page: {page}')
-    return report_failures(journal.failed, journal.n_failed, len(journal))
+    return report_failures(journal.errors, len(journal))
 
 def add_predict(
     commands,  # the subparsers of the command
@@ -187,7 +196,7 @@ def cells(
     if args.submission:
         rows = cells_submission(df, predictor.labels, args.submission, force=args.force)
         print(f'{len(rows)} rows in {args.submission}.')
-    return report_failures(list(zip(failed.Id, failed['error'])), len(failed), df.Id.nunique())
+    return report_failures(zip(failed.Id, failed['error']), df.Id.nunique())
 
 def add_cells(
     commands,  # the subparsers of the command

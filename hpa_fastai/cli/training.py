@@ -164,7 +164,7 @@ def calibrate(
     print(f'\n{found}\n\nWhat is usual was taken from half of the {n} images, and its limits from the other half.\n'
           f'Saved to {args.out}; {args.model} is as it was. Predict a folder with: '
           f'hpa_fastai predict FOLDER --model {args.out} --out predictions.csv')
-    return report_failures(found.failed, len(found.failed), n+len(found.failed))
+    return report_failures(found.failed, n+len(found.failed))
 
 def add_calibrate(
     commands,  # the subparsers of the command

@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..basics.environment import tqdm_bar
+from ..basics.error_groups import *
 from ..basics.errors import *
 from ..basics.paths import *
 from ..basics.spreadsheets import *
@@ -245,7 +246,7 @@ def __str__(self:Verification):
             lines.append(f'  {name:8}{_counts(values)}')
     if self.labels: lines.append(f'  labels  {self.labels}')
     for (level,problem),group in self.problems.groupby(['level','problem'], sort=False):
-        lines.append(f'{level:8}{len(group):6} {problem}: {_example(group)}')
+        lines.append(f'{level:8}{len(group):6} {problem}{_example(group)}')
         if problem=='unclear channels': lines += [f'{"":15}{detail}' for detail in dict.fromkeys(group.detail[:3])]
     lines.append('Something needs attention.' if self.exit_code else 'Nothing needs attention.')
     return spell_out('\n'.join(lines))
@@ -262,10 +263,14 @@ def _counts(values, n=4):
 
 # %% ../../nbs/data/62_verify.ipynb #e39e5fad
 def _example(group, n=3):
-    "The first few cases of a problem on one line"
+    "What the cases of a problem have in common, and the first few of them, on one line"
     names = [os.path.basename(file) or i for i,file in zip(group.Id[:n], group.file[:n])]
-    if len(group)==1: return f'{names[0]} {group.iloc[0].detail}'.strip()[:150]
-    return ', '.join(dict.fromkeys(names)) + (', …' if len(group)>n else '')
+    if len(group)==1: return f': {names[0]} {group.iloc[0].detail}'.rstrip()[:150]
+    causes = [error_cause(detail, Id) for Id,detail in zip(group.Id, group.detail)]
+    kinds = {error_kind(cause, Id) for cause,Id in zip(causes, group.Id)}
+    said, example = causes[0] if len(causes[0])<=100 else f'{causes[0][:99]}…', '' if len(set(causes))==1 else 'for example '
+    common = f' ({example}{said})' if said and len(kinds)==1 else ''
+    return f'{common}: ' + ', '.join(dict.fromkeys(names)) + (', …' if len(group)>n else '')
 
 # %% ../../nbs/data/62_verify.ipynb #d9e3d457
 def verify_folder(

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from itertools import accumulate, groupby
 from pathlib import Path
 from fastcore.basics import patch
+from ..basics.error_groups import ErrorGroups
 from ..basics.paths import path_text, spell_out, write_whole
 from .tables import *
 
@@ -159,7 +160,7 @@ def note(self:Journal,
 @patch
 def _start_counting(self:Journal):
     "Forget the rows that were counted."
-    self.done, self.failed, self.n_failed, self.named = [], [], 0, Counter()
+    self.done, self.errors, self.named = [], ErrorGroups(), Counter()
     self.within = {}  # the second cell of each row, by Id: in a table of cells the number of the cell
 
 @patch
@@ -172,9 +173,7 @@ def _count(self:Journal, rows):
         for row in of_id:
             self.within[id_].append(row[1])
             if not row[-1]: self.named.update(o for o in row[names].split('|') if o)
-            else:
-                self.n_failed += 1
-                if len(self.failed) < 20: self.failed.append((id_, row[-1]))
+            else: self.errors.add(id_, row[-1])
 
 # %% ../../nbs/deploy/55_journal.ipynb #f82af0f2
 @patch

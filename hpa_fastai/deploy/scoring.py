@@ -11,6 +11,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd
+from ..basics.error_groups import ErrorGroups
 from ..basics.errors import HPAError
 from ..basics.paths import same_form, write_whole
 from ..basics.spreadsheets import read_table
@@ -32,6 +33,9 @@ def judged(
     predictions, labels = as_predictions(predictions, labels)
     truth = read_labels(truth, labels, allow_empty=True, ids=predictions.Id)
     both = predictions[predictions['error'] == ''].merge(truth[['Id', 'Target']], on='Id')
+    errors = ErrorGroups(predictions.loc[predictions['error'] != '', ['Id', 'error']].itertuples(index=False))
+    if not len(both) and len(errors) == len(predictions) > 0:
+        raise HPAError(f'all predictions failed, so there is nothing to score: {"; ".join(errors.lines(len(errors), 3))}')
     if not len(both):
         given, known = ', '.join(predictions.Id[:3]), ', '.join(truth.Id[:3])
         raise HPAError(f'none of the {len(predictions)} predictions has an Id that the truth knows; '

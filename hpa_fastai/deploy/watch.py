@@ -171,7 +171,7 @@ def watch(
     force: bool = False,  # begin a table that is there again
     progress: bool = True,  # show how many are done
     stop: threading.Event|None = None,  # set it to end the watch
-) -> Journal:  # .failed: what could not be read; .waiting: what never completed
+) -> Journal:  # .errors: what could not be read; .waiting: what never completed
     "Predict fields of view as they are written, until Ctrl-C or `timeout`."
     folder, out = Path(path_text(folder, 'folder')), check_writable(out, ('.csv',))
     if not folder.is_dir():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np, pandas as pd
 from fastcore.basics import chunked, patch
 from markupsafe import Markup
+from ..basics.error_groups import ErrorGroups
 from ..basics.errors import HPAError, ImageError
 from ..data.reader import ImageReader
 from ..batches.tensors import composite, read_images
@@ -188,11 +189,14 @@ def flag_section(self:RunReport,
 # %% ../../nbs/interpret/60_run_report.ipynb #a9c52c6e
 @patch
 def failure_section(self:RunReport) -> Section:
-    "The fields of view that could not be read, and why"
-    failed = self.predictions[self.predictions['error'].fillna('')!='']
+    "The fields of view that have no prediction, and why: first one row a reason, then all of them"
+    failed, n = self.predictions[self.predictions['error'].fillna('')!=''], len(self.predictions)
     if not len(failed): return Section('Failures', 'Every field of view could be read.')
-    text = f'{len(failed):,} of {len(self.predictions):,} fields of view could not be read and have no prediction.'
-    return Section('Failures', text, [table_block(failed[['Id', 'error']], search=True)])
+    groups = ErrorGroups(zip(failed.Id, failed['error'])).commonest()
+    reasons = pd.DataFrame({'fields of view': [g.n for g in groups], 'reason': [g.words(n).split(': ', 1)[1] for g in groups]})
+    text = f'{len(failed):,} of {n:,} fields of view could not be read and have no prediction.'
+    parts = [table_block(reasons, search=False)] if len(groups)<len(failed) else []
+    return Section('Failures', text, [*parts, table_block(failed[['Id', 'error']], search=True)])
 
 # %% ../../nbs/interpret/60_run_report.ipynb #17cb5adb
 @patch

@@ -108,5 +108,5 @@ def test_tables_are_found_beside_the_data_and_where_one_stands(
 
 def test_a_field_of_view_that_failed_is_named_once(capsys):
     from hpa_fastai.cli.options import report_failures
-    assert report_failures([('A1', 'A1: no yellow channel'), ('A2', 'cut off')], 2, 3) == 1
+    assert report_failures([('A1', 'A1: no yellow channel'), ('A2', 'cut off')], 3) == 1
     assert capsys.readouterr().err.splitlines()[:2] == ['A1: no yellow channel', 'A2: cut off']

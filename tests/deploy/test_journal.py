@@ -38,7 +38,7 @@ def test_killed_between_the_name_and_the_end(tmp_path):
     write(tmp_path/'p.csv', [row('a'), row('b', error='bad')])
     (tmp_path/'p.csv.part.json').write_text('{}')
     with Journal(tmp_path / 'p.csv', result_columns(ZTG10), {}) as j:
-        assert j.complete and j.done == ['a', 'b'] and j.failed == [('b', 'bad')]
+        assert j.complete and j.done == ['a', 'b'] and j.errors.lines(2) == ['b: bad']
     assert os.listdir(tmp_path) == ['p.csv']
 
 

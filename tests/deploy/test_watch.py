@@ -130,7 +130,7 @@ def test_what_came_after_a_timeout_takes_its_row(plate, predictor, rows, tmp_pat
     shutil.copy(rows[1]['yellow'], plate)
     journal, df = run(plate, predictor, tmp_path/'p.csv', timeout=.4)
     assert sorted(df.Id) == sorted(r['Id'] for r in rows[:2]) and (df['error'] == '').all() and not journal.waiting
-    assert not journal.n_failed and not journal.failed and len(journal) == 2
+    assert not journal.errors and len(journal) == 2
 
 
 @pytest.mark.parametrize('when', ['while it watches', 'before a restart'])
