@@ -268,7 +268,8 @@ def _example(group, n=3):
     if len(group)==1: return f': {names[0]} {group.iloc[0].detail}'.rstrip()[:150]
     causes = [error_cause(detail, Id) for Id,detail in zip(group.Id, group.detail)]
     kinds = {error_kind(cause, Id) for cause,Id in zip(causes, group.Id)}
-    said, example = causes[0] if len(causes[0])<=100 else f'{causes[0][:99]}…', '' if len(set(causes))==1 else 'for example '
+    said = causes[0] if len(causes[0])<=100 else f'{causes[0][:99]}…'
+    example = '' if len(set(causes))==1 else 'for example '
     common = f' ({example}{said})' if said and len(kinds)==1 else ''
     return f'{common}: ' + ', '.join(dict.fromkeys(names)) + (', …' if len(group)>n else '')
 

@@ -35,7 +35,8 @@ def judged(
     both = predictions[predictions['error'] == ''].merge(truth[['Id', 'Target']], on='Id')
     errors = ErrorGroups(predictions.loc[predictions['error'] != '', ['Id', 'error']].itertuples(index=False))
     if not len(both) and len(errors) == len(predictions) > 0:
-        raise HPAError(f'all predictions failed, so there is nothing to score: {"; ".join(errors.lines(len(errors), 3))}')
+        why = '; '.join(errors.lines(len(errors), 3))
+        raise HPAError(f'all predictions failed, so there is nothing to score: {why}')
     if not len(both):
         given, known = ', '.join(predictions.Id[:3]), ', '.join(truth.Id[:3])
         raise HPAError(f'none of the {len(predictions)} predictions has an Id that the truth knows; '

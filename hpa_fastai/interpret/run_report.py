@@ -193,7 +193,8 @@ def failure_section(self:RunReport) -> Section:
     failed, n = self.predictions[self.predictions['error'].fillna('')!=''], len(self.predictions)
     if not len(failed): return Section('Failures', 'Every field of view could be read.')
     groups = ErrorGroups(zip(failed.Id, failed['error'])).commonest()
-    reasons = pd.DataFrame({'fields of view': [g.n for g in groups], 'reason': [g.words(n).split(': ', 1)[1] for g in groups]})
+    said = [group.words(n).split(': ', 1)[1] for group in groups]
+    reasons = pd.DataFrame({'fields of view': [group.n for group in groups], 'reason': said})
     text = f'{len(failed):,} of {n:,} fields of view could not be read and have no prediction.'
     parts = [table_block(reasons, search=False)] if len(groups)<len(failed) else []
     return Section('Failures', text, [*parts, table_block(failed[['Id', 'error']], search=True)])
