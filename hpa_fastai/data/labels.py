@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from ..basics.errors import *
 from ..basics.paths import *
 from ..basics.spreadsheets import *
+from ..basics.words import *
 _all_ = ['HPAError', 'same_form'] # every module needs them
 
 # %% ../../nbs/data/00_labels.ipynb #4e59af4a
@@ -94,6 +95,12 @@ class LabelSet:
         "The number of each class, by its case-folded name."
         return {c.casefold(): i for i,c in enumerate(self.classes)}
 
+    @cached_property
+    def spellings(self) -> dict:
+        "The number of each class, by the form in which other spellings are the same; forms of two classes have none."
+        forms = [loose_form(c) for c in self.classes]
+        return {form: i for i,form in enumerate(forms) if forms.count(form)==1 and re.search(r'[^\W\d]', form)}
+
     def format(self,
         idxs, # class numbers; their order is kept
     ) -> str: # as a csv cell of this set
@@ -150,33 +157,41 @@ def _is_missing(cell):
 
 # %% ../../nbs/data/00_labels.ipynb #90fbad47
 @patch
+def _named(self:LabelSet, text):
+    "The number of the class that a text names; None if it names none."
+    i = self.numbers.get(text.casefold())
+    return self.spellings.get(loose_form(text)) if i is None else i
+
+@patch
 def _number(self:LabelSet, token):
     "The class number of one name or number."
     text = same_form(token)
-    if (i:=self.numbers.get(text.casefold())) is not None: return i
+    if (i:=self._named(text)) is not None: return i
     if found:=re.fullmatch(r'([+-]?\d+)(\.0*)?', text):
         if len(found[1])<10 and 0 <= (i:=int(found[1])) < len(self): return i
         why = f'label {text} is not one of the {len(self)} classes (0..{len(self)-1})'
         raise LabelError(why, 'bad label', cell=token)
-    near = difflib.get_close_matches(text, self.classes, n=3, cutoff=0.5)
+    near = near_names(text, self.classes)
     if near: hint = f'did you mean {" or ".join(map(repr, near))}?'
     else: hint = f'give a number 0..{len(self)-1} or a name such as {self.classes[0]!r}'
     raise LabelError(f'label {text!r} is not a class of {self.name}; {hint}', 'bad label', cell=token)
 
 # %% ../../nbs/data/00_labels.ipynb #ca20df6a
 @patch
-def _tokens(self:LabelSet, cell):
-    "The single labels of a cell of any accepted kind."
+def split_cell(self:LabelSet,
+    cell, # of any kind that `parse` takes
+) -> list: # names and numbers of classes as they stand there, right or wrong
+    "Take apart the labels in a cell."
     if isinstance(cell, str): cell = same_form(cell)
     if isinstance(cell, str) and cell.casefold() in self.numbers: return [cell]
     if _is_missing(cell): return []
     if not isinstance(cell, str): return list(cell) if isinstance(cell, Iterable) else [cell]
-    if self.sep.strip(): sep = self.sep
-    elif '|' in cell: sep = '|'
-    elif ';' in cell: sep = ';'
-    elif re.match(r'[\s\d+-]', cell): sep = None  # numbers between blanks
-    else: return [cell]  # one name, whose blanks are its own
-    return [t for t in cell.split(sep) if t.strip()]
+    if re.fullmatch(r'\d+,0+', cell): return [cell]  # a number with a decimal comma, or two labels
+    sep = self.sep.strip()
+    if sep: return split_names(cell, lambda text: self._named(text) is not None, (sep, *SEPARATORS))
+    names = split_names(cell, lambda text: self._named(text) is not None)
+    numbers = re.compile(r'[\s\d.+-]+')  # blanks stand between numbers, and within a name
+    return [part for name in names for part in (name.split() if numbers.fullmatch(name) else [name])]
 
 # %% ../../nbs/data/00_labels.ipynb #82069b68
 @patch
@@ -184,7 +199,16 @@ def parse(self:LabelSet,
     cell, # a csv cell (`'16 0'`), a class number or name, or a list of either; NaN and blank mean no label
 ) -> list[int]: # class numbers in the order they stand, each once
     "Read the class numbers in a cell."
-    return list(dict.fromkeys(map(self._number, self._tokens(cell))))
+    return list(dict.fromkeys(map(self._number, self.split_cell(cell))))
+
+@patch
+def is_class(self:LabelSet,
+    label, # a name or a number
+) -> bool:
+    "Whether a label is one of the classes."
+    try: self._number(label)
+    except LabelError: return False
+    return True
 
 # %% ../../nbs/data/00_labels.ipynb #a49b418b
 @patch
@@ -192,7 +216,7 @@ def parse_column(self:LabelSet,
     cells, # n, each anything that `parse` takes
 ) -> tuple: # n: the place of each cell in the list of distinct ones; class numbers of these; `LabelError` by place
     "Read the class numbers of many cells, each distinct one once."
-    keys = [c if isinstance(c, str) else tuple(self._tokens(c)) for c in cells]
+    keys = [c if isinstance(c, str) else tuple(self.split_cell(c)) for c in cells]
     place = {k: i for i,k in enumerate(dict.fromkeys(keys))}
     parsed, faults = [], {}
     for k,i in place.items():
@@ -295,7 +319,7 @@ def _labels_from_csv(path):
 
 # %% ../../nbs/data/00_labels.ipynb #c71630d1
 def get_labels(
-    labels, # 'hpa28', 'hpa19', 'hpa31', 'ztg10', a csv of class names, a list of names, or a `LabelSet`
+    labels, # 'hpa28', 'hpa19', 'hpa31', 'ztg10', a table of class names, 'their,names', a list of them, or a `LabelSet`
     **settings, # fields of `LabelSet` to set otherwise, e.g. `sep='|'` or `id_col='image'`
 ) -> LabelSet:
     "Find the label set that is meant."
@@ -304,7 +328,9 @@ def get_labels(
     if isinstance(labels, (str, bytes, os.PathLike)):
         labels = path_text(labels, 'labels', LabelError)
         public = LABEL_SETS.get(str(labels).lower().replace('_', '').replace('-', ''))
-        labels = public or _labels_from_csv(Path(labels))
+        listed = [name for name in map(same_form, labels.split(',')) if name]
+        if len(listed)>1 and not os.path.exists(labels): labels = LabelSet('custom', tuple(listed))
+        else: labels = public or _labels_from_csv(Path(labels))
     if not isinstance(labels, LabelSet):
         raise LabelError(f'labels must be a name, a path, a list of names or a LabelSet, got {type(labels).__name__}')
     return replace(labels, **settings) if settings else labels
