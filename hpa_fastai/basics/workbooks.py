@@ -108,7 +108,8 @@ def read_workbook(
     for sheet in book.worksheets:
         rows = _sheet_rows(sheet) if sheet.sheet_state=='visible' else {}
         numbers = list(rows)[find_header(list(rows.values()), names):]
-        if numbers: tables[sheet.title] = [(n, rows[n]) for n in numbers]
+        used = [column for column,cells in enumerate(zip(*(rows[n] for n in numbers))) if any(cells)]
+        if numbers: tables[sheet.title] = [(n, [rows[n][column] for column in used]) for n in numbers]
     wanted = set(map(loose_form, names)) - {''}
     n_known = {title: len(wanted & set(map(loose_form, table[0][1]))) for title,table in tables.items()}
     found = ([title for title in tables if n_known[title]>1]
@@ -118,8 +119,8 @@ def read_workbook(
         raise error(f'{name} is empty: it needs a header line and one row an image')
     title = found[0]
     _refuse_uncalculated(raw, book[title], name, error)
-    if len(tables)>1:
-        others = ', '.join(map(repr, (other for other in tables if other!=title)))
-        warnings.warn(f'{name}: the sheet {title!r} is read, not {others}; '
+    others = [other for other,table in tables.items() if other!=title and len(table)>1]
+    if others:
+        warnings.warn(f'{name}: the sheet {title!r} is read, not {", ".join(map(repr, others))}; '
                       'to read another one, save it as a file of its own', stacklevel=2)
     return tables[title]

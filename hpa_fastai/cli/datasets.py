@@ -45,7 +45,8 @@ def verify(
     from hpa_fastai.basics.paths import write_whole
     from hpa_fastai.data.verify import verify_folder
     check_free(args.out, args.force)
-    found = verify_folder(args.folder, args.csv, args.labels, args.deep, reader_of(args), progress=args.progress)
+    found = verify_folder(args.folder, args.csv, args.labels, args.deep, reader_of(args), progress=args.progress,
+                          **columns_of(args))
     print(found)
     if args.out: write_whole(args.out, found.problems.to_csv(index=False))
     return found.exit_code
@@ -58,7 +59,7 @@ def add_verify(
                                  description="Missing, broken, odd and duplicate files; ids and labels that don't fit.")
     parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth')
     parser.add_argument('--deep', action='store_true', help='decode every pixel, not only headers')
-    add_options(parser, 'csv', 'labels', 'out', 'force', 'progress',
+    add_options(parser, 'csv', 'id_column', 'label_column', 'labels', 'out', 'force', 'progress',
                 csv=dict(help='table of labels to check too, in the folder or anywhere'),
                 progress=dict(default=None),
                 labels=dict(default=None, help='hpa28, hpa19, ztg10, or a csv of class names; found out from the csv'),
@@ -73,7 +74,7 @@ def explore(
     "Write the page of a data set"
     from hpa_fastai.interpret.explore import explore as explore_folder
     page = explore_folder(args.folder, args.csv, args.out, args.labels, group_of(args), force=args.force,
-                          reader=reader_of(args))
+                          reader=reader_of(args), **columns_of(args))
     print(f'Written to {page}')
 
 def add_explore(
@@ -84,7 +85,7 @@ def add_explore(
                                  help='one page about a data set: classes, channels, galleries, duplicates, split',
                                  description='Everything there is to see about a data set, as one HTML page.')
     parser.add_argument('folder', metavar='FOLDER', type=path, help='folder of images, nested to any depth')
-    add_options(parser, 'csv', 'labels', 'group', 'out', 'force',
+    add_options(parser, 'csv', 'id_column', 'label_column', 'labels', 'group', 'out', 'force',
                 out=dict(default=Path('explore.html'), help='page to write'))
     add_reading_options(parser)
     parser.set_defaults(run=explore)

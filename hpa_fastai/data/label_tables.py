@@ -37,10 +37,9 @@ def guess_labels(
 ) -> LabelSet|None: # None if neither its columns nor its words are those of a public set
     "Find the public set that a table of labels is of."
     named, column = _set_by_names(table)
-    has_words = named and any(re.search(r'[^\W\d_]', str(c)) for c in table[column])
-    if named and (not has_words or _share_known(table[column], named)>.5): return named
+    if named and not any(re.search(r'[^\W\d_]', str(c)) for c in table[column]): return named
     shares = {labels: max((_share_known(table[c], labels) for c in table), default=0) for labels in LABEL_SETS.values()}
-    best = max(shares, key=shares.get)
+    best = max(shares, key=lambda labels: (shares[labels], labels is named and named.id_col in table))
     return best if shares[best]>.5 else None
 
 # %% ../../nbs/data/05_label_tables.ipynb #049fdef8
@@ -82,14 +81,15 @@ def _given(where, table, argument, column):
     if found is not None: return found
     near = near_names(str(column), table.columns)
     hint = f'; did you mean {column_settings({argument: near[0]})}?' if near else ''
-    why = f'{where} has no column {column!r} (columns are {", ".join(map(str, table.columns))}){hint}'
+    why = f'{where} has no column {column!r} (columns are {", ".join(filter(None, map(str, table.columns)))}){hint}'
     raise LabelError(why, 'no column', column=column)
 
 # %% ../../nbs/data/05_label_tables.ipynb #72ca5457
 def _id_choices(table, taken, ids):
     "The columns that may hold the Ids, and whether one of them is clear."
     called = [c for c in _called_alike(table, ID_NAMES) if c!=taken]
-    if len(called)==1 or ids is None: return called or [c for c in table if c and near_names(c, ID_NAMES)], called
+    if len(called)==1 or ids is None:
+        return called or [c for c in table if c and c!=taken and near_names(c, ID_NAMES)], called
     have = set(map(id_form, ids() if callable(ids) else ids))
     holding = [c for c in table if c and c!=taken and table[c].map(id_form).isin(have).mean()>.5]
     return holding or called, [c for c in holding if c in called]
@@ -111,12 +111,12 @@ def _guess_columns(where, table, labels, found, ids):
     for i in read: found[i] = clear[i][0]
     lacking = [i for i in (0, 1) if found[i] is None]
     if not lacking:
-        told = ', '.join(f'{("Ids", "labels")[i]} are read from the column {found[i]!r}' for i in read)
-        other = column_settings({arguments[i]: 'NAME' for i in read})
-        warnings.warn(f'{where}: {told}; for another column say {other}', stacklevel=4)
+        told = ', '.join(f'the column {found[i]!r} is read as {("Ids", "labels")[i]}' for i in read)
+        names = ', '.join(f'{arguments[i]}=… (--{arguments[i].replace("_", "-")})' for i in read)
+        warnings.warn(f'{where}: {told}; {names} to choose another', stacklevel=4)
         return found
-    missing = ' and '.join(repr(wanted[i]) for i in lacking)
-    why = f'{where} has no column {missing} (columns are {", ".join(map(str, table.columns))})'
+    missing = 'column' + 's'*(len(lacking)>1) + ' ' + ' and '.join(repr(wanted[i]) for i in lacking)
+    why = f'{where} has no {missing} (columns are {", ".join(filter(None, map(str, table.columns)))})'
     other,_ = _set_by_names(table)
     if other and other!=labels and not clear[1]:
         why += f"; the columns are those of {other.name}: pass labels='{other.name}' (--labels {other.name})"

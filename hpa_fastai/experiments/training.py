@@ -233,6 +233,8 @@ def train_model(
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
     force: bool = False,  # replace a model or a training that is there
     progress: bool = True,  # show bars
+    id_column: str|None = None,  # of the table of labels: its column of Ids; None: found by its name
+    label_column: str|None = None,  # of the table of labels: its column of labels; None: found by its name
 ) -> Learner:  # with `evaluation`, `thresholds` and `history`
     "Train a network on the labelled images of a folder and save it as a bundle"
     out = Path(path_text(out, 'out'))
@@ -243,7 +245,8 @@ def train_model(
     if reader is not None: reader = replace(reader, size=size)
     progress = progress and is_first()
     dls = HPADataLoaders.from_csv(data, csv, images, labels, size=size, bs=bs, valid_pct=valid_pct, fold=fold,
-                                  group=group, seed=seed, reader=reader, cache=cache, device=device, progress=progress)
+                                  group=group, seed=seed, reader=reader, cache=cache, device=device, progress=progress,
+                                  id_column=id_column, label_column=label_column)
     bars = TrainingBar() if progress else None
     learn = auto_learner(dls, arch, pretrained, loss_func=loss_func, cbs=bars)
     check_room(out, learn.model)

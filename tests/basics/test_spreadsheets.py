@@ -50,6 +50,7 @@ READ = {
     'no break of blanks': 'Id\xa0,Target\na,16 0\nb\xa0,5\n'.encode(),
     'the end of a DOS file': TEXT.encode()+b'\x1a',
     'marks that were copied': 'Id,Target\na,\ufeff16 0\n\u200bb,5\n'.encode(),
+    'a title that a spreadsheet exported': b'Experiment 12;;\n;;\nDate:;3 May;\nId;Target;\na;16 0;\nb;5;\n',
     'a header with commas in quotes': b'"Id";"Target";"a, b, c"\n"a";"16 0";\n"b";"5";\n',
 }
 
@@ -72,8 +73,10 @@ def test_cells_may_be_very_long(tmp_path):
 
 
 REFUSED = {
-    'an Excel workbook': (archive('xl/workbook.xml'),
-                          'is an Excel workbook, not a table of text; open it and save it as CSV'),
+    'a damaged workbook': (archive('xl/workbook.xml'), 'is a damaged Excel workbook .*; copy it again, or open it'),
+    'a binary workbook': (archive('xl/workbook.bin'), 'is a binary Excel workbook, .* save it as .xlsx, or as CSV'),
+    'a workbook with a password': (b'\xd0\xcf\x11\xe0' + 'EncryptedPackage'.encode('utf-16-le'),
+                                   'is an Excel workbook with a password, .* save it without the password'),
     'an old workbook': (b'\xd0\xcf\x11\xe0'+b'\0'*99, 'is an old Excel workbook'),
     'a LibreOffice spreadsheet': (archive('mimetype', 'content.xml'), 'is a LibreOffice spreadsheet'),
     'a Numbers spreadsheet': (archive('Index/Document.iwa'), 'is a Numbers spreadsheet'),
