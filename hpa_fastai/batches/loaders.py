@@ -197,6 +197,8 @@ def from_csv(cls:HPADataLoaders,
     csv: str|Path|None = None,  # table of labels, in `path` or anywhere; None: `train.csv`, or the only table
     images: str|Path|None = None,  # folder of images, in `path` or anywhere; None: `train`, or `path` itself
     labels: LabelSet|str = HPA28,  # the classes, and how the csv writes them
+    id_column: str|None = None,  # of the table of labels: its column of Ids; None: found by its name
+    label_column: str|None = None,  # of the table of labels: its column of labels; None: found by its name
     **kwargs
 ) -> HPADataLoaders:
     "Make loaders from a csv and a folder of images"
@@ -206,7 +208,8 @@ def from_csv(cls:HPADataLoaders,
     if not isinstance(csv, pd.DataFrame): csv = labels_of(path, csv, LabelError)
     labels, reader = get_labels(labels), kwargs.get('reader') or ImageReader()
     table = find_images(images, reader.channels)
-    return cls.from_df(read_labels(csv, labels, ids=table.Id), table, labels=labels, **kwargs)
+    df = read_labels(csv, labels, ids=table.Id, id_column=id_column, label_column=label_column)
+    return cls.from_df(df, table, labels=labels, **kwargs)
 
 # %% ../../nbs/batches/70_loaders.ipynb #096438cc
 def _order_of(table, source):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['YES_NO', 'OPTIONS', 'READING', 'Help', 'Parser', 'number', 'path', 'learning_rate', 'pretrained', 'fine_tune',
            'thresholds', 'channels', 'names', 'add_options', 'add_reading_options', 'reader_of', 'reading_of',
-           'add_prediction_options', 'predictor_of', 'places_of', 'group_of', 'check_free', 'report_failures',
-           'join_processes']
+           'add_prediction_options', 'predictor_of', 'places_of', 'columns_of', 'group_of', 'check_free',
+           'report_failures', 'join_processes']
 
 # %% ../../nbs/cli/10_options.ipynb #828749ab
 import argparse, os, sys
@@ -108,11 +108,13 @@ def names(
 # %% ../../nbs/cli/10_options.ipynb #4c3b67a2
 OPTIONS = dict(
     # a data set with labels
-    csv=dict(help='table of labels, in the data folder or anywhere; '
+    csv=dict(help='table of labels (.csv, .xlsx), in the data folder or anywhere; '
                   'by default train.csv, or the only table in the data folder'),
+    id_column=dict(metavar='NAME', help='column of the table that holds the Ids of the images; found by its name'),
+    label_column=dict(metavar='NAME', help='column of the table that holds the labels; found by its name'),
     images=dict(help='folder of images, in the data folder or anywhere; '
                      'by default train, or the data folder itself'),
-    labels=dict(default='hpa28', help='hpa28, hpa19, ztg10, or a csv of class names'),
+    labels=dict(default='hpa28', help='hpa28, hpa19, ztg10, a table of class names, or the names: Nucleus,Cytosol'),
     group=dict(help='column whose members stay on one side of the split; antibody_of takes the antibody from the Ids'),
     valid_pct=dict(type=number('valid_pct'), default=.2, help='share of the images for validation'),
     fold=dict(type=number('fold'), help='take this of five folds for validation instead'),
@@ -258,6 +260,12 @@ def places_of(
     "Find the table of labels and the folder of images that a command names"
     from hpa_fastai.basics.paths import images_of, labels_of
     return labels_of(args.data, args.csv), images_of(args.data, args.images)
+
+def columns_of(
+    args: argparse.Namespace,  # with id_column and label_column
+) -> dict:  # arguments of `read_labels`
+    "Find the columns of the table of labels that a command names"
+    return dict(id_column=args.id_column, label_column=args.label_column)
 
 # %% ../../nbs/cli/10_options.ipynb #3731bcac
 def group_of(

@@ -27,7 +27,7 @@ def evaluate(
     predictor = predictor_of(args)
     predictor.check_task('fields')
     table = find_images(images, predictor.channels)
-    truth = read_labels(csv, predictor.labels, ids=table.Id)
+    truth = read_labels(csv, predictor.labels, ids=table.Id, **columns_of(args))
     predictions = predictor(attach_images(truth, table), args.progress)
     evaluation = evaluate_predictions(predictions, truth, predictor.labels)
     print(evaluation)
@@ -42,7 +42,8 @@ def add_evaluate(
     parser = commands.add_parser('evaluate', help='score a model on images whose labels are known',
                                  description='Predict a labelled folder and compare.')
     parser.add_argument('data', metavar='DATA', type=path, help='folder of the data set')
-    add_options(parser, 'csv', 'images', 'out', 'force', title='data', out=dict(help='csv for the table by class'))
+    add_options(parser, 'csv', 'id_column', 'label_column', 'images', 'out', 'force', title='data',
+                out=dict(help='csv for the table by class'))
     add_prediction_options(parser)
     parser.set_defaults(run=evaluate)
 
@@ -234,7 +235,7 @@ def report(
     from hpa_fastai.interpret.report import report as write_report
     images = args.images and find_beside(args.images, args.what)
     page = write_report(args.what, args.out, args.reference, images, args.csv, args.labels, group_of(args),
-                        reader_of(args), force=args.force)
+                        reader_of(args), force=args.force, **columns_of(args))
     print(f'Written to {page}')
 
 def add_report(
@@ -252,6 +253,6 @@ def add_report(
                 out=dict(default=Path('report.html'), help='page to write'),
                 images=dict(metavar='FOLDER',
                             help='of predictions and models: folder with their pictures'))
-    add_options(parser, 'csv', 'labels', 'group', title='of a data set')
+    add_options(parser, 'csv', 'id_column', 'label_column', 'labels', 'group', title='of a data set')
     add_reading_options(parser)
     parser.set_defaults(run=report)

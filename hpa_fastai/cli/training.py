@@ -28,7 +28,7 @@ def _train_one(args, device):
                         args.valid_pct, args.fold, args.seed, reader_of(args),
                         args.arch, args.pretrained, args.loss_func, args.size, sizes, args.fine_tune,
                         args.minutes, args.epochs, args.bs, args.lr, args.resume, args.cache, args.calibrate,
-                        device, args.force, args.progress)
+                        device, args.force, args.progress, **columns_of(args))
     print(f'\nOn the {len(learn.dls.valid_ds)} validation images, which the thresholds were fitted on '
           f'(expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
     print(f'Saved to {args.out}. Predict a folder with: '
@@ -40,7 +40,7 @@ def _train_folds(args, device):
     "Train a model a fold, and say how good they are together"
     from hpa_fastai.experiments.folds import train_folds
     found = train_folds(*places_of(args), args.out, args.folds, labels=args.labels, group=group_of(args),
-                        seed=args.seed, force=args.force, progress=args.progress,
+                        seed=args.seed, force=args.force, progress=args.progress, **columns_of(args),
                         calibration='auto' if args.calibrate else None, arch=args.arch,
                         **_network_and_budget(args, device))
     print(f'\nEach image by a model, and by thresholds, that have not seen it:\n{found.evaluation}\n')
@@ -58,7 +58,7 @@ def _rehearse(args):
     labels = get_labels(args.labels)
     csv, images = places_of(args)
     table = find_images(images, args.channels)
-    n = len(attach_images(read_labels(csv, labels, ids=table.Id), table))
+    n = len(attach_images(read_labels(csv, labels, ids=table.Id, **columns_of(args)), table))
     network, said = args.arch or arch_of(args.pretrained), None
     if not args.arch and args.pretrained=='auto': network, said = find_start()
     if said: print(said)
@@ -92,7 +92,7 @@ TRAINING = ('size', 'sizes', 'fine_tune', 'minutes', 'epochs', 'bs', 'lr')
 def _add_data(parser, *more):
     "Add the options of a data set with labels"
     parser.add_argument('data', metavar='DATA', type=path, help='folder of the data set')
-    add_options(parser, 'csv', 'images', 'labels', 'group', *more, 'seed', title='data')
+    add_options(parser, 'csv', 'id_column', 'label_column', 'images', 'labels', 'group', *more, 'seed', title='data')
 
 def add_train(
     commands,  # the subparsers of the command
@@ -118,7 +118,7 @@ def compare(
     device = join_processes(args)
     table = compare_experiments(*places_of(args), args.out, args.experiments, args.archs, args.folds,
                                 args.trained_folds, args.labels, group_of(args), args.seed, args.force,
-                                args.progress, **_network_and_budget(args, device))
+                                args.progress, **columns_of(args), **_network_and_budget(args, device))
     failed = table[table['error']!='']
     print(f'\n{table.drop(columns="error").to_string(float_format="{:.3f}".format, na_rep="–")}\n')
     for name,why in failed['error'].items(): print(f'{name}: {why}', file=sys.stderr)
@@ -159,7 +159,7 @@ def calibrate(
     from hpa_fastai.experiments.recalibration import calibrate_model
     found = calibrate_model(args.model, args.data, args.out, args.csv, args.images, group_of(args), args.method,
                             seed=args.seed, device=args.device, bs=args.bs, num_workers=args.num_workers,
-                            progress=args.progress, reading=reading_of(args))
+                            progress=args.progress, reading=reading_of(args), **columns_of(args))
     n = found.after.n_images
     print(f'\n{found}\n\nWhat is usual was taken from half of the {n} images, and its limits from the other half.\n'
           f'Saved to {args.out}; {args.model} is as it was. Predict a folder with: '
@@ -175,7 +175,8 @@ def add_calibrate(
                                              'save them with the network as a new model. Twenty images are a start.')
     parser.add_argument('model', metavar='MODEL', help='folder of a model, user/name on the Hub, or a published model')
     parser.add_argument('data', metavar='DATA', type=path, help='folder of the labelled images')
-    add_options(parser, 'csv', 'images', 'group', 'seed', title='data', seed=dict(help='of the parts'),
+    add_options(parser, 'csv', 'id_column', 'label_column', 'images', 'group', 'seed', title='data',
+                seed=dict(help='of the parts'),
                 group=dict(help='column whose members are kept whole; by default antibodies, where Ids name them'))
     parser.add_argument('--method', default='auto',
                         help='of the thresholds: auto, constant, f1, prevalence, crossfit, or one number for all')

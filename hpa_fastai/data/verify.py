@@ -7,7 +7,7 @@ __all__ = ['Problem', 'file_size_and_end', 'check_file', 'FieldCheck', 'check_fi
            'Verification', 'verify_folder']
 
 # %% ../../nbs/data/62_verify.ipynb #d8c8561a
-import hashlib, os
+import hashlib, os, warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -189,13 +189,19 @@ def check_labels(
     csv, # path of a csv with a row a field of view
     labels, # anything `get_labels` takes; None finds out from the column names
     ids, # of the fields of view in the folder
+    id_column:str|None=None, # of the csv: its column of Ids; None: found by its name
+    label_column:str|None=None, # of the csv: its column of labels; None: found by its name
 ) -> tuple[list, str]: # of `Problem`, and one line about the csv
     "Check a csv, and hold it against a folder"
     if labels is not None: labels = get_labels(labels)
     try:
-        table = read_table(csv, LabelError)
-        labels = labels or guess_labels(table)
-        df, wrong = label_faults(csv, labels, ids=ids) if labels else (None, [])
+        columns = dict(id_column=id_column, label_column=label_column)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # the second reading says it again
+            table = read_table(csv, LabelError, [*filter(None, columns.values()), *ID_NAMES, *LABEL_NAMES])
+            labels = labels or guess_labels(table)
+            if labels is None and has_columns(table, HPA28, ids, **columns): labels = HPA28
+        df, wrong = label_faults(csv, labels, ids=ids, **columns) if labels else (None, [])
     except LabelError as e: return [Problem('error', 'unreadable csv', detail=str(e))], 'not read'
     if labels is None:
         known, problems = _only_ids(table, table_name(csv))
@@ -265,7 +271,7 @@ def _counts(values, n=4):
 def _example(group, n=3):
     "What the cases of a problem have in common, and the first few of them, on one line"
     names = [os.path.basename(file) or i for i,file in zip(group.Id[:n], group.file[:n])]
-    if len(group)==1: return f': {names[0]} {group.iloc[0].detail}'.rstrip()[:150]
+    if len(group)==1: return f': {names[0]} {group.iloc[0].detail}'.rstrip()[:400]
     causes = [error_cause(detail, Id) for Id,detail in zip(group.Id, group.detail)]
     kinds = {error_kind(cause, Id) for cause,Id in zip(causes, group.Id)}
     said = causes[0] if len(causes[0])<=100 else f'{causes[0][:99]}…'
@@ -282,6 +288,8 @@ def verify_folder(
     reader:ImageReader=ImageReader(), # the settings with which the images will be read
     num_workers:int|None=None, # threads; None: one a core, 16 at most
     progress:bool|None=None, # progress bar; None: when there is a terminal
+    id_column:str|None=None, # of the csv: its column of Ids; None: found by its name
+    label_column:str|None=None, # of the csv: its column of labels; None: found by its name
 ) -> Verification:
     "Check a folder of images, and its csv, before they are used"
     if csv is not None and not isinstance(csv, pd.DataFrame): csv = find_beside(csv, folder, LabelError)
@@ -295,7 +303,7 @@ def verify_folder(
     problems = [p for check in fields for p in check.problems] + _left_out(left) + _check_set(fields, reader)
     about = ''
     if csv is not None:
-        of_csv, about = check_labels(csv, labels, list(table.Id))
+        of_csv, about = check_labels(csv, labels, list(table.Id), id_column, label_column)
         problems += of_csv
     where = folder if isinstance(folder, str) else f'{len(table)} given'
     return _summarise(where, fields, problems, about, deep)

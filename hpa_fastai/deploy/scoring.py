@@ -28,10 +28,13 @@ def judged(
     predictions: pd.DataFrame | str | Path,  # of `predict`, `read_predictions` or `pd.read_csv`; or its file
     truth: pd.DataFrame | str | Path,  # anything `read_labels` takes
     labels: LabelSet | str | None = None,  # the classes of both; None: those of the predictions
+    id_column: str | None = None,  # of the truth: its column of Ids; None: found by its name
+    label_column: str | None = None,  # of the truth: its column of labels; None: found by its name
 ) -> dict:  # probs, targets, preds (images × classes), ids, labels: arguments of `evaluate` and `find_failures`
     "Lay a table of predictions beside the truth, as arrays."
     predictions, labels = as_predictions(predictions, labels)
-    truth = read_labels(truth, labels, allow_empty=True, ids=predictions.Id)
+    truth = read_labels(truth, labels, allow_empty=True, ids=predictions.Id, id_column=id_column,
+                        label_column=label_column)
     both = predictions[predictions['error'] == ''].merge(truth[['Id', 'Target']], on='Id')
     errors = ErrorGroups(predictions.loc[predictions['error'] != '', ['Id', 'error']].itertuples(index=False))
     if not len(both) and len(errors) == len(predictions) > 0:
@@ -57,9 +60,12 @@ def evaluate_predictions(
     groups = None,  # group of each image that has both (antibody, plate): the intervals draw groups whole
     n_draws: int = 500,  # of the bootstrap
     seed: int = 0,  # of the bootstrap
+    id_column: str | None = None,  # of the truth: its column of Ids; None: found by its name
+    label_column: str | None = None,  # of the truth: its column of labels; None: found by its name
 ) -> Evaluation:
     "Score a table of predictions against the truth."
-    return evaluate(**judged(predictions, truth, labels), groups=groups, n_draws=n_draws, seed=seed)
+    found = judged(predictions, truth, labels, id_column, label_column)
+    return evaluate(**found, groups=groups, n_draws=n_draws, seed=seed)
 
 # %% ../../nbs/deploy/70_scoring.ipynb #d4fe08bc
 DECISION_FLAGS = ('uncertain', 'no-location')

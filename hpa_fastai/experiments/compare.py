@@ -182,6 +182,8 @@ def compare(
     seed: int = 42,  # of the folds and of the training
     force: bool = False,  # replace experiments that were run otherwise
     progress: bool = True,  # show bars, and say which experiment it is
+    id_column: str | None = None,  # of the table of labels: its column of Ids; None: found by its name
+    label_column: str | None = None,  # of the table of labels: its column of labels; None: found by its name
     **options  # of all experiments, such as minutes=10 (for each)
 ) -> pd.DataFrame:  # a row an experiment: `COLUMNS`; the difference is that to the first, parameters are in millions
     "Train variants under the same split and budget, and put them side by side; goes on where an earlier run stopped."
@@ -192,7 +194,7 @@ def compare(
     experiments = _gather_experiments(experiments, archs)
     split_options(options)
     reader = revive_options(options).get('reader') or ImageReader()
-    df = labelled_table(df, labels, images, reader.channels)
+    df = labelled_table(df, labels, images, reader.channels, id_column, label_column)
     finished = [] if force else _finished_experiments(out/'experiments.csv')
     rows, first = {}, None
     for number, (name, overrides) in enumerate(experiments.items(), 1):

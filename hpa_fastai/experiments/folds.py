@@ -240,11 +240,14 @@ def labelled_table(
     labels: LabelSet,  # of `Target`
     images,  # folder of images, or table of `find_images`
     channels='rgby',  # as `find_images` takes them
+    id_column: str | None = None,  # of the table of labels: its column of Ids; None: found by its name
+    label_column: str | None = None,  # of the table of labels: its column of labels; None: found by its name
 ) -> pd.DataFrame:  # Id as text, Target, and the other columns
     "Labels from a table, or from the csv of a competition."
-    if isinstance(df, pd.DataFrame): return df.assign(Id=df.Id.map(same_form))
+    is_standard = isinstance(df, pd.DataFrame) and {'Id', 'Target'} <= set(df) and not (id_column or label_column)
+    if is_standard: return df.assign(Id=df.Id.map(same_form))
     ids_of_images = lambda: (images if isinstance(images, pd.DataFrame) else find_images(images, channels)).Id
-    return read_labels(df, labels, ids=ids_of_images)
+    return read_labels(df, labels, ids=ids_of_images, id_column=id_column, label_column=label_column)
 
 # %% ../../nbs/experiments/20_folds.ipynb #9295ad81
 def train_folds(
@@ -259,13 +262,15 @@ def train_folds(
     calibration: str | None = 'auto',  # of the probabilities; None: as the networks give them
     force: bool = False,  # replace folds that were trained otherwise
     progress: bool = True,  # show bars, and say which fold it is
+    id_column: str | None = None,  # of the table of labels: its column of Ids; None: found by its name
+    label_column: str | None = None,  # of the table of labels: its column of labels; None: found by its name
     **options  # of `HPADataLoaders.from_df`, `hpa_learner` and `fit_progressive`, such as minutes=10 (for each fold)
 ) -> Folds:
     "Train a model a fold, and judge them on what they never saw; goes on where an earlier run stopped."
     folds, seed = checked(folds=folds, seed=seed, error=ExperimentError)
     labels, out, options = get_labels(labels), Path(path_text(out, 'out', ExperimentError)), revive_options(options)
     channels = (options.get('reader') or ImageReader()).channels
-    df = labelled_table(df, labels, images, channels)
+    df = labelled_table(df, labels, images, channels, id_column, label_column)
     split_options(options)
     trained = list(range(folds) if trained_folds is None else trained_folds)
     if not trained or not set(trained) <= set(range(folds)):

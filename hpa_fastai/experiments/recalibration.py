@@ -124,6 +124,8 @@ def calibrate_model(
     num_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
     progress: bool = True,  # show a bar
     reading: dict|None = None,  # settings of `ImageReader` that these files need otherwise than the model's own
+    id_column: str|None = None,  # of the table of labels: its column of Ids; None: found by its name
+    label_column: str|None = None,  # of the table of labels: its column of labels; None: found by its name
 ) -> Recalibration:
     "Fit calibration, thresholds, and what is usual to labelled images, and save them with the network as a new model."
     out, seed = Path(path_text(out, 'out')), checked(seed=seed)
@@ -142,7 +144,8 @@ def calibrate_model(
     check_room(out, bundle.model)
     labels = bundle.labels
     table = find_images(images, predictor.channels)
-    table = attach_images(read_labels(csv, labels, ids=table.Id), table)
+    known = read_labels(csv, labels, ids=table.Id, id_column=id_column, label_column=label_column)
+    table = attach_images(known, table)
     codes = group_codes(table, antibody_of if group is None else group)
     answers = _ask(predictor, table, progress)
     table = table.iloc[answers.rows]

@@ -304,11 +304,13 @@ def explore(
     per_class: int = 4,  # pictures of a class
     force: bool = False,  # overwrite a page that is there
     reader: ImageReader = ImageReader(),  # how files are read; a channel that is missing is black
+    id_column: str|None = None,  # of the table of labels: its column of Ids; None: found by its name
+    label_column: str|None = None,  # of the table of labels: its column of labels; None: found by its name
 ) -> Path:  # the page
     "Write everything there is to see about a data set into one self-contained HTML page."
     out, folder = check_page(out, force), as_source(folder)
     path, images = labels_of(folder, csv, LabelError), find_images(folder, reader.channels)
-    df = read_labels(path, labels, ids=images.Id)
+    df = read_labels(path, labels, ids=images.Id, id_column=id_column, label_column=label_column)
     table = df.merge(images.drop_duplicates('Id'), on='Id')
     if table.empty:
         raise LabelError(f'none of the {len(df)} Ids in {path.name} has an image in {folder}; is it the right folder?')

@@ -52,11 +52,15 @@ def report(
     seconds: float|None = None,  # of predictions: how long they took
     per_class: int = 4,  # pictures of a location
     force: bool = False,  # overwrite the page
+    id_column: str|None = None,  # of the csv: its column of Ids; None: found by its name
+    label_column: str|None = None,  # of the csv: its column of labels; None: found by its name
 ) -> Path:  # the page
     "Write one page about a data set, a model or a run of predictions"
     if not isinstance(what, (pd.DataFrame, Bundle)): what = path_text(what, 'what')
     kind, out = _kind(what), check_page(out, force)
-    if kind=='data': return explore(what, csv, out, labels, group, per_class=per_class, force=force, reader=reader)
+    if kind=='data':
+        return explore(what, csv, out, labels, group, per_class=per_class, force=force, reader=reader,
+                       id_column=id_column, label_column=label_column)
     def load(model): return model if model is None or isinstance(model, Bundle) else load_bundle(find_model(model))
     bundle = load(what if kind=='model' else reference)
     channels = bundle.settings.reader.channels if bundle and reader.channels=='rgby' else reader.channels
