@@ -15,7 +15,7 @@ __version__ = '0.1.0'
 def __getattr__(name):
     "What the package offers, imported when first asked for"
     if name=='predict':
-        with quick_imports(): from hpa_fastai.deploy.predictor import predict
+        with quick_imports(): from hpa_fastai.interpret.prediction import predict
         return predict
     if name=='simulate_atlas':
         from hpa_fastai.simulate.atlas import simulate_atlas

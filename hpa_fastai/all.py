@@ -72,7 +72,7 @@ from .deploy.published_bundles import default_model, fetch_model, published_mode
 from .deploy.hub import load_models, pull_model, push_model
 from .deploy.onnx import export_onnx
 from .deploy.tables import ResultError, read_cells, read_predictions
-from .deploy.predictor import Predictor, predict
+from .deploy.predictor import Predictor
 from .deploy.scoring import evaluate_predictions, write_submission
 from .deploy.watch import watch
 from .experiments.training import auto_learner, train_model
@@ -87,6 +87,7 @@ from .cells.cells import cells_submission, combine_probs, predict_cells, single_
 from .interpret.activation import Explainer, activation_maps, show_maps
 from .interpret.embedding_map import map_html, map_points, plot_map
 from .interpret.drift import Monitoring, compare_run, monitor, plot_names, plot_traits, run_traits
+from .interpret.prediction import predict
 from .interpret.report import report
 from .cli.demo import run_demo, show_predictions
 

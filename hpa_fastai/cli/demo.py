@@ -27,7 +27,7 @@ from ..evaluate.evaluation import *
 from ..deploy.bundle import *
 from ..deploy.loading import *
 from ..deploy.saving import *
-from ..deploy.predictor import *
+from ..interpret.prediction import predict
 from ..deploy.scoring import *
 
 # %% ../../nbs/cli/50_demo.ipynb #28d0852b

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['YES_NO', 'OPTIONS', 'READING', 'Help', 'Parser', 'number', 'path', 'learning_rate', 'pretrained', 'fine_tune',
            'thresholds', 'channels', 'names', 'add_options', 'add_reading_options', 'reader_of', 'reading_of',
-           'add_prediction_options', 'predictor_of', 'places_of', 'columns_of', 'group_of', 'check_free',
+           'add_prediction_options', 'predictor_of', 'places_of', 'columns_of', 'group_of', 'check_free', 'tell_taken',
            'report_failures', 'join_processes']
 
 # %% ../../nbs/cli/10_options.ipynb #828749ab
@@ -284,6 +284,15 @@ def check_free(
     from hpa_fastai.basics.errors import HPAError
     if path and path.exists() and not force:
         raise HPAError(f'{path} exists; give another name, or overwrite it with --force')
+
+# %% ../../nbs/cli/10_options.ipynb #023d1afc
+def tell_taken(
+    *files: Path|None,  # to be written; None: nothing is
+) -> None:
+    "Say which results exist, and what the command would do"
+    for file in filter(None, files):
+        if file.exists():
+            print(f'{file} exists: without --force the command would stop here; with --force it would be replaced')
 
 # %% ../../nbs/cli/10_options.ipynb #395e55fb
 def report_failures(

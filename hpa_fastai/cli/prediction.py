@@ -47,23 +47,6 @@ def add_evaluate(
     add_prediction_options(parser)
     parser.set_defaults(run=evaluate)
 
-# %% ../../nbs/cli/40_prediction.ipynb #63f669ac
-def _check_places(args):
-    "Refuse what can't be written"
-    from hpa_fastai.basics.errors import HPAError
-    from hpa_fastai.deploy.journal import check_start
-    from hpa_fastai.deploy.tables import check_writable
-    check_start(args.out, args.force)
-    wanted = {args.embeddings: ('.npy', '.parquet'), args.submission: ('.csv',), args.report: ('.html',)}
-    for file,formats in wanted.items():
-        if file is None: continue
-        check_writable(file, formats)
-        check_free(file, args.force)
-    if bool(args.submission)!=bool(args.sample):
-        raise HPAError('--submission FILE needs --sample FILE, the sample submission of the competition, '
-                       'and the other way round')
-    if args.sample and not args.sample.is_file(): raise HPAError(f'{args.sample}: no such sample submission')
-
 # %% ../../nbs/cli/40_prediction.ipynb #85f6e6eb
 def _summary(journal):
     "Return how many rows a table has, how many of them failed, and which locations are named most often"
@@ -114,35 +97,26 @@ def _rehearse(args, predictor):
           f'one batch of {len(rows)} took {seconds:.1f} s: about {minutes:.1f} minutes for all; '
           f'{failed} of them could not be read\n'
           f'to {args.out}; nothing was written')
+    if not args.force: tell_taken(args.out, args.embeddings, args.submission, args.report)
 
 # %% ../../nbs/cli/40_prediction.ipynb #a9a08e7b
 def predict(
     args: argparse.Namespace,  # of the command
 ) -> int|None:  # the exit code
     "Predict a folder"
-    import time
     with quick_imports():
         from hpa_fastai.deploy.predictor import check_place
-        from hpa_fastai.deploy.scoring import write_submission
-        from hpa_fastai.deploy.tables import read_predictions
+        from hpa_fastai.interpret.prediction import check_results, write_results
     if args.watch: return _watch(args)
-    _check_places(args)
+    files = {name: getattr(args, name) for name in ('out', 'embeddings', 'submission', 'sample', 'report')}
+    check_results(force=args.force or args.dry_run, **files)
     check_place(args.folder)
     predictor = predictor_of(args)
     if args.dry_run: return _rehearse(args, predictor)
-    start, interrupted = time.perf_counter(), Path(f'{args.out}.part').exists()
-    journal = predictor.to_file(args.folder, args.out, args.force, args.embeddings, args.progress)
-    seconds = None if interrupted else time.perf_counter()-start
+    journal = write_results(predictor, args.folder, force=args.force, progress=args.progress, **files)
     print(_summary(journal))
-    if args.submission:
-        predictions = read_predictions(journal.out)
-        rows = write_submission(predictions, args.sample, args.submission, predictor.labels, args.force)
-        print(f'{len(rows)} rows in {args.submission}.')
-    if args.report:
-        from hpa_fastai.interpret.report import report as write_report
-        page = write_report(journal.out, args.report, predictor.bundles[0], args.folder, seconds=seconds,
-                            force=args.force)
-        print(f'Page: {page}')
+    if args.submission: print(f'Submission: {args.submission}')
+    if args.report: print(f'Page: {args.report}')
     return report_failures(journal.errors, len(journal))
 
 def add_predict(

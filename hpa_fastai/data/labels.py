@@ -107,7 +107,15 @@ class LabelSet:
         "Write class numbers as the data set does."
         return self.sep.join(str(int(i)) for i in idxs)
 
+    @property
+    def names(self) -> list[str]:
+        "The names of the classes, in the order of their numbers."
+        return list(self.classes)
+
     def __len__(self): return len(self.classes)
+    def __iter__(self): return iter(self.classes)
+    def __getitem__(self, number): return self.classes[number]
+    def __contains__(self, name): return isinstance(name, str) and same_form(name).casefold() in self.numbers
     def __repr__(self): return f'LabelSet({self.name!r}, {len(self)} classes)'
 
 # %% ../../nbs/data/00_labels.ipynb #134e3a16

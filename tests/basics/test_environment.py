@@ -62,7 +62,7 @@ sys.exit(os.system('echo child && echo child >&2'))'''
 
 
 def test_a_library_without_a_stream_draws_no_bar(small_atlas, trained, monkeypatch):
-    from hpa_fastai.deploy.predictor import predict
+    from hpa_fastai.interpret.prediction import predict
     monkeypatch.setattr(sys, 'stderr', None)
     assert len(predict(find_images(small_atlas/'train')[:2], trained[1])) == 2
 

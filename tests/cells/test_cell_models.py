@@ -27,7 +27,8 @@ from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.deploy.bundle import BundleError
 from hpa_fastai.deploy.journal import Journal
-from hpa_fastai.deploy.predictor import Predictor, predict
+from hpa_fastai.deploy.predictor import Predictor
+from hpa_fastai.interpret.prediction import predict
 from hpa_fastai.deploy.tables import ResultError, read_cells
 from hpa_fastai.deploy.watch import watch
 from hpa_fastai.evaluate.calibration import Calibration

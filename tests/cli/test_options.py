@@ -20,7 +20,7 @@ CALLS = {  # of each command: the functions that take its options
     'compare': ['experiments.compare.compare', 'data.reader.ImageReader'],
     'calibrate': ['experiments.recalibration.calibrate_model'],
     'evaluate': ['deploy.predictor.Predictor'],
-    'predict': ['deploy.predictor.predict', 'deploy.watch.watch'],
+    'predict': ['interpret.prediction.predict', 'deploy.watch.watch'],
     'cells': ['cells.cells.predict_cells', 'deploy.predictor.Predictor'],
     'report': ['interpret.report.report', 'data.reader.ImageReader'],
     'models': ['deploy.published_bundles.fetch_model'],

@@ -20,7 +20,8 @@ from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.data.files import find_images
 from hpa_fastai.batches.tensors import read_image
-from hpa_fastai.deploy.predictor import Predictor, predict
+from hpa_fastai.deploy.predictor import Predictor
+from hpa_fastai.interpret.prediction import predict
 from hpa_fastai.deploy.scoring import evaluate_predictions
 from hpa_fastai.data.labels import HPA28, HPAError
 from hpa_fastai.data.label_tables import read_labels
@@ -156,6 +157,7 @@ def test_blank_protein_is_flagged(plate, trained):
 
 RUN = """
 import sys, time
+import hpa_fastai
 import hpa_fastai.deploy.predictor as inf
 real = inf.Predictor.infer
 def slow(*args):
@@ -163,7 +165,7 @@ def slow(*args):
     time.sleep(float(sys.argv[4]))
     return real(*args)
 inf.Predictor.infer = slow
-inf.predict(sys.argv[1], model=sys.argv[2], out=sys.argv[3], bs=4, progress=False)
+hpa_fastai.predict(sys.argv[1], model=sys.argv[2], out=sys.argv[3], bs=4, progress=False)
 """
 
 
@@ -211,7 +213,7 @@ def unfinished(plate, trained, out, **kwargs):
 
 MATCH = """
 import sys, time
-import hpa_fastai.deploy.predictor as inf
+import hpa_fastai
 from hpa_fastai.deploy.journal import Journal
 real, when = Journal.revise, sys.argv[4]
 def revise(*args):
@@ -219,7 +221,7 @@ def revise(*args):
     print('there', flush=True)
     time.sleep(60)
 Journal.revise = revise
-inf.predict(sys.argv[1], model=sys.argv[2], out=sys.argv[3], bs=4, thresholds='prevalence', progress=False)
+hpa_fastai.predict(sys.argv[1], model=sys.argv[2], out=sys.argv[3], bs=4, thresholds='prevalence', progress=False)
 """
 
 

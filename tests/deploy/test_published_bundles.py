@@ -21,7 +21,8 @@ from hpa_fastai.cli.main import main
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.deploy.bundle import BundleError
 from hpa_fastai.deploy.loading import load_bundle, test_bundle as check_bundle
-from hpa_fastai.deploy.predictor import Predictor, predict
+from hpa_fastai.deploy.predictor import Predictor
+from hpa_fastai.interpret.prediction import predict
 from hpa_fastai.deploy.published_bundles import default_model, fetch_model, published_models
 from hpa_fastai.models.networks import NoWeights
 from hpa_fastai.models.registry import PUBLISHED

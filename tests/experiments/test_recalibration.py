@@ -15,7 +15,8 @@ from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.data.labels import HPA28, HPA19
 from hpa_fastai.deploy.bundle import Bundle
 from hpa_fastai.deploy.loading import load_bundle, test_bundle as check_bundle
-from hpa_fastai.deploy.predictor import Predictor, predict
+from hpa_fastai.deploy.predictor import Predictor
+from hpa_fastai.interpret.prediction import predict
 from hpa_fastai.deploy.saving import write_bundle
 from hpa_fastai.evaluate.calibration import Calibration
 from hpa_fastai.evaluate.metrics import macro_f1
