@@ -29,8 +29,10 @@ def check_labels(targets,         # 0/1 or bool, images × classes
     bad = (t != 0) & (t != 1)
     if bad.any():
         row, col = np.argwhere(bad)[0]
-        raise MetricError(f'{name} row {row}, class {col}: {t[row, col]} is neither 0 nor 1; '
-                          'pass multi-hot labels, as `LabelSet.encode` makes them')
+        wanted = ('these are no decisions yet: pass probs > 0.5, or thresholds.predict(probs); while a network trains, '
+                  'MacroF1() and its like decide themselves' if name == 'preds' else
+                  'pass multi-hot labels, as `LabelSet.encode` makes them')
+        raise MetricError(f'{name} row {row}, class {col}: {t[row, col]} is neither 0 nor 1; {wanted}')
     return t.astype(bool)
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #2e4396a7

@@ -18,19 +18,21 @@ from fastai.data.all import *
 from fastai.learner import *
 from fastai.optimizer import *
 from fastai.vision.learner import default_split
-from ..basics.arguments import checked
+from ..basics.arguments import checked, known_arguments
 from ..basics.errors import HPAError
 from ..basics.processes import is_first, n_processes
 from ..batches.loaders import HPADataLoaders
 from ..batches.splits import group_codes
+from ..batches.tensors import TensorRGBY
 from ..evaluate.calibration import Calibration, calibrate as fit_calibration
 from ..evaluate.thresholds import Thresholds, as_thresholds, fit_thresholds
 from ..evaluate.evaluation import Evaluation, evaluate
 from ..models.architectures import create_model, source_library
 from .losses import get_loss
 from hpa_fastai.train.callbacks import (
-    ForgetDecisions, KeepStatistics, MeanAP, TrainingError, TrainingPrecision, amp_dtype, copy_weights,
+    ForgetDecisions, KeepStatistics, TrainingError, TrainingPrecision, amp_dtype, copy_weights,
     forget_decisions)
+from .metrics import MacroF1, MeanAP, as_metric, check_monitors
 from .checkpoints import find_checkpoint, training_settings
 from .schedule import default_sizes, plan_epochs, plan_time
 from .head import fit_head
@@ -38,6 +40,22 @@ from .published import begin_as_published, published_start
 from .distributed import join_processes, leave_processes
 from .progressive import (
     ProgressiveRun, TrainingPlan, check_sizes, fit_head_alone, head_seconds, resume_training, search_lr)
+
+# %% ../../nbs/train/70_learner.ipynb #8f1f1e0f
+def check_loaders(
+    dls,  # what somebody gave
+    who: str,  # the function that it was given to
+) -> HPADataLoaders:  # the same
+    "Refuse loaders that don't know labels and settings, and say what to use"
+    if isinstance(dls, HPADataLoaders): return dls
+    try: four = isinstance(dls.train.dataset[0][0], TensorRGBY)
+    except Exception: four = False
+    ours = 'HPADataLoaders.from_csv, HPADataLoaders.from_df or HPADataBlock(…).dataloaders(…)'
+    theirs = ''
+    if isinstance(dls, DataLoaders):
+        theirs = f'; for these loaders take vision_learner(dls, …{", n_in=4" if four else ""}), which is fastai\'s own'
+    raise HPAError(f'{who} takes loaders of four-channel pictures that know their labels and settings, and got '
+                   f'{type(dls).__name__}; make them with {ours}{theirs}')
 
 # %% ../../nbs/train/70_learner.ipynb #14ceaa89
 class HPALearner(Learner):
@@ -53,8 +71,31 @@ class HPALearner(Learner):
         model: torch.nn.Module,  # B×4×size×size to B×C logits
         **kwargs
     ):
-        super().__init__(dls.new(), model, **kwargs)
+        super().__init__(check_loaders(dls, 'HPALearner').new(), model, **kwargs)
         self.add_cb(ForgetDecisions())
+
+    @property
+    def metrics(self) -> L:
+        "What is measured on the validation images after each epoch; scores such as `macro_f1` may be put here too"
+        return self._metrics
+
+    @metrics.setter
+    def metrics(self,
+        value,  # metrics of fastai or of this package, or scores: macro_f1, micro_f1, sample_f1, mean_ap
+    ):
+        "Put metrics in the place of those that there are"
+        self._metrics = L(value).map(as_metric).map(mk_metric)
+
+    @delegates(Learner.fit)
+    def fit(self,
+        n_epoch: int,  # passes over the training images
+        *args,
+        cbs = None,  # callbacks for this fit alone
+        **kwargs
+    ):
+        "fastai's loop; a callback that watches a figure which is not measured is told so before"
+        check_monitors(self, L(cbs))
+        super().fit(n_epoch, *args, cbs=cbs, **kwargs)
 
     @property
     def thresholds(self) -> Thresholds|None:
@@ -124,15 +165,21 @@ class HPALearner(Learner):
         return self
 
 # %% ../../nbs/train/70_learner.ipynb #44305e3d
+@known_arguments(
+    ps='say dropout', weights='say pretrained: True, or a file', loss='say loss_func', callbacks='say cbs',
+    normalize='the loaders normalise: HPADataLoaders.from_csv(…, normalize=…)',
+    n_in='it is 4', n_out='the loaders know the classes: labels=… there', item_tfms='give it to the loaders',
+    batch_tfms='give it to the loaders', custom_head='make the network yourself, and take HPALearner(dls, model)',
+    cut='make the network yourself, and take HPALearner(dls, model)')
 @delegates(Learner.__init__)
 def hpa_learner(
     dls: HPADataLoaders,  # or loaders of `HPADataBlock`
-    arch: str = 'resnet18',  # a timm or torchvision name, 'hpa-densenet121', 'smallresnet', …; see `list_models`
+    arch: str|Callable = 'resnet18',  # a timm or torchvision name, 'hpa-densenet121', 'smallresnet', …: `list_models`
     pretrained: bool|str|Path = True,  # published weights, none, or a weights file on this machine
     stem: str = 'copy',  # the yellow filters of a pretrained stem: 'copy' those of red, their 'mean', or 'zero'
     dropout: float = 0.5,  # before the last layer
     loss_func = 'focal',  # a name for `get_loss`, or a loss
-    metrics = None,  # None: mean average precision
+    metrics = None,  # None: mean average precision, and macro F1 at the best single threshold
     cbs = None,  # callbacks beside gradient clipping and mixed precision
     opt_func: Callable = Adam,  # makes the optimiser; fastai's Adam decays weights as AdamW does
     splitter: Callable = default_split,  # groups of parameters with rates of their own: body and head
@@ -140,6 +187,8 @@ def hpa_learner(
     **kwargs
 ) -> HPALearner:
     "A `Learner` for four-channel pictures and many labels"
+    check_loaders(dls, 'hpa_learner')
+    if callable(arch): arch = arch.__name__  # fastai's way to name a network: resnet18 itself
     if not dls.settings_suffice():
         warnings.warn('item_tfms or batch_tfms of your own change validation pictures too: save_bundle will refuse '
                       'what it can\'t describe; make them for training alone (split_idx=0), or save with learn.export')
@@ -152,7 +201,7 @@ def hpa_learner(
     if knows_cells: ours.append(KeepStatistics())
     learn = HPALearner(dls, model.to(dls.device, memory_format=torch.channels_last),
                        loss_func=get_loss(loss_func) if isinstance(loss_func, str) else loss_func,
-                       metrics=[MeanAP()] if metrics is None else metrics, cbs=[*ours, *L(cbs)],
+                       metrics=[MeanAP(), MacroF1()] if metrics is None else metrics, cbs=[*ours, *L(cbs)],
                        opt_func=opt_func, splitter=splitter, wd=wd, **kwargs)
     learn.pretrained, learn.knows_cells = bool(pretrained), knows_cells
     if pretrained: learn.start_weights = copy_weights(learn)

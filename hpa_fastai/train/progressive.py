@@ -17,8 +17,9 @@ from ..basics.processes import broadcast, is_first
 from ..basics.errors import HPAError
 from ..models.architectures import body_features
 from .callbacks import (
-    DECISIONS, AverageWeights, KeepBest, KeepTime, LogEpochs, StopOnNaN, TrainingError, copy_weights, mean_ap,
+    DECISIONS, AverageWeights, KeepBest, KeepTime, LogEpochs, StopOnNaN, TrainingError, copy_weights,
     set_weights, stop_on_interrupt, write_log)
+from .metrics import MacroF1, mean_ap
 from .checkpoints import SaveEpochs, restore_learner, write_checkpoint
 from .schedule import PartOfCycle, Stage, epoch_batches, fit_in_memory, full_precision_after
 from .head import fit_head, match_head
@@ -262,7 +263,8 @@ def fit_head_alone(
     if len(learn.dls.valid_ds):
         with learn.no_bar(), learn.no_logging(): logits, targets = learn.get_preds(act=noop)
         row['valid_loss'] = float(learn.loss_func(logits, targets))
-        row['mean_ap'] = mean_ap(logits.sigmoid().cpu().numpy(), targets.cpu().numpy())
+        probs, truth = logits.sigmoid().cpu(), targets.cpu()
+        row.update(mean_ap=mean_ap(probs.numpy(), truth.numpy()), macro_f1=MacroF1()(probs, truth))
     seconds = time.monotonic()-start
     learn.training_log = [dict(row, seconds=round(seconds, 2))]
     learn.history = dict(learn.origin, images=len(learn.dls.train_ds), stages=[f'{size} px: the head alone'], lr=0.,

@@ -10,7 +10,7 @@ import torch
 from hpa_fastai.all import HPADataLoaders, HPAError
 from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.train.distributed import rank_share
-from hpa_fastai.train.callbacks import mean_ap
+from hpa_fastai.train.metrics import mean_ap
 
 pytest.importorskip('accelerate')
 LAUNCH = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']

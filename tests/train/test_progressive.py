@@ -74,7 +74,7 @@ def test_published_weights_get_a_head_and_gentle_rates_for_the_body(make_learner
 
 
 def test_the_head_alone_leaves_the_body_as_it_came(make_learner):
-    from hpa_fastai.train.callbacks import mean_ap
+    from hpa_fastai.train.metrics import mean_ap
     learn = make_learner('smallresnet', 32, True)
     before = copy(learn)
     learn.fit_progressive(minutes=30, fine_tune=False)
