@@ -39,9 +39,10 @@ from .models.networks import published_body
 from .models.registry import PUBLISHED, PublishedModel
 from .train.losses import (AsymmetricLoss, BCELoss, MultilabelLoss, SigmoidFocalLoss, SoftF1Loss,
                                      SymmetricLovaszLoss, WeightedSumLoss, get_loss)
-from .train.callbacks import (AverageWeights, KeepBest, KeepStatistics, KeepTime, LogEpochs, MeanAP,
+from .train.metrics import MacroF1, MeanAP, MicroF1, SampleF1, mean_ap
+from .train.callbacks import (AverageWeights, KeepBest, KeepStatistics, KeepTime, LogEpochs,
                                         StopOnNaN, StopWhenAsked, TrainingBar, TrainingError, TrainingPrecision,
-                                        mean_ap, stop_on_interrupt)
+                                        stop_on_interrupt)
 from .train.checkpoints import SaveEpochs, read_checkpoint
 from .train.schedule import Stage, default_sizes, measure_steps, plan_stages
 from .train.fine_tuning import worth_fine_tuning

@@ -10,7 +10,7 @@ __all__ = ['TrainingBar', 'TrainingPrecision', 'KeepTime', 'AverageWeights', 'Ke
 import signal, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from fastai.callback.all import *
 from fastai.data.all import *
 from fastai.learner import *

@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'mean_ap', 'MeanAP', 'MacroF1', 'MicroF1', 'SampleF1']
 
 # %% ../../nbs/train/05_metrics.ipynb #5e45ee54
-import numpy as np, torch
+import numpy as np
 from functools import partial
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner

@@ -1,4 +1,4 @@
-"Macro F1 and its like while a network trains: over all validation images, seen by fastai's callbacks, at a threshold that is said."
+"Macro F1 while a network trains: of all validation images, watched by fastai's callbacks, at a stated threshold"
 from functools import partial
 
 import numpy as np
