@@ -37,6 +37,8 @@ RANGES = dict(
     prior = _Range(0, 1),
     diameter = _Range(1, 10_000, optional=True),
     pixel_size = _Range(.001, 100, optional=True),
+    dpi = _Range(72, 1200, whole=True),
+    mm = _Range(40, 400),
     timeout = _Range(0, 1e9, optional=True),
     settle = _Range(0, 1e6),
     days = _Range(0, 1e6),

@@ -11,6 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from ..basics.environment import settle_in
 from .datasets import *
+from .figures import *
 from .models import *
 from .options import *
 from .prediction import *
@@ -56,7 +57,7 @@ class Version(argparse.Action):
 
 # %% ../../nbs/cli/90_main.ipynb #398e8cb8
 COMMANDS = (add_demo, add_verify, add_explore, add_train, add_compare, add_calibrate, add_evaluate, add_predict,
-            add_report, add_cells, add_models, add_test_model, add_simulate)
+            add_cells, add_report, add_figure, add_models, add_test_model, add_simulate)
 
 def make_parser() -> Parser:
     "Make the parser of the command with all its subcommands"

@@ -22,7 +22,7 @@ from ..evaluate.class_colours import in_cell_order
 from ..deploy.tables import ResultError, as_predictions, cell_text, read_cells, read_predictions
 from ..cells.masks import decode_mask
 
-# %% ../../nbs/interpret/48_fields.ipynb #1c4e5ef2
+# %% ../../nbs/interpret/48_fields.ipynb #01849966
 def read_results(
     results: pd.DataFrame|str|Path,  # of `predict` or `predict_cells`, or the file
 ) -> pd.DataFrame:  # of `as_predictions`, with the column `image`, the Id of the field of view
@@ -34,7 +34,8 @@ def read_results(
             except ResultError: raise why from None
     table = as_predictions(results)[0].reset_index(drop=True)
     if not len(table): raise HPAError('the table of predictions has no rows; predict a folder with images first')
-    if not (table['error']=='').any(): raise HPAError(f'no row has a prediction; the first says: {table["error"].iat[0]}')
+    if (table['error']!='').all():
+        raise HPAError(f'no row has a prediction; the first says: {table["error"].iat[0]}')
     if 'cell' not in table: return table.assign(image=table.Id)
     return table.assign(image=table.Id, Id=[f'{i} cell {cell_text(c)}' for i,c in zip(table.Id, table.cell)])
 
@@ -116,7 +117,11 @@ def read_field(
         img = np.stack([np.asarray(Image.fromarray(plane).resize(small, Image.BOX)) for plane in img])
     return Field(row, location, img, counts, scale, width)
 
-# %% ../../nbs/interpret/48_fields.ipynb #a3691d35
+# %% ../../nbs/interpret/48_fields.ipynb #6946d978
+def _explain_absent(rows, images):
+    "Raise the error that says why rows of predictions have no picture"
+    attach_images(pd.DataFrame(dict(Id=rows.image)), pd.DataFrame(list(images.values())))
+
 def named_fields(
     predictions: pd.DataFrame,  # of `as_predictions`
     images: dict,  # Id -> row of the table of `find_images`
@@ -126,7 +131,7 @@ def named_fields(
     "Read the fields that somebody named."
     chosen = predictions.iloc[rows_of_ids(predictions, ids)]
     absent = chosen[~chosen.image.map(id_form).isin(images)]
-    if len(absent): attach_images(absent[['image']].rename(columns=dict(image='Id')), pd.DataFrame(list(images.values())))  # which says what is wrong
+    if len(absent): _explain_absent(absent, images)
     return [read(row, None) for _,row in chosen.iterrows()]
 
 def fields_by_location(
@@ -139,7 +144,7 @@ def fields_by_location(
     "Read the most typical fields of the most frequent locations."
     is_there = predictions.image.map(id_form).isin(images) & (predictions['error']=='')
     there = predictions[is_there].reset_index(drop=True)
-    if not len(there): attach_images(predictions[['image']].rename(columns=dict(image='Id')), pd.DataFrame(list(images.values())))
+    if not len(there): _explain_absent(predictions, images)
     frequency = there.Names[there.Names!=''].str.split('|').explode().value_counts()
     if not len(frequency):
         raise HPAError('no field of view has a location, so none is typical; name some with ids=… (--ids A,B,C)')
@@ -204,7 +209,7 @@ def tinted(
     parts = [stretch(*planes[c])[..., None]*np.array(hue, np.float32) for c,hue in COLOURS[colours].items()]
     return (sum(parts).clip(0, 1)*255).astype(np.uint8)
 
-# %% ../../nbs/interpret/48_fields.ipynb #2feac3bd
+# %% ../../nbs/interpret/48_fields.ipynb #b9812d08
 def about_choice(
     predictions: pd.DataFrame,  # of `read_results`
     fields: list,  # of `Field`
@@ -219,6 +224,6 @@ def about_choice(
     if named: return f'{total}; those shown were chosen by their Ids.'
     odd = ' Of some locations every example has a flag; the most probable is shown with it.' if any(
         f.row['flags'] for f in fields) else ''
-    how = (f'of each location (in bold) the {unit} with the highest probability are shown, those without a flag and '
-           'without other locations first')
+    how = (f'of each location (named first) the {unit} with the highest probability are shown, '
+           'those without a flag and without other locations first')
     return f'{total}; {"; ".join([how, *notes])}.{odd}'
