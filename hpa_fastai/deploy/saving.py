@@ -10,7 +10,7 @@ import json, os, re, secrets, shutil, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -214,18 +214,21 @@ def describe_pictures(
     held_out: PictureMeasures,  # of others of the same kind, which set the limits
     probs: np.ndarray,  # of the held-out pictures, n×C
     groups,  # of each held-out picture: what tells the antibodies apart
+    usual_groups,  # of each usual picture
 ) -> None:
     "Take into a bundle which pictures are usual, and how held-out ones look and are named."
     bundle.flagger = Flagger.fit(usual, held_out)
     unlikeness = bundle.flagger.unlikeness(None, held_out.embeddings, held_out.figures)
     traits = {**held_out.traits, 'unlikeness': unlikeness}
-    bundle.config['reference'] = asdict(Reference.fit(traits, bundle.thresholds.predict(probs), groups))
+    bundle.config['reference'] = asdict(Reference.fit(
+        traits, bundle.thresholds.predict(probs), groups, usual.traits, usual_groups))
 
 def _describe_data(bundle, dls):
     "Take the figures of training pictures, and how held-out pictures look, into a bundle."
-    (train, *_), (held_out, probs, items) = (_run_on_pictures(bundle, dl) for dl in (dls.train, dls.valid))
+    (train, _, trained), (held_out, probs, items) = (_run_on_pictures(bundle, dl) for dl in (dls.train, dls.valid))
     group = getattr(dls, 'group', None)
-    describe_pictures(bundle, train, held_out, probs, group_codes(items, group if group in items else antibody_of))
+    groups = group_codes(pd.concat([trained, items]), group if group in items else antibody_of)
+    describe_pictures(bundle, train, held_out, probs, groups[len(trained):], groups[:len(trained)])
 
 # %% ../../nbs/deploy/20_saving.ipynb #5eb22ed5
 @patch

@@ -269,6 +269,7 @@ class ReferenceConfig(ConfigPart):
     worth: TraitsAndNames[Annotated[float, Field(ge=0, le=1e9)]]  # independent images that the sample is worth
     icc: TraitsAndNames[Share]  # correlation within groups
     named: Annotated[list[Count], PerClass]  # images that got the name
+    pictures: Count|None = None  # images whose brightness and sharpness were measured
 
 # %% ../../nbs/deploy/00_schema.ipynb #a834e094
 Sha256 = Annotated[str, StringConstraints(pattern='^[0-9a-f]{64}$')]

@@ -103,7 +103,7 @@ def _assemble(bundle, answers, decisions, after, groups, seed, about):
                           bundle.device)
     is_held_out = deal_parts(groups, 2, seed) == 1
     describe_pictures(new, answers.measures[~is_held_out], answers.measures[is_held_out],
-                      decisions.probs[is_held_out], groups[is_held_out])
+                      decisions.probs[is_held_out], groups[is_held_out], groups[~is_held_out])
     return new
 
 # %% ../../nbs/experiments/05_recalibration.ipynb #6bc09143

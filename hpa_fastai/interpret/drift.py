@@ -7,7 +7,7 @@ __all__ = ['run_traits', 'Monitoring', 'compare_run', 'monitor', 'plot_traits', 
 
 # %% ../../nbs/interpret/40_drift.ipynb #cdd5ad00
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -159,18 +159,19 @@ def _findings(different, per_picture):
 
 # %% ../../nbs/interpret/40_drift.ipynb #1a55adc2
 def _with_decisions(rows, alpha):
-    "The rows as a table that says which of them differ"
+    "The rows as a table that says which of them differ, and which may: too few pictures to be sure"
     table = pd.DataFrame(rows, columns=['kind', 'what', 'reference', 'run', 'p', 'large'])
-    is_name = table.kind=='names'
+    is_name, large = table.kind=='names', table.pop('large').astype(bool)
     tests = np.where(is_name, is_name.sum(), (~is_name).sum())
-    table['differs'] = (table.p<alpha/2/np.maximum(tests, 1)) & table.large.astype(bool)
-    return table.drop(columns='large')
+    table['differs'] = (table.p<alpha/2/np.maximum(tests, 1)) & large
+    table['may_differ'] = (table.p<.01) & large & ~table.differs & ~is_name
+    return table
 
 # %% ../../nbs/interpret/40_drift.ipynb #84b81e8c
 @dataclass(repr=False)
 class Monitoring:
     "A run beside the training of its model"
-    table: pd.DataFrame  # kind, what, reference, run, p, differs
+    table: pd.DataFrame  # kind, what, reference, run, p, differs, may_differ
     findings: list  # a sentence for each change, causes first
     kinds: list  # the kind of each sentence: brightness, sharpness, unlikeness, names
     n: int  # fields of view of the run that were predicted
@@ -178,11 +179,51 @@ class Monitoring:
     quantiles: dict  # trait -> quantiles in the run
     ids: list|None = None  # of the pictures looked at
     embeddings: np.ndarray|None = None  # of the same, n×D
+    doubts: list = field(default_factory=list)  # a sentence for each difference that may be chance
+    noticed: str = ''  # how large a difference would have been seen
 
     def __repr__(self):
         seen = f'{self.n:,} predictions, without their pictures'
         if self.n_pictures: seen = f'{self.n_pictures:,} of {self.n:,} pictures looked at'
-        return '\n'.join([seen, *(self.findings or ['No difference from training that matters.'])])
+        said = [*self.findings, *self.doubts] or ['No difference from training that matters was found.']
+        return '\n'.join(filter(None, [seen, *said, self.noticed]))
+
+# %% ../../nbs/interpret/40_drift.ipynb #73222ffb
+def _least_ratio(ref, trait, values, worth, alpha):
+    "How many times darker or less sharp pictures have to be for it to be noticed; infinite where nothing would"
+    shift = smallest_shift(ref.quantiles[trait], values, (ref.worth[trait], worth), alpha)
+    kind = 'sharpness' if trait=='sharpness' else 'brightness'
+    return max(float(np.exp(min(shift, 50))), _SMALLEST_CHANGE[kind])
+
+def _noticed_in_pictures(ref, traits, worth, alpha):
+    "The differences of pictures that would have been noticed, in words"
+    ratios = {trait: _least_ratio(ref, trait, values, worth[trait], alpha) for trait,values in traits.items()
+              if trait!='unlikeness'}
+    names = {**_channel_names, 'sharpness': 'fine detail'}
+    said = [f'{1/ratio:.0%} in the {names[trait]}' for trait,ratio in ratios.items() if ratio<20 and trait in CHANNELS]
+    blind = [names[trait] for trait,ratio in ratios.items() if ratio>=20]
+    parts = [f'brightness at or below this share of the usual: {", ".join(said)}'] if said else []
+    detail = ratios.get('sharpness', np.inf)
+    if detail<20: parts.append(f'fine detail at or below {1/detail:.0%} of the usual')
+    if 'unlikeness' in traits:
+        known, new = ref.worth['unlikeness'], worth['unlikeness']
+        share = .05+np.sqrt(-np.log(alpha)*(known+new)/(2*known*new))+.84*np.sqrt(.25/max(new, 1))
+        if share<1: parts.append(f'{max(share, _SMALLEST_CHANGE["unlikeness"]):.0%} of the pictures unlike training')
+    return parts, blind
+
+# %% ../../nbs/interpret/40_drift.ipynb #9b46dd7d
+def _what_would_show(ref, traits, worth, n_pictures, n, alpha):
+    "A sentence about the smallest differences that would have been noticed, and what would not"
+    tests = len(traits)+(2 if traits else len(_usual_shares))
+    parts, blind = _noticed_in_pictures(ref, traits, worth, alpha/2/tests)
+    if 'names' in worth:
+        share = max(smallest_share(.1, (ref.worth['names'], worth['names']), alpha/2/len(ref.named)), .15)
+        if share<1: parts.append(f'a name that is given to 10 % of the pictures in training, from {share:.0%} on')
+    known = f'{ref.pictures or ref.n:,} pictures of training and {n_pictures if traits else n:,} of the run'
+    if not parts: return f'With {known} no difference would have been noticed: predict more pictures of this kind.'
+    missed = f'; no change at all of {" and ".join(blind)}' if blind else ''
+    return f'With {known} this would have been noticed in four of five cases: {"; ".join(parts)}{missed}. ' \
+           'A smaller difference might not.'
 
 # %% ../../nbs/interpret/40_drift.ipynb #473b19b5
 def compare_run(
@@ -190,32 +231,34 @@ def compare_run(
     ids: list,  # of the pictures that were looked at
     traits: dict,  # of `run_traits`
     bundle: Bundle,  # the model
-    alpha: float = .01,  # probability of a false alarm, of all tests together
+    alpha: float = .05,  # probability of a false alarm, of all tests together
 ) -> Monitoring:
     "Lay predictions and measured pictures beside the training of the model"
     ref, labels = Reference(**bundle.config['reference']), bundle.labels
-    rows = []
-    for trait,values in traits.items():
-        worth = effective_size(_antibody_codes(ids), ref.icc[trait])
-        rows.append(_trait_row(ref, trait, values, worth))
+    worth = {trait: effective_size(_antibody_codes(ids), ref.icc[trait]) for trait in traits}
+    rows = [_trait_row(ref, trait, values, worth[trait]) for trait,values in traits.items()]
     if n := len(ok):
         ok = as_predictions(ok, labels, probs=False)[0]
         absent = [c for c in labels.classes if c not in ok]
         if absent:
             raise HPAError(f'the predictions have no column {absent[0]!r}: '
                            'they were not made by a model with the classes of this one')
-        worth = effective_size(_antibody_codes(ok.Id), ref.icc['names'])
+        worth['names'] = effective_size(_antibody_codes(ok.Id), ref.icc['names'])
         named, flags = labels.encode(ok.Predicted).sum(0), ok['flags'].fillna('').str.split()
-        rows += [_name_row(ref, name, k, int(named[k]), n, worth) for k,name in enumerate(labels.classes)]
+        rows += [_name_row(ref, name, k, int(named[k]), n, worth['names']) for k,name in enumerate(labels.classes)]
         for flag in _usual_shares:
             if traits and flag in ('out-of-focus', 'unlike-training'): continue
             flagged = int(flags.map(lambda has: flag in has).sum())
-            rows.append(_flag_row(ref, flag, flagged, n, worth))
+            rows.append(_flag_row(ref, flag, flagged, n, worth['names']))
     table = _with_decisions(rows, alpha)
     per_picture = bundle.settings.mean is None or bundle.settings.source
     found = _findings(table[table.differs], per_picture)
     quantiles = {trait: np.quantile(values, np.linspace(0, 1, N_QUANTILES)).tolist() for trait,values in traits.items()}
-    return Monitoring(table, [text for _,text in found], [kind for kind,_ in found], n, len(ids), quantiles)
+    doubts = [f'Perhaps, but there are too few pictures to be sure: {_sentence(row, per_picture)}'
+              for row in table[table.may_differ].itertuples()]
+    noticed = _what_would_show(ref, traits, worth, len(ids), n, alpha) if n else ''
+    return Monitoring(table, [text for _,text in found], [kind for kind,_ in found], n, len(ids), quantiles,
+                      doubts=doubts, noticed=noticed)
 
 # %% ../../nbs/interpret/40_drift.ipynb #563a0ed2
 def monitor(
@@ -223,7 +266,7 @@ def monitor(
     reference: Bundle|str|Path = 'hpa_model',  # the model that made it
     images: str|Path|pd.DataFrame|None = None,  # folder of its pictures, or their table; None: names and flags alone
     most: int = 400,  # pictures to look at, drawn at random
-    alpha: float = .01,  # probability of a false alarm, of all tests together
+    alpha: float = .05,  # probability of a false alarm, of all tests together
     seed: int = 0,  # of the draw
     keep: Callable|None = None,  # of `run_traits`
 ) -> Monitoring:
@@ -266,7 +309,7 @@ def plot_traits(
         for y,(quantiles,colour) in enumerate(((run, USUAL), (reference.quantiles[trait], '#a9c4de'))):
             five = np.interp(BOX_SHARES, np.linspace(0, 1, len(quantiles)), quantiles)
             draw_box(ax, y, five if trait=='unlikeness' else np.exp(five), colour)
-        plain_axes(ax).set(yticks=[0, 1], yticklabels=['run', 'validation'], ylim=(-.6, 1.6))
+        plain_axes(ax).set(yticks=[0, 1], yticklabels=['run', 'training'], ylim=(-.6, 1.6))
         ax.set_xlim(left=0)
         ax.set_title(titles[trait], fontsize=9, loc='left')
     return fig
@@ -278,7 +321,7 @@ def plot_names(
 ) -> plt.Axes:
     "How often each name is given, in the run and in validation"
     rows = found.table[found.table.kind=='names']
-    rows = rows[rows[['reference', 'run']].max(1)>=least].sort_values('run', kind='stable')
+    rows = rows[rows[['reference', 'run']].max(axis=1)>=least].sort_values('run', kind='stable')
     y, ax = np.arange(len(rows)), new_axes(7, .8+.24*len(rows))
     ax.hlines(y, rows.reference, rows.run, color=GREY, lw=1)
     ax.scatter(rows.reference, y, marker='o', facecolor='none', edgecolor=GREY, s=26, label='validation')

@@ -227,17 +227,18 @@ def compare_with_training(self:RunReport) -> Monitoring|None:  # None: one of bo
 def training_section(self:RunReport,
     found: Monitoring,  # of `compare_with_training`
 ) -> Section:
-    "The run beside the validation images of its model"
-    columns = ['kind', 'what', 'validation', 'run', 'p', 'differs']
-    rows = found.table.rename(columns={'reference': 'validation'})[columns]
-    text = 'How the run compares with the images that the model was validated on. '
+    "The run beside the images that its model was trained and validated on"
+    rows = found.table[['kind', 'what', 'reference', 'run', 'p']].rename(columns={'reference': 'training'})
+    rows['differs'] = np.select([found.table.differs, found.table.may_differ], ['yes', 'perhaps'], 'no')
+    text = 'How the run compares with the images that the model was trained and validated on. '
     if found.n_pictures: text += f'{found.n_pictures:,} pictures of the run were looked at. '
     else:
         text += ('Without pictures there are only names and flags to compare; '
                  'brightness, sharpness and unlikeness need them (--images). ')
-    text += 'A difference is called one when it is large and hardly chance'
-    text += '.' if found.findings else '; there is none.'
-    parts = [table_block(rows, {'p': '.2g', 'validation': '.3g', 'run': '.3g'}, search=True)]
+    text += 'A difference counts when it is large and chance makes it hardly ever. '
+    if not found.findings: text += 'None was found. '
+    text += found.noticed
+    parts = [table_block(rows, {'p': '.2g', 'training': '.3g', 'run': '.3g'}, search=True)]
     if found.n: parts.insert(0, plot_names(found))
     if found.quantiles: parts.insert(0, plot_traits(found, Reference(**self.bundle.config['reference'])))
     return Section('Beside training', text, parts)
@@ -297,7 +298,7 @@ def sections(self:RunReport,
 def page(self:RunReport) -> str:  # HTML
     "One page about the run"
     found = self.compare_with_training()
-    notes = list(found.findings) if found else []
+    notes = [*found.findings, *found.doubts] if found else []
     if not len(self.predictions): notes.append('The run has no fields of view.')
     elif not len(self.read): notes.append('No field of view could be read; the reasons stand under Failures.')
     text = ('Name the model (--reference MODEL) to see how the run compares with its training, '

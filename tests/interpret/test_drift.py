@@ -1,5 +1,6 @@
 "Drift: each change is called by its name, an unchanged run raises no alarm, and too little proves nothing."
 import json
+import re
 import shutil
 
 import numpy as np
@@ -147,3 +148,28 @@ def test_figures_travel_with_the_model_and_are_checked(trained, tmp_path):
     for part in ('reference', 'validation'): del config[part]  # as it was before these were stored
     (tmp_path/'m'/'config.json').write_text(json.dumps(config))
     assert load_bundle(tmp_path/'m').config['reference'] is None
+
+
+def test_few_pictures_say_what_they_could_have_shown(model, pixels):
+    "Before 'no difference' is believed: a run of few pictures says that it could not have seen much, one of more less"
+    share = {}
+    for n in (3, len(pixels)):
+        run, table = run_of(model, pixels[:n])
+        found = monitor(run, model, table)
+        assert f'{n} of the run' in found.noticed and found.noticed in repr(found)
+        share[n] = [int(o) for o in re.findall(r'(\d+)% in the', found.noticed)]
+    assert sum(share[3]) < sum(share[len(pixels)]) and len(share[len(pixels)]) == 4
+    nothing = monitor(run[:1], model, table)
+    assert 'no difference would have been noticed' in nothing.noticed or 'no change at all' in nothing.noticed
+
+
+def test_a_dark_plate_does_not_pass_as_the_same(tmp_path):
+    "A head for 120 images, and 40 others at 40 % of the light: too few antibodies for a sure answer are said so"
+    traits = {c: np.random.default_rng(k).normal(-3, .6, 120) for k, c in enumerate(CHANNELS)}
+    reference = Reference.fit({c: v[:24] for c, v in traits.items()}, np.ones((24, 1), bool), np.arange(24)//5,
+                              {c: v[24:] for c, v in traits.items()}, np.arange(24, 120)//5)
+    assert reference.n == 24 and reference.pictures == 120
+    dark = np.random.default_rng(9).normal(-3, .6, 40)+np.log(.4)
+    p = shift_test(reference.quantiles['green'], dark, (reference.worth['green'], 40))
+    alone = Reference.fit({c: v[:24] for c, v in traits.items()}, np.ones((24, 1), bool), np.arange(24)//5)
+    assert p < 1e-5 and reference.worth['green'] > 3*alone.worth['green']
