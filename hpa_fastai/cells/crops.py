@@ -25,15 +25,16 @@ def file_pixel_size(
 
 # %% ../../nbs/cells/25_crops.ipynb #2404896a
 def interpolate(
-    x: torch.Tensor,  # n×4×H×W uint8
+    x: torch.Tensor,  # n×4×H×W, as a reader gives it
     height: int,  # of the result, in pixels
     width: int,  # likewise
     smooth: bool,  # reduce by averaging areas; False: by thinning out
-) -> torch.Tensor:  # n×4×height×width uint8
+) -> torch.Tensor:  # n×4×height×width, of the same type
     "Bring pictures to another size, linearly between pixels"
     if x.shape[-2:]==(height, width): return x
     out = F.interpolate(x.float(), (height, width), mode='bilinear', antialias=smooth, align_corners=False)
-    return out.round().clamp(0, 255).byte()
+    out = out.clamp(0, 255)
+    return out.round().byte() if x.dtype==torch.uint8 else out.to(x.dtype)
 
 # %% ../../nbs/cells/25_crops.ipynb #fb925b08
 def at_scale(

@@ -13,7 +13,7 @@ from PIL import Image
 from ..basics.arguments import checked
 from ..data.labels import HPAError
 from ..batches.tensors import composite
-from ..data.channels import resize_plane
+from ..data.channels import grey_levels, resize_plane
 
 # %% ../../nbs/cells/10_segmentation.ipynb #9b6aa27c
 class CellError(HPAError): "Cells that can't be outlined, masks that can't be used, or a submission that can't be made."
@@ -45,8 +45,7 @@ def _as_255(img):
     img = np.asarray(img.detach().cpu() if hasattr(img, 'detach') else img)
     if img.ndim!=3 or len(img)!=4:
         raise CellError(f'a picture of shape {img.shape}; cells are outlined in 4×H×W: red, green, blue, yellow')
-    highest = 1 if img.dtype.kind=='f' else np.iinfo(img.dtype).max
-    return img.astype(np.float32)*(255/highest)
+    return grey_levels(img)
 
 # %% ../../nbs/cells/10_segmentation.ipynb #d5f54274
 def _resize(planes, height, width):

@@ -137,6 +137,16 @@ def _ome_elements(tif, name):
     "The elements of a name in the metadata of an OME-TIFF"
     return [e for e in ElementTree.fromstring(tif.ome_metadata).iter() if e.tag.endswith('}'+name)]
 
+# %% ../../nbs/data/45_tiff.ipynb #4b76d319
+def _suggested_bits(tif, series):
+    "The bits that a TIFF suggests by its largest value, or by the range that ImageJ shows: 10, 12 or 14; or None"
+    tag = series.keyframe.tags.get('MaxSampleValue')
+    shown = tif.imagej_metadata or {} if tif.is_imagej else {}
+    values = [tag and tag.value, shown.get('max'), shown.get('Ranges')]
+    ends = [max(value) if isinstance(value, tuple) else value for value in values if value]
+    suggested = [bits for bits in (10, 12, 14) for end in ends if end==2**bits-1]
+    return max(suggested, default=None)
+
 # %% ../../nbs/data/45_tiff.ipynb #44069cfa
 def read_tiff(
     f, # binary file
@@ -187,7 +197,8 @@ def _planes_of_tiff(tif, f, z, header):
     significant = [e.get('SignificantBits') for e in _ome_elements(tif, 'Pixels')] if tif.is_ome else []
     stated = [series.keyframe.bitspersample, *(int(bits) for bits in significant if bits)]
     are_fewer = series.dtype.kind=='u' and isinstance(stated[0], int) and min(stated)<8*series.dtype.itemsize
-    return planes_of_array(pixels, axes, z, names, is_colour, 'TIFF', min(stated) if are_fewer else None)
+    found = planes_of_array(pixels, axes, z, names, is_colour, 'TIFF', min(stated) if are_fewer else None)
+    return found._replace(hint=_suggested_bits(tif, series))
 
 # %% ../../nbs/data/45_tiff.ipynb #5b6e21c9
 def store_files(

@@ -54,7 +54,7 @@ class Bundle:
 @patch
 @torch.no_grad()
 def inputs(self:Bundle,
-    imgs,  # B×4×S×S uint8, or a list of 4×H×W uint8 of any size, None where there is no picture
+    imgs,  # B×4×S×S, or a list of 4×H×W of any size, as a reader gives them; None where there is no picture
     figures: torch.Tensor|None = None,  # B×2×4: mean and deviation of each picture's source
 ) -> torch.Tensor:  # B×4×S×S float, on the device
     "Turn pictures into the network's input."
@@ -63,8 +63,8 @@ def inputs(self:Bundle,
         return x.contiguous(memory_format=torch.channels_last)
     if isinstance(imgs, torch.Tensor): return prepare(imgs, figures)
     shapes = {tuple(o.shape) for o in imgs if o is not None}
-    size = self.settings.size
-    blank = torch.zeros(shapes.pop() if len(shapes) == 1 else (4, size, size), dtype=torch.uint8)
+    size, dtype = self.settings.size, next((o.dtype for o in imgs if o is not None), torch.uint8)
+    blank = torch.zeros(shapes.pop() if len(shapes) == 1 else (4, size, size), dtype=dtype)
     imgs = [blank if o is None else o.as_subclass(torch.Tensor) for o in imgs]
     if len({o.shape for o in imgs}) == 1: return prepare(torch.stack(imgs), figures)
     each = [None]*len(imgs) if figures is None else figures.split(1)
@@ -88,14 +88,17 @@ def check_task(self:Bundle,
 # %% ../../nbs/deploy/10_bundle.ipynb #92382808
 @patch
 def pixels(self:Bundle,
-    imgs: list,  # 4×H×W uint8 of any size, None where there is no picture
-) -> torch.Tensor:  # B×4×S×S uint8
+    imgs: list,  # 4×H×W of any size, as a reader gives them; None where there is no picture
+) -> torch.Tensor:  # B×4×S×S, of the same type
     "Bring pictures to one size, for the flags."
     size = self.settings.reader.size or self.settings.size
+    dtype = next((o.dtype for o in imgs if o is not None), torch.uint8)
     def fit(x):
-        if x is None: return torch.zeros(4, size, size, dtype=torch.uint8)
+        if x is None: return torch.zeros(4, size, size, dtype=dtype)
         x = x.as_subclass(torch.Tensor)
-        return x if x.shape[1:] == (size, size) else resize(x[None].float(), size)[0].round().byte()
+        if x.shape[1:] == (size, size): return x
+        small = resize(x[None].float(), size)[0]
+        return (small.round() if dtype == torch.uint8 else small).to(dtype)
     return torch.stack([fit(o) for o in imgs])
 
 # %% ../../nbs/deploy/10_bundle.ipynb #eb562dfd

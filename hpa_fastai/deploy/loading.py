@@ -177,7 +177,7 @@ PUBLISHED_VECTORS = ('published_input', 'published_probs')  # arrays of a sample
 def read_sample(
     folder: Path,  # of a bundle
     n_classes: int,  # that it knows
-) -> tuple:  # pictures (n×4×S×S uint8), probabilities (n×C); published test vectors (input, probabilities), or None
+) -> tuple:  # pictures (n×4×S×S, as a reader gives them), probabilities (n×C); published test vectors (input, probabilities), or None
     "The stored pictures, their probabilities, and the published test vectors (input and probabilities), or None."
     file = _file(folder, 'sample.npz')
     try:
@@ -191,7 +191,7 @@ def read_sample(
         reason = ' '.join(str(e).split())[:100]
         raise BundleError(f'{file}: not a sample of pictures and probabilities ({reason}); '
                           'copy the bundle again, or save the model again') from None
-    are_pictures = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == 4
+    are_pictures = images.dtype in (np.uint8, np.float16) and images.ndim == 4 and images.shape[1] == 4
     if not are_pictures or probs.shape != (len(images), n_classes):
         raise BundleError(f"{file}: {images.dtype} pictures of {images.shape} and probabilities of {probs.shape} "
                           "don't belong together")

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from ..basics.errors import ImageError
+from ..data.depth import reader_for
 from ..data.reader import ImageReader
 from ..batches.tensors import composite
 from .metrics import MetricError
@@ -51,7 +52,7 @@ def show_failures(
     for column, heading in ((1, 'missed'), (n + 2, 'given wrongly')):
         axs[0][column].annotate(
             heading, (0, 1), (0, 16), xycoords='axes fraction', textcoords='offset points', fontsize=10, weight='bold')
-    reader = ImageReader(size=size)
+    reader = reader_for(images, ImageReader(size=size))
     for row, name in zip(axs, classes):
         row[0].axis('off')
         row[n + 1].axis('off')

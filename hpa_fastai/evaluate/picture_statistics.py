@@ -42,7 +42,7 @@ N_FIGURES = 6 + 4 + 4*N_LEVELS  # of `picture_figures`
 
 @torch.no_grad()
 def picture_figures(
-    x: torch.Tensor,  # B×4×H×W uint8, as a reader gives it
+    x: torch.Tensor,  # B×4×H×W grey levels, as a reader gives them
 ) -> np.ndarray:  # B×26: overlap of each pair of channels, skewness of each, and their log detail from fine to coarse
     "Overlaps, skewness and detail of pictures."
     z = standardise(x.float()/255)
@@ -61,7 +61,7 @@ def sharpness(
 
 @torch.no_grad()
 def picture_traits(
-    x: torch.Tensor,  # B×4×H×W uint8, as a reader gives it
+    x: torch.Tensor,  # B×4×H×W grey levels, as a reader gives them
 ) -> dict:  # name -> B: logarithms of the mean of each channel (0..1), and `sharpness`
     "Brightness of each channel and sharpness of pictures."
     x = x.as_subclass(torch.Tensor).float()/255
@@ -73,14 +73,14 @@ def picture_traits(
 BLANK = 3  # grey levels: a protein channel that spans fewer holds nothing
 
 def is_blank(
-    x: torch.Tensor,  # B×4×H×W uint8
+    x: torch.Tensor,  # B×4×H×W grey levels
 ) -> np.ndarray:  # B, bool
     "Whether the protein channel is empty."
     green = x[:, 1].flatten(1)
-    return ((green.amax(1).int() - green.amin(1).int()) < BLANK).cpu().numpy()
+    return ((green.amax(1).float() - green.amin(1).float()) < BLANK).cpu().numpy()
 
 def saturation(
-    x: torch.Tensor,  # B×4×H×W uint8
+    x: torch.Tensor,  # B×4×H×W grey levels
 ) -> np.ndarray:  # B, 0..1
     "Share of full pixels in the protein channel."
     return (x[:, 1] >= 254).float().mean((1, 2)).cpu().numpy()

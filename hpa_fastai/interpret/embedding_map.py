@@ -15,6 +15,7 @@ from PIL import Image
 from ..basics.errors import HPAError
 from ..basics.errors import *
 from ..data.files import *
+from ..data.depth import reader_for
 from ..data.reader import *
 from ..batches.tensors import *
 from .pages import read_static, render_template
@@ -178,7 +179,7 @@ def thumbnails(
     quality: int = 55,  # of WebP, 0 to 100
 ) -> list[str]:  # '' where an image can't be read
     "Small pictures of many fields of view, in the order of the table"
-    read = read_images(table, ImageReader(size=2*size))
+    read = read_images(table, reader_for(table, ImageReader(size=2*size)))
     return ['' if isinstance(img, ImageError) else thumbnail(img, size, quality) for _,img in read]
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #efa0d08a
