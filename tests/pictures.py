@@ -50,7 +50,7 @@ def encoded(a, file_format, **kwargs):
 def one_file(folder, data, name='A1_green.png'):
     "The green plane of a field of view of one file, as numbers"
     (folder/name).write_bytes(data)
-    return lambda **kwargs: np.asarray(read(folder, channels='g', **kwargs))[1].astype(int)
+    return lambda **kwargs: np.asarray(read(folder, channels='g', **kwargs))[1].astype(float)
 
 
 LOSSES = {

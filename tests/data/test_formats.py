@@ -51,7 +51,7 @@ def _damage(folder, kind):
         case '1-bit': im.convert('1').save(p)
         case 'nan': tifffile.imwrite(p, np.where(np.asarray(im)>99, np.nan, .5).astype(np.float32))
         case 'float': tifffile.imwrite(p, np.asarray(im).astype(np.float32))
-        case 'int32': tifffile.imwrite(p, np.asarray(im).astype(np.int32))
+        case 'int32': tifffile.imwrite(p, np.asarray(im).astype(np.int32)*1000)
         case 'stack': tifffile.imwrite(p, np.stack([np.asarray(im)]*3), photometric='minisblack')
         case 'white is zero': tifffile.imwrite(p, np.asarray(im), photometric='miniswhite')
         case 'cut tiff':
@@ -207,7 +207,7 @@ def test_png_of_any_depth(tmp_path, depth, colour, threads, monkeypatch):
     else: rows = np.packbits((a[..., 0, None]>>np.arange(depth-1, -1, -1)&1).astype(np.uint8).reshape(24, -1), axis=1)
     wanted = (a[..., 0] if n in (1,2) else a[..., :3].max(2))*255/top
     got = one_file(tmp_path, as_png([r.tobytes() for r in rows], 37, 24, depth, colour))
-    assert np.abs(got()-wanted).max() <= .5
+    assert np.abs(got()-wanted).max() <= (.5 if depth<16 else .07) # half a grey level, or half a step of a half float
     checked = verify_folder(tmp_path, reader=ImageReader(channels='g'), progress=False)
     assert checked.table.format[0].startswith(f'PNG {depth}-bit')
     if depth==16: fails('does not fit into bits=12', tmp_path, channels='g', bits=12)

@@ -147,7 +147,7 @@ def test_chunks_of_a_zarr_that_were_never_written(tmp_path):
     fails('no chunk of plane 3 is in the store', tmp_path)
     assert verify_folder(tmp_path, deep=True, progress=False).problems.problem.tolist() == ['truncated or damaged']
     a[3, :16] = 7 # writers leave out chunks that are black: those below are right
-    assert same(read(tmp_path), np.rint(a[:]/257))
+    assert np.abs(np.asarray(read(tmp_path))-a[:]/257).max() <= .07
     assert '2 of 16 chunks absent' in str(verify_folder(tmp_path, progress=False))
 
 
@@ -187,7 +187,7 @@ def test_tiff_of_packed_values(tmp_path, bits, codec):
     packed = np.packbits((a[..., None]>>np.arange(bits-1, -1, -1)&1).astype(np.uint8).reshape(64, -1), axis=1)
     data = strips(packed, codec, zlib.compress if codec==8 else bytes, bits=bits)
     got = one_file(tmp_path, data.replace(struct.pack('<HHII', 256,3,1,packed.shape[1]), AS_WIDE_AS_64))
-    assert np.abs(got()-a*255/(2**bits-1)).max() <= .5
+    assert np.abs(got()-a*255/(2**bits-1)).max() <= (.5 if bits<=8 else .07)
     checked = verify_folder(tmp_path, reader=ImageReader(channels='g'), deep=True, progress=False)
     assert checked.table.format[0] == f'TIFF {bits}-bit grey'
 
