@@ -45,7 +45,7 @@ def cache_key(
 class ImageCache:
     "Decoded fields of view in one memory-mapped file"
     def __init__(self,
-        file: Path,  # the array, n×4×S×S uint8, beside it a json of the ids and of what could not be read
+        file: Path,  # the array, n×4×S×S, beside it a json of the ids and of what could not be read
     ):
         info = json.loads(file.with_suffix('.json').read_text(encoding='utf-8'))
         self.file, self.errors, self.images = file, info['errors'], np.load(file, mmap_mode='r')
@@ -69,10 +69,11 @@ def rows(self:ImageCache,
 def batch(self:ImageCache,
     rows,  # places in the cache
     pin: bool = False,  # gather into memory that a GPU copies from by itself
-) -> TensorRGBY:  # len(rows)×4×S×S uint8
+) -> TensorRGBY:  # len(rows)×4×S×S, as the reader gives them
     "Gather a batch in one go"
     if not pin: return TensorRGBY(torch.from_numpy(np.asarray(self.images[rows])))
-    pixels = torch.empty(len(rows), *self.images.shape[1:], dtype=torch.uint8, pin_memory=True)
+    like = torch.from_numpy(np.empty(0, self.images.dtype))
+    pixels = torch.empty(len(rows), *self.images.shape[1:], dtype=like.dtype, pin_memory=True)
     np.take(self.images, rows, 0, pixels.numpy(), mode='clip')  # straight to its place; the rows are known to be there
     return TensorRGBY(pixels)
 
@@ -80,17 +81,17 @@ def batch(self:ImageCache,
 @patch
 def pixels(self:ImageCache,
     table: pd.DataFrame,  # rows with the column Id
-) -> TensorRGBY:  # len(table)×4×S×S uint8, in the order of the cache
+) -> TensorRGBY:  # len(table)×4×S×S, as the reader gives them, in the order of the cache
     "Read the fields of view of a table, in the order in which they lie on the disk"
     return self.batch(np.sort(self.rows(table.Id)))
 
 # %% ../../nbs/batches/20_cache.ipynb #7de065ea
-def _open(file, ids, size):
+def _open(file, ids, size, dtype=np.uint8):
     "The cache in a file if it is whole and of these fields of view, otherwise None"
     try:
         cache = ImageCache(file)
         images = cache.images
-        whole = images.shape==(len(ids), 4, size, size) and images.dtype==np.uint8
+        whole = images.shape==(len(ids), 4, size, size) and images.dtype==dtype
         return cache if whole and sorted(cache.row)==sorted(ids) and isinstance(cache.errors, dict) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError): return None
 
@@ -219,7 +220,7 @@ def _reserve(file):
 # %% ../../nbs/batches/20_cache.ipynb #bdf1c0c8
 def _write(file, table, reader, progress, num_workers):
     "Fill the array in a file; its Ids, and the reasons of the fields of view that can't be read"
-    out = np.lib.format.open_memmap(file, 'w+', np.uint8, (len(table), 4, reader.size, reader.size))
+    out = np.lib.format.open_memmap(file, 'w+', reader.dtype, (len(table), 4, reader.size, reader.size))
     _reserve(file)
     n, errors = count_workers(num_workers), {}
     if n>1 and _starts_processes(table): done = _in_processes(file, table, reader, n)
@@ -257,10 +258,10 @@ def build_cache(
     folder = default_cache_folder() if folder is None else Path(path_text(folder, 'cache'))
     file = folder/f'{cache_key(table, reader)}.npy'
     _remove_abandoned(folder)
-    cache = _open(file, table.Id.tolist(), reader.size)
+    cache = _open(file, table.Id.tolist(), reader.size, reader.dtype)
     if cache is None:
         if file.exists(): warnings.warn(f'{file}: this image cache is damaged; it is built again')
-        if not _has_room(folder, len(table)*4*reader.size**2): return None
+        if not _has_room(folder, len(table)*4*reader.size**2*reader.dtype.itemsize): return None
         try: _build(file, table, reader, progress, num_workers)
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise _no_cache(folder, e) from None

@@ -13,8 +13,10 @@ from fastai.torch_core import TensorImage, show_image
 from fastai.data.all import DisplayedTransform, IntToFloatTensor, TransformBlock
 from ..basics.arguments import *
 from ..basics.errors import *
+from ..data.channels import *
 from ..data.formats import *
 from ..data.reader import *
+from ..data.depth import *
 
 # %% ../../nbs/batches/02_tensors.ipynb #9fd0f530
 # dim yellow: the ER lies over the whole cell and would hide red and green
@@ -23,13 +25,12 @@ _LEAST_RANGE = 16 # grey levels: a range below this is noise, and is not stretch
 
 # %% ../../nbs/batches/02_tensors.ipynb #70c7bbcf
 def composite(
-    img, # 4xHxW, uint8, or float from 0 to 1
+    img, # 4xHxW: grey levels as a reader gives them, or floats from 0 to 1
     low:float=1., # percentile of a channel that is drawn black
     high:float=99.8, # percentile that is drawn at full brightness: a few saturated pixels must not darken the rest
 ) -> np.ndarray: # HxWx3 uint8
     "Picture in the colours of the Human Protein Atlas"
-    a = np.asarray(img)
-    a = a.astype(np.float32)*(255 if a.dtype.kind=='f' else 1)
+    a = grey_levels(img)
     res = np.zeros((*a.shape[1:], 3), np.float32)
     some_pixels = tuple(slice(None, None, max(1, n//512)) for n in a.shape[1:])
     for plane,hue in zip(a, _hues):
@@ -57,9 +58,10 @@ def read_image(
     row, # row of the table of `find_images`; or a path; or an array, tensor or Pillow image
     size:int|None=None, # side of the result in pixels; None keeps that of the file
     **settings # of `ImageReader`: channels, missing, scale, percentiles, bits, pixel_size, z
-) -> TensorRGBY: # uint8, 4xHxW
-    "Read one field of view"
-    return ImageReader(size=size, **settings)(row)
+) -> TensorRGBY: # 4xHxW: grey levels, 0 to 255
+    "Read one field of view; unless `bits` are given, by the depth that it shows itself"
+    row = as_row(row)
+    return reader_for_field(row, ImageReader(size=size, **settings))(row)
 
 # %% ../../nbs/batches/02_tensors.ipynb #05286844
 def read_images(

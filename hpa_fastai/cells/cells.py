@@ -24,6 +24,7 @@ from ..data.names import CHANNELS
 from ..data.channels import wanted_channels
 from ..data.folders import fov_stamp
 from ..data.files import plain_source
+from ..data.depth import Depth
 from ..data.reader import ImageReader, center_on, geometry
 from ..deploy.tables import *
 from ..deploy.journal import *
@@ -125,6 +126,7 @@ class _CellRun:
     border: str = 'all'             # of `BORDERS`
     diameter: float|None = None     # width of a nucleus in pixels
     pixel_size: float|None = None   # µm a pixel
+    depth: Depth|None = None        # of the files; None: found
 
     @property
     def file_reader(self) -> ImageReader:
@@ -231,7 +233,7 @@ def stream(self:_CellRun, todo, stamps=None, progress=False):
     predictor, n = self.predictor, len(self.table)
     bar = tqdm_bar(total=n, initial=n-len(todo), unit='FOV', desc=f'predicting cells on {predictor.where}',
                    disable=not progress)
-    with bar, closing(predictor.read(self.table, todo, more=self.more_readers, stamps=stamps)) as stream:
+    with bar, closing(predictor.read(self.table, todo, more=self.more_readers, stamps=stamps, depth=self.depth)) as stream:
         for i,places in filter(None, stream):
             if isinstance(places, str): places = self.why_unread(i, places)
             yield self.rows(self.table.Id[i], places)
@@ -293,11 +295,13 @@ def predict_cells(
                         'nothing to weigh; leave prior away (--prior)')
     labels, images = predictor.labels, plain_source(images)
     table = locate(images, predictor.channels)
-    run = _CellRun(predictor, table, _masks_by_id(masks, table), weight, border, diameter, pixel_size)
+    depth = predictor.depth_of(table, None if force or not out else Path(f'{out}.part.json'))
+    run = _CellRun(predictor, table, _masks_by_id(masks, table), weight, border, diameter, pixel_size, depth)
     if not out:
         parts = run.stream(range(len(table)), progress=progress)
         return with_labels(pd.concat([rows for rows, _ in parts], ignore_index=True), labels)
-    about = dict(source=about_source(images), **predictor.about(), masks=None if masks is None else about_source(masks),
+    about = dict(source=about_source(images), **predictor.about(), bits=depth.bits,
+                 masks=None if masks is None else about_source(masks),
                  prior=float(weight) if of_fields else None, border=border, diameter=diameter and float(diameter),
                  pixel_size=pixel_size and float(pixel_size), embeddings=embeddings and str(embeddings))
     with Journal(out, cell_columns(labels), about, force, several_rows=True, embeddings=file) as journal:

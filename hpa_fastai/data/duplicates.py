@@ -15,6 +15,7 @@ from ..basics.errors import *
 from ..basics.processes import *
 from .files import *
 from .formats import *
+from .depth import reader_for
 from .reader import *
 
 # %% ../../nbs/data/90_duplicates.ipynb #f31e5cd7
@@ -78,7 +79,8 @@ def fingerprints(
     num_workers:int|None=None, # threads; None uses the cores there are
 ) -> Fingerprints:
     "Take fingerprints of all fields of a table; a field that cannot be read is noted and has none."
-    reader, ids = ImageReader(size=_side, channels=channels, missing='zero'), [str(i) for i in table.Id]
+    ids = [str(i) for i in table.Id]
+    reader = reader_for(table, ImageReader(size=_side, channels=channels, missing='zero'))
     def one(row):
         try: return fingerprint(reader.array(row))
         except ImageError as e: return str(e)

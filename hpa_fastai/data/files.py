@@ -270,12 +270,14 @@ def sources_of(
 def pixels_of(
     o, # anything
 ): # array or Pillow image; None when it holds no pixels
-    "Pixels in memory"
+    "Pixels in memory; grey levels in half precision, as a reader gives them, as shares from 0 to 1"
     if isinstance(o, Image.Image): return o
     if hasattr(o, 'detach') and hasattr(o, 'cpu'):
         o = o.detach().cpu()
-        return (o.float() if str(o.dtype)=='torch.bfloat16' else o).numpy()
-    return np.asarray(o) if hasattr(o, '__array__') and not hasattr(o, 'to_dict') else None
+        o = (o.float() if str(o.dtype)=='torch.bfloat16' else o).numpy()
+    if not hasattr(o, '__array__') or hasattr(o, 'to_dict'): return None
+    a = np.asarray(o)
+    return a.astype(np.float32)/255 if a.dtype==np.float16 and a.size and a.max()>1 else a
 
 # %% ../../nbs/data/30_files.ipynb #f7d23933
 def _in_memory(pictures):

@@ -115,6 +115,15 @@ def _decode_by_pillow(head, chunks, _=None):
         if len(there)<expected: raise damaged('it has fewer rows than its header says')
     return a
 
+# %% ../../nbs/data/50_formats.ipynb #71a2856a
+def _png_camera_bits(data, pixels):
+    "The bits in use of a 16-bit PNG that states how many its camera had: those, or 16 where values were moved up; or None"
+    at = data.find(b'sBIT', 33, max(data.find(b'IDAT'), 33))
+    bits = data[at+4] if at>0 else 16
+    if not 8<=bits<16: return None
+    as_camera = pixels.max()<2**bits and (pixels & 2**(16-bits)-1).any()
+    return bits if as_camera else 16
+
 # %% ../../nbs/data/50_formats.ipynb #ac104515
 def read_png(
     f, # binary file
@@ -139,8 +148,10 @@ def read_png(
         chunks = png_pixel_chunks(data, check_pixels=decode is not _decode_by_kornia)
         try: pixels = decode(head, chunks, data)
         except ImageError as e: why = e
-        else: return found._replace(planes=[pixels[..., i] for i in range(n)])
-    raise why
+        else: break
+    else: raise why
+    if head.depth==16: found = found._replace(bits=_png_camera_bits(data, pixels))
+    return found._replace(planes=[pixels[..., i] for i in range(n)])
 
 # %% ../../nbs/data/50_formats.ipynb #c6f31d9d
 _mark = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # of a segment: neither an escaped 255, nor a restart, nor padding

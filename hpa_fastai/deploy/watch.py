@@ -16,6 +16,7 @@ from ..basics.errors import HPAError, ImageError
 from ..basics.paths import path_text
 from ..data.names import CHANNELS
 from ..data.folders import fov_stamp
+from ..data.depth import Depth
 from ..data.files import find_images
 from ..data.channels import wanted_channels
 from .tables import *
@@ -51,6 +52,7 @@ class FolderWatcher:
         self.folder, self.channels, self.settle, self.names = Path(folder), channels, settle, names
         self.seen, self.done, self.tried = {}, {}, {}  # by files: (states, since when); states when done; when tried
         self.n_changes = 0  # of any field of view, so far
+        self.depth = Depth()  # of the files, once pictures of more than 8 bits have come
 
     def __repr__(self): return f'FolderWatcher({len(self.seen)} fields of view)'
 
@@ -118,7 +120,10 @@ def step(self:Predictor,
     if not len(table): return 0
     table['Id'] = check_ids(table.Id)
     is_final = dict(zip(table.Id, table.final))
-    for rows, _ in self.stream(table, stamps=stamps, part=True):
+    if watcher.depth.bits is None:
+        watcher.depth = self.depth_of(table)
+        if watcher.depth.bits: journal.remember(bits=watcher.depth.bits)
+    for rows, _ in self.stream(table, stamps=stamps, part=True, depth=watcher.depth):
         rows = [r for r in rows if not r[-1] or is_final[r[0]]]
         done = set(journal.done)
         again = [r[0] for r in rows if r[0] in journal.seen and r[0] in done]
@@ -185,7 +190,10 @@ def watch(
     predictor.check_task('fields')
     read = {c for reader in predictor.readers for c in wanted_channels(reader.channels)}
     watcher = FolderWatcher(folder, [c for c in CHANNELS if c in read], settle, predictor.channels)
-    columns, about = result_columns(predictor.labels), dict(watched=os.path.abspath(folder), **predictor.about())
+    earlier = None if force else read_record(Path(f'{out}.run.json'))
+    watcher.depth = Depth(predictor.bits or (earlier or {}).get('bits'))
+    about = dict(watched=os.path.abspath(folder), **predictor.about(), bits=watcher.depth.bits)
+    columns = result_columns(predictor.labels)
     bar_options = dict(unit='FOV', desc=f'watching on {predictor.where}', disable=not progress)
     stop = stop or threading.Event()
     with Journal(out, columns, about, force, growing=True) as journal, \

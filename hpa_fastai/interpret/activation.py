@@ -17,6 +17,7 @@ from fastcore.basics import chunked, patch
 from fastai.learner import Learner
 from ..basics.arguments import checked
 from ..basics.errors import HPAError, ImageError
+from ..data.depth import reader_for
 from ..data.reader import ImageReader
 from ..batches.tensors import composite, read_images
 from ..deploy.saving import *
@@ -251,7 +252,7 @@ def show_maps(
     fig, axs = plt.subplots(down, across*(k+1), **shape)
     for ax in axs.flat: ax.axis('off')
     rows = axs.reshape(-1, k+1)
-    for i,img in read_images(table, ImageReader(size=size), num_workers=2):
+    for i,img in read_images(table, reader_for(table, ImageReader(size=size)), num_workers=2):
         unreadable = isinstance(img, ImageError)
         _fill_panel(rows[i,0], "can't be read" if unreadable else composite(img), table.Id[i][-16:])
         for ax,heat,title in zip(rows[i,1:], maps[i], titles[i]):
