@@ -20,6 +20,7 @@ from ..basics.processes import *
 from ..data.names import *
 from ..data.files import *
 from ..data.reader import *
+from ..data.depth import *
 from .tensors import *
 from ..data.labels import *
 from ..data.label_tables import *
@@ -174,6 +175,9 @@ def from_df(cls:HPADataLoaders,
     labels, reader = get_labels(labels), reader or ImageReader(size=size)
     df = attach_images(df, images, reader.channels).reset_index(drop=True)
     if group is not None and not isinstance(group, str): df, group = df.assign(group=group_codes(df, group)), 'group'
+    depth = find_depth(df, reader)
+    if depth.line and is_first(): print(depth, flush=True)
+    reader = depth.of(reader)
     df, store = _readable(df, reader, cache, progress)
     train, valid = train_valid_rows(df, labels, valid_pct, fold, folds, group, seed, valid_col, splitter)
     check_split(df, (train, valid), group, labels).warn()

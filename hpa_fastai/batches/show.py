@@ -18,6 +18,7 @@ from ..data.labels import *
 from ..basics.errors import *
 from ..data.names import *
 from ..data.files import *
+from ..data.depth import find_depth
 from ..data.reader import *
 from .tensors import *
 
@@ -163,7 +164,7 @@ def gallery(
     seed:int=0, # which pictures are taken
 ) -> plt.Figure:
     "Examples of each class, those with the fewest other labels first"
-    ls = get_labels(labels)
+    ls, reader = get_labels(labels), find_depth(df, reader).of(reader)
     onehot = ls.encode(df.Target)
     numbers = [ls.parse(c)[0] for c in classes] if classes is not None else np.flatnonzero(onehot.sum(0))
     fig,axs = plt.subplots(len(numbers), n+1, figsize=(1.4*(n+1.2), 1.4*len(numbers)), squeeze=False,

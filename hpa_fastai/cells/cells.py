@@ -233,7 +233,8 @@ def stream(self:_CellRun, todo, stamps=None, progress=False):
     predictor, n = self.predictor, len(self.table)
     bar = tqdm_bar(total=n, initial=n-len(todo), unit='FOV', desc=f'predicting cells on {predictor.where}',
                    disable=not progress)
-    with bar, closing(predictor.read(self.table, todo, more=self.more_readers, stamps=stamps, depth=self.depth)) as stream:
+    reading = predictor.read(self.table, todo, more=self.more_readers, stamps=stamps, depth=self.depth)
+    with bar, closing(reading) as stream:
         for i,places in filter(None, stream):
             if isinstance(places, str): places = self.why_unread(i, places)
             yield self.rows(self.table.Id[i], places)

@@ -117,7 +117,7 @@ def _decode_by_pillow(head, chunks, _=None):
 
 # %% ../../nbs/data/50_formats.ipynb #71a2856a
 def _png_camera_bits(data, pixels):
-    "The bits in use of a 16-bit PNG that states how many its camera had: those, or 16 where values were moved up; or None"
+    "The bits in use of a 16-bit PNG that states those of its camera: these, or 16 where values were moved up"
     at = data.find(b'sBIT', 33, max(data.find(b'IDAT'), 33))
     bits = data[at+4] if at>0 else 16
     if not 8<=bits<16: return None

@@ -35,7 +35,7 @@ class ImageReader:
     missing:str='error'          # a channel that is not there: 'error', or 'zero' to read it as black
     scale:str='dtype'            # 'dtype' keeps the scale of the file's type, 'percentile' stretches each plane
     percentiles:tuple=(1.,99.9)  # for 'percentile': what becomes 0 and 255
-    bits:int|None=None           # bits that the camera used of those in the file, e.g. 12 of 16; `data.depth` finds them
+    bits:int|None=None           # bits that the camera used, e.g. 12 of the 16 in the file; `find_depth` finds them
     pixel_size:float|None=None   # µm a pixel in the files, when they are not whole HPA fields (0.08 at full size)
     z:str|None=None              # 'max' projects Z stacks; 'channels' takes their planes for channels
 

@@ -24,6 +24,7 @@ from .files import *
 from .channels import *
 from .formats import *
 from .reader import *
+from .depth import *
 from .labels import *
 from .label_tables import *
 
@@ -78,7 +79,6 @@ class FieldCheck:
     height: int = 0  # pixels
     files: dict = field(default_factory=dict)  # path: (size, end)
     problems: list = field(default_factory=list)  # of `Problem`
-    top: int = 0  # the largest value of its 16-bit planes, where pixels were read
 
     def add(self,
         level: str,  # of a `Problem`
@@ -147,7 +147,6 @@ def _check_pixels(check, row, reader):
             with naming_file(row[c]): reader.value_range(a, p.bits)
             if a.min()==a.max():
                 check.add('warning', 'all black' if a.max()==0 else 'constant', row[c], f'{c} is {a.max()} everywhere')
-            if a.dtype==np.uint16 and p.bits is None: check.top = max(check.top, int(a.max()))
             small[c] = np.asarray(resize_plane(a.astype(np.float32), (128,128)))
     except ImageError as e: return check.add('error', e.kind, e.file, e.why)
     except HPAError as e: return check.add('error', 'unreadable', detail=str(e))
@@ -234,6 +233,7 @@ class Verification:
     n_files:int            # image files in use
     labels:str=''          # one line about the csv
     deep:bool=False        # whether pixels were decoded
+    depth:str=''           # one line about the bits that the camera used
 
     @property
     def exit_code(self) -> int:
@@ -250,6 +250,7 @@ def __str__(self:Verification):
         sizes = self.table.width.astype(str)+'x'+self.table.height.astype(str)
         for name,values in (('layout', self.table.layout), ('format', self.table.format), ('size', sizes)):
             lines.append(f'  {name:8}{_counts(values)}')
+    if self.depth: lines.append(f'  depth   {self.depth}')
     if self.labels: lines.append(f'  labels  {self.labels}')
     for (level,problem),group in self.problems.groupby(['level','problem'], sort=False):
         lines.append(f'{level:8}{len(group):6} {problem}{_example(group)}')
@@ -295,21 +296,22 @@ def verify_folder(
     if csv is not None and not isinstance(csv, pd.DataFrame): csv = find_beside(csv, folder, LabelError)
     folder = as_source(folder)
     table, left = survey_images(folder, reader.channels)
-    rows = table[['Id','layout',*CHANNELS]].to_dict('records')
+    depth, rows = find_depth(table, reader), table[['Id','layout',*CHANNELS]].to_dict('records')
+    reader = depth.of(reader)
     with reading_pool(count_workers(num_workers)) as pool:
         checks = pool.map(partial(check_field, reader=reader, deep=deep), rows)
         hidden = None if progress is None else not progress
         fields = list(tqdm_bar(checks, total=len(table), unit=' fields', disable=hidden))
-    problems = [p for check in fields for p in check.problems] + _left_out(left) + _check_set(fields, reader)
+    problems = [p for check in fields for p in check.problems] + _left_out(left) + _check_set(fields)
     about = ''
     if csv is not None:
         of_csv, about = check_labels(csv, labels, list(table.Id), id_column, label_column)
         problems += of_csv
     where = folder if isinstance(folder, str) else f'{len(table)} given'
-    return _summarise(where, fields, problems, about, deep)
+    return _summarise(where, fields, problems, about, deep, depth.line)
 
 # %% ../../nbs/data/62_verify.ipynb #1cdc1a56
-def _summarise(where, fields, problems, about, deep):
+def _summarise(where, fields, problems, about, deep, depth):
     "The `Verification` of what was found"
     # names that are not UTF-8 do not go into a table
     rows = [{k: spell_out(v) for k,v in asdict(p).items()} for p in problems]
@@ -320,7 +322,8 @@ def _summarise(where, fields, problems, about, deep):
     columns = ['Id','layout','format','width','height']
     table = pd.DataFrame([[getattr(f, c) for c in columns] for f in fields], columns=columns)
     table['problems'] = [of_field.get(i, '') for i in table.Id]
-    return Verification(spell_out(where), table, problems, sum(len(f.files) for f in fields), about, deep)
+    return Verification(spell_out(where), table, problems, sum(len(f.files) for f in fields), about, deep,
+                        depth)
 
 # %% ../../nbs/data/62_verify.ipynb #65bc5eac
 def _left_out(left):
@@ -333,15 +336,9 @@ def _left_out(left):
     return problems
 
 # %% ../../nbs/data/62_verify.ipynb #2aff679d
-def _check_set(fields, reader):
-    "What shows only when all fields are seen together: copies, a camera of fewer bits"
-    problems, top = [], max((f.top for f in fields), default=0)
-    if top and reader.bits is None and reader.scale=='dtype' and top<2**14:
-        bits = 12 if top<4096 else 14
-        detail = (f'no value of the 16-bit files is above {top}: a camera of {bits} bits? '
-                  f'say {setting_text("bits", bits)}, or they are read almost black')
-        problems.append(Problem('warning', 'camera bits', detail=detail))
-    same_end = {}
+def _check_set(fields):
+    "What shows only when all fields are seen together: copies"
+    problems, same_end = [], {}
     for f in fields:
         for path,key in f.files.items():
             if key: same_end.setdefault(key, []).append((f.Id, path))

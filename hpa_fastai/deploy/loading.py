@@ -177,7 +177,7 @@ PUBLISHED_VECTORS = ('published_input', 'published_probs')  # arrays of a sample
 def read_sample(
     folder: Path,  # of a bundle
     n_classes: int,  # that it knows
-) -> tuple:  # pictures (n×4×S×S, as a reader gives them), probabilities (n×C); published test vectors (input, probabilities), or None
+) -> tuple:  # pictures (n×4×S×S), probabilities (n×C); published test vectors (input, probabilities), or None
     "The stored pictures, their probabilities, and the published test vectors (input and probabilities), or None."
     file = _file(folder, 'sample.npz')
     try:

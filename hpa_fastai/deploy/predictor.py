@@ -8,6 +8,7 @@ __all__ = ['FLAGS', 'locate', 'check_place', 'square_symmetries', 'Predictor', '
 # %% ../../nbs/deploy/80_predictor.ipynb #b94ba8be
 import hashlib, json, os
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -20,7 +21,8 @@ from ..data.names import CHANNELS
 from ..data.folders import fov_stamp
 from ..data.files import image_table, plain_source
 from ..data.formats import count_workers
-from ..batches.sources import Sources
+from ..data.depth import Depth, find_depth
+from ..batches.sources import Sources, read_pictures
 from ..batches.streaming import *
 from ..evaluate.picture_statistics import is_blank, picture_figures
 from .bundle import Bundle
@@ -118,6 +120,7 @@ class Predictor:
         self.bs = bs or min(usual_batch(b.settings.size) for b in self.bundles)
         self.tta, self.at_least_one = tta, at_least_one
         self.n_threads = torch.get_num_threads()
+        self.bits, self.said = (reading or {}).get('bits'), None  # of the files, if told; the last depth that was said
 
     def __repr__(self): return f'Predictor({len(self.bundles)} models, {len(self.labels)} classes, on {self.where})'
 
@@ -145,6 +148,20 @@ class Predictor:
 
 # %% ../../nbs/deploy/80_predictor.ipynb #929561ab
 @patch
+def depth_of(self:Predictor,
+    table: pd.DataFrame,  # of `locate`
+    record: Path|None = None,  # settings that an earlier run left, whose depth stands
+) -> Depth:
+    "Find how many bits the camera of some files used, and say so: as told, as an earlier run found, or as they show."
+    if self.bits: return Depth(self.bits)
+    earlier = record and read_record(record)
+    if earlier and 'bits' in earlier: return Depth(earlier['bits'])
+    depth = find_depth(table, replace(self.readers[0], bits=None), tuple(r.bits for r in self.readers))
+    if depth.line and depth.bits != self.said: print(depth, flush=True)
+    self.said = depth.bits
+    return depth
+
+@patch
 def read(self:Predictor,
     table: pd.DataFrame,  # of `locate`
     todo = None,  # numbers of the rows to read, in order; None: all
@@ -152,19 +169,24 @@ def read(self:Predictor,
     more: tuple = (),  # other `ImageReader`s whose pixels are wanted as well
     stamps: dict|None = None,  # to be filled: what the files of each field of view looked like before they were read
     part: bool = False,  # the table is a part of its sources: what was measured of them before stands
+    depth: Depth|None = None,  # of the files; None: `depth_of` the table
 ):  # yields (row number, {reader: 4×H×W uint8} or the reason why there is none), in order
     "Decode beside the network, with the figures of each picture's source where a model wants them."
-    figures = {r: torch.from_numpy(s.figures(table, part=part)) for r, s in self.sources.items()}
-    readers, todo = [*self.readers, *more], range(len(table)) if todo is None else todo
-    n_bytes = sum(4*(r.size or 2048)**2 for r in readers)
+    depth = depth or self.depth_of(table)
+    here = {r: depth.of(r) for r in (*self.readers, *more)}  # by the settings of a model: those for these files
+    def measure(r, source): return source.figures(table, lambda rows: read_pictures(rows, here[r]), part)
+    figures = {r: torch.from_numpy(measure(r, source)) for r, source in self.sources.items()}
+    readers, todo = list(dict.fromkeys(here.values())), range(len(table)) if todo is None else todo
+    n_bytes = sum(4*(r.size or 2048)**2*r.dtype.itemsize for r in readers)
     ahead = max(2*self.num_workers, min(2*self.bs, 2**28//n_bytes))
     on_gpu = self.device.type == 'cuda'
     reading = read_ahead(table, todo, readers, self.num_workers, ahead, patience, stamps, processes=on_gpu)
     with closing(reading) as stream:
         for got in stream:
-            if got and figures and not isinstance(got[1], str):
+            if got and not isinstance(got[1], str):
                 i, pictures = got
-                pictures['figures'] = {r: f[i] for r, f in figures.items()}
+                got = i, {r: pictures[as_here] for r, as_here in here.items()}
+                if figures: got[1]['figures'] = {r: f[i] for r, f in figures.items()}
             yield got
 
 # %% ../../nbs/deploy/80_predictor.ipynb #be1addca
@@ -236,10 +258,11 @@ def stream(self:Predictor,
     stamps: dict|None = None,  # to be filled: what the files of each field of view looked like before they were read
     part: bool = False,  # the table is a part of its sources: what was measured of them before stands
     patience: float = FLUSH,  # seconds that a finished picture waits for the others of its batch
+    depth: Depth|None = None,  # of the files; None: `depth_of` the table
 ):  # yields lists of rows, in the columns of `result_columns`, and their embeddings (None where no image could be read)
     "Predict as it comes, in order."
     self.check_task('fields')
-    pictures = self.read(table, todo, patience, stamps=stamps, part=part)
+    pictures = self.read(table, todo, patience, stamps=stamps, part=part, depth=depth)
     groups = group_batches(pictures, self.bs, patience)
     def predict_group(group): return self._predict_group(table, group)
     n = min(4, self.n_threads) if self.device.type == 'cpu' else 1
@@ -316,13 +339,16 @@ def to_file(self:Predictor,
     source, out = plain_source(source), Path(path_text(out, 'out'))
     if embeddings is not None: embeddings = Path(path_text(embeddings, 'embeddings'))
     table, stamps = locate(source, self.channels), {}
-    about = dict(source=about_source(source), **self.about(), embeddings=embeddings and str(embeddings))
+    depth = self.depth_of(table, None if force else Path(f'{out}.part.json'))
+    about = dict(source=about_source(source), **self.about(), bits=depth.bits,
+                 embeddings=embeddings and str(embeddings))
     file = embeddings and EmbeddingFile(embeddings)
     bar = dict(total=len(table), unit='FOV', desc=f'predicting on {self.where}', disable=not progress)
     with Journal(out, result_columns(self.labels), about, force, embeddings=file) as journal:
         if journal.complete: return journal
         todo = journal.left(table.Id, stamps_now(table, journal.done))
-        with tqdm_bar(initial=len(journal), **bar) as shown, closing(self.stream(table, todo, stamps)) as parts:
+        results = self.stream(table, todo, stamps, depth=depth)
+        with tqdm_bar(initial=len(journal), **bar) as shown, closing(results) as parts:
             for rows, embs in parts:
                 if embs is None: embs = np.full((len(rows), self.n_features), np.nan)
                 journal.note({r[0]: stamps.pop(r[0]) for r in rows})

@@ -158,6 +158,7 @@ def _save_fold(learn, out, fold):
     learn.save_bundle(model, force=True, note=False)  # all folds are decided together
     if is_first():
         predictor = Predictor(model, learn.dls.device.type)
+        predictor.bits = predictor.readers[0].bits  # as found in all images of the data set
         predictor.to_file(learn.dls.valid_ds.items, out/f'fold{fold}.csv', force=True, progress=False)
     barrier()
     if is_first(): shutil.rmtree(out/f'fold{fold}-training', ignore_errors=True)
@@ -171,7 +172,9 @@ def _read_folds(out, trained, df, images, channels):
     if len(in_no_fold) and len(trained) == folds:
         unread = attach_images(df, images, channels)
         unread = unread[unread.Id.isin(in_no_fold)]
-        predictions = pd.concat([predictions, Predictor(out/f'fold{trained[0]}')(unread)])
+        predictor = Predictor(out/f'fold{trained[0]}')
+        predictor.bits = predictor.readers[0].bits
+        predictions = pd.concat([predictions, predictor(unread)])
     ids = df.Id[df.Id.isin(predictions.Id)]
     return predictions.set_index('Id').loc[ids].reset_index().astype({'fold': 'Int64'})
 

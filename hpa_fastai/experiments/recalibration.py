@@ -23,7 +23,7 @@ from ..evaluate.evaluation import Comparison, Evaluation, compare_models, evalua
 from ..evaluate.picture_statistics import PictureMeasures
 from ..evaluate.thresholds import check_method
 from ..deploy.bundle import Bundle
-from ..deploy.hub import find_model
+from ..deploy.hub import find_model, read_otherwise
 from ..deploy.loading import PUBLISHED_VECTORS, read_sample
 from ..deploy.predictor import Predictor
 from ..deploy.saving import check_room, check_target, describe_pictures, write_bundle
@@ -38,12 +38,12 @@ class _Answers:
     sample: torch.Tensor  # the first pictures, as the model reads them
     failed: list  # (Id, reason) of the others
 
-def _ask(predictor, table, progress):
+def _ask(predictor, table, depth, progress):
     "Run a model, without its calibration, over the images of a table."
     bundle, n_samples = predictor.bundles[0], 2 if predictor.readers[0].size else 1
     predictor.folded = [replace(bundle, calibration=None) for bundle in predictor.folded]
     rows, probs, measures, sample, failed = [], [], [], [], []
-    reading = group_batches(predictor.read(table, patience=None), predictor.bs, patience=float('inf'))
+    reading = group_batches(predictor.read(table, patience=None, depth=depth), predictor.bs, patience=float('inf'))
     with tqdm_bar(total=len(table), unit='FOV', desc=f'predicting on {predictor.where}', disable=not progress) as bar:
         for group in reading:
             bar.update(len(group))
@@ -147,7 +147,9 @@ def calibrate_model(
     known = read_labels(csv, labels, ids=table.Id, id_column=id_column, label_column=label_column)
     table = attach_images(known, table)
     codes = group_codes(table, antibody_of if group is None else group)
-    answers = _ask(predictor, table, progress)
+    depth = predictor.depth_of(table)
+    bundle = read_otherwise(bundle, dict(bits=depth.bits))
+    answers = _ask(predictor, table, depth, progress)
     table = table.iloc[answers.rows]
     codes = np.unique(codes[answers.rows], return_inverse=True)[1]
     if len(table) < FEWEST:

@@ -16,6 +16,7 @@ from scipy.stats import binomtest, fisher_exact
 from ..basics.arguments import checked
 from ..basics.errors import HPAError, ImageError
 from ..data.names import CHANNELS
+from ..data.depth import reader_for
 from ..batches.tensors import read_images
 from ..batches.splits import antibody_of
 from ..batches.sources import Sources
@@ -36,9 +37,9 @@ def run_traits(
     keep: Callable|None = None,  # called with the Id and the pixels of each picture, for whoever needs them too
 ) -> tuple:  # Ids of those that can be read, trait -> one value each, and their embeddings (n×D)
     "Measure brightness, sharpness and unlikeness of pictures"
-    settings = bundle.settings
-    figures = torch.from_numpy(Sources(settings.reader).figures(table)) if settings.source else None
-    readable = ((i, img) for i,img in read_images(table, settings.reader) if not isinstance(img, ImageError))
+    settings, reader = bundle.settings, reader_for(table, bundle.settings.reader)
+    figures = torch.from_numpy(Sources(reader).figures(table)) if settings.source else None
+    readable = ((i, img) for i,img in read_images(table, reader) if not isinstance(img, ImageError))
     ids, traits, embeddings = [], [], []
     while batch := list(islice(readable, bs)):
         rows, imgs = map(list, zip(*batch))

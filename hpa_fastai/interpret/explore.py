@@ -22,6 +22,7 @@ from ..data.names import CHANNELS
 from ..data.folders import as_source
 from ..basics.arguments import *
 from ..data.files import *
+from ..data.depth import find_depth
 from ..data.reader import ImageReader
 from ..batches.tensors import composite, read_images
 from ..batches.show import fewest_labels_first
@@ -131,6 +132,7 @@ def channel_stats(
     reader: ImageReader = ImageReader(missing='zero'),  # how files are read
 ) -> pd.DataFrame:  # a row a field and channel: Id, source, channel, mean and spread (standard deviation) in 0..1
     "Mean and spread of every channel of a sample of fields; fields that cannot be read are left out."
+    reader = find_depth(table, reader).of(reader)
     source, table = pd.Series(_source_names(table, source), name='source'), table.reset_index(drop=True)
     shuffled = table.groupby(source.to_numpy(), group_keys=False).sample(frac=1, random_state=seed)
     sample = shuffled.groupby(source, group_keys=False).head(max(1, most//source.nunique()))
@@ -185,6 +187,7 @@ def plot_duplicates(
     reader: ImageReader = ImageReader(missing='zero'),  # how files are read
 ) -> Figure:
     "Near-duplicates side by side, two pairs in a row, the least alike first."
+    reader = replace(find_depth(table, reader).of(reader), size=size)
     shown, by_id = pairs.sort_values('protein').head(most), _by_id(table)
     across = min(2, max(1, len(shown)))
     down = max(1, -(-len(shown)//across))
@@ -193,7 +196,7 @@ def plot_duplicates(
     for two,pair in zip(axes.reshape(-1, 2), shown.itertuples()):
         for ax,id_ in zip(two, (pair.Id, pair.other)):
             ax.set_title(id_ if len(id_)<22 else f'{id_[:10]}…{id_[-10:]}', fontsize=7)
-            for _,img in _first_readable(by_id.loc[[id_]], [0], 1, replace(reader, size=size)): ax.imshow(img)
+            for _,img in _first_readable(by_id.loc[[id_]], [0], 1, reader): ax.imshow(img)
     return fig
 
 # %% ../../nbs/interpret/10_explore.ipynb #c15bc198
@@ -315,7 +318,9 @@ def explore(
     if table.empty:
         raise LabelError(f'none of the {len(df)} Ids in {path.name} has an image in {folder}; is it the right folder?')
     group = antibody_of if group is None else group
-    reader = replace(reader, missing='zero')
+    depth = find_depth(table, reader)
+    if depth.line: print(depth, flush=True)
+    reader = replace(depth.of(reader), missing='zero')
     prints = fingerprints(table)
     counts = class_counts(df, labels)
     facts = {
@@ -326,6 +331,7 @@ def explore(
         'images without labels': f'{len(images)-len(table):,}',
         'images that cannot be read': ', '.join(list(prints.errors)[:10]) or 'none',
     }
+    if depth.line: facts['bits of the camera'] = f'{depth.bits or "as each file states"}'
     with page_ink():
         sections = _sections(df, table, prints, labels, group, valid_pct, seed, per_class, reader)
         page = build_page(f'{path.parent.resolve().name}/{path.name}', sections, facts=facts)

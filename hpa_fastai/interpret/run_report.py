@@ -14,6 +14,7 @@ from markupsafe import Markup
 from ..basics.error_groups import ErrorGroups
 from ..basics.errors import HPAError, ImageError
 from ..data.reader import ImageReader
+from ..data.depth import reader_for
 from ..batches.tensors import composite, read_images
 from ..evaluate.reference import Reference
 from ..deploy.bundle import Bundle
@@ -72,7 +73,7 @@ def read_pixels(
 ) -> dict:  # Id -> 4×size×size uint8, of those that can be read
     "Pixels of some images, by their Ids"
     wanted = table[table.Id.astype(str).isin(set(ids))].drop_duplicates('Id')
-    read = read_images(wanted, replace(reader, size=size, missing='zero'))
+    read = read_images(wanted, replace(reader_for(table, reader), size=size, missing='zero'))
     return {str(wanted.Id.iat[i]): img for i,img in read if not isinstance(img, ImageError)}
 
 # %% ../../nbs/interpret/60_run_report.ipynb #36176cf3
