@@ -24,17 +24,19 @@ def add_simulate(
     commands,  # the subparsers of the command
 ) -> None:
     "Add the options of simulate"
-    parser = commands.add_parser('simulate', help="write a folder of simulated cells in the atlas's own format",
-                                 description='Simulated fields of view, laid out as in the 2018 competition.')
-    parser.add_argument('out', metavar='OUT', type=path, help='folder to make')
-    parser.add_argument('--n', type=number('n'), default=600, help='fields of view')
+    parser = commands.add_parser('simulate', help='write a folder of simulated cells, with labels',
+                                 description='Draw fields of view of simulated cells, in the files and the table of '
+                                             'the '
+                                             '2018 competition.')
+    parser.add_argument('out', metavar='OUT', type=path, help='folder to write')
+    parser.add_argument('--n', type=number('n'), default=600, help='number of fields of view')
     parser.add_argument('--balance', choices=('atlas', 'even'), default='atlas',
-                        help='classes as rare as in the atlas, or all alike')
-    parser.add_argument('--masks', action='store_true', help='write the true outlines of the cells too')
+                        help='atlas: classes as frequent as in the atlas; even: all classes equally often')
+    parser.add_argument('--masks', action='store_true', help='also write the true outlines of the cells')
     add_options(parser, 'size', 'labels', 'seed', 'force', 'progress',
-                size=dict(default=256, help='side of the pictures in pixels'),
-                seed=dict(default=0, help='another number gives other cells'),
-                force=dict(help='replace an atlas that is there'))
+                size=dict(default=256, help='side of the pictures, in pixels'),
+                seed=dict(default=0, help='another seed draws other cells'),
+                force=dict(help='replace a simulated atlas that exists'))
     parser.set_defaults(run=simulate)
 
 # %% ../../nbs/cli/20_datasets.ipynb #e8a28cff
@@ -55,15 +57,17 @@ def add_verify(
     commands,  # the subparsers of the command
 ) -> None:
     "Add the options of verify"
-    parser = commands.add_parser('verify', help='check a folder of images, and its csv, in seconds',
-                                 description="Missing, broken, odd and duplicate files; ids and labels that don't fit.")
+    parser = commands.add_parser('verify', help='check the files of a folder and its table of labels, in seconds',
+                                 description='Find files that are missing, broken or odd, duplicates, and Ids and '
+                                             'labels that do not fit.')
     parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth')
-    parser.add_argument('--deep', action='store_true', help='decode every pixel, not only headers')
+    parser.add_argument('--deep', action='store_true', help='read every pixel, not only the headers of the files')
     add_options(parser, 'csv', 'id_column', 'label_column', 'labels', 'out', 'force', 'progress',
-                csv=dict(help='table of labels to check too, in the folder or anywhere'),
+                csv=dict(help='table of labels to check as well, in the folder or anywhere'),
                 progress=dict(default=None),
-                labels=dict(default=None, help='hpa28, hpa19, ztg10, or a csv of class names; found out from the csv'),
-                out=dict(help='csv for the list of problems'))
+                labels=dict(default=None, help='hpa28, hpa19, ztg10, or a csv of class names; by default as the '
+                                               'table shows'),
+                out=dict(help='csv file for the list of problems'))
     add_reading_options(parser)
     parser.set_defaults(run=verify)
 
@@ -82,10 +86,10 @@ def add_explore(
 ) -> None:
     "Add the options of explore"
     parser = commands.add_parser('explore',
-                                 help='one page about a data set: classes, channels, galleries, duplicates, split',
-                                 description='Everything there is to see about a data set, as one HTML page.')
+                                 help='write a page about a data set: classes, channels, pictures, duplicates, split',
+                                 description='Write one HTML page about a data set, to look at before training.')
     parser.add_argument('folder', metavar='FOLDER', type=path, help='folder of images, nested to any depth')
     add_options(parser, 'csv', 'id_column', 'label_column', 'labels', 'group', 'out', 'force',
-                out=dict(default=Path('explore.html'), help='page to write'))
+                out=dict(default=Path('explore.html'), help='file for the page'))
     add_reading_options(parser)
     parser.set_defaults(run=explore)

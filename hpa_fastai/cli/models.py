@@ -32,18 +32,18 @@ def add_models(
     commands,  # the subparsers of the command
 ) -> None:
     "Add the options of models"
-    parser = commands.add_parser('models', help='models of real cells that others have published: list, or get one',
-                                 description='Lists the published models, with licence and size, and what of them is '
-                                             'on this machine; models get NAME downloads one.')
-    parser.add_argument('action', nargs='?', choices=('list', 'get'), default='list', help='list them, or get one')
-    parser.add_argument('name', metavar='NAME', nargs='?', help='of the model to get')
+    parser = commands.add_parser('models', help='list the models that others have published, or download one',
+                                 description='List the published models of real cells with their licences, and '
+                                             'which of them are on this machine. `models get NAME` downloads one.')
+    parser.add_argument('action', nargs='?', choices=('list', 'get'), default='list', help='list the models, or get '
+                                                                                           'one')
+    parser.add_argument('name', metavar='NAME', nargs='?', help='model to get')
     parser.add_argument('--from', dest='source', type=path, metavar='FILE',
-                        help='the published file, or a folder with it, that was carried over from a machine with '
-                             'a network')
+                        help='take the published file from here instead of downloading it; the file, or its folder')
     parser.add_argument('--no-verify', dest='verify', action='store_false',
-                        help='take another file than the published one, or one without test vectors; '
-                             'the model is called unverified from then on')
-    add_options(parser, 'force', 'progress', force=dict(help='get it again'))
+                        help='accept a file that is not the published one or has no test data; '
+                             'the model is then marked as unverified')
+    add_options(parser, 'force', 'progress', force=dict(help='get a model again'))
     parser.set_defaults(run=models)
 
 # %% ../../nbs/cli/45_models.ipynb #5360babc
@@ -61,9 +61,10 @@ def add_test_model(
 ) -> None:
     "Add the options of test-model"
     parser = commands.add_parser('test-model',
-                                 help='check that a model computes here what it computed when it was saved',
-                                 description='Compute the sample stored with the model again.')
+                                 help='check that a model gives the same results on this machine',
+                                 description='Predict the sample that is stored with a model, and compare with the '
+                                             'results that are stored with it.')
     parser.add_argument('model', metavar='MODEL',
-                        help='folder of the model, user/name on the Hub, or the name of a published model')
+                        help='folder of a model, name of a published model, or user/name on the Hugging Face Hub')
     add_options(parser, 'device', device=dict(default='cpu'))
     parser.set_defaults(run=test_model)

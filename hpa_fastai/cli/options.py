@@ -9,9 +9,10 @@ __all__ = ['YES_NO', 'OPTIONS', 'READING', 'Help', 'Parser', 'number', 'path', '
            'report_failures', 'join_processes']
 
 # %% ../../nbs/cli/10_options.ipynb #828749ab
-import argparse, os, sys
+import argparse, os, re, sys
 from pathlib import Path
 from ..basics.arguments import read_number
+from .wording import nearest
 
 # %% ../../nbs/cli/10_options.ipynb #a8554bc2
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -30,9 +31,21 @@ class Parser(argparse.ArgumentParser):
     ):
         super().__init__(*args, **{'formatter_class': Help, **kwargs})
 
+    def parse_known_args(self, args=None, namespace=None):
+        "Read the arguments, and refuse those that are not known"
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            word, is_option = unknown[0].split('=')[0], unknown[0].startswith('-')
+            known = self._option_string_actions if is_option else ()
+            self.error(f'{word!r} is no option of this command{nearest(word, known)}' if is_option else
+                       f'{word!r} is one argument too many')
+        return found, unknown
+
     def error(self, message: str):  # what is wrong
         "Raise `HPAError` with the message"
         from hpa_fastai.basics.errors import HPAError
+        choice = re.match(r"argument COMMAND: invalid choice: '?(.*?)'? \(", message)
+        if choice: message = f'there is no command {choice[1]!r}{nearest(choice[1], self.commands)}'
         raise HPAError(f'{message} ({self.prog} --help says what there is)')
 
 # %% ../../nbs/cli/10_options.ipynb #e6f3b684
@@ -115,70 +128,90 @@ OPTIONS = dict(
     images=dict(help='folder of images, in the data folder or anywhere; '
                      'by default train, or the data folder itself'),
     labels=dict(default='hpa28', help='hpa28, hpa19, ztg10, a table of class names, or the names: Nucleus,Cytosol'),
-    group=dict(help='column whose members stay on one side of the split; antibody_of takes the antibody from the Ids'),
-    valid_pct=dict(type=number('valid_pct'), default=.2, help='share of the images for validation'),
-    fold=dict(type=number('fold'), help='take this of five folds for validation instead'),
-    folds=dict(type=number('folds'),
-               help='train a model a fold, so many, and judge them on all images; each takes --minutes'),
-    seed=dict(type=number('seed'), default=42, help='of the split and of the training'),
+    group=dict(metavar='COLUMN',
+               help='column of what belongs together, such as the antibody, plate or patient: images of one group are '
+                    'never split between training and validation; antibody_of reads the antibody from the Ids'),
+    valid_pct=dict(type=number('valid_pct'), default=.2, metavar='SHARE', help='share of the images for validation'),
+    fold=dict(type=number('fold'), metavar='K',
+              help='divide the images into five folds, and validate on fold K (0 to 4) instead of --valid-pct'),
+    folds=dict(type=number('folds'), metavar='N',
+               help='divide the images into N folds, and train N models, each without one fold; so every image is '
+                    'predicted by a model that has not seen it; each model takes --minutes'),
+    seed=dict(type=number('seed'), default=42, help='seed of the split and of the training'),
     # reading
     channels=dict(type=channels, default='rgby', metavar='rgby|C=PLANE,…',
                   help='the channels that the data set has, in the order of planes without names; '
                        'or the number (from 0) or name of the plane of each: red=2,green=Cy5'),
     missing=dict(choices=('error', 'zero'), default='error',
-                 help='a channel that is not there: an error, or read as black'),
+                 help='a channel without a file is an error, or is read as black'),
     scale=dict(choices=('dtype', 'percentile'), default='dtype',
-               help="keep the scale of the file's type, or stretch each plane"),
+               help="dtype: white is the largest number of the file's type; percentile: stretch the grey levels of "
+                    'each plane, see --percentiles'),
     percentiles=dict(type=float, nargs=2, default=(1., 99.9), metavar=('LOW', 'HIGH'),
-                     help='of --scale percentile: what becomes black and white'),
-    bits=dict(type=int, help='bits of the camera when it wrote fewer than the file states, e.g. 12'),
-    pixel_size=dict(type=float, help='µm a pixel, when the files are not whole HPA fields; HPA has 0.08 at full size'),
-    z=dict(choices=('max', 'channels'), help='take the maximum of a Z stack, or its planes for channels'),
+                     help='with --scale percentile: these percentiles of each plane become black and white'),
+    bits=dict(type=int, help='bits of the camera, such as 12, where the files state more'),
+    pixel_size=dict(type=float, help='size of a pixel in µm, for pictures of another scale than whole HPA fields '
+                                     '(0.08 µm at full size)'),
+    z=dict(choices=('max', 'channels'), help='max: take the maximum of a Z stack; channels: the planes of the stack '
+                                             'are the channels'),
     # the network
-    arch=dict(help='hpa-densenet121, hpa-inception-v3-cells, subcell-vit, smallresnet, lenet5, or a network of timm or '
-                   'torchvision; by default hpa-densenet121, which knows the real atlas; where its weights cannot be '
-                   'had resnet18, with those of photographs; or else smallresnet, with those of simulated cells'),
+    arch=dict(help='the network: hpa-densenet121, hpa-inception-v3-cells, subcell-vit, smallresnet, lenet5, or any of '
+                   'timm or torchvision; by default hpa-densenet121, which was trained on the real atlas; if its '
+                   'weights cannot be downloaded, resnet18 (trained on photographs) or smallresnet (on simulated '
+                   'cells)'),
     pretrained=dict(type=pretrained, default='auto', metavar='auto|yes|no|FILE',
-                    help='published weights where they can be had, at all costs, or never; or a weights file'),
-    loss_func=dict(default='focal', help='the loss; a wrong name lists them'),
+                    help='start from published weights; auto: if they are available, or else without; yes: stop if '
+                         'they are '
+                         'not available; no: start from random weights; FILE: start from the weights in this file'),
+    loss_func=dict(default='focal', metavar='NAME',
+                   help='loss function, such as focal, bce, asymmetric, or a sum: focal + 0.5*lovasz'),
     # training
     size=dict(type=number('size'), default=384,
-              help='largest training size in pixels; hpa-densenet121 knows fields at 1024, at seven times the cost'),
+              help='side of the largest training pictures, in pixels; hpa-densenet121 was trained at 1024, which takes '
+                   'seven times as long'),
     sizes=dict(type=number('sizes'), nargs='+',
-               help='sizes of the stages; by default half, three quarters and the whole of --size, '
-                    'and for weights that know cells the whole alone'),
+               help='train in stages of these sizes; by default one half, three quarters and all of --size; a network '
+                    'that was trained on cells has one stage at --size'),
     fine_tune=dict(type=fine_tune, metavar='auto|yes|no',
-                   help='train the whole network, or give a pretrained one its head alone; auto: the head alone '
-                        'where the weights know cells and training images are fewer than 1000'),
-    minutes=dict(type=number('minutes'), help='plan the training to take this long'),
-    epochs=dict(type=number('epochs'), default=4, help='passes over the images in each stage, without --minutes'),
+                   help='yes: train the whole network; no: train only its last layer; auto: only the last layer if the '
+                        'network was trained on cells and there are fewer than 1000 training images'),
+    minutes=dict(type=number('minutes'), help='train for about this many minutes, instead of --epochs'),
+    epochs=dict(type=number('epochs'), default=4, help='how often each stage goes through all training images'),
     bs=dict(type=number('bs'), default=32, help='images in a batch'),
     lr=dict(type=learning_rate, default=3e-3, metavar='LR|find',
-            help='the highest learning rate, of which a pretrained network gets a tenth; find looks for one'),
-    resume=dict(action='store_true', help='go on with a training of the same settings that was stopped'),
-    cache=dict(default=True, metavar='FOLDER', help='folder for decoded images; by default in your cache folder'),
+            help='highest learning rate; a pretrained network is trained with a tenth of it; find: search for a good '
+                 'one'),
+    resume=dict(action='store_true', help='continue a training that was stopped; give the same settings'),
+    cache=dict(default=True, metavar='FOLDER', help='folder in which decoded images are kept; by default in your '
+                                                    'cache folder'),
     calibrate=dict(flag='--no-calibrate', action='store_false',
-                   help='leave the probabilities as the network gives them'),
-    device=dict(default='auto', help='auto, cpu, cuda, mps'),
+                   help='keep the probabilities as the network gives them, without calibration'),
+    device=dict(default='auto', help='where to compute: auto (a GPU if there is one), cpu, cuda or mps'),
     # prediction
     model=dict(action='append', metavar='MODEL',
-               help='folder of a model, name of a published one, user/name on the Hub; several times for an ensemble; '
-                    'unless given hpa_model, and where there is none a published model; none: neither'),
-    tta=dict(action='store_true', help='average over the eight symmetries'),
-    at_least_one=dict(action='store_true', help='name the most probable class where none passes its threshold'),
+               help='folder of a model, name of a published model, or user/name on the Hugging Face Hub; give it '
+                    'several '
+                    'times to average several models; by default hpa_model, or a published model if there is no '
+                    'hpa_model; none: do not take a published model'),
+    tta=dict(action='store_true', help='average over eight turned and mirrored copies of each image: better, and '
+                                       'eight times slower'),
+    at_least_one=dict(action='store_true', help='if no class reaches its threshold, give the most probable one'),
     thresholds=dict(type=thresholds, default='model', metavar='model|prevalence|NUMBER',
-                    help='how to decide: by those of the model, by one number for all classes, or so that each class '
-                         'is given in these images as often as it is known to occur'),
+                    help='from which probability on a class is given; model: as the model was fitted; NUMBER: this '
+                         'number '
+                         'for all classes; prevalence: so that each class is given as often as it is known to occur'),
     precision=dict(default='auto',
-                   help='full, half where the device is fast at it, force-half, or auto: half on a GPU'),
-    num_workers=dict(type=number('num_workers'), help='threads that read images; one a core unless given'),
-    embeddings=dict(type=path, help='.npy or .parquet for the features before the head of the network'),
-    submission=dict(type=path, help='csv to write as a competition wants it'),
+                   help='precision of the numbers: full, half (if this device is fast at it), force-half, or auto '
+                        '(half on a GPU)'),
+    num_workers=dict(type=number('num_workers'), help='number of threads that read images; by default one for each '
+                                                      'core'),
+    embeddings=dict(type=path, help='file for the features before the last layer, .npy or .parquet'),
+    submission=dict(type=path, help='csv file in the format of a Kaggle competition'),
     # results
-    out=dict(type=path, help='where to write'),
-    force=dict(action='store_true', help='overwrite what is there'),
-    dry_run=dict(action='store_true', help='say what would be done, and stop'),
-    progress=dict(flag='--no-progress', action='store_false', help='show no bars'),
+    out=dict(type=path, help='file or folder to write'),
+    force=dict(action='store_true', help='overwrite files that exist'),
+    dry_run=dict(action='store_true', help='check everything, say what would be done, and stop'),
+    progress=dict(flag='--no-progress', action='store_false', help='show no progress bars'),
 )
 
 # %% ../../nbs/cli/10_options.ipynb #0356c716
@@ -195,7 +228,8 @@ def add_options(
         flag = settings.pop('flag', '--'+name.replace('_', '-'))
         group.add_argument(flag, dest=name, **settings)
         if name=='cache':
-            group.add_argument('--no-cache', dest='cache', action='store_false', help='read the image files each time')
+            group.add_argument('--no-cache', dest='cache', action='store_false', help='keep no decoded images, and '
+                                                                                      'read the files each time')
 
 # %% ../../nbs/cli/10_options.ipynb #d87ea644
 READING = ('channels', 'missing', 'scale', 'percentiles', 'bits', 'pixel_size', 'z')
@@ -205,11 +239,11 @@ def add_reading_options(
     remembered: bool = False,  # a model has them; what is given here replaces its own
 ) -> None:
     "Give a command the settings of `ImageReader`"
-    title = 'reading, when the pictures are not four 8- or 16-bit files a field of view (a model remembers it)'
+    title = 'how to read the pictures (saved with the model)'
     if not remembered: return add_options(parser, *READING, title=title)
     taken = {action.dest for action in parser._actions}
     wanted = [name for name in READING if name not in taken]
-    title = 'reading, where these files need another than the model remembers'
+    title = 'how to read the pictures, if not as the model was trained'
     add_options(parser, *wanted, title=title, **{name: dict(default=None) for name in wanted})
 
 def reader_of(
@@ -233,7 +267,7 @@ def add_prediction_options(
 ) -> None:
     "Give a command the settings of `Predictor`"
     settings = ('model', 'bs', 'tta', 'at_least_one', 'thresholds', 'device', 'precision', 'num_workers')
-    batch = 'images in a batch; by default 32, and fewer for networks of more than 512 pixels'
+    batch = 'images in a batch; by default 32, or fewer for networks that read more than 512 pixels'
     add_options(parser, *settings, 'progress', title='prediction', bs=dict(default=None, help=batch))
     add_reading_options(parser, remembered=True)
 

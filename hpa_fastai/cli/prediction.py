@@ -40,10 +40,10 @@ def add_evaluate(
 ) -> None:
     "Add the options of evaluate"
     parser = commands.add_parser('evaluate', help='score a model on images whose labels are known',
-                                 description='Predict a labelled folder and compare.')
-    parser.add_argument('data', metavar='DATA', type=path, help='folder of the data set')
+                                 description='Predict the images of a folder, and compare with their labels.')
+    parser.add_argument('data', metavar='DATA', type=path, help='folder with the images and their table of labels')
     add_options(parser, 'csv', 'id_column', 'label_column', 'images', 'out', 'force', title='data',
-                out=dict(help='csv for the table by class'))
+                out=dict(help='csv file for the scores of each class'))
     add_prediction_options(parser)
     parser.set_defaults(run=evaluate)
 
@@ -123,27 +123,31 @@ def add_predict(
     commands,  # the subparsers of the command
 ) -> None:
     "Add the options of predict"
-    parser = commands.add_parser('predict', help='say where the protein is, for a folder of images',
-                                 description='One row a field of view: locations, probabilities, flags, errors. '
-                                             'A run that was stopped goes on when it is started again.')
+    parser = commands.add_parser('predict', help='say where the protein is, for each image of a folder',
+                                 description='Write a table with one row for each field of view: locations, '
+                                             'probabilities, flags, errors. '
+                                             'If the run was stopped, the same command continues it.')
     parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
-    add_options(parser, 'out', out=dict(default=Path('predictions.csv'), help='table to write, .csv or .parquet'))
+    add_options(parser, 'out', out=dict(default=Path('predictions.csv'), help='file for the table, .csv or .parquet'))
     add_options(parser, 'embeddings')
-    add_options(parser, 'submission', submission=dict(help='csv to write as a competition wants it; needs --sample'))
-    parser.add_argument('--sample', type=path, help='the sample submission of the competition')
+    add_options(parser, 'submission', submission=dict(help='csv file in the format of a Kaggle competition; needs '
+                                                           '--sample'))
+    parser.add_argument('--sample', type=path, help='sample submission of the competition')
     parser.add_argument('--report', type=path, metavar='PAGE',
-                        help='HTML page about the run: locations, pictures, flags, failures, comparison with training')
-    add_options(parser, 'force', 'dry_run', force=dict(help='overwrite results, or begin them again'))
+                        help='HTML page about the run: locations, pictures, flags, failures, comparison with the '
+                             'training')
+    add_options(parser, 'force', 'dry_run', force=dict(help='overwrite results that exist, or begin them again'))
     add_prediction_options(parser)
-    group = parser.add_argument_group('watching')
+    group = parser.add_argument_group('predict while a microscope writes')
     group.add_argument('--watch', action='store_true',
-                       help='keep running, and predict each field of view once all its files are written')
+                       help='keep running, and predict each field of view when all its files are written')
     group.add_argument('--timeout', type=number('timeout'),
-                       help='end the watch after so many seconds without anything new, and report what never completed')
-    group.add_argument('--settle', type=number('settle'), default=2.,
-                       help='seconds without a change after which a file counts as written')
+                       metavar='SECONDS',
+                       help='stop after this time without new files, and list the fields of view that are incomplete')
+    group.add_argument('--settle', type=number('settle'), default=2., metavar='SECONDS',
+                       help='a file counts as written when it has not changed for this time')
     group.add_argument('--poll', action='store_true',
-                       help='look every second instead of waiting for notifications: for network drives')
+                       help='look for new files every second instead of waiting for a notification; for network drives')
     parser.set_defaults(run=predict)
 
 # %% ../../nbs/cli/40_prediction.ipynb #f3181850
@@ -177,26 +181,32 @@ def add_cells(
     commands,  # the subparsers of the command
 ) -> None:
     "Add the options of cells"
-    parser = commands.add_parser('cells', help='say where the protein is in every cell of a folder of images',
-                                 description='One row a cell: where it is, locations, probabilities, its outline. '
-                                             'Cells are outlined by scikit-image unless masks are given. '
-                                             'A run that was killed goes on when it is started again.')
+    parser = commands.add_parser('cells', help='say where the protein is, for each cell of each image',
+                                 description='Write a table with one row for each cell: its place and outline, '
+                                             'locations, '
+                                             'probabilities. Cells are outlined with scikit-image, if no masks are '
+                                             'given. If the run was stopped, the same command continues it.')
     parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
-    add_options(parser, 'out', out=dict(default=Path('cells.csv'), help='table to write, .csv or .parquet'))
+    add_options(parser, 'out', out=dict(default=Path('cells.csv'), help='file for the table, .csv or .parquet'))
     parser.add_argument('--masks', type=path,
-                        help='folder of masks by Cellpose, HPA-Cell-Segmentation or others: <Id>_cellmask.png, …')
+                        metavar='FOLDER',
+                        help='folder of masks of Cellpose, HPA-Cell-Segmentation or others: <Id>_cellmask.png, …')
     add_options(parser, 'embeddings', embeddings=dict(
-        help='.npy or .parquet for the features before the head of the network, a row a cell'))
+        help='file for the features before the last layer, .npy or .parquet, one row for each cell'))
     parser.add_argument('--prior', type=number('prior'),
-                        help='weight of the field of view: 0 trusts the cell alone, 1 the field alone; 0.5 unless '
-                             'given, and none for models of single cells')
+                        help='how much the whole field of view counts: 0: only the cell; 1: only the field; by '
+                             'default 0.5; '
+                             'not for models of single cells')
     parser.add_argument('--border', choices=('all', 'nucleus', 'drop'), default='all',
-                        help='cells at the edge: all, those with their nucleus in the picture, or none')
-    add_options(parser, 'submission', 'pixel_size', 'force', force=dict(help='overwrite results, or begin them again'),
-                submission=dict(help='csv to write as the competition of 2021 wants it'),
+                        help='which cells at the edge of the picture to keep: all, those with their nucleus in it, '
+                             'or none')
+    add_options(parser, 'submission', 'pixel_size', 'force', force=dict(help='overwrite results that exist, or begin '
+                                                                             'them again'),
+                submission=dict(help='csv file in the format of the Kaggle competition of 2021'),
                 pixel_size=dict(type=number('pixel_size'),
-                                help='µm a pixel of the files; unless given, nuclei are measured in each picture, '
-                                     'and crops of a fixed scale take the files for fields of the Atlas'))
+                                help='size of a pixel of the files in µm; by default the scale is found from the '
+                                     'size of the '
+                                     'nuclei, and models of single cells take the files for whole HPA fields'))
     add_prediction_options(parser)
     parser.set_defaults(run=cells)
 
@@ -216,17 +226,17 @@ def add_report(
     commands,  # the subparsers of the command
 ) -> None:
     "Add the options of report"
-    parser = commands.add_parser('report', help='one page about a data set, a model, or a run of predictions',
-                                 description='One HTML page that opens from disk: a data set, a model, '
-                                             'or a run of predictions beside the training of its model.')
+    parser = commands.add_parser('report', help='write a page about a data set, a model, or predictions',
+                                 description='Write one HTML page about a data set, a model, or predictions. '
+                                             'It is one file, and opens in any browser.')
     parser.add_argument('what', metavar='WHAT',
-                        help='folder of a data set, folder of a model, or a table of predictions')
+                        help='folder of a data set, folder of a model, or table of predictions')
     parser.add_argument('--reference', metavar='MODEL',
-                        help='of predictions: the model that made them, to compare with its training')
+                        help='for predictions: the model that made them, to compare with the images of its training')
     add_options(parser, 'images', 'out', 'force', 'progress',
                 out=dict(default=Path('report.html'), help='page to write'),
                 images=dict(metavar='FOLDER',
-                            help='of predictions and models: folder with their pictures'))
-    add_options(parser, 'csv', 'id_column', 'label_column', 'labels', 'group', title='of a data set')
+                            help='for predictions and models: folder with the pictures'))
+    add_options(parser, 'csv', 'id_column', 'label_column', 'labels', 'group', title='for a data set')
     add_reading_options(parser)
     parser.set_defaults(run=report)

@@ -48,27 +48,58 @@ def _train_folds(args, device):
           f'hpa_fastai predict FOLDER --model {args.out} --out predictions.csv')
 
 # %% ../../nbs/cli/30_training.ipynb #3f96f22e
+def _check_training(args):
+    "Refuse what the training would refuse, but for results that exist; say what becomes of those"
+    from hpa_fastai.basics.devices import find_device
+    from hpa_fastai.basics.errors import HPAError
+    from hpa_fastai.experiments.training import check_training, may_replace, training_folder
+    reader_of(args)
+    find_device(args.device)
+    if args.pretrained not in ('auto', True, False) and not path(args.pretrained).is_file():
+        raise HPAError(f'{args.pretrained}: no such file of weights')
+    out, stopped = args.out, training_folder(args.out)
+    check_training(out/'fold0' if args.folds else out, args.arch, args.loss_func, args.resume, True)
+    if args.folds and out.exists():
+        if not out.is_dir() or (any(out.iterdir()) and not (out/'settings.json').is_file()):
+            raise HPAError(f'{out} exists and holds no folds; give another name')
+        print(f'{out} exists: folds in it that were trained with the same settings are kept; --force trains them again')
+    elif not args.folds and not may_replace(out, args.resume, args.force):
+        tell_taken(out)
+        if stopped.exists() and not args.resume:
+            print(f'{stopped} holds a training that was stopped: --resume continues it; --force begins again')
+
 def _rehearse(args):
-    "Look for the images of every label, and say what would be done"
+    "Check all that a training needs, and say what would be done"
+    from hpa_fastai.batches.splits import stratified_folds, train_valid_rows
     from hpa_fastai.data.files import attach_images, find_images
     from hpa_fastai.data.labels import get_labels
     from hpa_fastai.data.label_tables import read_labels
     from hpa_fastai.experiments.training import arch_of, find_start
     from hpa_fastai.models.networks import PUBLISHED_NETWORKS
+    from hpa_fastai.train.fine_tuning import FEW
+    _check_training(args)
     labels = get_labels(args.labels)
     csv, images = places_of(args)
     table = find_images(images, args.channels)
-    n = len(attach_images(read_labels(csv, labels, ids=table.Id, **columns_of(args)), table))
+    df = attach_images(read_labels(csv, labels, ids=table.Id, **columns_of(args)), table)
+    split = dict(group=group_of(args), labels=labels, seed=args.seed)
+    if args.folds:
+        fold_of_row = stratified_folds(df, args.folds, **split)
+        n_training, how = (fold_of_row!=0).sum(), f'{args.folds} models, each without one of {args.folds} folds'
+    else:
+        train, valid = train_valid_rows(df, valid_pct=args.valid_pct, fold=args.fold, **split)
+        n_training, how = len(train), f'{len(train)} to train on and {len(valid)} to validate'
     network, said = args.arch or arch_of(args.pretrained), None
     if not args.arch and args.pretrained=='auto': network, said = find_start()
     if said: print(said)
     budget = f'{args.minutes:g} minutes' if args.minutes else f'{args.epochs} epochs a stage'
-    print(f'{n} labelled images, {len(labels)} classes; {network} to be trained for {budget} '
-          f'and saved to {args.out}; nothing was done')
     knows_cells = network in ('smallresnet', *PUBLISHED_NETWORKS) and args.pretrained is not False
-    if args.fine_tune is None and knows_cells:
-        from hpa_fastai.train.fine_tuning import FEW
-        print(f'(With weights that know cells and fewer than {FEW} training images the head alone, in a few minutes.)')
+    if args.fine_tune is None and knows_cells and n_training<FEW:
+        budget = (f'a few seconds: only the last layer is trained, because {n_training} training images are few for a '
+                  'network that was trained on cells (--fine-tune yes trains the whole network)')
+    print(f'{len(df)} labelled images, {len(labels)} classes: {how}\n'
+          f'{network} would be trained for {budget}\n'
+          f'and saved to {args.out}; nothing was done')
 
 # %% ../../nbs/cli/30_training.ipynb #7ce16f8c
 def train(
@@ -77,12 +108,8 @@ def train(
     "Train a model, or one a fold, or say what would be done"
     from hpa_fastai.basics.errors import HPAError
     if args.folds and args.fold is not None:
-        raise HPAError('--folds trains all folds and --fold one; give one of the two')
-    if args.dry_run:
-        from hpa_fastai.experiments.training import check_training
-        reader_of(args)  # refuses settings that cannot be
-        if not args.folds: check_training(args.out, args.arch, args.loss_func, args.resume, args.force)
-        return _rehearse(args)
+        raise HPAError('--fold trains one model and --folds several; give one of the two')
+    if args.dry_run: return _rehearse(args)
     device = join_processes(args)
     return _train_folds(args, device) if args.folds else _train_one(args, device)
 
@@ -91,22 +118,23 @@ TRAINING = ('size', 'sizes', 'fine_tune', 'minutes', 'epochs', 'bs', 'lr')
 
 def _add_data(parser, *more):
     "Add the options of a data set with labels"
-    parser.add_argument('data', metavar='DATA', type=path, help='folder of the data set')
+    parser.add_argument('data', metavar='DATA', type=path, help='folder with the images and their table of labels')
     add_options(parser, 'csv', 'id_column', 'label_column', 'images', 'labels', 'group', *more, 'seed', title='data')
 
 def add_train(
     commands,  # the subparsers of the command
 ) -> None:
     "Add the options of train"
-    parser = commands.add_parser('train', help='train a model on a folder of images and a csv',
-                                 description='Train on growing pictures, fit thresholds, and save the model.')
+    parser = commands.add_parser('train', help='train a model on images with labels',
+                                 description='Train a network on the images of a folder, whose labels are in a table. '
+                                             'Then fit thresholds, and save the model.')
     _add_data(parser, 'valid_pct', 'fold', 'folds')
     add_reading_options(parser)
     add_options(parser, 'arch', 'pretrained', 'loss_func', title='model')
     add_options(parser, *TRAINING, 'resume', 'cache', 'device', 'calibrate', title='training')
     add_options(parser, 'out', 'force', 'dry_run', 'progress', title='result',
                 out=dict(default=Path('hpa_model'), help='folder for the model'),
-                force=dict(help='replace a model that is there'))
+                force=dict(help='replace a model that exists'))
     parser.set_defaults(run=train)
 
 # %% ../../nbs/cli/30_training.ipynb #29c122be
@@ -129,26 +157,28 @@ def add_compare(
     commands,  # the subparsers of the command
 ) -> None:
     "Add the options of compare"
-    parser = commands.add_parser('compare', help='train several networks or recipes under the same split and budget',
-                                 description='Experiments side by side: macro F1 with its interval, mean AP, time, '
-                                             'parameters, speed. '
-                                             'A run that was stopped goes on when it is started again.')
+    parser = commands.add_parser('compare', help='train several networks, or one with several settings, and compare '
+                                                 'them',
+                                 description='Train several networks, or one with several settings, on the same '
+                                             'images and for the same time. Compare their scores, size and speed. '
+                                             'If the run was stopped, the same command continues it.')
     _add_data(parser)
     add_reading_options(parser)
     group = parser.add_argument_group('experiments')
     group.add_argument('--archs', type=names, metavar='A,B,…', help='networks to compare, separated by commas')
     group.add_argument('--experiments', type=path, metavar='FILE',
-                       help='yaml or json of options by name, or a csv with a row an experiment')
-    add_options(group, 'folds', folds=dict(default=5, help='parts to divide the images into'))
-    group.add_argument('--trained-folds', type=number('trained_folds'), default=1,
-                       help='how many of the folds to train on; more folds give surer scores and take longer')
+                       help='file that names the settings of each experiment: yaml, json, or a csv with one row for '
+                            'each')
+    add_options(group, 'folds', folds=dict(default=5, help='divide the images into N folds'))
+    group.add_argument('--trained-folds', type=number('trained_folds'), default=1, metavar='N',
+                       help='train one model for each of the first N folds; more give surer scores and take longer')
     add_options(parser, 'pretrained', 'loss_func', *TRAINING, 'cache', 'device',
-                title='model and training, of all experiments',
-                minutes=dict(help='time for each fold of each experiment'))
+                title='model and training, for all experiments',
+                minutes=dict(help='minutes of training for each fold of each experiment, instead of --epochs'))
     add_options(parser, 'out', 'force', 'progress', title='result',
-                force=dict(help='replace experiments that were run otherwise'),
+                force=dict(help='replace experiments that were run with other settings'),
                 out=dict(default=Path('experiments'),
-                         help='folder for experiments.csv, experiments.png, and a folder an experiment'))
+                         help='folder for experiments.csv, experiments.png, and the models'))
     parser.set_defaults(run=compare)
 
 # %% ../../nbs/cli/30_training.ipynb #7c725375
@@ -170,19 +200,25 @@ def add_calibrate(
     commands,  # the subparsers of the command
 ) -> None:
     "Add the options of calibrate"
-    parser = commands.add_parser('calibrate', help='fit a model to your labelled images, in seconds, without training',
-                                 description='Fit calibration, thresholds and what is usual to labelled images, and '
-                                             'save them with the network as a new model. Twenty images are a start.')
-    parser.add_argument('model', metavar='MODEL', help='folder of a model, user/name on the Hub, or a published model')
-    parser.add_argument('data', metavar='DATA', type=path, help='folder of the labelled images')
+    parser = commands.add_parser('calibrate', help='fit a model to your own labelled images, in seconds, without '
+                                                   'training',
+                                 description='Fit the probabilities and thresholds of a model to your labelled '
+                                             'images, and '
+                                             'learn from them what your pictures look like. The network itself is '
+                                             'not changed. The result is a new model. Twenty images are a start.')
+    parser.add_argument('model', metavar='MODEL', help='folder of a model, name of a published model, or user/name '
+                                                       'on the Hugging Face Hub')
+    parser.add_argument('data', metavar='DATA', type=path, help='folder with the images and their table of labels')
     add_options(parser, 'csv', 'id_column', 'label_column', 'images', 'group', 'seed', title='data',
-                seed=dict(help='of the parts'),
-                group=dict(help='column whose members are kept whole; by default antibodies, where Ids name them'))
+                seed=dict(help='seed of the parts for cross-fitting'),
+                group=dict(help='column of what belongs together, such as the plate; by default the antibody, if the '
+                                'Ids name it'))
     parser.add_argument('--method', default='auto',
-                        help='of the thresholds: auto, constant, f1, prevalence, crossfit, or one number for all')
+                        help='how thresholds are fitted: auto, constant, f1, prevalence, crossfit, or one number for '
+                             'all')
     add_options(parser, 'bs', 'device', 'num_workers', title='prediction',
-                bs=dict(default=None, help='images in a batch; by default 32, and fewer for large networks'))
+                bs=dict(default=None, help='images in a batch; by default 32, or fewer for large networks'))
     add_options(parser, 'out', 'progress', title='result',
-                out=dict(required=True, help='folder for the new model, which may not be there'))
+                out=dict(required=True, help='folder for the new model; it must not exist yet'))
     add_reading_options(parser, remembered=True)
     parser.set_defaults(run=calibrate)

@@ -79,9 +79,9 @@ def train_fold(
     fit_options = dict(verbose=False, fine_tune=worth_fine_tuning(learn), folder=folder, resume=folder is not None)
     fit_options.update(parts['fit'])
     if 'fine_tune' not in parts['fit'] and not fit_options['fine_tune'] and is_first():
-        print(f'{len(dls.train_ds)} training images are few for a network that knows cells: the head alone is fitted, '
-              'whatever is said of epochs, rates, augmentation; fine_tune=True (--fine-tune yes) trains the body too',
-              flush=True)
+        print(f'{len(dls.train_ds)} training images are few for a network that was trained on cells: only its last '
+              'layer is fitted, so that epochs, learning rate and augmentation have no effect; fine_tune=True '
+              '(--fine-tune yes) trains the whole network', flush=True)
     with shared_training(learn), learn.no_bar(), learn.no_logging(): learn.fit_progressive(**fit_options)
     learn.history['images_per_second'] = round(count.rate, 2) if count.n else None
     return learn

@@ -262,7 +262,7 @@ def test_a_stopped_training_is_kept_and_goes_on(small_atlas, tmp_path, capsys):
     assert (out/'model.safetensors').exists() and log.exists()
     assert main(args) == 2
     said = capsys.readouterr().err
-    assert said.count('\n') == 1 and '(--resume) goes on' in said
+    assert said.count('\n') == 1 and '--resume goes on' in said
     mine = (out/'config.json').read_text()
     (out/'config.json').write_text(mine.replace('"constant"', '"mine"') + ' ')
     assert main([*args, '--resume']) == 2 and 'already holds a model' in capsys.readouterr().err and log.exists()
@@ -376,9 +376,9 @@ def test_training_reads_as_it_is_told(small_atlas, tmp_path, capsys):
     saved = json.loads((tmp_path/'m'/'config.json').read_text())['reader']
     assert {name: saved[name] for name in asked} == asked
     for wrong, words in (
-        (['--channels', 'pink'], "channels='pink'"),
-        (['--bits', '99'], 'bits=99'),
-        (['--pixel-size', '-1'], 'pixel_size=-1'),
+        (['--channels', 'pink'], '--channels pink'),
+        (['--bits', '99'], '--bits 99'),
+        (['--pixel-size', '-1'], '--pixel-size -1'),
     ):
         assert main([*args, *wrong, '--out', str(tmp_path / 'n')]) == 2 and words in capsys.readouterr().err
 
