@@ -4,19 +4,24 @@
 
 # %% auto #0
 __all__ = ['COLUMN_TYPES', 'FORMATS', 'ResultError', 'result_columns', 'cell_columns', 'failed_row', 'check_ids', 'escape_cell',
-           'unescape_cell', 'csv_text', 'import_pyarrow', 'csv_to_parquet', 'check_writable', 'check_out',
-           'read_predictions', 'read_cells', 'with_labels', 'labels_of', 'cell_text', 'as_predictions']
+           'unescape_cell', 'csv_text', 'import_pyarrow', 'csv_to_parquet', 'columns_beside', 'csv_to_xlsx',
+           'check_writable', 'check_out', 'read_predictions', 'read_cells', 'with_labels', 'labels_of', 'cell_text',
+           'as_predictions']
 
 # %% ../../nbs/deploy/50_tables.ipynb #6b98bfa9
-import io, json, os, re
+import datetime, io, json, os, re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..basics.errors import HPAError
+from ..basics.packages import version_of
 from ..basics.paths import path_text, same_form, spell_out
-from ..basics.spreadsheets import find_delimiter, read_text, to_numbers
+from ..basics.spreadsheets import find_delimiter, is_excel, read_text, to_numbers
+from ..basics.workbooks import Sheet, check_openpyxl, read_sheets, write_workbook
 from ..data.labels import HPA19, HPA28, ZTG10, LabelSet, get_labels
+from ..data.names import CHANNELS
+from ..batches.splits import antibody_of
 
 # %% ../../nbs/deploy/50_tables.ipynb #581f2415
 class ResultError(HPAError):
@@ -118,8 +123,84 @@ def csv_to_parquet(
             writer.write_table(pa.Table.from_pandas(part, schema, preserve_index=False))
     return out
 
+# %% ../../nbs/deploy/50_tables.ipynb #5dd2d1e7
+_well = re.compile(r'(?<![A-Za-z0-9])([A-P](?:0?[1-9]|1\d|2[0-4]))(?![A-Za-z0-9])')
+
+def columns_beside(
+    ids,  # of the fields of view
+    table: pd.DataFrame|None = None,  # of `find_images`: its other columns are taken too
+) -> pd.DataFrame:  # a row a field of view, by Id
+    "Find what else is known of fields of view: well and antibody, where the Ids name them, and the columns of a table."
+    ids = list(ids)
+    wells, antibodies = [_well.findall(i) for i in ids], [antibody_of(i) for i in ids]
+    found = {'Well': [of_id[0] if len(of_id) == 1 else '' for of_id in wells],
+             'Antibody': [a if a != i else '' for a, i in zip(antibodies, ids)]}
+    beside = pd.DataFrame({c: v for c, v in found.items() if sum(map(bool, v)) > len(ids)/2}, ids)
+    if table is None: return beside
+    known = {'Id', 'path', 'layout', *CHANNELS, *COLUMN_TYPES}
+    other = table.set_index('Id')[[c for c in table if c not in known]].reindex(ids)
+    named = {str(c).casefold() for c in other}
+    return beside[[c for c in beside if c.casefold() not in named]].join(other)
+
+# %% ../../nbs/deploy/50_tables.ipynb #e9639f03
+_TOP = ['Top class', 'Top probability']
+_LONG = 30_000  # characters of a mask in one cell: Excel takes 32,767
+
+def _records_of(source, columns):
+    "The rows of a csv of `csv_text`, each a dict of texts and numbers."
+    types = {c: COLUMN_TYPES.get(c, float) for c in columns}
+    missing = {c: [''] for c, t in types.items() if t is float}
+    options = dict(header=None, skiprows=1, names=columns, dtype=types, keep_default_na=False, na_values=missing)
+    with pd.read_csv(source, chunksize=10_000, **options) as parts:
+        for part in parts:
+            for c, t in types.items():
+                if t is str: part[c] = part[c].map(unescape_cell)
+            yield from part.to_dict('records')
+
+def csv_to_xlsx(
+    source: Path,  # csv of `csv_text`, its columns in the first line
+    out: Path,  # workbook to write
+    columns: list,  # of the table
+    beside: pd.DataFrame|None = None,  # of `columns_beside`
+    notes: dict|None = None,  # how the results were made: texts and numbers by what they are
+) -> Path:  # `out`
+    "Convert a table of results that was written as csv."
+    key = [c for c in ('Id', 'cell') if c in columns]
+    end = min(columns.index(c) for c in ('flags', 'mask', 'error') if c in columns)
+    classes = columns[columns.index('Names')+1:end]
+    place = [c for c in columns[:columns.index('Predicted')] if c not in key]
+    last = [c for c in ('flags', 'error') if c in columns]
+    more = [] if beside is None else [c for c in beside if c not in columns and c not in _TOP]
+    known = {} if beside is None else dict(zip(beside.index, beside[more].astype(object).to_numpy().tolist()))
+
+    def short(row):
+        probs = [row[c] for c in classes]
+        top = max(range(len(classes)), key=probs.__getitem__) if probs[0] == probs[0] else None
+        best = (None, None) if top is None else (classes[top], probs[top])
+        names = row['Names'].replace('|', ', ')
+        return [*(row[c] for c in key), *known.get(row['Id'], [None]*len(more)), names, *best,
+                *(row[c] for c in (*place, *last))]
+    def mask(row):
+        text = row['mask']
+        return [*(row[c] for c in key), *(text[n:n+_LONG] for n in range(0, max(len(text), 1), _LONG))]
+
+    fixed, share = len(key), dict.fromkeys([*classes, _TOP[1]], '0.000')
+    rows = [short(row) for row in _records_of(source, columns)]
+    sheets = [Sheet('Results', [*key, *more, 'Names', *_TOP, *place, *last], rows, share, fixed),
+              Sheet('Probabilities', [*key, *classes],
+                    ([row[c] for c in (*key, *classes)] for row in _records_of(source, columns)), share, fixed)]
+    if 'mask' in columns:
+        masks = [mask(row) for row in _records_of(source, columns)]
+        parts = max(map(len, masks), default=fixed+1)-fixed
+        names = ['mask', *(f'mask {n}' for n in range(2, parts+1))]
+        sheets.append(Sheet('Masks', [*key, *names], [row+['']*(fixed+parts-len(row)) for row in masks], {}, fixed))
+    now = datetime.datetime.now().strftime('%Y-%m-%d %H:%M')
+    made = {'made with': f'hpa_fastai {version_of("hpa_fastai")}', 'written': now}
+    sheets.append(Sheet('About', ['what', 'value'], [[what, value] for what, value in (made | (notes or {})).items()]))
+    return write_workbook(out, sheets)
+
 # %% ../../nbs/deploy/50_tables.ipynb #f17b750f
-FORMATS = ('.csv', '.parquet')
+FORMATS = ('.csv', '.parquet', '.xlsx')
 
 def check_writable(
     out: str|Path,  # file to write
@@ -129,6 +210,7 @@ def check_writable(
     out = Path(path_text(out, 'out', ResultError))
     if out.suffix not in formats: raise ResultError(f'{out}: give a name that ends in {" or ".join(formats)}')
     if out.suffix == '.parquet': import_pyarrow()
+    if out.suffix == '.xlsx': check_openpyxl(ResultError)
     if not out.parent.is_dir(): raise ResultError(f'{out}: there is no folder {out.parent} to write to')
     return out
 
@@ -172,6 +254,37 @@ def _read_csv(path, what):
     cells = cells[1:].set_axis(columns, axis=1).loc[:, [bool(c) for c in columns]]
     return cells[cells.ne('').any(axis=1)].reset_index(drop=True)
 
+def _read_xlsx(path, what):
+    "The columns of a workbook: one of `csv_to_xlsx`, its sheets put together by Id, or a csv that Excel saved."
+    tables = []
+    for header, *rows in read_sheets(path, ResultError).values():
+        columns = [same_form(c) for c in header]
+        twice = next((c for i, c in enumerate(columns) if c and c in columns[:i]), None)
+        if twice: raise ResultError(f'{path}: two columns are called {twice!r}; rename one')
+        if 'Id' not in columns: continue
+        table = pd.DataFrame(rows, columns=columns, dtype=object)
+        tables.append(table.loc[:, [c != '' for c in columns]])
+    if not tables: raise ResultError(f'{path}: not {what} (no sheet has a column Id)')
+    df, *others = tables
+    if 'Predicted' in df or not others: return df
+    key = [c for c in ('Id', 'cell') if c in df]
+    classes = [c for c in others[0] if c not in key]
+    for other in others: df = df.merge(other[[*key, *(c for c in other if c not in df)]], 'left', key).fillna('')
+    parts = [c for c in df if re.fullmatch(r'mask( \d+)?', c)]
+    if parts: df['mask'] = df[parts].agg(''.join, axis=1)
+    df = df.drop(columns=[*parts[1:], *(c for c in _TOP if c in df)])
+    place = [c for c in ('x', 'y', 'area', 'border', 'width', 'height') if c in df]
+    first, last = [*key, *place, 'Names', *classes], [c for c in ('flags', 'mask', 'error') if c in df]
+    df = df[[*first, *last, *(c for c in df if c not in first and c not in last)]]
+    labels = labels_of(df)
+    try: numbers = df.Names.map(labels.parse)
+    except HPAError as e: raise ResultError(f'{path}: {e}') from None
+    df['Names'] = ['|'.join(labels.classes[i] for i in of_row) for of_row in numbers]
+    df.insert(len(key)+len(place), 'Predicted', numbers.map(labels.format))
+    texts = [c for c in df if COLUMN_TYPES.get(c) is str]
+    df[texts] = df[texts].map(escape_cell)
+    return df
+
 def _read_result(path, needed, what, command):
     "A table of results from a csv or parquet file, its label set noted."
     if not path.is_file():
@@ -182,24 +295,27 @@ def _read_result(path, needed, what, command):
         try: df = pd.read_parquet(path)
         except (OSError, ValueError) as e:
             raise ResultError(f'{path}: not {what} ({" ".join(str(e).split())[:200]})') from None
-    else: df = _read_csv(path, what)
+    else: df = _read_xlsx(path, what) if is_excel(path) else _read_csv(path, what)
     absent = sorted(set(needed)-set(df))
     if absent: raise ResultError(f'{path}: not {what} (it has no column {", ".join(absent)})')
     if not is_parquet:
+        own = df.columns[:df.columns.get_loc('error')+1]  # what stands behind, somebody added
         for c in df:
             is_text = COLUMN_TYPES.get(c) is str
-            df[c] = df[c].map(unescape_cell) if is_text else _read_numbers(df[c], f'{path}: column {c!r}')
+            try: df[c] = df[c].map(unescape_cell) if is_text else _read_numbers(df[c], f'{path}: column {c!r}')
+            except ResultError:
+                if c in own: raise
     return with_labels(df, labels_of(df))
 
 def read_predictions(
-    path: str|Path,  # a .csv or .parquet that `predict` wrote, or that a spreadsheet saved again
+    path: str|Path,  # a .csv, .parquet or .xlsx that `predict` wrote, or that a spreadsheet saved again
 ) -> pd.DataFrame:  # Id, Predicted, Names, a probability a class, flags, error; its label set in `attrs`
     "Read the table of predictions in a file."
     path, needed = Path(path_text(path, 'predictions', ResultError)), ('Id', 'Predicted', 'Names', 'flags', 'error')
     return _read_result(path, needed, 'a table of predictions', 'predict FOLDER')
 
 def read_cells(
-    path: str|Path,  # a .csv or .parquet that `predict_cells` wrote, or that a spreadsheet saved again
+    path: str|Path,  # a .csv, .parquet or .xlsx that `predict_cells` wrote, or that a spreadsheet saved again
 ) -> pd.DataFrame:  # the columns of `cell_columns`; its label set in `attrs`
     "Read the table of cells in a file."
     path = Path(path_text(path, 'cells', ResultError))
