@@ -69,7 +69,7 @@ def write_results(
 def predict(
     folder,  # folder of images, nested to any depth; file, list of files, csv or table of paths, row of one; pixels
     model = None,  # folder, published name, user/name on the Hub, `Bundle`, learner; a list; None: `default_model`
-    out: str|Path|None = None,  # .csv or .parquet to write as it goes
+    out: str|Path|None = None,  # .csv, .parquet or .xlsx to write as it goes
     bs: int|None = None,  # images in a batch; None: 32, and fewer for networks of more than 512 pixels
     tta: bool = False,  # average over the eight symmetries: eight times the work, a little better
     at_least_one: bool = False,  # name the most probable class where none passes its threshold
