@@ -253,14 +253,14 @@ def fill(self:_CellRun, journal, progress):
             if embeddings is None: embeddings = np.full((len(rows), self.predictor.n_features), np.nan)
             journal.note({id_: stamps.pop(id_)+mask_stamps[id_]})
             journal.add(rows.itertuples(index=False, name=None), embeddings)
-    journal.finish(ids.tolist())
+    journal.finish(ids.tolist(), columns_beside(ids, self.table), self.predictor.notes(journal.about))
 
 # %% ../../nbs/cells/30_cells.ipynb #f9e0fbd7
 def predict_cells(
     model,  # folder, published name, user/name on the Hub, a list, or a `Predictor`; None: `default_model('cells')`
     images,  # folder of images, nested to any depth; list of files, csv or table of paths; pixels in memory
     masks=None,  # folder of mask files, {Id: array or file}, or one for each image; None: outlined by `segment_cells`
-    out: str|Path|None = None,  # .csv or .parquet to write as it goes
+    out: str|Path|None = None,  # .csv, .parquet or .xlsx to write as it goes
     prior: float|None = None,  # weight of the field of view, 0 to 1; None: one half, for models of fields of view
     border: str = 'all',  # cells at the edge: 'all', only those with their 'nucleus' in the picture, or 'drop'
     diameter: float|None = None,  # width of a nucleus in pixels of the files; None: measured in each picture

@@ -15,6 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from ..basics.error_groups import ErrorGroups
 from ..basics.paths import path_text, spell_out, write_whole
+from ..basics.workbooks import check_rows
 from .tables import *
 
 # %% ../../nbs/deploy/55_journal.ipynb #a63491d9
@@ -97,7 +98,7 @@ def _split(record):
 class Journal:
     "A table of results in the making, which outlives the process that writes it."
     def __init__(self,
-        out: str|Path,  # the table: .csv or .parquet
+        out: str|Path,  # the table: .csv, .parquet or .xlsx
         columns: list,  # of the table; the first is Id, the last is error
         about: dict,  # what makes the results what they are: arguments and models; json-able
         force: bool = False,  # replace a table that is there, or one that was begun with other arguments
@@ -128,6 +129,9 @@ def _open(self:Journal, force):
         self._start_counting()
         if self.out.suffix == '.csv':
             with open(self.out, 'rb') as f: self._count([_split(r) for r in _records(f)][1:])
+        else:
+            table = (read_cells if self.several_rows else read_predictions)(self.out)
+            self._count(table[self.columns].astype(str).to_numpy().tolist())
         self.complete = True
         return
     if differs and self.part.exists() and self.part.stat().st_size and not force:
@@ -303,6 +307,8 @@ def _sort(self:Journal, order):
 @patch
 def finish(self:Journal,
     order: list|None = None,  # all Ids, in the order that the table is to have; None: as written
+    beside: pd.DataFrame|None = None,  # of `columns_beside`, for a workbook
+    notes: dict|None = None,  # how the results were made, for a workbook
 ) -> Path:
     "Give the complete table its name."
     if self.complete: return self.out
@@ -310,7 +316,12 @@ def finish(self:Journal,
     try:
         with explain_write_error(self.out, f'the rows are kept in {self.part}; '):
             rows = self.part if order == self.done else self._sort(order)
-            whole = rows if self.out.suffix == '.csv' else csv_to_parquet(rows, self._beside('tmp'), self.columns)
+            whole, tmp = rows, self._beside('tmp')
+            if self.out.suffix == '.parquet': whole = csv_to_parquet(rows, tmp, self.columns)
+            if self.out.suffix == '.xlsx':
+                n = sum(len(self.within[id_]) for id_ in order)
+                check_rows(n, f'{self.out} (all rows are in {self.part}, which is a csv: rename it)', ResultError)
+                whole = csv_to_xlsx(rows, tmp, self.columns, beside, notes)
             if self.embeddings:
                 starts = dict(zip(self.done, accumulate((len(self.within[id_]) for id_ in self.done), initial=0)))
                 names = [(id_, int(cell)) if self.several_rows else id_ for id_ in order for cell in self.within[id_]]

@@ -17,6 +17,7 @@ from ..basics.devices import find_device, use_half
 from ..basics.environment import tqdm_bar
 from ..basics.errors import HPAError
 from ..basics.paths import is_url, path_text
+from ..basics.workbooks import check_rows
 from ..data.names import CHANNELS
 from ..data.folders import fov_stamp
 from ..data.files import image_table, plain_source
@@ -325,11 +326,23 @@ def stamps_now(
     wanted = table[table.Id.isin(set(ids))]
     return {r['Id']: fov_stamp(r) for r in wanted.to_dict('records')}
 
+# %% ../../nbs/deploy/80_predictor.ipynb #1c18eb5d
+@patch
+def notes(self:Predictor,
+    about: dict,  # record of the run
+) -> dict:  # texts and numbers by what they are
+    "Say for people how results were made: pictures, models, settings, and the threshold of each class."
+    networks = [f'{b.config["model"]["arch"]} ({digest})' for b, digest in zip(self.bundles, about['models'])]
+    settings = {k: str(v) for k, v in about.items() if k != 'models' and v is not None}
+    if self.prevalence is not None: return {'networks': ', '.join(networks), **settings}
+    values = {f'threshold of {name}': float(t) for name, t in zip(self.labels.classes, self.thresholds.values)}
+    return {'networks': ', '.join(networks), **settings, **values}
+
 # %% ../../nbs/deploy/80_predictor.ipynb #8b8eb74b
 @patch
 def to_file(self:Predictor,
     source,  # folder, list of files, csv or table of paths
-    out: str|Path,  # .csv or .parquet
+    out: str|Path,  # .csv, .parquet or .xlsx
     force: bool = False,  # overwrite `out`, or a part of it that was begun otherwise
     embeddings: str|Path|None = None,  # .npy or .parquet for the features before the head
     progress: bool = True,  # show a bar
@@ -339,6 +352,7 @@ def to_file(self:Predictor,
     source, out = plain_source(source), Path(path_text(out, 'out'))
     if embeddings is not None: embeddings = Path(path_text(embeddings, 'embeddings'))
     table, stamps = locate(source, self.channels), {}
+    if out.suffix=='.xlsx': check_rows(len(table), out, ResultError)
     depth = self.depth_of(table, None if force else Path(f'{out}.part.json'))
     about = dict(source=about_source(source), **self.about(), bits=depth.bits,
                  embeddings=embeddings and str(embeddings))
@@ -355,5 +369,5 @@ def to_file(self:Predictor,
                 journal.add(rows, embs)
                 shown.update(len(rows))
         if self.prevalence is not None: journal.revise(self.settle)
-        journal.finish(table.Id.tolist())
+        journal.finish(table.Id.tolist(), columns_beside(table.Id, table), self.notes(about))
     return journal
