@@ -44,13 +44,14 @@ def verify(
     args: argparse.Namespace,  # of the command
 ) -> int:  # the exit code
     "Check a folder of images, and its table of labels"
-    from hpa_fastai.basics.paths import write_whole
+    from hpa_fastai.basics.workbooks import check_openpyxl, write_table
     from hpa_fastai.data.verify import verify_folder
     check_free(args.out, args.force)
+    if args.out and args.out.suffix=='.xlsx': check_openpyxl()
     found = verify_folder(args.folder, args.csv, args.labels, args.deep, reader_of(args), progress=args.progress,
                           **columns_of(args))
     print(found)
-    if args.out: write_whole(args.out, found.problems.to_csv(index=False))
+    if args.out: write_table(found.problems, args.out, 'Problems')
     return found.exit_code
 
 def add_verify(
@@ -67,7 +68,7 @@ def add_verify(
                 progress=dict(default=None),
                 labels=dict(default=None, help='hpa28, hpa19, ztg10, or a csv of class names; by default as the '
                                                'table shows'),
-                out=dict(help='csv file for the list of problems'))
+                out=dict(help='file for the list of problems, .csv or .xlsx'))
     add_reading_options(parser)
     parser.set_defaults(run=verify)
 

@@ -16,12 +16,12 @@ def evaluate(
     args: argparse.Namespace,  # of the command
 ) -> int:  # the exit code
     "Predict a labelled folder and compare"
-    from hpa_fastai.basics.paths import write_whole
+    from hpa_fastai.basics.workbooks import write_table
     from hpa_fastai.data.files import attach_images, find_images
     from hpa_fastai.data.label_tables import read_labels
     from hpa_fastai.deploy.tables import check_writable
     from hpa_fastai.deploy.scoring import evaluate_predictions
-    if args.out: check_writable(args.out, ('.csv',))
+    if args.out: check_writable(args.out, ('.csv', '.xlsx'))
     check_free(args.out, args.force)
     csv, images = places_of(args)
     predictor = predictor_of(args)
@@ -31,7 +31,7 @@ def evaluate(
     predictions = predictor(attach_images(truth, table), args.progress)
     evaluation = evaluate_predictions(predictions, truth, predictor.labels)
     print(evaluation)
-    if args.out: write_whole(args.out, evaluation.table.to_csv())
+    if args.out: write_table(evaluation.table.reset_index(names='class'), args.out, 'Classes')
     failed = predictions[predictions['error']!='']
     return report_failures(zip(failed.Id, failed['error']), len(predictions))
 
@@ -43,7 +43,7 @@ def add_evaluate(
                                  description='Predict the images of a folder, and compare with their labels.')
     parser.add_argument('data', metavar='DATA', type=path, help='folder with the images and their table of labels')
     add_options(parser, 'csv', 'id_column', 'label_column', 'images', 'out', 'force', title='data',
-                out=dict(help='csv file for the scores of each class'))
+                out=dict(help='file for the scores of each class, .csv or .xlsx'))
     add_prediction_options(parser)
     parser.set_defaults(run=evaluate)
 
@@ -128,7 +128,8 @@ def add_predict(
                                              'probabilities, flags, errors. '
                                              'If the run was stopped, the same command continues it.')
     parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
-    add_options(parser, 'out', out=dict(default=Path('predictions.csv'), help='file for the table, .csv or .parquet'))
+    add_options(parser, 'out',
+                out=dict(default=Path('predictions.csv'), help='file for the table, .csv, .xlsx or .parquet'))
     add_options(parser, 'embeddings')
     add_options(parser, 'submission', submission=dict(help='csv file in the format of a Kaggle competition; needs '
                                                            '--sample'))
@@ -187,7 +188,8 @@ def add_cells(
                                              'probabilities. Cells are outlined with scikit-image, if no masks are '
                                              'given. If the run was stopped, the same command continues it.')
     parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
-    add_options(parser, 'out', out=dict(default=Path('cells.csv'), help='file for the table, .csv or .parquet'))
+    add_options(parser, 'out',
+                out=dict(default=Path('cells.csv'), help='file for the table, .csv, .xlsx or .parquet'))
     parser.add_argument('--masks', type=path,
                         metavar='FOLDER',
                         help='folder of masks of Cellpose, HPA-Cell-Segmentation or others: <Id>_cellmask.png, …')
