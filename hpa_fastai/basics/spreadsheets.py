@@ -39,12 +39,6 @@ def _kind_of_zip(raw):
     if any(n.endswith('.iwa') for n in names): return 'a Numbers spreadsheet', 'open it and export it to Excel or CSV'
     return 'a zip archive', 'unpack it, and give the csv that is in it'
 
-def _kind_of_ole(raw):
-    "What a file in Microsoft's older container is, and what to do about it."
-    if 'EncryptedPackage'.encode('utf-16-le') in raw:
-        return 'an Excel workbook with a password', 'open it and save it without the password'
-    return 'an old Excel workbook', _xlsx
-
 # %% ../../nbs/basics/30_spreadsheets.ipynb #9b5db5e7
 _byte_order_marks = {
     b'\xff\xfe\0\0': 'utf-32-le', b'\0\0\xfe\xff': 'utf-32-be', b'\xff\xfe': 'utf-16-le', b'\xfe\xff': 'utf-16-be',
@@ -110,7 +104,9 @@ def _text_of(raw, name, error):
     if is_excel(name) and name.startswith('~$'):
         raise error(f'{name} only says that {name[2:]} is open in Excel; give {name[2:]} itself')
     if raw.startswith(_ZIP): refuse_known(_kind_of_zip(raw))
-    if raw.startswith(_OLE): refuse_known(_kind_of_ole(raw))
+    if raw.startswith(_OLE) and 'EncryptedPackage'.encode('utf-16-le') in raw:
+        refuse_known(('an Excel workbook with a password', 'open it and save it without the password'))
+    if raw.startswith(_OLE): refuse_known(('an old Excel workbook', _xlsx))
     for magic,found in _no_text.items():
         if raw.startswith(magic): refuse_known(found)
     text = _decode(raw, name, error)

@@ -182,7 +182,7 @@ def _written(sheet, value, styled):
     if isinstance(value, (np.bool_, np.number)): value = value.item()
     if value is None or isinstance(value, float) and not np.isfinite(value): return None
     if not isinstance(value, str):
-        if styled is None: return value
+        if not styled: return value
         styled.value = value
         return styled
     text = ILLEGAL_CHARACTERS_RE.sub('\ufffd', value)
@@ -190,14 +190,6 @@ def _written(sheet, value, styled):
     if text[:1] not in ('=', '#'): return text
     cell = WriteOnlyCell(sheet, text)
     cell.data_type = 's'  # neither a formula nor an error
-    return cell
-
-def _styled(sheet, number_format):
-    "A cell for all numbers of a column, or None where they have no format."
-    from openpyxl.cell import WriteOnlyCell
-    if number_format is None: return None
-    cell = WriteOnlyCell(sheet)
-    cell.number_format = number_format
     return cell
 
 def _fill(sheet, table):
@@ -216,7 +208,9 @@ def _fill(sheet, table):
     for cell in header:
         cell.data_type, cell.font, cell.alignment = 's', Font(bold=True), Alignment(wrap_text=True, vertical='top')
     sheet.append(header)
-    styled, n = [_styled(sheet, table.formats.get(column)) for column in table.columns], 0
+    styled, n = [column in table.formats and WriteOnlyCell(sheet) for column in table.columns], 0
+    for column,cell in zip(table.columns, styled):
+        if cell: cell.number_format = table.formats[column]  # one cell for all numbers of a column: styles cost time
     for n,row in enumerate(itertools.chain(first, rows), 1):
         sheet.append([_written(sheet, value, cell) for value,cell in zip(row, styled)])
     sheet.auto_filter.ref = f'A1:{get_column_letter(len(table.columns))}{n+1}'
