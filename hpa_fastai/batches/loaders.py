@@ -8,6 +8,7 @@ __all__ = ['HPADataLoaders', 'HPADataBlock', 'rarity_weights']
 # %% ../../nbs/batches/70_loaders.ipynb #8e4a4dd8
 import os, warnings
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -21,6 +22,7 @@ from ..data.names import *
 from ..data.files import *
 from ..data.reader import *
 from ..data.depth import *
+from ..data.channels import wanted_channels
 from .tensors import *
 from ..data.labels import *
 from ..data.label_tables import *
@@ -173,7 +175,11 @@ def from_df(cls:HPADataLoaders,
     fold, folds = checked(fold=fold, folds=folds)
     oversample, num_workers = checked(oversample=oversample, num_workers=num_workers)
     labels, reader = get_labels(labels), reader or ImageReader(size=size)
-    df = attach_images(df, images, reader.channels).reset_index(drop=True)
+    df = attach_images(df, images, reader.channels)
+    check_fields(df, reader)
+    names, wanted = df.attrs.get('channels', {}), wanted_channels(reader.channels)
+    if set(names)>=set(wanted): reader = replace(reader, channels={c: names[c] for c in wanted})  # saved with a model
+    df = df.reset_index(drop=True)
     if group is not None and not isinstance(group, str): df, group = df.assign(group=group_codes(df, group)), 'group'
     depth = find_depth(df, reader)
     if depth.line and is_first(): print(depth, flush=True)

@@ -295,7 +295,7 @@ def predict_cells(
         raise CellError(f'prior={prior:g}: a model of single cells says nothing of the field of view, so that there is '
                         'nothing to weigh; leave prior away (--prior)')
     labels, images = predictor.labels, plain_source(images)
-    table = locate(images, predictor.channels)
+    table = predictor.find(images)
     depth = predictor.depth_of(table, None if force or not out else Path(f'{out}.part.json'))
     run = _CellRun(predictor, table, _masks_by_id(masks, table), weight, border, diameter, pixel_size, depth)
     if not out:

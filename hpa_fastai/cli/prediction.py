@@ -83,8 +83,7 @@ def _watch(args):
 def _rehearse(args, predictor):
     "Predict one batch, and say what the whole would be"
     import time
-    from hpa_fastai.deploy.predictor import locate
-    table, start = locate(args.folder, predictor.channels), time.perf_counter()
+    table, start = predictor.find(args.folder), time.perf_counter()
     rows,_ = next(predictor.stream(table))
     seconds = time.perf_counter()-start
     layouts = ', '.join(f'{n} as {layout}' for layout,n in table.layout.value_counts().items())

@@ -74,6 +74,7 @@ def _rehearse(args):
     from hpa_fastai.data.files import attach_images, find_images
     from hpa_fastai.data.labels import get_labels
     from hpa_fastai.data.label_tables import read_labels
+    from hpa_fastai.data.reader import check_fields
     from hpa_fastai.experiments.training import arch_of, find_start
     from hpa_fastai.models.networks import PUBLISHED_NETWORKS
     from hpa_fastai.train.fine_tuning import FEW
@@ -82,6 +83,7 @@ def _rehearse(args):
     csv, images = places_of(args)
     table = find_images(images, args.channels)
     df = attach_images(read_labels(csv, labels, ids=table.Id, **columns_of(args)), table)
+    check_fields(table, reader_of(args))
     split = dict(group=group_of(args), labels=labels, seed=args.seed)
     if args.folds:
         fold_of_row = stratified_folds(df, args.folds, **split)

@@ -9,8 +9,8 @@ __all__ = ['ELSEWHERE', 'for_shell', 'error_for_shell', 'nearest']
 import difflib, re
 
 # %% ../../nbs/cli/05_wording.ipynb #189a17f5
-_value = r'''(?:'[^']*'|"[^"]*"|\([^()]*\)|[^\s()'",;]+)'''
-_both = re.compile(rf'\b[a-z_]\w*={_value} \((--[a-z][^()]*)\)')
+_value = r'''(?:'[^']*'|"[^"]*"|\([^()]*\)|\{[^{}]*\}|[^\s()'",;]+)'''
+_both = re.compile(rf'\b[a-z_]\w*={_value} \((?:in a shell: )?(--[a-z](?:[^()]|\([^()]*\))*)\)')
 _both_turned = re.compile(rf'(--[a-z][\w-]*(?: [\w-]+)?) \([a-z_]\w*={_value}\)')
 
 def for_shell(

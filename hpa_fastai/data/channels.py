@@ -8,12 +8,13 @@ __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'PILLOW_BANDS', 'Planes', 'check_size', 'da
            'assign_channels', 'full_range', 'percentile_range', 'resize_plane', 'to_grey_levels', 'grey_levels']
 
 # %% ../../nbs/data/40_channels.ipynb #b530f234
-import re
+import re, shlex, warnings
 from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from ..basics.errors import *
 from .names import *
+from .dyes import *
 
 # %% ../../nbs/data/40_channels.ipynb #dd18e1d5
 class Planes(NamedTuple):
@@ -94,8 +95,8 @@ def setting_text(
     "A setting of reading as it is written in Python and on the command line"
     if isinstance(value, dict): text = ','.join(f'{k}={v}' for k,v in value.items())
     else: text = str(value)
-    shown = repr(value)[:-1] + ', …}' if isinstance(value, dict) else repr(value)
-    return f"{name}={shown} (in a shell: --{name.replace('_', '-')} {text})"
+    shown = dict(value) if isinstance(value, dict) else value
+    return f"{name}={shown!r} (in a shell: --{name.replace('_', '-')} {shlex.quote(text)})"
 
 # %% ../../nbs/data/40_channels.ipynb #13edab97
 def _resolve_stack(a, axes, z):
@@ -142,18 +143,11 @@ def planes_of_array(
     planes = list(a) if more else [a]
     names = [str(name) for name in names or []]
     rest = [re.sub(r'channel|plane|ch|c|[\W\d_]', '', name.lower()) for name in names]
-    are_telling = len(names)==len(planes) and any(rest)
+    are_telling = len(names)==len(planes) and (any(rest) or any(channel_of(name)[0] for name in names))
     kind = 'grey' if not more else 'colour' if colour else 'stack'
     type_bits = 8*a.dtype.itemsize
     depth = {'u': f'{bits or type_bits}-bit', 'f': f'{type_bits}-bit float'}.get(a.dtype.kind, str(a.dtype))
     return Planes(planes, (w,h), kind, names if are_telling else None, f'{form} {depth}', bits)
-
-# %% ../../nbs/data/40_channels.ipynb #0e7d5581
-_words = dict(
-    red={'red','microtubule','microtubules','tubulin','mt'},
-    green={'green','protein','antibody','target'},
-    blue={'blue','nucleus','nuclei','dapi','hoechst','dna'},
-    yellow={'yellow','er','endoplasmic','reticulum','calreticulin'})
 
 # %% ../../nbs/data/40_channels.ipynb #2d05b23b
 def wanted_channels(
@@ -193,21 +187,24 @@ class ChannelMap(dict):
 
 # %% ../../nbs/data/40_channels.ipynb #c4492214
 def _assign_by_name(p, wanted):
-    "The number of the plane of each channel, by the names in the metadata"
-    numbers = {c: [] for c in wanted}
-    for i,name in enumerate(p.names):
-        for c in wanted:
-            if _words[c] & set(re.findall('[a-z]+', name.lower())): numbers[c].append(i)
-    doubtful = [c for c,found in numbers.items() if len(found)!=1]
-    known = {i for found in numbers.values() for i in found}
-    is_named_twice = any(len(found)>1 for found in numbers.values())
-    if is_named_twice or doubtful and len(known)<len(p.names):
-        spare = [name for i,name in enumerate(p.names) if i not in known] or p.names
-        example = {c: p.names[found[0]] for c,found in numbers.items() if len(found)==1} | dict(zip(doubtful, spare))
+    "The number of the plane of each channel, by the names in the metadata; a guess from dyes is said"
+    got = name_channels(dict.fromkeys(p.names))
+    found = {c: name for c,name in got.found.items() if c in wanted}
+    doubts = {c: names for c,names in got.doubts.items() if c in wanted}
+    spare = [*sum(doubts.values(), []), *(name for name in got.left if not is_other_light(name))]
+    doubtful = [c for c in wanted if c not in found]
+    if doubts or doubtful and spare or len(set(p.names))<len(p.names):
+        example = {c: (found | dict(zip(doubtful, spare))).get(c) for c in CHANNELS}
+        example = {c: name for c,name in example.items() if name}
         raise ImageError(f"planes are called {', '.join(p.names)}: "
-                         f"say which of them is {' and which is '.join(doubtful)}, "
+                         f"say which of them is {' and which is '.join(doubtful or wanted)}, "
                          f"e.g. {setting_text('channels', example)}", 'unclear channels')
-    return {c: found[0] for c,found in numbers.items() if found}
+    if set(got.guessed) & set(found.values()):
+        left = [name for name in p.names if name not in found.values()]
+        warnings.warn(f'the planes of the files are called after dyes: {describe_channels(found, got.guessed)}'
+                      + (f'; {", ".join(left)} left out' if left else '')
+                      + f'. If that is wrong, say {setting_text("channels", found)}')
+    return {c: p.names.index(name) for c,name in found.items()}
 
 # %% ../../nbs/data/40_channels.ipynb #25169957
 def assign_channels(
@@ -218,12 +215,19 @@ def assign_channels(
     "Find the planes of the channels by colour, by an explicit mapping, by name or by order"
     n = len(p.planes)
     if isinstance(channels, dict):
-        numbers, names = {}, p.names or []
-        for c,plane in ChannelMap(channels).items():
+        numbers, names = {}, [name.casefold() for name in p.names or []]
+        given = {c: plane.casefold() if isinstance(plane, str) else plane for c,plane in ChannelMap(channels).items()}
+        are_of_files = all(isinstance(plane, str) and plane not in names for plane in given.values())
+        if are_of_files and len(given)>1: # they tell apart files, and these are whole fields of view
+            if p.kind=='colour' or p.names: return assign_channels(p, ''.join(c[0] for c in given), path)
+            if n==len(given):
+                warnings.warn(f'planes without names are taken in the order {", ".join(given)}')
+                return {c: i for i,c in enumerate(given)}
+        for c,plane in given.items():
             numbers[c] = names.index(plane) if plane in names else plane
             if numbers[c] not in range(n):
-                called = f'called {", ".join(names)}' if names else 'without names'
-                raise ImageError(f'no plane {plane!r}: there are {n}, {called}', 'unclear channels')
+                called = f'called {", ".join(p.names)}' if names else 'without names'
+                raise ImageError(f'no plane {channels.get(c, plane)!r}: there are {n}, {called}', 'unclear channels')
         return numbers
     if p.kind=='colour':
         fourth = np.asarray(p.planes[3]) if n>3 else None

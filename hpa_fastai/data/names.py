@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'IMAGE_EXTS', 'HOW_TO_NAME', 'split_name', 'other_spelling', 'is_hidden', 'image_kind', 'unread_kind',
-           'name_scheme', 'naming_hint', 'why_no_channel', 'split_mask', 'is_mask_folder']
+           'name_scheme', 'naming_hint', 'why_no_channel', 'split_mask', 'is_mask_folder', 'cut_name', 'token_pattern',
+           'split_by_tokens', 'guess_tokens', 'varying_tokens']
 
 # %% ../../nbs/data/10_names.ipynb #1f649742
 import os, re
+from collections import Counter
 from functools import lru_cache
 from ..basics.paths import *
+from .dyes import *
 
 # %% ../../nbs/data/10_names.ipynb #9152d553
 CHANNELS = ('red','green','blue','yellow') # microtubules, protein of interest, nucleus, endoplasmic reticulum
@@ -177,3 +180,125 @@ def is_mask_folder(
 ) -> bool:
     "Whether a folder is called as programs that find cells call the one for masks"
     return bool(_mask_folder.fullmatch(name))
+
+# %% ../../nbs/data/10_names.ipynb #c61f0e9c
+_separators = ' _-.,+\t'
+
+def cut_name(
+    stem:str, # file name without its ending
+    start:int, # of the part that goes
+    end:int, # behind it
+) -> str: # without separators at its ends
+    "Take a part out of a name, with the separators and brackets that it leaves behind"
+    left, right = stem[:start], stem[end:]
+    while left.rstrip(_separators)[-1:] in {'(', '['} and right.lstrip(_separators)[:1] in {')', ']'}:
+        left, right = left.rstrip(_separators)[:-1], right.lstrip(_separators)[1:]
+    head, tail = left.rstrip(_separators), right.lstrip(_separators)
+    between = left[len(head):] or right[:len(right)-len(tail)]
+    return f'{head}{between}{tail}' if head and tail else head+tail
+
+# %% ../../nbs/data/10_names.ipynb #7dab3949
+def token_pattern(
+    tokens:dict, # channel: what stands for it in the names of files
+) -> re.Pattern: # with a group for each channel
+    "The regular expression that finds what stands for the channels"
+    groups = []
+    for channel,token in sorted(tokens.items(), key=lambda o: -len(str(o[1]))):
+        pieces = [re.escape(piece) for piece in re.split(r'[\s_.()-]+', str(token)) if piece]
+        if not pieces: continue
+        text = r'[\s_.()-]*'.join(pieces)
+        first, last = pieces[0][0], pieces[-1][-1]
+        if len(str(token))<3 and str(token).isalnum() and (len(str(token))==1 or str(token).isdecimal()):
+            before, after = r'(?<![^\W_])' + '0*'*first.isdecimal(), r'(?![^\W_])' # one letter, or a small number
+        else:
+            before = r'(?<!\d)' if first.isdecimal() else r'(?<![^\W\d_])'
+            after = r'(?!\d)' if last.isdecimal() else r'(?![^\W\d_])'
+        groups.append(rf'{before}(?P<{channel}>{text})(?:{_uuid})?{after}')
+    return re.compile('|'.join(groups) or r'(?!)', re.IGNORECASE)
+
+# %% ../../nbs/data/10_names.ipynb #aefa16e3
+_WAYS = [(which, with_piece) for which in (-1, 0) for with_piece in (True, False)] # the last or the first word
+
+def _cut_at(name, pattern, which, with_piece):
+    "(Id, channel) of a name without its last or its first word of a channel; masks have no channel"
+    stem = _stem(name)
+    hits = list(pattern.finditer(stem))
+    if not hits: return stem, None
+    (start,end), channel = hits[which].span(), hits[which].lastgroup
+    if with_piece:
+        while start and stem[start-1].isalnum(): start -= 1
+        while end<len(stem) and stem[end].isalnum(): end += 1
+    is_mask = end<len(stem) and split_mask(name)
+    return cut_name(stem, start, end), None if is_mask else channel
+
+def _count_united(cuts, files, n_channels, by_folder):
+    "How many files are in fields of view of several channels, each there once"
+    fields = {}
+    for (id_,channel),(folder,name) in zip(cuts, files):
+        if channel is None: continue
+        fields.setdefault((folder if by_folder else '', id_, name.rpartition('.')[2].lower()), []).append(channel)
+    return sum(len(found) for found in fields.values() if len(found)==len(set(found))>=min(2, n_channels))
+
+def _sample(files, n):
+    "Files from everywhere in a list, and some that stand beside each other"
+    if len(files)<=2*n: return files
+    return sorted(files)[:n] + files[::len(files)//n][:n]
+
+def split_by_tokens(
+    files:list, # of (folder, name)
+    tokens:dict, # channel: what stands for it in the names of files
+) -> tuple[list, int]: # (Id, channel or None) of each file; and how many are in fields of view of several channels
+    "The Ids and channels of files by what stands for the channels in their names"
+    pattern, sample = token_pattern(tokens), _sample(files, 500)
+    def cut(files, way): return [_cut_at(name, pattern, *way) for _,name in files]
+    for by_folder in (True, False):
+        united = [_count_united(cut(sample, way), sample, len(tokens), by_folder) for way in _WAYS]
+        if any(united): break
+    cuts = cut(files, _WAYS[united.index(max(united))])
+    return cuts, _count_united(cuts, files, len(tokens), by_folder)
+
+# %% ../../nbs/data/10_names.ipynb #16ae527b
+def guess_tokens(
+    files:list, # of (folder, name)
+) -> NamedChannels|None: # None where the names hold no dyes
+    "Find the dyes and markers that tell apart the files of a folder"
+    sample = [(folder, name) for folder,name in _sample(files, 300) if not split_mask(name)]
+    if not any(words_in(_stem(name)) for _,name in sample[::max(len(sample)//40, 1)]): return None
+    best, most = None, (-1, 0)
+    words = [words_in(_stem(name)) for _,name in sample]
+    def whole(found, stem): # words that follow each other are one
+        while len(found)>1 and not stem[found[-2].end:found[-1].start].strip(' _-.()'):
+            found = [*found[:-2], found[-1]._replace(start=found[-2].start)]
+        return stem[found[-1].start:found[-1].end]
+    ways = [lambda found, stem: whole(found, stem), lambda found, stem: found[-1].text,
+            lambda found, stem: found[0].text]
+    for way in ways:
+        texts = [way(found, _stem(name)) for found,(_,name) in zip(words, sample) if found]
+        texts = {text.casefold(): text for text in texts}
+        got = name_channels(texts[key] for key in sorted(texts))
+        n = split_by_tokens(sample, got.found)[1] if got.found else 0
+        if (n, -len(got.doubts))>most: best, most = got, (n, -len(got.doubts))
+    return best
+
+# %% ../../nbs/data/10_names.ipynb #891cc71d
+def varying_tokens(
+    files:list, # of (folder, name)
+) -> list[str]: # empty where nothing seems to
+    "What seems to tell apart the files of one field of view"
+    folder = sorted(files)[0][0] if files else ''
+    names = sorted(name for place,name in files if place==folder)[:400]
+    schemes = [name_scheme(name) for name in names]
+    program = Counter(scheme and scheme[0] for scheme in schemes).most_common(1)
+    if program and program[0][0] and program[0][1]>.9*len(names):
+        tokens = [scheme and scheme[1] for scheme in schemes]
+        ids = Counter(_stem(name).replace(token, '', 1) for name,token in zip(names, tokens) if token)
+        if ids and max(ids.values())>1: return sorted(set(filter(None, tokens)))[:8]
+    pieces = [re.split(r'([^0-9A-Za-z]+)', _stem(name)) for name in names]
+    length = Counter(map(len, pieces)).most_common(1)
+    pieces = [p for p in pieces if length and len(p)==length[0][0]]
+    for place in range(length[0][0]-1, -1, -2) if length else ():
+        values = sorted({p[place] for p in pieces})
+        ids = Counter(''.join(p[:place]+p[place+1:]) for p in pieces)
+        is_position = all(re.fullmatch(r'(?:s|f|fld|field|site|pos|p|t|z|well)\d+|[a-p]\d\d?', v, re.I) for v in values)
+        if 2<=len(values)<=6 and not is_position and set(ids.values())=={len(values)}: return values
+    return []

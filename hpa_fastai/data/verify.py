@@ -241,6 +241,8 @@ class Verification:
         return int(self.problems.level.isin(['error','warning']).any() or not len(self.table))
 
 # %% ../../nbs/data/62_verify.ipynb #7f0a4292
+_IN_FULL = ('guess', 'channel that no field has') # problems of the whole folder
+
 @patch
 def __str__(self:Verification):
     "One screen of text"
@@ -253,6 +255,9 @@ def __str__(self:Verification):
     if self.depth: lines.append(f'  depth   {self.depth}')
     if self.labels: lines.append(f'  labels  {self.labels}')
     for (level,problem),group in self.problems.groupby(['level','problem'], sort=False):
+        if problem in _IN_FULL:
+            lines.append(f'{level:15}{group.detail.iloc[0]}')
+            continue
         lines.append(f'{level:8}{len(group):6} {problem}{_example(group)}')
         if problem=='unclear channels': lines += [f'{"":15}{detail}' for detail in dict.fromkeys(group.detail[:3])]
     lines.append('Something needs attention.' if self.exit_code else 'Nothing needs attention.')
@@ -303,6 +308,9 @@ def verify_folder(
         hidden = None if progress is None else not progress
         fields = list(tqdm_bar(checks, total=len(table), unit=' fields', disable=hidden))
     problems = [p for check in fields for p in check.problems] + _left_out(left) + _check_set(fields)
+    try: check_fields(table, reader)
+    except ImageError as e:
+        if e.kind=='missing channel': problems.append(Problem('error', 'channel that no field has', detail=e.why))
     about = ''
     if csv is not None:
         of_csv, about = check_labels(csv, labels, list(table.Id), id_column, label_column)
@@ -332,7 +340,10 @@ def _left_out(left):
     for o in left:
         if o.group=='not read': problems.append(Problem('note', f'not read: {o.detail}', file=o.file))
         elif o.group=='no file': problems.append(Problem('warning', f'not a file: {o.detail}', file=o.file))
-        else: problems.append(Problem('note' if o.group=='mask' else 'warning', o.group, file=o.file, detail=o.detail))
+        else:
+            level = 'note' if o.group in ('mask', 'guess', 'no channel') else 'warning'
+            problem = f'left out beside the channels: {o.detail}' if o.group=='no channel' else o.group
+            problems.append(Problem(level, problem, file=o.file, detail=o.detail))
     return problems
 
 # %% ../../nbs/data/62_verify.ipynb #2aff679d

@@ -21,6 +21,7 @@ from ..basics.workbooks import check_rows
 from ..data.names import CHANNELS
 from ..data.folders import fov_stamp
 from ..data.files import image_table, plain_source
+from ..data.reader import check_fields
 from ..data.formats import count_workers
 from ..data.depth import Depth, find_depth
 from ..batches.sources import Sources, read_pictures
@@ -280,12 +281,21 @@ def settle(self:Predictor,
     return decide_by_prevalence(predictions, self.labels, self.prevalence, self.thresholds, self.at_least_one)
 
 @patch
+def find(self:Predictor,
+    source,  # folder, list of files, csv or table of paths, array 4×H×W, or several of them
+) -> pd.DataFrame:  # of `find_images`
+    "Find the fields of view to predict, and refuse those of which the models can't read one."
+    table = locate(source, self.channels)
+    for reader in self.readers: check_fields(table, reader)
+    return table
+
+@patch
 def __call__(self:Predictor,
     source,  # folder, list of files, csv or table of paths, array 4×H×W, or several of them
     progress: bool = False,  # show a bar
 ) -> pd.DataFrame:  # Id, Predicted, Names, a probability a class, flags, error
     "Say where the protein is."
-    table, rows = locate(source, self.channels), []
+    table, rows = self.find(source), []
     with tqdm_bar(total=len(table), unit='FOV', desc=f'predicting on {self.where}', disable=not progress) as bar:
         for part, _ in self.stream(table):
             rows += part
@@ -351,7 +361,7 @@ def to_file(self:Predictor,
     self.check_task('fields')
     source, out = plain_source(source), Path(path_text(out, 'out'))
     if embeddings is not None: embeddings = Path(path_text(embeddings, 'embeddings'))
-    table, stamps = locate(source, self.channels), {}
+    table, stamps = self.find(source), {}
     if out.suffix=='.xlsx': check_rows(len(table), out, ResultError)
     depth = self.depth_of(table, None if force else Path(f'{out}.part.json'))
     about = dict(source=about_source(source), **self.about(), bits=depth.bits,

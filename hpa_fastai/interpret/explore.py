@@ -29,7 +29,7 @@ from ..batches.show import fewest_labels_first
 from ..data.duplicates import *
 from ..batches.splits import *
 from ..batches.splits import encode_targets
-from ..batches.sources import channel_moments
+from ..batches.sources import channel_moments, sources_of
 from .drawing import *
 from .pages import *
 

@@ -114,9 +114,9 @@ def test_what_is_no_intensity(a, scale):
 
 def test_the_channels_that_are_recommended_can_be_read(tmp_path):
     x = picture(32)
-    by_name = dict(red='Tubulin', blue='DAPI', yellow='ER', green='GFP')
+    by_name = dict(red='Tubulin', blue='DAPI', yellow='ER', green='Cam2')
     by_number = dict(red=0, green=1, blue=2)
-    named = dict(Labels=['DAPI','GFP','Tubulin','ER'])
+    named = dict(Labels=['DAPI','Cam2','Tubulin','ER'])
     for more,channels,expected in ((named, 'rgby', by_name), ({}, 'rgb', by_number)):
         tifffile.imwrite(tmp_path/'a.tif', x, imagej=True, metadata=dict(axes='CYX', **more))
         shown = re.search('in a shell: --channels ([^)]+)', fails('which', tmp_path, channels=channels))[1]

@@ -5,10 +5,11 @@ import unicodedata
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 
 from hpa_fastai.basics.errors import ImageError
-from hpa_fastai.data.files import attach_images, find_images
+from hpa_fastai.data.files import attach_images, find_images, image_table
 from hpa_fastai.data.names import CHANNELS
 from hpa_fastai.batches.tensors import read_image
 from pictures import only, picture, same, write
@@ -94,27 +95,160 @@ MICROSCOPES = { # program: two names, and what stands for the channels in them
     'InCell': ('A - 1(fld 1 wv DAPI - DAPI)', 'A - 1(fld 1 wv FITC - FITC)', 'DAPI - DAPI, FITC - FITC')}
 
 
-@pytest.mark.parametrize('program', MICROSCOPES)
-def test_names_of_microscopes_are_said_and_a_csv_of_paths_reads_them(tmp_path, program):
+UNKNOWN = [program for program in MICROSCOPES if program not in ('MetaMorph', 'stains', 'InCell')]
+
+
+@pytest.mark.parametrize('program', UNKNOWN)
+def test_names_of_microscopes_are_said_and_read_when_the_user_says_which_is_which(tmp_path, program):
     x = picture(32)
     *names, tokens = MICROSCOPES[program]
     for n,p in zip(names, x): Image.fromarray(p).save(tmp_path/f'{n}.tif')
-    messages = []
-    for row in find_images(tmp_path).itertuples():
-        with pytest.raises(ImageError, match=f'one grey plane.*{program}') as e: read_image(row)
-        messages.append(str(e.value))
-    for message in messages:
-        assert f'(there are {tokens})' in message and 'channels=' not in message
-        assert 'csv of paths with the columns Id, red, green, blue, yellow' in message
+    with pytest.raises(ImageError) as e: find_images(tmp_path)
+    first, second = tokens.split(', ')
+    assert f'It seems to be said by {tokens}. Say which is which' in str(e.value) and e.value.kind=='unclear channels'
+    assert names[0] in str(e.value) and f'--channels red={first},green={second})' in str(e.value)
+    assert 'csv of paths with the columns Id, red, green, blue, yellow' in str(e.value)
+
+    channels = {'blue': first, 'green': second.swapcase()}
+    t = find_images(tmp_path, channels)
+    assert len(t)==1 and same(read_image(t.iloc[0], channels=channels)[[2, 1]], x[:2])
     blue,green = (f'{n}.tif' for n in names)
     (tmp_path/'paths.csv').write_text(f'Id,red,green,blue,yellow\nx,,{green},{blue},\n')
     assert same(read_image(find_images(tmp_path/'paths.csv').iloc[0], channels='gb')[[2, 1]], x[:2])
 
 
+@pytest.mark.parametrize('program', ['MetaMorph', 'stains', 'InCell'])
+def test_names_with_dyes_are_guessed_with_a_word(tmp_path, program):
+    x = picture(32)
+    *names, _ = MICROSCOPES[program]
+    for n,p in zip(names, x): Image.fromarray(p).save(tmp_path/f'{n}.tif')
+    with pytest.warns(UserWarning, match='the names of the files hold dyes: .* is green.*If that is wrong, say'):
+        t = find_images(tmp_path)
+    assert len(t)==1 and t.layout[0]=='channels' and set(t.attrs['channels'])=={'green', 'blue'}
+    assert same(read_image(t.iloc[0], channels='bg')[[2, 1]], x[:2])
+
+
 def test_names_of_microscopes_beside_labels(tmp_path):
-    for n in range(4): (tmp_path/f'A1_w{n+1}.tif').touch()
-    with pytest.raises(ImageError, match=r'ImageXpress.*\(there are w1, w2, w3, w4\).*csv of paths'):
-        attach_images(pd.DataFrame(dict(Id=['A1'])), tmp_path)
+    for n in range(4): Image.fromarray(picture(16)[0]).save(tmp_path/f'A1_w{n+1}.tif')
+    labels = pd.DataFrame(dict(Id=['A1']))
+    with pytest.raises(ImageError, match='A1_w1.tif, A1_w2.tif, A1_w3.tif.*by w1, w2, w3, w4.*csv of paths'):
+        attach_images(labels, tmp_path)
+    channels = dict(zip(CHANNELS, ('w1', 'w2', 'w3', 'w4')))
+    assert attach_images(labels, tmp_path, channels).yellow[0].endswith('A1_w4.tif')
+
+
+SHAPES = ['{i}_{t}', '{t}-{i}', '{i} ({t})', '{i}.{t}.proj', '{i} - {t}', 'plate_{t}_{i}', '{i}_[{t}]_max']
+TOKENS = {
+    'dyes': ('AF555', 'AF488', 'DAPI', 'AF647'), 'numbers': ('561', '488', '405', '640'), 'w': ('w1', 'w2', 'w3', 'w4'),
+    'long': ('Alexa Fluor 555', 'Alexa Fluor 488', 'Hoechst 33342', 'Alexa Fluor 647'), 'plain': (1, 2, 3, 4),
+    'letters': ('R', 'G', 'B', 'Y'), 'words': ('Tubulin', 'Antibody', 'nuc', 'Cal-ER')}
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('kind', TOKENS)
+@pytest.mark.parametrize('case', [str, str.upper])
+def test_any_part_of_a_name_names_the_channel_when_the_user_says_so(tmp_path, shape, kind, case):
+    ids, x = ['Exp12_A01_s3', 'Exp12_A02_s3'], picture(16)
+    for i in ids:
+        for token,plane in zip(TOKENS[kind], x):
+            Image.fromarray(plane).save(tmp_path/f'{shape.format(i=i, t=case(str(token)))}.tif')
+    channels = dict(zip(CHANNELS, TOKENS[kind]))
+    t = find_images(tmp_path, channels)
+    assert len(t)==2 and set(t.layout)=={'channels'} and all(i in given for i,given in zip(ids, t.Id))
+    assert same(read_image(t.iloc[0], channels=channels), x) and not set(t.Id[0]) & set('()[]')
+    one = image_table(t.blue[0], channels)
+    assert len(one)==1 and one.yellow[0]==t.yellow[0]
+
+
+def test_a_word_of_a_channel_elsewhere_in_the_name_does_no_harm(tmp_path):
+    for i in ('GFP-line_1', 'GFP-line_2'):
+        for token in ('DAPI', 'gfp', 'Cy3'): (tmp_path/f'{i}_{token}.tif').touch()
+    t = find_images(tmp_path, dict(red='Cy3', green='GFP', blue='DAPI'))
+    assert list(t.Id)==['GFP-line_1', 'GFP-line_2'] and t.green[0].endswith('1_gfp.tif')
+    with pytest.warns(UserWarning, match='gfp is green'): assert list(find_images(tmp_path).Id)==list(t.Id)
+
+
+def test_names_of_colours_and_whole_fields_stay_what_they_are(tmp_path):
+    "A model that remembers other names reads them"
+    channels = dict(red='AF555', green='AF488', blue='DAPI', yellow='AF647')
+    write(tmp_path/'colours', picture(16))
+    assert find_images(tmp_path/'colours', channels).equals(find_images(tmp_path/'colours'))
+    (tmp_path/'whole').mkdir()
+    for n in ('DAPI_1', 'DAPI_2'):
+        tifffile.imwrite(tmp_path/'whole'/f'{n}.tif', picture(16), photometric='minisblack')
+    t = find_images(tmp_path/'whole', channels)
+    assert set(t.layout)=={'single'} and list(t.Id)==['DAPI_1', 'DAPI_2']
+    with pytest.warns(UserWarning, match='without names are taken in the order red, green, blue, yellow'):
+        assert same(read_image(t.iloc[0], channels=channels), read_image(t.iloc[0]))
+
+
+def test_numbers_of_planes_are_no_parts_of_names(tmp_path):
+    for n in range(4): tifffile.imwrite(tmp_path/f'A_{n}.tif', picture(16), photometric='minisblack')
+    assert len(find_images(tmp_path, dict(red=3, green=2, blue=1, yellow=0)))==4
+
+
+DYES = dict(red='AF555', green='AF488', blue='DAPI', yellow='AF647')
+
+
+def plate(folder, tokens=tuple(DYES.values()), n=4, name='Exp12_A01_s{n}_{t}.tif'):
+    x = picture(16)
+    for k in range(n):
+        for i,t in enumerate(tokens):
+            file = folder/name.format(n=k, t=t)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x[i%4]).save(file)
+    return x
+
+
+def test_a_guess_says_what_why_and_how_to_overrule_it(tmp_path):
+    plate(tmp_path)
+    with pytest.warns(UserWarning) as w: t = find_images(tmp_path)
+    assert len(w)==1 and list(t.Id)==[f'Exp12_A01_s{n}' for n in range(4)] and t.attrs['channels']==DYES
+    for words in ('AF555 is red (microtubules)', 'DAPI is blue (nucleus)', '16 files are 4 fields of view',
+                  'the first is Exp12_A01_s0', '--channels red=AF555,green=AF488,blue=DAPI,yellow=AF647'):
+        assert words in str(w[0].message)
+    with pytest.warns(UserWarning):
+        swapped = find_images(tmp_path, DYES | dict(red='AF488', green='AF555', yellow='nothing'))
+    assert swapped.green[0].endswith('AF555.tif') and swapped.yellow[0] is None
+
+
+def test_brightfield_merged_pictures_thumbnails_and_masks_are_left_out_of_a_guess(tmp_path):
+    plate(tmp_path, (*DYES.values(), 'BF', 'merge', 'DAPI_thumb', 'DAPI_cp_masks'))
+    with pytest.warns(UserWarning) as w: t = find_images(tmp_path)
+    assert len(t)==4 and t.attrs['channels']==DYES
+    said = ' '.join(str(o.message) for o in w)
+    assert '12 files beside those of the channels are left out' in said and '4 BF' in said and '4 masks' in said
+
+
+def test_two_dyes_of_one_channel_are_for_the_user_to_decide(tmp_path):
+    plate(tmp_path, ('DAPI', 'AF488', 'AF555', 'AF568'))
+    with pytest.raises(ImageError, match='AF555 and AF568 would both be red.*Say which is which') as e:
+        find_images(tmp_path)
+    assert '--channels red=AF555,green=AF488,blue=DAPI,yellow=AF568' in str(e.value)
+
+
+def test_numbers_in_ids_are_no_dyes(tmp_path):
+    for n in range(400, 650, 5): Image.fromarray(np.zeros((16, 16, 4), np.uint8)).save(tmp_path/f'cell_{n}.png')
+    assert set(find_images(tmp_path).layout)=={'single'}
+
+
+def test_a_folder_for_each_field_of_view(tmp_path):
+    x = plate(tmp_path, name='plate/A0{n}/{t}.tif')
+    with pytest.warns(UserWarning, match='4 fields'): t = find_images(tmp_path)
+    assert list(t.Id)==['A00', 'A01', 'A02', 'A03'] and same(read_image(t.iloc[0]), x)
+
+
+def test_guids_of_metaxpress(tmp_path):
+    guid = '0A1B2C3D-0000-4444-8888-00000000000{}'
+    for n in (1, 2, 3, 4): (tmp_path/f'x_C03_s1_w{n}{guid.format(n)}.TIF').touch()
+    t = find_images(tmp_path, {c: f'w{n+1}' for n,c in enumerate(CHANNELS)})
+    assert list(t.Id)==['x_C03_s1'] and set(t.layout)=={'channels'}
+
+
+def test_a_model_that_remembers_other_dyes_falls_back_on_the_guess(tmp_path):
+    plate(tmp_path, ('TRITC', 'FITC', 'DAPI', 'Cy5'))
+    with pytest.warns(UserWarning, match='TRITC is red'): t = find_images(tmp_path, DYES)
+    assert t.yellow[0].endswith('Cy5.tif') and t.attrs['channels']['red']=='TRITC'
 
 
 def test_a_lone_grey_file_says_what_to_do(tmp_path):

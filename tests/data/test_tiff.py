@@ -44,8 +44,14 @@ def test_ome_tiff_names(tmp_path):
     names = ['DAPI','Microtubules','ER (calreticulin)','Antibody']
     tifffile.imwrite(tmp_path/'a.ome.tif', x[[2,0,3,1]], metadata=dict(axes='CYX', Channel=dict(Name=names)))
     assert only(tmp_path).Id=='a' and same(read(tmp_path), x)
+    names = ['Cam1','FITC','DAPI','Cy5']
+    tifffile.imwrite(tmp_path/'a.ome.tif', x, metadata=dict(axes='CYX', Channel=dict(Name=names)))
+    fails('planes are called Cam1, FITC, DAPI, Cy5: say which of them is red', tmp_path)
+    names = ['GFP','FITC','DAPI','Cy5']
+    tifffile.imwrite(tmp_path/'a.ome.tif', x, metadata=dict(axes='CYX', Channel=dict(Name=names)))
+    fails('planes are called GFP, FITC, DAPI, Cy5: say which of them is red and which is green', tmp_path)
     tifffile.imwrite(tmp_path/'a.ome.tif', x, metadata=dict(axes='CYX', Channel=dict(Name=['Cy3','FITC','DAPI','Cy5'])))
-    fails('planes are called Cy3, FITC, DAPI, Cy5: say which of them is red', tmp_path)
+    with pytest.warns(UserWarning, match='Cy3 is red.*are dyes.*If that is wrong'): assert same(read(tmp_path), x)
     assert same(read(tmp_path, channels=dict(red='Cy3', green='FITC', blue='DAPI', yellow='Cy5')), x)
     fails("no plane 'Cy7': there are 4, called Cy3", tmp_path, channels=dict(red='Cy7'))
 
