@@ -32,7 +32,8 @@ def add_figure(
                                  description='Fields of view with their channels, a scale bar and the predicted '
                                              'locations, as PDF, SVG, PNG or TIFF, and the caption as text.')
     parser.add_argument('predictions', metavar='PREDICTIONS', type=path, help='table that predict or cells has written')
-    parser.add_argument('--images', metavar='FOLDER', required=True, help='folder of the pictures, or a csv of paths')
+    add_options(parser, 'images', images=dict(
+        metavar='FOLDER', required=True, help='folder of the pictures, or a csv of paths'))
     add_options(parser, 'out', 'force', out=dict(default=Path('figure.pdf'), help='.pdf, .svg, .png or .tif to write'))
     choice = parser.add_argument_group('which fields')
     choice.add_argument('--ids', type=names, metavar='A,B,…', help='Ids of the fields to show, in this order; '

@@ -58,8 +58,9 @@ def _check_training(args):
     if args.pretrained not in ('auto', True, False) and not path(args.pretrained).is_file():
         raise HPAError(f'{args.pretrained}: no such file of weights')
     out, stopped = args.out, training_folder(args.out)
-    check_training(out/'fold0' if args.folds else out, args.arch, args.loss_func, args.resume, True)
-    if args.folds and out.exists():
+    goes_on = args.folds and out.exists()
+    check_training(out.with_name(f'{out.name}.folds') if goes_on else out, args.arch, args.loss_func, args.resume, True)
+    if goes_on:
         if not out.is_dir() or (any(out.iterdir()) and not (out/'settings.json').is_file()):
             raise HPAError(f'{out} exists and holds no folds; give another name')
         print(f'{out} exists: folds in it that were trained with the same settings are kept; --force trains them again')

@@ -52,6 +52,7 @@ NUMBERS = dict(  # of each command: options that take numbers
     evaluate=('bs', 'num-workers'),
     cells=('bs', 'num-workers', 'prior', 'pixel-size'),
     calibrate=('bs', 'num-workers', 'seed'),
+    figure=('per-location', 'n', 'width', 'dpi', 'pixel-size'),
     simulate=('n', 'size', 'seed'),
     demo=('minutes',),
 )
@@ -61,7 +62,8 @@ NUMBERS = dict(  # of each command: options that take numbers
 def test_numbers_that_make_no_sense_are_told_in_one_line(number, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command, options in NUMBERS.items():
-        place = dict(demo=[], calibrate=['model', 'nowhere', '--out', 'new']).get(command, ['nowhere'])
+        places = dict(demo=[], calibrate=['model', 'nowhere', '--out', 'new'], figure=['nowhere', '--images', 'x'])
+        place = places.get(command, ['nowhere'])
         for option in options:
             assert main([command, *place, f'--{option}', number]) == 2
             err = capsys.readouterr().err

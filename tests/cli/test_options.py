@@ -8,34 +8,54 @@ import pytest
 
 import hpa_fastai
 from hpa_fastai.cli.main import make_parser
+from hpa_fastai.cli.options import READING
 from hpa_fastai.data.labels import LabelSet
 
 COMMANDS = make_parser()._subparsers._group_actions[0].choices
+LOADERS, FIT = 'batches.loaders.HPADataLoaders.from_df', 'train.learner.HPALearner.fit_progressive'
 CALLS = {  # of each command: the functions that take its options
     'demo': ['cli.demo.run_demo'],
     'simulate': ['simulate.atlas.simulate_atlas'],
     'verify': ['data.verify.verify_folder', 'data.reader.ImageReader'],
     'explore': ['interpret.explore.explore', 'data.reader.ImageReader'],
-    'train': ['experiments.training.train_model', 'data.reader.ImageReader'],
-    'compare': ['experiments.compare.compare', 'data.reader.ImageReader'],
+    'train': ['experiments.training.train_model', 'data.reader.ImageReader', LOADERS, FIT],
+    'compare': ['experiments.compare.compare', 'experiments.folds.train_folds', 'data.reader.ImageReader',
+                'experiments.training.auto_learner', 'train.learner.hpa_learner', LOADERS, FIT],
     'calibrate': ['experiments.recalibration.calibrate_model'],
-    'evaluate': ['deploy.predictor.Predictor'],
+    'evaluate': ['deploy.predictor.Predictor', 'data.label_tables.read_labels'],
     'predict': ['interpret.prediction.predict', 'deploy.watch.watch'],
     'cells': ['cells.cells.predict_cells', 'deploy.predictor.Predictor'],
     'report': ['interpret.report.report', 'data.reader.ImageReader'],
+    'figure': ['interpret.figure.figure'],
     'models': ['deploy.published_bundles.fetch_model'],
     'test-model': ['deploy.loading.test_bundle'],
 }
-OTHERWISE = {  # a function of Python returns what a command writes to a file
-    ('predict', 'out'), ('cells', 'out'),
-    ('train', 'size'), ('compare', 'size'),  # of training, not of `ImageReader`
+ONLY_IN_THE_SHELL = {
+    'dry_run': {'train', 'predict'},  # a rehearsal
+    'out': {'verify', 'evaluate'}, 'force': {'verify', 'evaluate'},  # a file for what the function returns
+    'images': {'evaluate'}, 'csv': {'compare'},  # Python gives the table itself
+    'progress': {'evaluate', 'report'},
+    'watch': {'predict'}, 'submission': {'cells'},  # functions of their own: `watch`, `cells_submission`
+}
+OTHER_DEFAULTS = {  # option: functions whose default is another, for a reason
+    'out': {'predict', 'predict_cells', 'watch', 'figure'},  # Python returns the table or the figure
+    'size': {'ImageReader'},  # of a reader alone: the size of the file
+    'device': {'from_df'},  # fastai's None is a GPU where there is one
+    'pretrained': {'hpa_learner'}, 'arch': {'hpa_learner'},  # asks for nothing that can't be had; chooses nothing
+    'fine_tune': {'fit_progressive'},  # does as it is told
+    'progress': {'verify_folder'},  # shows a bar where it takes long
+    'trained_folds': {'train_folds'},  # all of them
+    'folds': {'from_df'},  # how many there are, where one is asked for; the command trains one model without them
+    'lr': {'hpa_learner'},  # of fastai's own ways to fit
 }
 
 
 def parameters(dotted):
     "The parameters of a function or class, and their defaults"
-    module, name = dotted.rsplit('.', 1)
-    return inspect.signature(getattr(importlib.import_module(f'hpa_fastai.{module}'), name)).parameters
+    package, module, *names = dotted.split('.')
+    function = importlib.import_module(f'hpa_fastai.{package}.{module}')
+    for name in names: function = getattr(function, name)
+    return inspect.signature(function).parameters
 
 
 def plain(value):
@@ -47,17 +67,57 @@ def plain(value):
 def test_every_command_calls_a_function(): assert set(CALLS) == set(COMMANDS)
 
 
+def options_of(command):
+    return [a for a in COMMANDS[command]._actions if a.option_strings and a.dest != 'help']
+
+
+def functions_of(command):
+    "The parameters of each function of a command; the settings that `reading` takes are those of `ImageReader`"
+    found = {dotted.rsplit('.', 1)[1]: dict(parameters(dotted)) for dotted in CALLS[command]}
+    takes_reading = any('reading' in known for known in found.values()) or command == 'cells'
+    return {**found, **({'reading': dict.fromkeys(READING)} if takes_reading else {})}
+
+
 @pytest.mark.parametrize('command', CALLS)
-def test_defaults_are_those_of_the_functions(command):
-    compared, differ = set(), {}
-    for dotted in CALLS[command]:
-        for name, parameter in parameters(dotted).items():
-            action = next((a for a in COMMANDS[command]._actions if a.dest == name and a.option_strings), None)
-            if action is None or parameter.default is parameter.empty or (command, name) in OTHERWISE: continue
-            compared.add(name)
-            asked = action.default
-            if plain(asked) != plain(parameter.default): differ[name] = (asked, parameter.default)
+def test_every_option_is_a_parameter_of_the_same_name(command):
+    known = {name for function in functions_of(command).values() for name in function}
+    only_in_the_shell = {name for name, commands in ONLY_IN_THE_SHELL.items() if command in commands}
+    assert {action.dest for action in options_of(command)} - known - only_in_the_shell == set()
+
+
+@pytest.mark.parametrize('command', CALLS)
+def test_every_default_is_that_of_the_functions(command):
+    differ, compared = {}, 0
+    for action in options_of(command):
+        for function, known in functions_of(command).items():
+            parameter = known.get(action.dest)
+            if parameter is None or parameter.default is parameter.empty: continue
+            if function in OTHER_DEFAULTS.get(action.dest, ()): continue
+            compared += 1
+            if plain(action.default) != plain(parameter.default):
+                differ[f'--{action.dest}, {function}'] = (action.default, parameter.default)
     assert compared and not differ
+
+
+def test_the_exceptions_are_needed():
+    "No option is in the lists that could be out of them"
+    for name, commands in ONLY_IN_THE_SHELL.items():
+        for command in commands:
+            assert name in {a.dest for a in options_of(command)}, (command, name)
+            assert name not in {o for known in functions_of(command).values() for o in known}, (command, name)
+    doors = {dotted.rsplit('.', 1)[1]: dotted for dotteds in CALLS.values() for dotted in dotteds}
+    for name, functions in OTHER_DEFAULTS.items():
+        for function in functions: assert name in parameters(doors[function]), (function, name)
+
+
+def test_loaders_have_the_same_defaults_by_every_door():
+    "What a training is made of has one default in fastai's manner, in one call, and in the shell"
+    from hpa_fastai.all import HPADataBlock, HPADataLoaders, train_model
+    doors = [inspect.signature(o).parameters for o in (HPADataLoaders.from_df, HPADataBlock, train_model)]
+    for name, default in dict(size=384, bs=32, valid_pct=.2, fold=None, seed=42).items():
+        assert {known[name].default for known in doors if name in known} == {default}, name
+    for name in ('n_workers', 'n_folds', 'loss'):
+        assert all(name not in known for known in doors)
 
 
 def test_every_option_is_declared_once():
@@ -69,10 +129,8 @@ def test_every_option_is_declared_once():
             name = node.args[0]
             if isinstance(name, ast.Constant) and name.value.startswith('--'):
                 seen.setdefault(name.value, []).append(module.name)
-    assert (
-        '--watch' in seen
-        and {option: where for option, where in seen.items() if len(where) > 1 and option != '--masks'} == {}
-    )  # of simulate and of cells
+    several = {'--masks', '--n', '--reference'}  # with a meaning of their own in each command
+    assert '--watch' in seen and {o: where for o, where in seen.items() if len(where) > 1 and o not in several} == {}
     from hpa_fastai.cli.options import OPTIONS
     assert not {'--'+name.replace('_', '-') for name in OPTIONS} & set(seen)
 
