@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import binomtest, fisher_exact
 from ..basics.arguments import checked
 from ..basics.errors import HPAError, ImageError
@@ -312,6 +313,7 @@ def plot_traits(
             draw_box(ax, y, five if trait=='unlikeness' else np.exp(five), colour)
         plain_axes(ax).set(yticks=[0, 1], yticklabels=['run', 'training'], ylim=(-.6, 1.6))
         ax.set_xlim(left=0)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_title(titles[trait], fontsize=9, loc='left')
     return fig
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from ..basics.errors import ImageError
 from ..basics.paths import labels_of
 from ..data.labels import *
@@ -160,7 +161,7 @@ def plot_channel_stats(
                 if (channel, name) in quantiles.index:
                     draw_box(ax, y, quantiles.loc[(channel, name)], CHANNEL_HUES[channel])
             ax.set_xlabel(what, fontsize=8)
-            plain_axes(ax)
+            plain_axes(ax).xaxis.set_major_locator(MaxNLocator(3))
     for ax,channel in zip(axes[0], CHANNELS): ax.set_title(f'{STAINS[channel]} ({channel})', fontsize=9)
     axes[0,0].set_yticks(range(len(names)), names)
     axes[0,0].set_ylim(len(names)-.5, -.5)

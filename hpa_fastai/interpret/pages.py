@@ -20,6 +20,7 @@ from PIL import Image
 from ..basics.environment import check_backend
 from ..basics.errors import HPAError
 from ..basics.paths import path_text, write_whole
+from .drawing import spread_ticks
 
 # %% ../../nbs/interpret/00_pages.ipynb #2644706b
 check_backend()
@@ -44,6 +45,7 @@ def chart(
     "A figure as a drawing within the page"
     figure, out = getattr(figure, 'figure', figure), io.StringIO()
     with page_ink():
+        spread_ticks(figure)
         figure.savefig(out, format='svg', bbox_inches='tight', pad_inches=.05, metadata={'Date': None})
     plt.close(figure)
     svg = out.getvalue()

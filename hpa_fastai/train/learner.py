@@ -30,6 +30,7 @@ from ..evaluate.evaluation import Evaluation, evaluate
 from ..models.architectures import create_model, source_library
 from .losses import get_loss
 from hpa_fastai.train.callbacks import (
+    EpochLines,
     ForgetDecisions, KeepStatistics, TrainingError, TrainingPrecision, amp_dtype, copy_weights,
     forget_decisions)
 from .metrics import MacroF1, MeanAP, as_metric, check_monitors
@@ -196,7 +197,7 @@ def hpa_learner(
     model = create_model(arch, len(dls.vocab), pretrained, dls.settings.size, stem, dropout, dls.vocab)
     simulated = source_library(arch)=='hpa_fastai' and (pretrained is True or bool(model.known))
     knows_cells = simulated or published is not None
-    ours = [GradientClip(1.)]
+    ours = [GradientClip(1.), EpochLines()]
     if amp_dtype(dls.device): ours.append(TrainingPrecision())
     if knows_cells: ours.append(KeepStatistics())
     learn = HPALearner(dls, model.to(dls.device, memory_format=torch.channels_last),
