@@ -112,6 +112,17 @@ class Browser:
             features=[dict(name='prefers-color-scheme', value='dark' if dark else 'light')],
         )
 
+    def download(self, css, folder):
+        "Click, and wait for the file that is saved into an empty folder"
+        params = dict(behavior='allow', downloadPath=str(folder))
+        self._call('POST', '/goog/cdp/execute', dict(cmd='Browser.setDownloadBehavior', params=params))
+        self.click(css)
+        for _ in range(100):
+            found = [file for file in Path(folder).iterdir() if file.suffix != '.crdownload']
+            if found: return found[0]
+            time.sleep(.1)
+        raise AssertionError('nothing was downloaded')
+
     def screenshot(self, out):
         "The whole page as a picture"
         shot = self._call(

@@ -78,6 +78,24 @@ def test_tables_filter(page, browser):
     assert column(browser, 1) == ['a special one'] and browser.texts('output') == ['1 of 30 rows']
 
 
+def test_a_table_is_downloaded_as_it_is_shown(browser, tmp_path):
+    names = ['=cmd|calc', '-1', '"quoted", with a comma', 'two\nlines', 'Zürich', "'=1", 'x;y', *'abcdefg', 'last one']
+    table = pd.DataFrame({'Id': names, 'p, exact': [1/3, np.nan, *np.linspace(0, 1, len(names)-2)], 'n': 1234})
+    page = build_page('Run', [Section('What was found', '', [table_block(table, {'p, exact': '.1f'})])])
+    browser.open(write_page(tmp_path/'page.html', page))
+    (tmp_path/'all').mkdir()
+    file = browser.download('.download', tmp_path/'all')
+    assert file.name == 'what-was-found-table.csv' and browser.errors() == []
+    text = file.read_bytes().decode('utf-8-sig')
+    assert text.startswith('Id,"p, exact",n\r\n\'=cmd|calc,0.333333') and "\r\n'-1,,1234" in text
+    saved = pd.read_csv(file, encoding='utf-8-sig', keep_default_na=False)
+    assert saved.Id.tolist() == ["'=cmd|calc", "'-1", *names[2:5], "''=1", *names[6:]]
+    assert float(saved['p, exact'][0]) == 1/3 and saved.n.tolist() == [1234]*len(names)
+    browser.type('input[type=search]', 'one')
+    (tmp_path/'one').mkdir()
+    assert pd.read_csv(browser.download('.download', tmp_path/'one')).Id.tolist() == ['last one']
+
+
 def test_second_pictures_appear(page, browser):
     browser.emulate()
     browser.open(page)

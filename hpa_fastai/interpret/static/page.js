@@ -1,4 +1,5 @@
-// Tables of a page: a click on a heading sorts, words in the field above filter. Texts are written, never HTML.
+// Tables of a page: a click on a heading sorts, words in the field above filter, a button gives the rows as CSV.
+// Texts are written, never HTML.
 
 for (const box of document.querySelectorAll('.table')) {
   const body = box.querySelector('tbody');
@@ -37,5 +38,25 @@ for (const box of document.querySelectorAll('.table')) {
     }
     const left = rows.filter(row => !row.hidden).length;
     count.textContent = words.length ? `${left} of ${rows.length} rows` : '';
+  });
+
+  // The rows that are shown, as CSV: exact numbers, texts in quotes, and an apostrophe before what Excel would run.
+  const exact = cell => {
+    if (cell.dataset.v !== undefined) return cell.dataset.v;
+    const text = cell.textContent.trim();
+    if (text === '–') return '';
+    const harmless = /^'*[=+\-@\t\r]/.test(text) ? `'${text}` : text;
+    return /[",;\r\n]|^\s|\s$/.test(harmless) ? `"${harmless.replaceAll('"', '""')}"` : harmless;
+  };
+  const button = box.querySelector('.download');
+  if (button) button.addEventListener('click', () => {
+    const shown = [...body.rows].filter(row => !row.hidden);
+    const lines = [heads.map(exact), ...shown.map(row => [...row.cells].map(exact))].map(line => line.join(','));
+    const heading = box.closest('section')?.querySelector('h2')?.textContent ?? '';
+    const link = document.createElement('a');
+    link.href = URL.createObjectURL(new Blob(['\ufeff', lines.join('\r\n'), '\r\n'], {type: 'text/csv'}));
+    link.download = `${heading.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, '-') || 'page'}-table.csv`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   });
 }
