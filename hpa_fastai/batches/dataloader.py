@@ -168,7 +168,8 @@ def rgby_tfms(
     "Make the transforms of a batch on the device, beside the conversion to float that `RGBYBlock` brings"
     if augment is True: augment = AugmentRGBY()
     minmax = settings.channels if settings.minmax else ()
-    resize, norm = ResizeRGBY(settings.size), NormalizeRGBY(settings.mean, settings.std, settings.source, minmax)
+    resize, floor = ResizeRGBY(settings.size), std_floor(settings.reader.dtype)
+    norm = NormalizeRGBY(settings.mean, settings.std, settings.source, minmax, floor)
     return [resize, augment, norm] if augment else [resize, norm]
 
 # %% ../../nbs/batches/60_dataloader.ipynb #56f75f1f

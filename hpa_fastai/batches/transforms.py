@@ -37,17 +37,18 @@ def _stretched(x):
 # %% ../../nbs/batches/50_transforms.ipynb #7e2f544d
 class NormalizeRGBY(DisplayedTransform):
     "Normalise batches, by the figures of each picture, of its source, or of all"
-    order, minmax = 99, ()
+    order, minmax, floor = 99, (), STD_FLOOR
     def __init__(self,
         mean:tuple|None=None,  # of each channel, 0..1; None: each picture's own
         std:tuple|None=None,  # of each channel, 0..1; None: each picture's own
         source:bool=False,  # by the figures that a batch carries as `figures`, B×2×4
         minmax:tuple=(),  # by one minimum and maximum of the channels of these numbers, in place of the above
-    ): self.mean, self.std, self.source, self.minmax = mean, std, source, minmax
+        floor:float=STD_FLOOR,  # the smallest deviation to divide by
+    ): self.mean, self.std, self.source, self.minmax, self.floor = mean, std, source, minmax, floor
     def encodes(self, x:TensorRGBY):
         figures = x.__dict__.pop('figures', None)
         if self.minmax: return min_max(x, self.minmax)
-        return normalize(x, self.mean, self.std, figures if self.source else None)
+        return normalize(x, self.mean, self.std, figures if self.source else None, floor=self.floor)
     def decodes(self, x:TensorRGBY):
         "Back to 0..1 for showing; exact where mean and deviation were given"
         if self.minmax: return x

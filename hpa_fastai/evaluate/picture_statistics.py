@@ -12,16 +12,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ..data.names import CHANNELS
+from ..batches.settings import normalize, std_floor
 
 # %% ../../nbs/evaluate/75_picture_statistics.ipynb #b4d099fe
 N_LEVELS = 4  # scales, each twice as coarse as the one before
 
 def standardise(
-    x: torch.Tensor,  # B×C×H×W, 0..1
+    x: torch.Tensor,  # B×C×H×W grey levels, as a reader gives them
 ) -> torch.Tensor:  # B×C×H×W
     "Each channel of each picture with mean 0 and deviation 1."
-    std, mean = torch.std_mean(x, (2, 3), keepdim=True)
-    return (x - mean)/std.clamp_min(.01)
+    return normalize(x.float()/255, floor=std_floor(x.dtype))
 
 def log_detail(
     z: torch.Tensor,  # B×C×H×W, of `standardise`
@@ -45,7 +45,7 @@ def picture_figures(
     x: torch.Tensor,  # B×4×H×W grey levels, as a reader gives them
 ) -> np.ndarray:  # B×26: overlap of each pair of channels, skewness of each, and their log detail from fine to coarse
     "Overlaps, skewness and detail of pictures."
-    z = standardise(x.float()/255)
+    z = standardise(x)
     flat = z.flatten(2)
     overlap = flat @ flat.mT/flat.shape[2]
     i, j = torch.triu_indices(4, 4, 1)
@@ -64,8 +64,8 @@ def picture_traits(
     x: torch.Tensor,  # B×4×H×W grey levels, as a reader gives them
 ) -> dict:  # name -> B: logarithms of the mean of each channel (0..1), and `sharpness`
     "Brightness of each channel and sharpness of pictures."
-    x = x.as_subclass(torch.Tensor).float()/255
-    log_means = x.mean((2, 3)).clamp_min(1e-4).log().cpu().numpy()
+    x = x.as_subclass(torch.Tensor)
+    log_means = (x.float()/255).mean((2, 3)).clamp_min(1e-4).log().cpu().numpy()
     finest, = log_detail(standardise(x), 1)
     return {**dict(zip(CHANNELS, log_means.T)), 'sharpness': finest.mean(1).cpu().numpy()}
 
