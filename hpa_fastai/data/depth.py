@@ -34,8 +34,9 @@ def likely_depth(
     if hint and top<2**hint: return hint
     found = next(bits for bits in USUAL_DEPTHS if top<2**bits)
     is_full = top==2**found-1
+    is_proof = is_full and (found>=12 or n>=FEW_FIELDS)
     for bits in known:
-        if bits>=found and (bits-found<=2 or n<FEW_FIELDS) and not (is_full and found>=12): return bits
+        if bits>=found and (bits-found<=2 or n<FEW_FIELDS) and not is_proof: return bits
     if not is_full and (found==10 or found==8 and n<FEW_FIELDS): return 12
     return found
 

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 
 import hpa_fastai
+from hpa_fastai.all import HPADataLoaders, hpa_learner
 from hpa_fastai.cli.main import main
-from hpa_fastai.deploy.loading import load_bundle
+from hpa_fastai.deploy.loading import load_bundle, test_bundle as check_bundle
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.data.files import find_images
 from hpa_fastai.batches.tensors import read_image
@@ -26,8 +28,9 @@ from hpa_fastai.deploy.scoring import evaluate_predictions
 from hpa_fastai.data.labels import HPA28, HPAError
 from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.deploy.journal import Journal
-from hpa_fastai.deploy.tables import result_columns
+from hpa_fastai.deploy.tables import read_predictions, result_columns
 from hpa_fastai.evaluate.thresholds import plain_thresholds
+from pictures import as_camera
 
 NAMES = list(HPA28.classes)
 
@@ -726,3 +729,67 @@ def test_full_size_competition_images(real_data, trained, tmp_path):
 def test_pseudo_coloured_jpg(real_data, trained):
     df = predict(real_data/'native'/'hpav18_jpg', model=trained[1], progress=False)
     assert len(df) == 4 and (df['error'] == '').all() and np.isfinite(probs(df)).all()
+
+
+@pytest.fixture(scope='module')
+def of_camera(small_atlas, tmp_path_factory):
+    "A model trained on the small atlas as a 12-bit camera writes it, and the folder of its pictures"
+    folder = tmp_path_factory.mktemp('camera')
+    images = as_camera(small_atlas/'train', folder/'train')
+    dls = HPADataLoaders.from_csv(small_atlas, images=images, size=48, bs=16, cache=folder/'cache', progress=False)
+    learn = hpa_learner(dls, 'resnet10t', pretrained=False)
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
+    learn.fit_thresholds()
+    return learn, learn.save_bundle(folder/'hpa_model', note=False), images
+
+
+def test_depth_is_saved_with_the_model_and_belongs_to_the_files(of_camera, small_atlas, tmp_path, capsys):
+    learn, model, images = of_camera
+    predictor, valid = Predictor(model, device='cpu'), learn.dls.valid_ds.items
+    assert predictor.readers[0].bits == 12
+    expected = learn.get_preds()[0].numpy()
+    assert np.abs(probs(predictor(valid))-expected).max() < 1e-4
+    check_bundle(model)
+    eight = predictor(find_images(small_atlas/'train').set_index('Id').loc[valid.Id].reset_index())
+    said = capsys.readouterr().out
+    assert 'files of 8 bits; the model was trained on files of 12 bits' in said
+    assert np.abs(probs(eight)-expected).max() < .02
+    sixteen = predictor(as_camera(small_atlas/'train', tmp_path/'16', 257, set(valid.Id)))
+    assert '16 bits of 16 are used' in capsys.readouterr().out
+    assert np.abs(probs(sixteen)-probs(predictor(valid.sort_values('Id')))).max() < .005
+
+
+def test_faint_pictures_get_the_same_answers(of_camera, small_atlas, tmp_path):
+    _, model, images = of_camera
+    predictor, faint = Predictor(model, device='cpu'), as_camera(small_atlas/'train', tmp_path/'faint', 4095/255/16)
+    assert np.abs(probs(predictor(faint))-probs(predictor(images))).max() < .03
+
+
+def test_a_value_beyond_the_depth_is_an_error_of_its_field(of_camera, small_atlas, tmp_path):
+    _, model, images = of_camera
+    ids = find_images(images).Id[:3]
+    folder = as_camera(small_atlas/'train', tmp_path/'some', ids=set(ids))
+    a = tifffile.imread(folder/f'{ids[1]}_green.tif')
+    a[0, 0] = 9000
+    tifffile.imwrite(folder/f'{ids[1]}_green.tif', a)
+    df = Predictor(model, device='cpu', reading=dict(bits=12))(folder)
+    assert (df['error']!='').tolist() == [False, True, False]
+    assert 'value 9000 does not fit into bits=12' in df['error'][1] and '--bits 14' in df['error'][1]
+    assert (Predictor(model, device='cpu')(folder)['error']=='').all()
+
+
+def test_a_run_goes_on_with_the_depth_that_it_began_with(of_camera, small_atlas, tmp_path):
+    _, model, images = of_camera
+    folder, out = as_camera(small_atlas/'train', tmp_path/'some'), tmp_path/'p.csv'
+    predictor = Predictor(model, device='cpu', bs=4)
+    stream = predictor.stream
+    def killed(*args, **kwargs):
+        yield next(stream(*args, **kwargs))
+        raise KeyboardInterrupt
+    predictor.stream = killed
+    with pytest.raises(KeyboardInterrupt): predictor.to_file(folder, out, progress=False)
+    a = tifffile.imread(next(folder.glob('*_green.tif')))
+    for c in ('red', 'green', 'blue', 'yellow'): tifffile.imwrite(folder/f'zz_{c}.tif', a+np.uint16(9000))
+    Predictor(model, device='cpu', bs=4).to_file(folder, out, progress=False)
+    df = read_predictions(out)
+    assert df.Id[df['error']!=''].tolist() == ['zz'] and '--bits 14' in df['error'].iloc[-1]

@@ -15,6 +15,7 @@ from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.data.labels import HPAError
 from hpa_fastai.deploy.tables import read_predictions
 from hpa_fastai.deploy.watch import watch
+from pictures import as_camera
 
 CHANNELS = ('red', 'green', 'blue', 'yellow')
 
@@ -168,3 +169,16 @@ def test_ctrl_c_ends_cleanly(plate, rows, trained, tmp_path):
     assert p.returncode == 1 and '1 fields of view in' in out and 'no green and no blue and no yellow' in err
     assert 'Traceback' not in err
     assert len(read_predictions(tmp_path/'p.csv')) == 1
+
+
+def test_depth_of_the_first_pictures_holds_and_what_does_not_fit_is_an_error(plate, predictor, small_atlas, tmp_path):
+    ids = find_images(small_atlas/'train').Id[:4].tolist()
+    as_camera(small_atlas/'train', plate, ids=set(ids[:2]))
+    def microscope():
+        time.sleep(.6)
+        as_camera(small_atlas/'train', plate, 16383/255, {ids[2]})
+    journal, df = run(plate, predictor, tmp_path/'p.csv', microscope, timeout=3)
+    assert sorted(df.Id[df['error']=='']) == ids[:2] and 'does not fit into bits=12' in df['error'].iloc[-1]
+    as_camera(small_atlas/'train', plate, 16383/255, {ids[3]})  # a watch that goes on keeps the depth
+    journal, df = run(plate, predictor, tmp_path/'p.csv')
+    assert sorted(df.Id[df['error']!='']) == ids[2:] and journal.about['bits'] == 12
