@@ -168,8 +168,8 @@ def test_broken_links_are_found(tmp_path):
 def code_blocks(page, lang):
     return re.findall(rf'^```{lang}\n(.*?)^```', (ROOT / page).read_text(encoding='utf-8'), re.M | re.S)
 
-SHORTER = {'minutes=30': 'minutes=.02', 'size=128': 'size=32',
-           "arch='hpa-densenet121'": "arch='lenet5', pretrained=False",
+SHORTER = {'minutes=30': 'minutes=.02', "labels=HPA28, group": 'labels=HPA28, size=32, group',
+           'auto_learner(dls)': "auto_learner(dls, 'lenet5', pretrained=False)",
            '--minutes 30': '--minutes .02 --arch lenet5 --pretrained no --size 32 --no-progress',
            ' --model subcell-vit': '', '--from /media/stick': '--from stick/densenet_model.onnx --no-verify'}
 
@@ -204,6 +204,18 @@ def test_python_of_the_readme_runs(place, code):
     exec(compile(shortened(code), 'README.md', 'exec'), found)
     if 'df' in found: assert len(found['df']) == 90 and (found['df'].error == '').all()
     assert (place/'hpa_model'/'model.safetensors').is_file()
+
+
+def test_python_of_the_readme_trains_as_its_command_does():
+    lines = [l for b in code_blocks('README.md', 'sh') for l in b.splitlines()]
+    command = next(l for l in lines if l.startswith('hpa_fastai train'))
+    code = next(b for b in code_blocks('README.md', 'python') if 'save_bundle' in b)
+    said = shlex.split(command)[2:]
+    given = dict(zip(said[1::2], said[2::2]))
+    assert said[0] in code and given.pop('--out') in code and given.pop('--labels').upper() in code
+    for option, value in given.items():
+        assert f'{option[2:]}={value}' in code.replace("'", ''), option
+    assert 'size=' not in code and 'bs=' not in code  # the defaults are the same
 
 
 def test_commands_of_the_readme_run(place, capsys):
