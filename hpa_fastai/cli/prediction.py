@@ -155,9 +155,10 @@ def cells(
     args: argparse.Namespace,  # of the command
 ) -> int:  # the exit code
     "Predict every cell of a folder"
-    from hpa_fastai.cells.cells import cells_submission, predict_cells
+    from hpa_fastai.cells.cells import cells_submission, predict_cells, whole_file
+    from hpa_fastai.cells.no_cells import why_no_cells
     from hpa_fastai.deploy.journal import check_start
-    from hpa_fastai.deploy.predictor import check_place
+    from hpa_fastai.deploy.predictor import check_place, locate
     from hpa_fastai.deploy.tables import check_writable
     check_start(args.out, args.force)
     if args.submission: check_writable(args.submission, ('.csv',))
@@ -170,12 +171,21 @@ def cells(
                        embeddings=args.embeddings)
     empty = df['error']=='no cells'
     failed = df[(df['error']!='')&~empty]
-    print(f'{(df.cell>0).sum()} cells of {df.Id.nunique()} fields of view in {args.out}; '
-          f'{empty.sum()} fields of view have no cells.')
+    said = f'{(df.cell>0).sum()} cells of {df.Id.nunique()} fields of view in {args.out}'
+    if empty.any(): said += f'; {empty.sum()} fields of view have no cells'
+    print(f'{said}; {len(failed)} failed.' if len(failed) else f'{said}.')
     if args.submission:
         rows = cells_submission(df, predictor.labels, args.submission, force=args.force)
         print(f'{len(rows)} rows in {args.submission}.')
-    return report_failures(zip(failed.Id, failed['error']), df.Id.nunique())
+    code = report_failures(zip(failed.Id, failed['error']), df.Id.nunique())
+    if not empty.any() or (df.cell>0).any(): return code
+    if args.masks: why = f'No cell was found in any field of view: the masks in {args.masks} hold none.'
+    else:
+        table = locate(args.folder, predictor.readers[0].channels)
+        seen = table[table.Id.astype(str).isin(df.Id[empty].astype(str))]
+        why = why_no_cells(seen, whole_file(predictor.readers[0]), pixel_size=args.pixel_size)
+    print(why, file=sys.stderr)
+    return 1
 
 def add_cells(
     commands,  # the subparsers of the command

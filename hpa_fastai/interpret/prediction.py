@@ -40,12 +40,13 @@ def check_results(
         raise HPAError(f'{sample}: no such sample submission')
 
 # %% ../../nbs/interpret/85_prediction.ipynb #0a17bda4
-def _write_more(predictions, predictor, folder, submission, sample, report, seconds, force):
+def _write_more(predictions, predictor, folder, submission, sample, report, seconds, force, progress):
     "Write what is made of a table of predictions: a submission, a page, or both"
     if submission is not None: write_submission(predictions, sample, submission, predictor.labels, force)
     if report is not None:
         from hpa_fastai.interpret.report import report as write_report
-        write_report(predictions, report, predictor.bundles[0], folder, seconds=seconds, force=force)
+        write_report(predictions, report, predictor.bundles[0], folder, seconds=seconds, force=force,
+                     progress=progress)
 
 def write_results(
     predictor: Predictor,  # the models
@@ -62,7 +63,7 @@ def write_results(
     start, went_on = time.perf_counter(), Path(f'{out}.part').exists()
     journal = predictor.to_file(folder, out, force, embeddings, progress)
     seconds = None if went_on else time.perf_counter()-start
-    _write_more(journal.out, predictor, folder, submission, sample, report, seconds, force)
+    _write_more(journal.out, predictor, folder, submission, sample, report, seconds, force, progress)
     return journal
 
 # %% ../../nbs/interpret/85_prediction.ipynb #3fac69fd
@@ -95,5 +96,6 @@ def predict(
         return with_labels(read_predictions(journal.out), predictor.labels)
     start = time.perf_counter()
     predictions = predictor(folder, progress)
-    _write_more(predictions, predictor, folder, submission, sample, report, time.perf_counter()-start, force)
+    seconds = time.perf_counter()-start
+    _write_more(predictions, predictor, folder, submission, sample, report, seconds, force, progress)
     return predictions

@@ -52,6 +52,7 @@ def report(
     seconds: float|None = None,  # of predictions: how long they took
     per_class: int = 4,  # pictures of a location
     force: bool = False,  # overwrite the page
+    progress: bool = False,  # of predictions: show a bar
     id_column: str|None = None,  # of the csv: its column of Ids; None: found by its name
     label_column: str|None = None,  # of the csv: its column of labels; None: found by its name
 ) -> Path:  # the page
@@ -70,4 +71,4 @@ def report(
         return write_page(out, ModelReport(bundle, name, table, per_class).page())
     in_memory = isinstance(what, pd.DataFrame)
     predictions, name = (what, 'Predictions') if in_memory else (read_predictions(what), Path(what).name)
-    return write_page(out, RunReport(predictions, name, bundle, table, seconds, per_class).page())
+    return write_page(out, RunReport(predictions, name, bundle, table, seconds, per_class).page(progress))

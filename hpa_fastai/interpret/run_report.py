@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np, pandas as pd
 from fastcore.basics import chunked, patch
 from markupsafe import Markup
+from ..basics.environment import tqdm_bar
 from ..basics.error_groups import ErrorGroups
 from ..basics.errors import HPAError, ImageError
 from ..data.reader import ImageReader
@@ -321,15 +322,23 @@ def sections(self:RunReport,
 
 # %% ../../nbs/interpret/60_run_report.ipynb #3a209001
 @patch
-def page(self:RunReport) -> str:  # HTML
+def page(self:RunReport,
+    progress: bool = False,  # show a bar
+) -> str:  # HTML
     "One page about the run"
+    bar = tqdm_bar(total=8, desc='writing the page', disable=not progress, bar_format='{desc}: {bar:20} {elapsed}')
     found = self.compare_with_training()
+    bar.update()
     notes = [*found.findings, *found.doubts] if found else []
     if not len(self.predictions): notes.append('The run has no fields of view.')
     elif not len(self.read): notes.append('No field of view could be read; the reasons stand under Failures.')
     text = ('Name the model (--reference MODEL) to see how the run compares with its training, '
             'and where the network looked.')
     if self.bundle: text = f'Predicted with {self.bundle.config["model"]["arch"]}.'
-    with page_ink():
-        return build_page(self.name, self.sections(found), text, self.facts(), notes,
+    def sections():
+        for section in self.sections(found):
+            yield section
+            bar.update()
+    with page_ink(), bar:
+        return build_page(self.name, sections(), text, self.facts(), notes,
                           style=MAP_STYLE, script=MAP_SCRIPT)

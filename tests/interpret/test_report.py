@@ -109,7 +109,7 @@ def test_pages_of_a_model_that_began_with_published_weights(small_atlas, tmp_pat
     assert (run['error'] == '').all()
     page = report(run, tmp_path/'run.html', model, table, per_class=1)
     assert {'Locations', 'Beside training', 'Map', 'Predictions'} <= set(headings(page))
-    assert 'started_from: hpa-densenet121 (MIT; ' in report(model, tmp_path/'model.html').read_text(encoding='utf-8')
+    assert 'Started from: hpa-densenet121 (MIT; ' in report(model, tmp_path/'model.html').read_text(encoding='utf-8')
     maps = activation_maps(model, table.head(2))
     assert maps.shape == (2, 64, 64) and np.isfinite(maps).all()
 
