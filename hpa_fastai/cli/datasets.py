@@ -61,7 +61,7 @@ def add_verify(
     parser = commands.add_parser('verify', help='check the files of a folder and its table of labels, in seconds',
                                  description='Find files that are missing, broken or odd, duplicates, and Ids and '
                                              'labels that do not fit.')
-    parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth')
+    parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
     parser.add_argument('--deep', action='store_true', help='read every pixel, not only the headers of the files')
     add_options(parser, 'csv', 'id_column', 'label_column', 'labels', 'out', 'force', 'progress',
                 csv=dict(help='table of labels to check as well, in the folder or anywhere'),
@@ -89,7 +89,8 @@ def add_explore(
     parser = commands.add_parser('explore',
                                  help='write a page about a data set: classes, channels, pictures, duplicates, split',
                                  description='Write one HTML page about a data set, to look at before training.')
-    parser.add_argument('folder', metavar='FOLDER', type=path, help='folder of images, nested to any depth')
+    parser.add_argument('folder', metavar='FOLDER', type=path,
+                        help='folder of images, nested to any depth, or a csv of paths')
     add_options(parser, 'csv', 'id_column', 'label_column', 'labels', 'group', 'out', 'force',
                 out=dict(default=Path('explore.html'), help='file for the page'))
     add_reading_options(parser)

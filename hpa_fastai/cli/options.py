@@ -139,9 +139,10 @@ OPTIONS = dict(
                     'predicted by a model that has not seen it; each model takes --minutes'),
     seed=dict(type=number('seed'), default=42, help='seed of the split and of the training'),
     # reading
-    channels=dict(type=channels, default='rgby', metavar='rgby|C=PLANE,…',
-                  help='the channels that the data set has, in the order of planes without names; '
-                       'or the number (from 0) or name of the plane of each: red=2,green=Cy5'),
+    channels=dict(type=channels, default='rgby', metavar='rgby|C=NAME,…',
+                  help='what stands for each channel in the names of the files: '
+                       'red=AF555,green=AF488,blue=DAPI,yellow=AF647; or the name or number (from 0) of its plane '
+                       'in files of several: red=2,green=Cy5; or the channels that there are: rgb'),
     missing=dict(choices=('error', 'zero'), default='error',
                  help='a channel without a file is an error, or is read as black'),
     scale=dict(choices=('dtype', 'percentile'), default='dtype',

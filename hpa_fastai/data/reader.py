@@ -32,7 +32,7 @@ def _is_number(value): return isinstance(value, (int, float)) and not isinstance
 class ImageReader:
     "Reads fields of view by settings that are stated once and saved with a model"
     size:int|None=None           # side of the result in pixels; None keeps the size of the file
-    channels:str|dict='rgby'     # that the data set has, in the order of planes without names; or {'green': plane, …}
+    channels:str|dict='rgby'     # that there are; or {'green': 'AF488', …}: a part of the names of files, or a plane
     missing:str='error'          # a channel that is not there: 'error', or 'zero' to read it as black
     scale:str='dtype'            # 'dtype' keeps the scale of the file's type, 'percentile' stretches each plane
     percentiles:tuple=(1.,99.9)  # for 'percentile': what becomes 0 and 255

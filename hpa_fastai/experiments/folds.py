@@ -249,8 +249,8 @@ def labelled_table(
     "Labels from a table, or from the csv of a competition."
     is_standard = isinstance(df, pd.DataFrame) and {'Id', 'Target'} <= set(df) and not (id_column or label_column)
     if is_standard: return df.assign(Id=df.Id.map(same_form))
-    ids_of_images = lambda: (images if isinstance(images, pd.DataFrame) else find_images(images, channels)).Id
-    return read_labels(df, labels, ids=ids_of_images, id_column=id_column, label_column=label_column)
+    table = images if isinstance(images, pd.DataFrame) else find_images(images, channels)
+    return read_labels(df, labels, ids=table.Id, id_column=id_column, label_column=label_column)
 
 # %% ../../nbs/experiments/20_folds.ipynb #9295ad81
 def train_folds(

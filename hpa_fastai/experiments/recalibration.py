@@ -14,7 +14,7 @@ from ..basics.arguments import checked
 from ..basics.environment import tqdm_bar
 from ..basics.errors import HPAError
 from ..basics.paths import images_of, labels_of, path_text
-from ..data.files import attach_images, find_images
+from ..data.files import attach_images
 from ..data.label_tables import read_labels
 from ..batches.splits import antibody_of, group_codes
 from ..batches.streaming import group_batches
@@ -143,7 +143,7 @@ def calibrate_model(
     vectors = None if isinstance(model, Bundle) else read_sample(find_model(model), len(bundle.labels))[2]
     check_room(out, bundle.model)
     labels = bundle.labels
-    table = find_images(images, predictor.channels)
+    table = predictor.find(images)
     known = read_labels(csv, labels, ids=table.Id, id_column=id_column, label_column=label_column)
     table = attach_images(known, table)
     codes = group_codes(table, antibody_of if group is None else group)
