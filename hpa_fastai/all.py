@@ -60,6 +60,7 @@ from .evaluate.thresholds import (Thresholds, decide, f1_curves, fit_thresholds,
 from .evaluate.crossfit import Decisions, crossfit
 from .evaluate.failures import find_failures, label_candidates
 from .evaluate.gallery import show_failures
+from .evaluate.interpretation import HPAInterpretation
 from .evaluate.evaluation import (Comparison, Evaluation, compare_models, confusion_table, evaluate,
                                             top_confusions)
 from .evaluate.flags import Flagger

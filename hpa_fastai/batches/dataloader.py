@@ -164,11 +164,12 @@ def to_detach(self:HPADataLoader,
 def rgby_tfms(
     settings: ImageSettings,  # the size of the network's input, and what to normalise by
     augment: bool|AugmentRGBY = True,  # the default augmentation, none, or your own
+    crops_follow: bool = False,  # transforms of fastai crop and resize training pictures
 ) -> list:
     "Make the transforms of a batch on the device, beside the conversion to float that `RGBYBlock` brings"
     if augment is True: augment = AugmentRGBY()
     minmax = settings.channels if settings.minmax else ()
-    resize, floor = ResizeRGBY(settings.size), std_floor(settings.reader.dtype)
+    resize, floor = ResizeRGBY(settings.size, crops_follow), std_floor(settings.reader.dtype)
     norm = NormalizeRGBY(settings.mean, settings.std, settings.source, minmax, floor)
     return [resize, augment, norm] if augment else [resize, norm]
 

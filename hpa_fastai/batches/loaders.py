@@ -9,6 +9,7 @@ __all__ = ['HPADataLoaders', 'HPADataBlock', 'rarity_weights']
 import os, warnings
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -29,10 +30,12 @@ from ..data.label_tables import *
 from ..basics.environment import tqdm_bar
 from .show import *
 from .splits import *
+from .splits import split_by_function
 from .cache import *
 from .settings import *
 from .sources import *
 from .transforms import *
+from .fastai_transforms import says_size, sort_transforms
 from .dataloader import *
 
 # %% ../../nbs/batches/70_loaders.ipynb #73ef81b2
@@ -50,6 +53,7 @@ class HPADataLoaders(DataLoaders):
         for dl in self.loaders:
             for tfm in dl.after_batch.fs:
                 if isinstance(tfm, ResizeRGBY): tfm.size = size
+                elif says_size(tfm): tfm.size = size, size
         return self
 
     def normalize_by(self,
@@ -67,7 +71,8 @@ class HPADataLoaders(DataLoaders):
         "Make loaders of the same images, with size and normalisation of their own that nobody else can change"
         loaders = []
         for dl in self.loaders:
-            tfms = [copy(t) if isinstance(t, (ResizeRGBY, NormalizeRGBY)) else t for t in dl.after_batch.fs]
+            own = [isinstance(t, (ResizeRGBY, NormalizeRGBY)) or says_size(t) for t in dl.after_batch.fs]
+            tfms = [copy(t) if is_own else t for t, is_own in zip(dl.after_batch.fs, own)]
             loaders.append(dl.new(after_batch=tfms))
             loaders[-1].draw = dl.draw
         return type(self)(*loaders, path=self.path, device=self.device)
@@ -75,7 +80,12 @@ class HPADataLoaders(DataLoaders):
 # %% ../../nbs/batches/70_loaders.ipynb #d324326e
 class _HPADataBlock(DataBlock):
     "A `DataBlock` whose loaders are `HPADataLoaders`"
-    dls_type = HPADataLoaders
+    dls_type, measured = HPADataLoaders, False  # whether figures to normalise by are measured on the training images
+
+    def dataloaders(self, source, *args, **kwargs):
+        dls = super().dataloaders(source, *args, **kwargs)
+        if self.measured: dls.normalize_by(*dataset_stats(dls.train_ds.items, dls.train.reader))
+        return dls
 
     def datasets(self, source, verbose=False):
         found = super().datasets(source, verbose=verbose)
@@ -91,20 +101,28 @@ def HPADataBlock(
     std: tuple|None = None,  # of each channel, 0..1; None: each picture's own
     augment: bool|AugmentRGBY = True,  # the default augmentation, none, or your own
     sources: Sources|None = None,  # normalise by the figures of each picture's source; without these, by mean and std
-    item_tfms = None,  # of your own, for each picture as it is read: `TensorRGBY`, uint8 4×H×W
-    batch_tfms = None,  # of your own, for batches on the device: beside ours, or in place of one of the same kind
+    item_tfms = None,  # fastai's or your own, for each picture as it is read: `TensorRGBY`, uint8 4×H×W
+    batch_tfms = None,  # fastai's or your own, for batches on the device: beside ours, or in place of the same kind
     minmax: bool = False,  # normalise by one minimum and maximum of all channels of a picture, in place of the above
+    valid_col: str|None = None,  # take the images for validation that this column marks with True
 ) -> DataBlock:
     "Make a fastai `DataBlock` from rows of a table (`attach_images`) to four-channel pictures and labels"
     size, labels = checked(size=size), get_labels(labels)
-    settings = ImageSettings(reader or ImageReader(size=size), size, mean, std, sources is not None, minmax)
-    own = L(batch_tfms)
-    ours = [t for t in rgby_tfms(settings, augment) if not any(isinstance(o, type(t)) for o in own)]
+    if valid_col and splitter: raise SplitError('valid_col and splitter each say which images are for validation; '
+                                                'give one of them')
+    if valid_col: splitter = partial(split_by_column, column=valid_col)
+    own = sort_transforms(item_tfms, batch_tfms, size, fixed=reader is not None)
+    if isinstance(own.figures, tuple): mean, std = own.figures
+    reader = reader or ImageReader(size=own.read_size)
+    settings = ImageSettings(reader, own.size, mean, std, sources is not None, minmax)
+    ours = [t for t in rgby_tfms(settings, False if own.augments and augment is True else augment, own.crops)
+            if not any(isinstance(o, type(t)) for o in own.batch_tfms)]
     block = _HPADataBlock(
         blocks=(RGBYBlock(reader=settings.reader), MultiCategoryBlock(vocab=list(labels.classes))),
-        dl_type=HPADataLoader, get_y=TargetNames(labels), item_tfms=item_tfms, batch_tfms=[*ours, *own],
-        splitter=splitter or MultilabelStratifiedSplitter(labels=labels))
+        dl_type=HPADataLoader, get_y=TargetNames(labels), item_tfms=own.item_tfms, batch_tfms=[*ours, *own.batch_tfms],
+        splitter=partial(split_by_function, splitter=splitter or MultilabelStratifiedSplitter(labels=labels)))
     block.dls_kwargs = dict(labels=labels, reader=settings.reader, sources=sources)
+    block.measured = own.figures=='dataset'
     return block
 
 # %% ../../nbs/batches/70_loaders.ipynb #cd7a91e0
@@ -143,8 +161,19 @@ def _normalization(normalize, df, reader, cache):
     raise HPAError(f"normalize={normalize!r} is none of 'image', 'source', 'dataset', 'minmax' and (mean, std) "
                    'with a figure for each of the four channels')
 
+# %% ../../nbs/batches/70_loaders.ipynb #139427c5
+OTHER_WORDS = dict(  # of fastai, and what is said here
+    folder='say images: the folder of the pictures', fn_col='the column of names is Id', suff='it is found out',
+    pref='it is found out', label_col='the column of labels is Target',
+    label_delim='labels=… says how the table writes them; LabelSet has sep',
+    y_block='labels=… says what the classes are', vocab='say labels', x_block='take HPADataBlock, or a DataBlock with '
+    'RGBYBlock', get_x='take a DataBlock with RGBYBlock', get_y='take a DataBlock with RGBYBlock', shuffle='training '
+    'images are drawn by rarity (oversample=0: all alike), validation images come in order',
+    valid='say valid_col or splitter', batch_size='say bs', train_bs='say bs', n_inp='it is 1')
+
 # %% ../../nbs/batches/70_loaders.ipynb #9cc5e1ce
 @patch(cls_method=True)
+@known_arguments(**OTHER_WORDS, path='say images: the folder of the pictures')
 def from_df(cls:HPADataLoaders,
     df: pd.DataFrame,  # Id, Target, and any other columns
     images,  # folder of images, or table of `find_images`
@@ -160,21 +189,25 @@ def from_df(cls:HPADataLoaders,
     splitter = None,  # take the rows that this function of the table gives: for training, and for validation
     normalize = 'image',  # by figures of each 'image', its 'source' or the 'dataset', (mean, std), or to 0..1: 'minmax'
     source: str|None = None,  # the column that names the sources; None: `source`, or else the folders
-    augment: bool|AugmentRGBY = True,  # the default augmentation, none, or your own
+    augment: bool|AugmentRGBY = True,  # the default one (unless batch_tfms bring fastai's), none, or your own
     oversample: float = 0.5,  # power of rarity with which training images are drawn; 0: all alike
     reader: ImageReader|None = None,  # the settings of reading; None: the defaults at `size`
     cache: bool|str|Path = True,  # decode once into the user's cache folder, or this one; False: read files
     num_workers: int|None = None,  # processes that read files where there is no cache
     device = None,  # None: the GPU where there is one
     progress: bool = True,  # show a bar while caching
-    item_tfms = None,  # of your own, for each picture as it is read: `TensorRGBY`, uint8 4×H×W
-    batch_tfms = None,  # of your own, for batches on the device: beside ours, or in place of one of the same kind
+    item_tfms = None,  # fastai's or your own, for each picture as it is read: `TensorRGBY`, uint8 4×H×W
+    batch_tfms = None,  # fastai's or your own, for batches on the device: beside ours, or in place of the same kind
+    val_bs: int|None = None,  # validation images in a batch; None: `bs`
 ) -> HPADataLoaders:
     "Make loaders from a table of labels and a folder of images"
     size, bs, valid_pct, seed = checked(size=size, bs=bs, valid_pct=valid_pct, seed=seed)
     fold, folds = checked(fold=fold, folds=folds)
     oversample, num_workers = checked(oversample=oversample, num_workers=num_workers)
-    labels, reader = get_labels(labels), reader or ImageReader(size=size)
+    if val_bs is not None: val_bs = checked(bs=val_bs)
+    own = sort_transforms(item_tfms, batch_tfms, size, fixed=reader is not None)
+    labels, reader = get_labels(labels), reader or ImageReader(size=own.read_size)
+    if own.figures: normalize = own.figures
     df = attach_images(df, images, reader.channels)
     check_fields(df, reader)
     names, wanted = df.attrs.get('channels', {}), wanted_channels(reader.channels)
@@ -192,15 +225,17 @@ def from_df(cls:HPADataLoaders,
     if sources: sources.figures(df, store and store.pixels)  # of all pictures, as they are when the folder is predicted
     weights = rarity_weights(labels.encode(df.Target.iloc[train]), oversample) if oversample else None
     def split(_): return train, valid
-    block = HPADataBlock(labels, size, reader, split, mean, std, augment, sources, item_tfms, batch_tfms,
+    if own.augments and augment is True: augment = False
+    block = HPADataBlock(labels, own.size, reader, split, mean, std, augment, sources, own.item_tfms, own.batch_tfms,
                          minmax=isinstance(normalize, str) and normalize=='minmax')
     block.dls_type = cls
     bs = min(bs, max(len(train)//n_processes(), 1))
     return block.dataloaders(df, bs=bs, device=device and torch.device(device), num_workers=num_workers, cache=store,
-                             group=group, dl_kwargs=[dict(weights=weights), dict(weights=None)])
+                             group=group, val_bs=val_bs, dl_kwargs=[dict(weights=weights), dict(weights=None)])
 
 # %% ../../nbs/batches/70_loaders.ipynb #3804af5c
 @patch(cls_method=True)
+@known_arguments(**OTHER_WORDS)
 @delegates(HPADataLoaders.from_df)
 def from_csv(cls:HPADataLoaders,
     path: str|Path,  # folder of the data set
@@ -242,6 +277,9 @@ def fields(self:HPADataLoaders,
 ) -> pd.DataFrame:  # a row a field of view, with the columns of `find_images`
     "Find the fields of view in whatever holds them, in the order in which they are named"
     tables = [dl.dataset.items for dl in self.loaders if isinstance(getattr(dl.dataset, 'items', None), pd.DataFrame)]
+    columns = set()  # of a table, or of a row of one
+    if isinstance(source, (pd.DataFrame, pd.Series)): columns = set(getattr(source, 'columns', source.index))
+    if 'Id' in columns and not columns & {*CHANNELS, 'path'}: source = np.atleast_1d(source['Id']).astype(str).tolist()
     source = plain_source(source)
     named = [source] if isinstance(source, str) and not os.path.exists(source) else source
     if tables and isinstance(named, (list, tuple)) and len(named) and all(isinstance(o, str) for o in named):

@@ -78,7 +78,12 @@ def label_names(
     return [ls.classes[ls.parse(c)[0]] for c in cats]
 
 # %% ../../nbs/batches/04_show.ipynb #ab173d11
-def _grid(n, ncols=None, figsize=None, nrows=None):
+def picture_grid(
+    n: int,  # pictures
+    ncols: int|None = None,  # columns; None: 4 at most
+    figsize: tuple|None = None,  # inches; None: room for several lines above each
+    nrows: int|None = None,  # rows, in place of columns
+) -> list:  # n axes
     "Axes for `n` pictures with room for several lines above each"
     ncols = ncols or min(n, 4) if not nrows else -(-n//nrows)
     nrows = nrows or -(-n//ncols)
@@ -93,7 +98,7 @@ def show_batch( # noqa: F811
     **kwargs
 ):
     "Pictures with the names of their labels"
-    ctxs = ctxs or _grid(min(len(samples), max_n), ncols, figsize, nrows)
+    ctxs = ctxs or picture_grid(min(len(samples), max_n), ncols, figsize, nrows)
     for (img,cats,*_),ax in zip(samples, ctxs):
         img.show(ctx=ax, **kwargs)
         ax.set_title('\n'.join(label_names(cats, labels)) or 'no label', fontsize=9)
@@ -116,7 +121,7 @@ def show_results( # noqa: F811
     x:TensorRGBY, y, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, labels=None, **kwargs
 ):
     "Pictures without known labels, with what was predicted: names, or for each class whether it is given"
-    ctxs = ctxs or _grid(min(len(samples), max_n), ncols, figsize, nrows)
+    ctxs = ctxs or picture_grid(min(len(samples), max_n), ncols, figsize, nrows)
     for (img,*_),(pred,*_),ax in zip(samples, outs, ctxs):
         img.show(ctx=ax, **kwargs)
         cats = np.flatnonzero(pred.cpu()) if isinstance(pred, Tensor) else pred
@@ -129,7 +134,7 @@ def show_results( # noqa: F811
     labels=None, **kwargs
 ):
     "Pictures with what was right, wrong and missed"
-    ctxs = ctxs or _grid(min(len(samples), max_n), ncols, figsize, nrows)
+    ctxs = ctxs or picture_grid(min(len(samples), max_n), ncols, figsize, nrows)
     for (img,cats,*_),(pred,*_),ax in zip(samples, outs, ctxs):
         truth, predicted = label_names(cats, labels), label_names(pred, labels)
         colour = '#1a7f37' if set(truth)==set(predicted) else '#b3261e'

@@ -185,6 +185,24 @@ def split_by_column(
     valid = marked.astype(bool)
     return np.flatnonzero(~valid).tolist(), np.flatnonzero(valid).tolist()
 
+# %% ../../nbs/batches/10_splits.ipynb #87f70310
+SPLITTERS = ("a splitter is called with the table, one row an image: RandomSplitter(), ColSplitter('valid'), "
+             'IndexSplitter(…) and TrainTestSplitter() fit, GrandparentSplitter, FileSplitter and FuncSplitter look at '
+             'paths')
+
+def split_by_function(
+    df: pd.DataFrame,  # one row an image
+    splitter,  # function of the table
+):  # what it gives
+    "Divide a table by a function, or say what is wrong with it"
+    try: return splitter(df)
+    except HPAError: raise
+    except KeyError as e:
+        columns = ', '.join(map(str, df.columns))
+        raise SplitError(f'splitter: the table has no column {e.args[0]!r}; it has {columns}') from e
+    except Exception as e:
+        raise SplitError(f'splitter: it ended with {type(e).__name__}: {e}; {SPLITTERS}') from e
+
 # %% ../../nbs/batches/10_splits.ipynb #99e979fe
 def train_valid_rows(
     df: pd.DataFrame,  # Id, Target and the grouping column, one row an image
@@ -203,7 +221,7 @@ def train_valid_rows(
     if len(df)<4:
         raise SplitError(f'{len(df)} images are too few to train on: at least 4 are needed, two of them for training')
     if valid_col is not None: parts = split_by_column(df, valid_col)
-    elif splitter is not None: parts = splitter(df)
+    elif splitter is not None: parts = split_by_function(df, splitter)
     elif fold is None: parts = MultilabelStratifiedSplitter(valid_pct, group, labels, seed)(df)
     else:
         if not 0<=fold<folds: raise SplitError(f'fold {fold} is not one of the {folds} folds (0..{folds-1})')
@@ -215,7 +233,9 @@ def train_valid_rows(
                          'the numbers of the rows to train on and of those to validate')
     train, valid = (np.asarray(rows).tolist() for rows in parts)
     if not train or not valid:
-        raise SplitError(f'{way}: {len(train)} images to train on and {len(valid)} to validate; both need some')
+        of_table = f'; {SPLITTERS}' if splitter is not None else ''
+        raise SplitError(f'{way}: {len(train)} images to train on and {len(valid)} to validate; both need some'
+                         f'{of_table}')
     return train, valid
 
 # %% ../../nbs/batches/10_splits.ipynb #552c3232

@@ -97,4 +97,5 @@ def RGBYBlock(
     reader:ImageReader|None=None, # settings of reading; None: the defaults at `size`
 ) -> TransformBlock:
     "Block of a `DataBlock` for fields of view: its items are rows of the table of `find_images`"
+    from hpa_fastai.batches import fastai_transforms  # noqa: F401  Resize and its like learn four channels
     return TransformBlock(type_tfms=ReadFOV(reader or ImageReader(size=size)), batch_tfms=IntToFloatTensor)

@@ -19,7 +19,10 @@ class ResizeRGBY(DisplayedTransform):
     order = 12  # after fastai's IntToFloatTensor, which is 10
     def __init__(self,
         size:int,  # side of the result, in pixels
-    ): self.size = size
+        crops_follow:bool=False,  # training pictures are cropped and resized later: leave them as they are
+    ): self.size, self.crops_follow = size, crops_follow
+    def __call__(self, b, split_idx=None, **kwargs):
+        return b if self.crops_follow and split_idx==0 else super().__call__(b, split_idx=split_idx, **kwargs)
     def encodes(self, x:TensorRGBY): return resize(x, self.size)
 
 # %% ../../nbs/batches/50_transforms.ipynb #4c810120

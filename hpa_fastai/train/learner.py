@@ -27,6 +27,7 @@ from ..batches.tensors import TensorRGBY
 from ..evaluate.calibration import Calibration, calibrate as fit_calibration
 from ..evaluate.thresholds import Thresholds, as_thresholds, fit_thresholds
 from ..evaluate.evaluation import Evaluation, evaluate
+from ..evaluate import interpretation  # noqa: F401  fastai's Interpretation counts several classes
 from ..models.architectures import create_model, source_library
 from .losses import get_loss
 from hpa_fastai.train.callbacks import (
@@ -136,6 +137,9 @@ class HPALearner(Learner):
         **kwargs
     ) -> tuple:  # of tensors
         "Probabilities, targets, and what else is asked for"
+        if with_loss and dl is not None and len(getattr(dl.dataset, 'tls', (0, 0)))<2:
+            raise HPAError('these images have no labels, so there is no loss; make the loader with '
+                           'learn.dls.test_dl(table, with_labels=True), of a table that has the column Target')
         activation = self.probabilities if act is None else act
         found = list(super().get_preds(ds_idx, dl, with_input, with_decoded, with_loss, activation, **kwargs))
         probs = int(with_input)  # their place; targets come next, and then what was decoded
