@@ -123,7 +123,7 @@ class Depth:
         return reader if reader.bits==self.bits else replace(reader, bits=self.bits)
 
 # %% ../../nbs/data/61_depth.ipynb #737cdf52
-_OVERRULE = 'bits (--bits) overrules'
+_OVERRULE = 'to overrule it, give bits (--bits)'
 _BITS_OF_FLOATS = 16 # they are read by their own range, and keep what lies between grey levels
 
 def _compared(found, remembered):
