@@ -150,7 +150,7 @@ OPTIONS = dict(
                     'each plane, see --percentiles'),
     percentiles=dict(type=float, nargs=2, default=(1., 99.9), metavar=('LOW', 'HIGH'),
                      help='with --scale percentile: these percentiles of each plane become black and white'),
-    bits=dict(type=int, help='bits of the camera, such as 12, where the files state more'),
+    bits=dict(type=int, help='bits of the camera, such as 12; found out from the files unless given'),
     pixel_size=dict(type=float, help='size of a pixel in µm, for pictures of another scale than whole HPA fields '
                                      '(0.08 µm at full size)'),
     z=dict(choices=('max', 'channels'), help='max: take the maximum of a Z stack; channels: the planes of the stack '

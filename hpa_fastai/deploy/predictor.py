@@ -122,7 +122,7 @@ class Predictor:
         self.bs = bs or min(usual_batch(b.settings.size) for b in self.bundles)
         self.tta, self.at_least_one = tta, at_least_one
         self.n_threads = torch.get_num_threads()
-        self.bits, self.said = (reading or {}).get('bits'), None  # of the files, if told; the last depth that was said
+        self.bits, self.said = (reading or {}).get('bits'), ''  # of the files, if told; the last depth that was said
 
     def __repr__(self): return f'Predictor({len(self.bundles)} models, {len(self.labels)} classes, on {self.where})'
 

@@ -750,7 +750,8 @@ def test_depth_is_saved_with_the_model_and_belongs_to_the_files(of_camera, small
     expected = learn.get_preds()[0].numpy()
     assert np.abs(probs(predictor(valid))-expected).max() < 1e-4
     check_bundle(model)
-    eight = predictor(find_images(small_atlas/'train').set_index('Id').loc[valid.Id].reset_index())
+    assert '12 bits of 16 are used' in capsys.readouterr().out
+    eight = Predictor(model, device='cpu')(find_images(small_atlas/'train').set_index('Id').loc[valid.Id].reset_index())
     said = capsys.readouterr().out
     assert 'files of 8 bits; the model was trained on files of 12 bits' in said
     assert np.abs(probs(eight)-expected).max() < .02
