@@ -6,7 +6,9 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, pytest
 from PIL import Image
+from hpa_fastai.cli.main import main
 from hpa_fastai.data.files import *
+from hpa_fastai.deploy.predictor import predict
 from hpa_fastai.interpret.embedding_map import *
 
 @pytest.fixture(autouse=True)
@@ -209,3 +211,52 @@ def test_several_maps_on_a_page(browser, points, tmp_path):
     open_maps(browser, tmp_path, points, points[:3], points[:0])
     legends = browser.run('return [...document.querySelectorAll(".hpa-map-keys")].map(k => k.children.length)')
     assert browser.errors()==[] and legends==[2, 1]
+
+# ---- the map of a run
+
+def test_a_folder_becomes_a_map_in_one_command(small_atlas, trained, tmp_path, capsys, monkeypatch):
+    few = [p for p in sorted((small_atlas/'train').iterdir())][:32]
+    folder = tmp_path/'few'
+    folder.mkdir()
+    for p in few: (folder/p.name).symlink_to(p)
+    out = tmp_path/'map.html'
+    common = ['map', str(folder), '--model', str(trained[1]), '--method', 'pca', '--no-progress']
+    assert main([*common, '--out', str(out)])==0
+    page = out.read_text()
+    assert page.count('data:image/webp')==8 and '"like":[[' in page
+    assert main([*common, '--out', str(out)])==2
+    assert 'exists' in capsys.readouterr().err
+    assert main([*common, '--out', str(tmp_path/'map.svg')])==0
+    assert 'alike images lie together' in (tmp_path/'map.svg').read_text()
+    assert (tmp_path/'map.txt').read_text().startswith('Map of 8 images')
+    assert sorted(p.name for p in tmp_path.iterdir())==['few', 'map.html', 'map.svg', 'map.txt']
+
+def test_a_run_that_is_there_becomes_a_map(small_atlas, trained, tmp_path, capsys):
+    table = find_images(small_atlas/'train').head(6)
+    predict(table, trained[1], out=tmp_path/'p.csv', embeddings=tmp_path/'e.parquet', progress=False)
+    say = ['map', str(tmp_path/'p.csv'), '--out', str(tmp_path/'m.html'), '--no-progress']
+    assert main(say)==2
+    assert '--embeddings FILE' in capsys.readouterr().err
+    assert main([*say, '--embeddings', str(tmp_path/'e.parquet'), '--method', 'pca'])==0
+    other = pd.read_csv(tmp_path/'p.csv').assign(Id=list('abcdef'))
+    with pytest.raises(MapError, match='6 of 6 Ids of the predictions have no embedding'):
+        points_of_run(other, tmp_path/'e.parquet')
+
+@pytest.mark.parametrize('more, said', [
+    (['--out', 'm.docx'], 'give a name that ends in .html'), (['--by', 'plate'], "no column 'plate'")])
+def test_what_can_not_be_mapped_is_a_line(small_atlas, trained, tmp_path, capsys, monkeypatch, more, said):
+    monkeypatch.chdir(tmp_path)
+    table = find_images(small_atlas/'train').head(4)
+    predict(table, trained[1], out='p.csv', embeddings='e.npy', progress=False)
+    assert main(['map', 'p.csv', '--embeddings', 'e.npy', '--method', 'pca', *more])==2
+    err = capsys.readouterr().err
+    assert said in err and err.count('\n')==1
+
+def test_classes_look_the_same_on_the_page_and_in_print(points):
+    from hpa_fastai.evaluate.class_colours import class_styles
+    names = ['Nucleoli', 'Cytosol']
+    p = points.head(8).assign(label=names*4)
+    data = json.loads(re.search(r'map-data">(.*?)</script>', map_html(p, 'label'), re.S)[1])
+    found = data['groups'][0]
+    for name,hue,shape in zip(found['names'], found['hues'], found['shapes']):
+        assert (hue, shape)==class_styles([name])[name][:2]

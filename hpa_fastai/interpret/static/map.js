@@ -17,21 +17,28 @@ for (const root of document.querySelectorAll('.hpa-map:not([data-ready])')) {
   const hidden = new Set();  // groups
 
   const groupOf = i => colouring.of[i];
-  const colourOf = group => data.hues[group % data.hues.length];
-  const shapeOf = group => Math.floor(group / data.hues.length) % 4;
+  const colourOf = group => colouring.hues[group];
+  const shapeOf = group => colouring.shapes[group];
   const place = i => [margin + (width - 2*margin)*data.x[i], margin + (height - 2*margin)*(1 - data.y[i])];
   const isShown = i => !hidden.has(groupOf(i));
   const likeIt = i => i < 0 ? [] : data.like[i] || [];
 
-  // Drawing
+  // Drawing: circle, square, triangle, diamond, triangle on its tip, plus, cross, star
 
+  const turned = (points, angle) => points.map(([x, y]) => [
+    x*Math.cos(angle) - y*Math.sin(angle), x*Math.sin(angle) + y*Math.cos(angle)]);
+  const plus = [[-.4, -1.2], [.4, -1.2], [.4, -.4], [1.2, -.4], [1.2, .4], [.4, .4], [.4, 1.2], [-.4, 1.2], [-.4, .4],
+    [-1.2, .4], [-1.2, -.4], [-.4, -.4]];
+  const star = [...Array(10).keys()].map(k => turned([[0, k % 2 ? -.6 : -1.4]], k*Math.PI/5)[0]);
+  const outlines = [null, null, [[0, -1.2], [1.1, .8], [-1.1, .8]], [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]],
+    [[0, 1.2], [1.1, -.8], [-1.1, -.8]], plus, turned(plus, Math.PI/4), star];
   const outline = (x, y, r, shape) => {
     pen.beginPath();
     if (shape == 0) pen.arc(x, y, r, 0, 7);
     else if (shape == 1) pen.rect(x - .9*r, y - .9*r, 1.8*r, 1.8*r);
     else {
-      const triangle = [[0, -1.2], [1.1, .8], [-1.1, .8]], diamond = [[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]];
-      for (const [dx, dy] of shape == 2 ? triangle : diamond) pen.lineTo(x + dx*r, y + dy*r);
+      const points = outlines[shape];
+      for (const [dx, dy] of points) pen.lineTo(x + dx*r, y + dy*r);
       pen.closePath();
     }
   };
