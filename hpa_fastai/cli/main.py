@@ -62,7 +62,7 @@ COMMANDS = {  # by what they are for, in the order of a project
     'Look at a data set': (add_verify, add_explore),
     'Train a model, and judge it': (add_train, add_evaluate),
     'Predict images': (add_predict, add_cells),
-    'Show results': (add_report, add_figure),
+    'Show results': (add_report, add_figure, add_map),
     'Adapt and compare models': (add_calibrate, add_compare),
     'Find models, and check them': (add_models, add_test_model),
     'Try everything on simulated cells': (add_demo, add_simulate)}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['count_locations', 'order_rows', 'draw_counts', 'plot_counts']
 
-# %% ../../nbs/interpret/52_counts.ipynb #fd41d8bf
+# %% ../../nbs/interpret/52_counts.ipynb #e7865836
 from pathlib import Path
 import pandas as pd
 from matplotlib.patches import Patch
@@ -17,9 +17,8 @@ from ..deploy.bundle import Bundle
 from ..deploy.hub import find_model
 from ..deploy.loading import load_bundle
 from ..deploy.tables import labels_of
-from .drawing import GREY
+from .drawing import *
 from .fields import read_results
-from .paper import *
 
 # %% ../../nbs/interpret/52_counts.ipynb #cba434e7
 def count_locations(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAGE_HEIGHT', 'letter', 'Layout', 'plan_layout', 'words_beside', 'words_above', 'bar_length', 'draw_fields',
-           'write_caption', 'figure']
+           'about_scale', 'about_brightness', 'about_colours', 'write_caption', 'figure']
 
-# %% ../../nbs/interpret/50_figure.ipynb #935ccebb
+# %% ../../nbs/interpret/50_figure.ipynb #fe74938c
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -16,6 +16,7 @@ from ..basics.errors import HPAError
 from ..basics.paths import id_form
 from ..data.names import CHANNELS
 from ..data.channels import wanted_channels
+from ..data.depth import reader_for
 from ..data.reader import ImageReader
 from ..batches.show import round_length
 from ..evaluate.class_colours import MARKERS, class_styles
@@ -23,9 +24,8 @@ from ..deploy.bundle import Bundle
 from ..deploy.hub import find_model
 from ..deploy.loading import load_bundle
 from ..deploy.predictor import locate
-from .drawing import ODD, STAINS
+from .drawing import *
 from .fields import *
-from .paper import *
 
 # %% ../../nbs/interpret/50_figure.ipynb #84c2d14f
 PAGE_HEIGHT = 235  # mm, of a page of a journal without its caption
@@ -193,12 +193,14 @@ def draw_fields(
             _draw_panels(fig, layout, field, range_of, left, top, panels, colours, smooth)
     return fig
 
-# %% ../../nbs/interpret/50_figure.ipynb #afa6f8b6
+# %% ../../nbs/interpret/50_figure.ipynb #ca01db39
 _atlas_citation = ('Images of the Human Protein Atlas (proteinatlas.org, CC BY-SA 4.0): cite Thul et al., A '
                    'subcellular map of the human proteome, Science 356, eaal3321 (2017).')
 
-def _about_scale(fields):
-    "Where the scale bars come from"
+def about_scale(
+    fields: list,  # of `Field`
+) -> str:  # a sentence or two
+    "Say how long the scale bars are, and from where that is known."
     by_scale = {}
     for i,f in enumerate(fields):
         by_scale.setdefault((f.scale, bar_length(f) if f.scale.pixel_size else 0), []).append(letter(i))
@@ -214,18 +216,26 @@ def _about_scale(fields):
                        'or --pixel-size).'}[scale.source])
     return ' '.join(said)
 
-def _about_brightness(ends, panels, brightness):
-    "What is black and what is white"
+def about_brightness(
+    ends: np.ndarray,  # fields×4×2, of `grey_ranges`
+    panels: list,  # that are shown
+    brightness: str,  # 'shared' or 'each'
+) -> str:  # a sentence
+    "Say what is black and what is white."
     shown = [c for c in CHANNELS if c in panels]
     if brightness=='each':
         return ('Brightness: each field and channel has its own range, from the 1st to the 99.8th percentile of its '
                 'pixels; brightness can not be compared between rows.')
-    ranges = ', '.join(f'{STAINS[c]} {ends[0, CHANNELS.index(c), 0]} to {ends[0, CHANNELS.index(c), 1]}' for c in shown)
+    low_high = {c: ends[0, CHANNELS.index(c)] for c in shown}
+    ranges = ', '.join(f'{STAINS[c]} {low:.3g} to {high:.3g}' for c,(low,high) in low_high.items())
     return ('Brightness: a channel has the same range in all rows, from the 1st to the 99.8th percentile of all '
             f'of them (grey levels, of 255: {ranges}); nothing else of it was changed.')
 
-def _about_colours(panels, colours):
-    "What the colours stand for"
+def about_colours(
+    panels: list,  # that are shown
+    colours: str,  # a key of `COLOURS`
+) -> str:  # a sentence
+    "Say what the colours stand for."
     channels = 'single channels are grey' if len(panels)>1 else ''
     if 'composite' not in panels: return f'Pictures: {channels or "the channel is grey"}.'
     shown = [c for c in COLOUR_WORDS[colours] if c in panels or colours!='grey']
@@ -250,7 +260,7 @@ def write_caption(
     cited = [_atlas_citation] if any(f.scale.source=='atlas' for f in fields) else []
     return '\n'.join([head, '; '.join(rows)+'.', *about, *cited])
 
-# %% ../../nbs/interpret/50_figure.ipynb #075c0089
+# %% ../../nbs/interpret/50_figure.ipynb #bc037321
 def _check_choices(colours, brightness, panels, channels):
     "Refuse what can't be drawn; return the panels"
     for what,value,allowed in (('colours', colours, COLOURS), ('brightness', brightness, ('shared', 'each'))):
@@ -291,7 +301,9 @@ def figure(
     reader = replace(bundle.settings.reader if bundle else ImageReader(), size=None, pixel_size=None, **(reading or {}))
     panels = _check_choices(colours, brightness, panels, reader.channels)
     table = read_results(predictions)
-    by_id = {id_form(row['Id']): row for row in locate(images, reader.channels).to_dict('records')}
+    pictures = locate(images, reader.channels)
+    if not reader.bits or 'bits' not in (reading or {}): reader = reader_for(pictures, reader)
+    by_id = {id_form(row['Id']): row for row in pictures.to_dict('records')}
     rows = len(as_list(ids)) if ids is not None else n
     most = round(plan_layout(width, max(1, rows), len(panels)).panel/25.4*dpi)
     def read(row, location): return read_field(row, by_id[id_form(row['image'])], reader, pixel_size, most, location)
@@ -304,7 +316,7 @@ def figure(
     fig = draw_fields(fields, ends, layout, panels, colours, dpi, smooth)
     shown = list(dict.fromkeys(name for f in fields for name,_ in f.named))
     fig.caption = write_caption(fields, [
-        _about_colours(panels, colours), _about_brightness(ends, panels, brightness), _about_scale(fields),
+        about_colours(panels, colours), about_brightness(ends, panels, brightness), about_scale(fields),
         about_choice(table, fields, notes, ids is not None), describe_model(bundle, shown)])
     if out: save_figure(fig, out, force)
     return fig

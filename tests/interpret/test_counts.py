@@ -33,11 +33,14 @@ def test_flags_failures_and_images_without_a_location_are_apart(tmp_path):
     caption = (tmp_path/'n.txt').read_text()
     assert '3 of them have a location, 1 of them more than one' in caption and '1 could not be read' in caption
 
-@pytest.mark.parametrize('labels', [HPA28, LabelSet('own', ('a phenotype', 'Another with a rather long name of its own'))])
+OWN = LabelSet('own', ('a phenotype', 'Another with a rather long name of its own'))
+
+@pytest.mark.parametrize('labels', [HPA28, OWN])
 @pytest.mark.parametrize('width', [60, 120, 180])
 def test_no_word_lies_on_another(labels, width):
     names = [c for i,c in enumerate(labels.classes) for _ in range(7*i+1)]
-    fig = plot_counts(table_of(names, ['uncertain', '']*(len(names)//2)+['']*(len(names)%2), labels=labels), width=width)
+    flags = ['uncertain', '']*(len(names)//2)+['']*(len(names)%2)
+    fig = plot_counts(table_of(names, flags, labels=labels), width=width)
     fig.canvas.draw()
     boxes = [t.get_window_extent() for t in fig.axes[0].texts]
     for i,a in enumerate(boxes):

@@ -8,8 +8,8 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from hpa_fastai.cli.main import main
 from hpa_fastai.data.files import *
-from hpa_fastai.deploy.predictor import predict
 from hpa_fastai.interpret.embedding_map import *
+from hpa_fastai.interpret.prediction import predict
 
 @pytest.fixture(autouse=True)
 def close_figures():

@@ -10,9 +10,9 @@ from hpa_fastai.cli.main import main
 from hpa_fastai.data.labels import HPA28
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.names import CHANNELS
-from hpa_fastai.interpret.fields import grey_ranges, read_results, typical_fields
+from hpa_fastai.interpret.fields import FINE, grey_ranges, read_results, typical_fields
 from hpa_fastai.interpret.figure import figure
-from hpa_fastai.interpret.paper import FONT_SIZE, text_width
+from hpa_fastai.interpret.drawing import FONT_SIZE, text_width
 
 @pytest.fixture(autouse=True)
 def close_figures():
@@ -164,7 +164,7 @@ def test_flagged_fields_are_shown_with_their_flag_where_there_are_no_others(imag
 
 def test_the_caption_names_model_version_and_thresholds(images, trained):
     from hpa_fastai.deploy.loading import load_bundle
-    from hpa_fastai.deploy.predictor import predict
+    from hpa_fastai.interpret.prediction import predict
     bundle = load_bundle(trained[1])
     t = predict(images.head(4), bundle, at_least_one=True, progress=False)
     caption = figure(t, images, reference=bundle).caption
@@ -192,5 +192,14 @@ def test_text_is_measured_as_it_is_printed():
     assert text_width('Mitochondria', FONT_SIZE)==pytest.approx(text_width('Mitochondria', 2*FONT_SIZE)/2, rel=.05)
 
 def test_grey_levels_of_noise_are_not_stretched():
-    class Dim: counts = np.array([np.bincount([3, 4], minlength=256)]*4)
+    class Dim: counts = np.array([np.bincount([FINE*3, FINE*4], minlength=FINE*256)]*4)
     with warnings.catch_warnings(): assert (np.diff(grey_ranges([Dim]))==16).all()
+
+def test_faint_deep_pictures_keep_their_grey_levels(tmp_path):
+    import tifffile
+    rng = np.random.default_rng(0)
+    for c in CHANNELS:  # 12 bits of 16, and of these the lowest part
+        tifffile.imwrite(tmp_path/f'f_{c}.tif', rng.integers(0, 160 if c=='green' else 4095, (64, 64)).astype(np.uint16))
+    fig = figure(table_of(['f'], ['Cytosol']), tmp_path, panels=['protein'], brightness='each')
+    shown = np.asarray(fig.axes[0].images[0].get_array())
+    assert len(np.unique(shown.round(3)))>60 and shown.max()>.95
