@@ -87,8 +87,9 @@ from .cells.segmentation import CellError, compare_masks, nucleus_diameter, segm
 from .cells.masks import decode_mask, encode_masks, find_masks, read_mask
 from .cells.cells import cells_submission, combine_probs, predict_cells, single_cells
 from .interpret.activation import Explainer, activation_maps, show_maps
-from .interpret.embedding_map import map_html, map_points, plot_map
+from .interpret.embedding_map import embedding_map, map_html, map_points, plot_map
 from .interpret.figure import figure
+from .interpret.counts import plot_counts
 from .interpret.drift import Monitoring, compare_run, monitor, plot_names, plot_traits, run_traits
 from .interpret.prediction import predict
 from .interpret.report import report

@@ -199,7 +199,8 @@ def test_faint_deep_pictures_keep_their_grey_levels(tmp_path):
     import tifffile
     rng = np.random.default_rng(0)
     for c in CHANNELS:  # 12 bits of 16, and of these the lowest part
-        tifffile.imwrite(tmp_path/f'f_{c}.tif', rng.integers(0, 160 if c=='green' else 4095, (64, 64)).astype(np.uint16))
+        top = 160 if c=='green' else 4095
+        tifffile.imwrite(tmp_path/f'f_{c}.tif', rng.integers(0, top, (64, 64)).astype(np.uint16))
     fig = figure(table_of(['f'], ['Cytosol']), tmp_path, panels=['protein'], brightness='each')
     shown = np.asarray(fig.axes[0].images[0].get_array())
     assert len(np.unique(shown.round(3)))>60 and shown.max()>.95
