@@ -14,23 +14,23 @@ from ..data.labels import HPAError, HPA28
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #5075f99b
 class MetricError(HPAError):
-    "Scores and labels that cannot be compared, said in one line."
+    "Scores or labels that cannot be compared; the message says why in one line."
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #6a37a5cf
 def check_labels(targets,         # 0/1 or bool, images × classes
                  name='targets',  # what the error calls it
                 ) -> np.ndarray:  # bool, images × classes
-    "`targets` as a bool array, or the reason why it is none."
+    "Return `targets` as a bool array, or say why that is impossible."
     t = np.asarray(targets)
     if t.ndim != 2:
         raise MetricError(f'{name} has shape {t.shape}: '
-                          'expected images × classes, one row an image and one column a class')
+                          'expected images × classes, one row per image and one column per class')
     if t.dtype == bool: return t
     bad = (t != 0) & (t != 1)
     if bad.any():
         row, col = np.argwhere(bad)[0]
-        wanted = ('these are no decisions yet: pass probs > 0.5, or thresholds.predict(probs); while a network trains, '
-                  'MacroF1() and its like decide themselves' if name == 'preds' else
+        wanted = ('these are not decisions yet: pass probs > 0.5, or thresholds.predict(probs); during training, '
+                  'MacroF1() and similar metrics decide themselves' if name == 'preds' else
                   'pass multi-hot labels, as `LabelSet.encode` makes them')
         raise MetricError(f'{name} row {row}, class {col}: {t[row, col]} is neither 0 nor 1; {wanted}')
     return t.astype(bool)
@@ -39,23 +39,23 @@ def check_labels(targets,         # 0/1 or bool, images × classes
 def check_same_shape(a: np.ndarray,  # images × classes
                      name: str,      # what the error calls it
                      b: np.ndarray,  # images × classes
-                     other: str,     # what the error calls that one
+                     other: str,     # what the error calls the other array
                     ):
-    "Refuse two arrays that are not about the same images and classes."
+    "Refuse two arrays that do not describe the same images and classes."
     if a.shape == b.shape: return
     raise MetricError(f'{name} has shape {a.shape} but {other} {b.shape}: '
-                      'both need one row an image and one column a class, in the same order')
+                      'both need one row per image and one column per class, in the same order')
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #7bda9b15
 def check_probs(probs,            # probabilities, images × classes
                 targets=None,     # labels of the same images, to compare shapes with
                ) -> np.ndarray:   # float32 or float64, images × classes
-    "`probs` as a float array, or the reason why these are no probabilities."
+    "Return `probs` as a float array, or say why they are not probabilities."
     p = np.asarray(probs)
     if p.dtype not in (np.float32, np.float64): p = p.astype(np.float64)
     if p.ndim != 2:
         raise MetricError(f'probs has shape {p.shape}: '
-                          'expected images × classes, one row an image and one column a class')
+                          'expected images × classes, one row per image and one column per class')
     if targets is not None: check_same_shape(p, 'probs', np.asarray(targets), 'targets')
     if not p.size: raise MetricError(f'probs has shape {p.shape}: there is nothing to score')
     low, high = p.min(), p.max()
@@ -71,7 +71,7 @@ def check_probs(probs,            # probabilities, images × classes
 def class_names(labels,    # `LabelSet`, a list of names, or None
                 n: int,    # number of classes in the scores
                ) -> list:  # n names
-    "Names of the classes, or their numbers where there are no names."
+    "Return the names of the classes, or their numbers if there are no names."
     if labels is None: return [str(i) for i in range(n)]
     names = list(getattr(labels, 'classes', labels))
     if len(names) == n: return names
@@ -81,11 +81,11 @@ def class_names(labels,    # `LabelSet`, a list of names, or None
 # %% ../../nbs/evaluate/00_metrics.ipynb #922109db
 def simulate_scores(n: int = 1000,         # images
                     labels=HPA28,          # `LabelSet`; its classes are ordered by their frequency in the atlas
-                    skill: float = 4.,     # distance of positives and negatives, in deviations of the latent score
+                    skill: float = 4.,     # distance of positives and negatives, in standard deviations
                     noise: float = 0.5,    # spread of each class's calibration, in logits; 0: a calibrated model
                     seed: int = 0,         # another seed, another model and other images
                    ) -> tuple:             # probabilities and bool targets, both images × classes
-    "Scores of a make-believe model, with classes as unequal as the atlas's."
+    "Simulate a model's scores for classes as unequal in size as those of the atlas."
     from hpa_fastai.simulate.plan import CLASS_FREQUENCY
     images, model = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     n_classes = len(labels)
@@ -108,7 +108,7 @@ def simulate_scores(n: int = 1000,         # images
 def confusion_counts(preds,     # bool, images × classes
                      targets,   # bool, images × classes
                     ) -> tuple: # true positives, false positives, false negatives: each an int array, one a class
-    "Hits, false alarms and misses of each class."
+    "Count the true positives, false positives and false negatives of each class."
     p, t = check_labels(preds, 'preds'), check_labels(targets)
     check_same_shape(p, 'preds', t, 'targets')
     hits, given, there = (np.count_nonzero(x, axis=0) for x in (p & t, p, t))
@@ -118,7 +118,7 @@ def confusion_counts(preds,     # bool, images × classes
 def f1_scores(preds,            # bool, images × classes
               targets,          # bool, images × classes
              ) -> np.ndarray:   # F1, one a class; NaN where no image has the class
-    "F1 of each class over the whole set."
+    "Compute the F1 of each class over the whole set."
     tp, fp, fn = confusion_counts(preds, targets)
     return np.where(tp + fn > 0, 2*tp / np.maximum(2*tp + fp + fn, 1), np.nan)
 
@@ -126,7 +126,7 @@ def f1_scores(preds,            # bool, images × classes
 def macro_f1(preds,       # bool, images × classes
              targets,     # bool, images × classes
             ) -> float:   # mean F1 over the classes that occur in `targets`
-    "Macro F1 as the organisers compute it."
+    "Compute macro F1 as the organisers of the 2018 competition do."
     f1 = f1_scores(preds, targets)
     if np.isnan(f1).all():
         raise MetricError('targets: no image has any class, so macro F1 is undefined; check the label column')
@@ -136,7 +136,7 @@ def macro_f1(preds,       # bool, images × classes
 def micro_f1(preds,       # bool, images × classes
              targets,     # bool, images × classes
             ) -> float:   # F1 of all decisions taken together
-    "F1 over all image–class decisions at once; the large classes rule it."
+    "Compute F1 over all image–class decisions at once; the common classes dominate it."
     tp, fp, fn = (x.sum() for x in confusion_counts(preds, targets))
     return float(2*tp / max(2*tp + fp + fn, 1))
 
@@ -144,7 +144,7 @@ def micro_f1(preds,       # bool, images × classes
 def sample_f1(preds,       # bool, images × classes
               targets,     # bool, images × classes
              ) -> float:   # F1 of an image's labels, averaged over the images
-    "Mean F1 over images, the score of the Zero to GANs competition."
+    "Compute the mean F1 over images, the score of the Zero to GANs competition."
     p, t = check_labels(preds, 'preds'), check_labels(targets)
     check_same_shape(p, 'preds', t, 'targets')
     hits, given, there = (np.count_nonzero(x, axis=1) for x in (p & t, p, t))
@@ -154,7 +154,7 @@ def sample_f1(preds,       # bool, images × classes
 def average_precision(probs,            # probabilities, images × classes
                       targets,          # bool, images × classes
                      ) -> np.ndarray:   # average precision, one a class; NaN where no image has the class
-    "Area under each class's precision–recall steps."
+    "Compute the average precision of each class: the area under the steps of its precision–recall curve."
     p, t = check_probs(probs, targets), check_labels(targets)
     columns = np.ascontiguousarray(p.T)
     result = np.full(len(columns), np.nan)
@@ -167,7 +167,7 @@ def average_precision(probs,            # probabilities, images × classes
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #c86df905
 def _share(part, whole):
-    "`part` of `whole`; NaN where there is no whole."
+    "Divide `part` by `whole`; NaN where `whole` is 0."
     return np.where(whole > 0, part/np.maximum(whole, 1), np.nan)
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #6388f64b
@@ -176,7 +176,7 @@ def class_table(preds,               # bool, images × classes
                 labels=None,         # `LabelSet` or list of names; numbers when not given
                 probs=None,          # probabilities, for average precision
                ) -> pd.DataFrame:    # one row a class
-    "Precision, recall, F1, average precision and support of each class."
+    "Tabulate precision, recall, F1, average precision and support of each class."
     tp, fp, fn = confusion_counts(preds, targets)
     cols = dict(precision=_share(tp, tp + fp), recall=_share(tp, tp + fn), f1=f1_scores(preds, targets))
     if probs is not None: cols['average_precision'] = average_precision(probs, targets)
@@ -205,11 +205,11 @@ def plot_class_table(table: pd.DataFrame,  # from `class_table`, with or without
 # %% ../../nbs/evaluate/00_metrics.ipynb #aa41ea9c
 def bootstrap_f1(preds,               # bool, images × classes
                  targets,             # bool, images × classes
-                 groups=None,         # group of each image (antibody, plate), drawn whole; None: images are drawn
+                 groups=None,         # group of each image (antibody, plate), drawn whole; None: draw single images
                  n_draws: int = 500,  # draws; 500 settle a 95 % interval to about a tenth of its width
                  seed: int = 0,       # the same seed gives the same draws to every model scored on these images
                 ) -> np.ndarray:      # F1, draws × classes; NaN where a draw holds no image of the class
-    "F1 of each class in sets drawn with replacement from these images."
+    "Compute the F1 of each class in sets drawn with replacement from these images."
     p, t = check_labels(preds, 'preds'), check_labels(targets)
     check_same_shape(p, 'preds', t, 'targets')
     counts = np.concatenate([p & t, p.astype(np.float32) + t, t], axis=1).astype(np.float32)
@@ -231,11 +231,11 @@ def bootstrap_f1(preds,               # bool, images × classes
 def f1_interval(preds,                # bool, images × classes
                 targets,              # bool, images × classes
                 groups=None,          # group of each image, as for `bootstrap_f1`
-                level: float = 0.95,  # coverage aimed at
+                level: float = 0.95,  # coverage of the interval
                 n_draws: int = 500,   # bootstrap draws
                 seed: int = 0,        # of the draws
                ) -> tuple:            # low and high end
-    "Bootstrap interval of macro F1."
+    "Compute a bootstrap interval of macro F1."
     macro = np.nanmean(bootstrap_f1(preds, targets, groups, n_draws, seed), axis=1)
     low, high = np.quantile(macro, [(1 - level)/2, (1 + level)/2])
     return float(low), float(high)

@@ -20,14 +20,14 @@ N_LEVELS = 4  # scales, each twice as coarse as the one before
 def standardise(
     x: torch.Tensor,  # B×C×H×W grey levels, as a reader gives them
 ) -> torch.Tensor:  # B×C×H×W
-    "Each channel of each picture with mean 0 and deviation 1."
+    "Standardise each channel of each picture to mean 0 and standard deviation 1."
     return normalize(x.float()/255, floor=std_floor(x.dtype))
 
 def log_detail(
     z: torch.Tensor,  # B×C×H×W, of `standardise`
     n_levels: int = N_LEVELS,  # scales
 ) -> list:  # B×C for each scale, from fine to coarse
-    "Logarithm of the variance of each channel that is lost when the picture is halved, again and again."
+    "Measure the log share of each channel's variance that is lost at each of several halvings of the picture."
     power = lambda x: (x*x).flatten(2).mean(2)
     levels, before = [], power(z)
     for _ in range(n_levels):
@@ -44,7 +44,7 @@ N_FIGURES = 6 + 4 + 4*N_LEVELS  # of `picture_figures`
 def picture_figures(
     x: torch.Tensor,  # B×4×H×W grey levels, as a reader gives them
 ) -> np.ndarray:  # B×26: overlap of each pair of channels, skewness of each, and their log detail from fine to coarse
-    "Overlaps, skewness and detail of pictures."
+    "Measure overlaps, skewness and detail of pictures."
     z = standardise(x)
     flat = z.flatten(2)
     overlap = flat @ flat.mT/flat.shape[2]
@@ -56,39 +56,39 @@ def picture_figures(
 def sharpness(
     figures: np.ndarray,  # B×26, of `picture_figures`
 ) -> np.ndarray:  # B
-    "Mean log detail of the channels at the finest scale."
+    "Average the log detail of the channels at the finest scale."
     return figures[:, 10:14].mean(1)
 
 @torch.no_grad()
 def picture_traits(
     x: torch.Tensor,  # B×4×H×W grey levels, as a reader gives them
 ) -> dict:  # name -> B: logarithms of the mean of each channel (0..1), and `sharpness`
-    "Brightness of each channel and sharpness of pictures."
+    "Measure the brightness of each channel and the sharpness of pictures."
     x = x.as_subclass(torch.Tensor)
     log_means = (x.float()/255).mean((2, 3)).clamp_min(1e-4).log().cpu().numpy()
     finest, = log_detail(standardise(x), 1)
     return {**dict(zip(CHANNELS, log_means.T)), 'sharpness': finest.mean(1).cpu().numpy()}
 
 # %% ../../nbs/evaluate/75_picture_statistics.ipynb #2fd28f07
-BLANK = 3  # grey levels: a protein channel that spans fewer holds nothing
+BLANK = 3  # grey levels: a protein channel that spans fewer counts as empty
 
 def is_blank(
     x: torch.Tensor,  # B×4×H×W grey levels
 ) -> np.ndarray:  # B, bool
-    "Whether the protein channel is empty."
+    "Tell whether the protein channel is empty."
     green = x[:, 1].flatten(1)
     return ((green.amax(1).float() - green.amin(1).float()) < BLANK).cpu().numpy()
 
 def saturation(
     x: torch.Tensor,  # B×4×H×W grey levels
 ) -> np.ndarray:  # B, 0..1
-    "Share of full pixels in the protein channel."
+    "Compute the share of saturated pixels in the protein channel."
     return (x[:, 1] >= 254).float().mean((1, 2)).cpu().numpy()
 
 # %% ../../nbs/evaluate/75_picture_statistics.ipynb #26acb4bf
 @dataclass(frozen=True, eq=False)
 class PictureMeasures:
-    "What is measured of pictures, for flags and references."
+    "Measurements of pictures, for flags and references."
     figures: np.ndarray  # n×26, of `picture_figures`
     traits: dict  # name -> n, of `picture_traits`
     saturation: np.ndarray  # n
@@ -108,15 +108,15 @@ class PictureMeasures:
     def join(cls,
         parts: list,  # one or more
     ):
-        "Put the measures of several batches together."
+        "Join the measurements of several batches."
         traits = {name: np.concatenate([o.traits[name] for o in parts]) for name in parts[0].traits}
         figures, saturated, embeddings = (np.concatenate([getattr(o, name) for o in parts])
                                           for name in ('figures', 'saturation', 'embeddings'))
         return cls(figures, traits, saturated, embeddings)
 
     def __getitem__(self,
-        rows,  # numbers of the pictures, or one bool a picture
+        rows,  # numbers of the pictures, or one bool per picture
     ):
-        "Those of some pictures."
+        "Select the measurements of some pictures."
         traits = {name: values[rows] for name, values in self.traits.items()}
         return type(self)(self.figures[rows], traits, self.saturation[rows], self.embeddings[rows])

@@ -59,7 +59,7 @@ def test_one_row_and_constant_scores():
 @pytest.mark.parametrize('call,words', [
     (lambda: macro_f1([[.3, 1]], [[0, 1]]), 'preds row 0, class 0: 0.3 is neither 0 nor 1'),
     (lambda: macro_f1([[1, 0]], [[1], [0]]), 'preds has shape (1, 2) but targets (2, 1)'),
-    (lambda: macro_f1([1, 0], [1, 0]), 'one row an image'),
+    (lambda: macro_f1([1, 0], [1, 0]), 'one row per image'),
     (lambda: macro_f1([[1, 0]], [[0, 0]]), 'no image has any class'),
     (lambda: check_probs([[2., -3.]]), 'look like logits'),
     (lambda: check_probs([[.1, np.nan]]), 'row 0, class 1: NaN'),
