@@ -12,19 +12,19 @@ from .errors import *
 
 # %% ../../nbs/basics/50_processes.ipynb #86595312
 def n_processes() -> int:
-    "How many processes train together; 1 without a launcher"
+    "Count the processes that train together; 1 without a launcher."
     return max(int(os.environ.get('WORLD_SIZE', 1)), 1)
 
 # %% ../../nbs/basics/50_processes.ipynb #f9ee2a61
 def is_first() -> bool:
-    "Whether this process is the one that speaks and writes"
+    "Tell whether this process is the one that prints and writes files."
     return int(os.environ.get('RANK', 0))==0
 
 # %% ../../nbs/basics/50_processes.ipynb #56ac66fc
 def start_processes(
     device: torch.device,  # where to train: 'cuda' becomes the GPU of this process
 ) -> torch.device:  # of this process
-    "Bring the processes of a launcher together, once"
+    "Connect the processes of a launcher, once."
     if n_processes()==1: return device
     if device.type=='cuda':
         device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
@@ -41,7 +41,7 @@ def start_processes(
 def broadcast(
     value,  # anything that can be pickled
 ):  # the same in all processes
-    "The value that the first process has"
+    "Send the value of the first process to all others."
     if n_processes()==1 or not dist.is_initialized(): return value
     values = [value]
     dist.broadcast_object_list(values)
@@ -51,7 +51,7 @@ def broadcast(
 def any_process(
     condition: bool,  # in this process
 ) -> bool:  # the same in all processes
-    "Whether a condition holds in any process"
+    "Tell whether a condition holds in any process."
     if n_processes()==1 or not dist.is_initialized(): return bool(condition)
     conditions = [None]*n_processes()
     dist.all_gather_object(conditions, bool(condition))
@@ -59,14 +59,14 @@ def any_process(
 
 # %% ../../nbs/basics/50_processes.ipynb #4eb57b33
 def barrier() -> None:
-    "Wait for the other processes"
+    "Wait for the other processes."
     if n_processes()>1 and dist.is_initialized(): dist.barrier()
 
 # %% ../../nbs/basics/50_processes.ipynb #d21f891b
 def first_then_others(
     f,  # called once in every process
-):  # what it returns
-    "Let the first process do it before the others do, which then find its files"
+):  # what the function returns
+    "Call a function in the first process before the others, which then find its files."
     if not is_first(): barrier()
     res = f()
     if is_first(): barrier()

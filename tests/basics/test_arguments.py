@@ -127,8 +127,8 @@ def test_what_is_no_path_is_told_in_one_line_by_every_door(small_atlas, trained,
             else: pytest.fail(f'{name} takes {wrong!r}')
     for wrong in NO_PATHS[1:]:
         images, model = small_atlas/'train', trained[1]
-        with pytest.raises(HPAError, match='^out: .* is no path'): predict(images, model, wrong)
-        with pytest.raises(HPAError, match='^out: .* is no path'): predict_cells(model, images, out=wrong)
+        with pytest.raises(HPAError, match='^out: .* is not a path'): predict(images, model, wrong)
+        with pytest.raises(HPAError, match='^out: .* is not a path'): predict_cells(model, images, out=wrong)
         with pytest.raises(HPAError, match='^masks: '):
             predict_cells(model, find_images(images)[:1], masks=wrong, progress=False)
     assert not list(tmp_path.iterdir())

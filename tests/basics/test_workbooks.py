@@ -118,7 +118,7 @@ def test_a_workbook_is_one_by_its_content(tmp_path):
 def test_what_cannot_be_read_is_one_line(tmp_path):
     whole = save(tmp_path, ROWS).read_bytes()
     files = {'half.xlsx': (whole[:len(whole)//2], 'half.xlsx is a damaged Excel workbook'),
-             '~$train.xlsx': (b'\x03Jane', r'only says that train.xlsx is open in Excel; give train.xlsx itself'),
+             '~$train.xlsx': (b'\x03Jane', r'only says that train.xlsx is open in Excel; give train.xlsx instead'),
              'empty.xlsx': (save(tmp_path, [], name='none.xlsx').read_bytes(), 'empty.xlsx is empty')}
     for name, (content, message) in files.items():
         (tmp_path/name).write_bytes(content)
