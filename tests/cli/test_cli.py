@@ -53,6 +53,7 @@ NUMBERS = dict(  # of each command: options that take numbers
     cells=('bs', 'num-workers', 'prior', 'pixel-size'),
     calibrate=('bs', 'num-workers', 'seed'),
     figure=('per-location', 'n', 'width', 'dpi', 'pixel-size'),
+    map=('bs', 'num-workers', 'seed'),
     simulate=('n', 'size', 'seed'),
     demo=('minutes',),
 )

@@ -26,7 +26,8 @@ CALLS = {  # of each command: the functions that take its options
     'predict': ['interpret.prediction.predict', 'deploy.watch.watch'],
     'cells': ['cells.cells.predict_cells', 'deploy.predictor.Predictor'],
     'report': ['interpret.report.report', 'data.reader.ImageReader'],
-    'figure': ['interpret.figure.figure'],
+    'figure': ['interpret.figure.figure', 'interpret.counts.plot_counts'],
+    'map': ['interpret.embedding_map.embedding_map', 'deploy.predictor.Predictor'],
     'models': ['deploy.published_bundles.fetch_model'],
     'test-model': ['deploy.loading.test_bundle'],
 }
@@ -34,18 +35,19 @@ ONLY_IN_THE_SHELL = {
     'dry_run': {'train', 'predict'},  # a rehearsal
     'out': {'verify', 'evaluate'}, 'force': {'verify', 'evaluate'},  # a file for what the function returns
     'images': {'evaluate'}, 'csv': {'compare'},  # Python gives the table itself
-    'progress': {'evaluate', 'report'},
-    'watch': {'predict'}, 'submission': {'cells'},  # functions of their own: `watch`, `cells_submission`
+    'progress': {'evaluate'},
+    'kind': {'figure'}, 'watch': {'predict'}, 'submission': {'cells'},  # functions of their own
 }
 OTHER_DEFAULTS = {  # option: functions whose default is another, for a reason
-    'out': {'predict', 'predict_cells', 'watch', 'figure'},  # Python returns the table or the figure
+    'out': {'predict', 'predict_cells', 'watch', 'figure', 'plot_counts'},  # Python returns the table or the figure
     'size': {'ImageReader'},  # of a reader alone: the size of the file
     'device': {'from_df'},  # fastai's None is a GPU where there is one
     'pretrained': {'hpa_learner'}, 'arch': {'hpa_learner'},  # asks for nothing that can't be had; chooses nothing
     'fine_tune': {'fit_progressive'},  # does as it is told
-    'progress': {'verify_folder'},  # shows a bar where it takes long
+    'progress': {'verify_folder', 'report'},  # a bar where it takes long; none in a notebook
     'trained_folds': {'train_folds'},  # all of them
     'folds': {'from_df'},  # how many there are, where one is asked for; the command trains one model without them
+    'width': {'figure', 'plot_counts'},  # of the kind of figure
     'lr': {'hpa_learner'},  # of fastai's own ways to fit
 }
 
@@ -129,7 +131,7 @@ def test_every_option_is_declared_once():
             name = node.args[0]
             if isinstance(name, ast.Constant) and name.value.startswith('--'):
                 seen.setdefault(name.value, []).append(module.name)
-    several = {'--masks', '--n', '--reference'}  # with a meaning of their own in each command
+    several = {'--masks', '--n', '--reference', '--method', '--by'}  # with a meaning of their own in each command
     assert '--watch' in seen and {o: where for o, where in seen.items() if len(where) > 1 and o not in several} == {}
     from hpa_fastai.cli.options import OPTIONS
     assert not {'--'+name.replace('_', '-') for name in OPTIONS} & set(seen)

@@ -8,8 +8,8 @@ import pytest
 from hpa_fastai.cli.main import COMMANDS, make_parser, main
 from hpa_fastai.cli.wording import error_for_shell, for_shell, nearest
 
-ORDER = ('verify', 'explore', 'train', 'evaluate', 'predict', 'cells', 'report', 'figure', 'calibrate', 'compare',
-         'models', 'test-model', 'demo', 'simulate')
+ORDER = ('verify', 'explore', 'train', 'evaluate', 'predict', 'cells', 'report', 'figure', 'map', 'calibrate',
+         'compare', 'models', 'test-model', 'demo', 'simulate')
 
 
 def test_help_lists_the_commands_in_the_order_of_a_project(capsys):
