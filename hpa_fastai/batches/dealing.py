@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['deviation_weights', 'Deal', 'deal_leftovers', 'fill_gaps', 'move_groups', 'swap_best', 'swap_groups', 'search_nearby',
-           'hash_names', 'distinct_rows', 'deal_groups']
+           'hash_names', 'distinct_rows', 'deal_groups', 'deal_images']
 
 # %% ../../nbs/batches/00_dealing.ipynb #c8a05486
 from dataclasses import dataclass
@@ -222,3 +222,18 @@ def deal_groups(
     by_type_and_chance = np.lexsort((hash_names(names, seed), type_of))
     part[by_type_and_chance] = np.repeat(np.tile(np.arange(len(share)), len(types)), placed.reshape(-1))
     return part
+
+# %% ../../nbs/batches/00_dealing.ipynb #4f3b5723
+def deal_images(
+    targets: np.ndarray,  # n×C, 0/1
+    groups: np.ndarray,  # number of the group of each image, which no part divides
+    n_parts: int = 5,  # at most
+    seed: int = 0,  # of chance
+) -> np.ndarray:  # the part of each image
+    "Deal images into parts with each class spread evenly, whatever the sizes of the groups"
+    if groups.max()==0: groups = np.arange(len(groups))
+    held = np.c_[np.asarray(targets)>0, np.ones(len(groups))]
+    counts = np.stack([np.bincount(groups, weights=column) for column in held.T], 1)
+    n_parts = min(n_parts, len(counts))
+    part = deal_groups(counts, list(range(len(counts))), [1]*n_parts, seed)[groups]
+    return np.unique(part, return_inverse=True)[1]

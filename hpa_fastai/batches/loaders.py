@@ -121,7 +121,7 @@ def HPADataBlock(
         blocks=(RGBYBlock(reader=settings.reader), MultiCategoryBlock(vocab=list(labels.classes))),
         dl_type=HPADataLoader, get_y=TargetNames(labels), item_tfms=own.item_tfms, batch_tfms=[*ours, *own.batch_tfms],
         splitter=partial(split_by_function, splitter=splitter or MultilabelStratifiedSplitter(labels=labels)))
-    block.dls_kwargs = dict(labels=labels, reader=settings.reader, sources=sources)
+    block.dls_kwargs = dict(labels=labels, reader=settings.reader, sources=sources, held_out=splitter is not None)
     block.measured = own.figures=='dataset'
     return block
 
@@ -180,10 +180,10 @@ def from_df(cls:HPADataLoaders,
     labels: LabelSet|str = HPA28,  # the classes, and how `Target` writes them
     size: int = 384,  # pixels: the largest size that training will use, and that images are read at
     bs: int = 32,  # images in a batch
-    valid_pct: float = 0.2,  # share of the images for validation
+    valid_pct: float|None = None,  # share of the images to hold out for validation; None: a fifth, see `held_out`
     fold: int|None = None,  # take this fold for validation instead of `valid_pct`
     folds: int = 5,  # how many folds there are, when `fold` is given
-    group = None,  # what the split must not divide: a column, a function of the Id, or a value a row
+    group = None,  # what the split must not divide: a column, a function of the Id, or a value a row; False: nothing
     seed: int = 42,  # of the split
     valid_col: str|None = None,  # take the images for validation that this column marks with True
     splitter = None,  # take the rows that this function of the table gives: for training, and for validation
@@ -201,6 +201,8 @@ def from_df(cls:HPADataLoaders,
     val_bs: int|None = None,  # validation images in a batch; None: `bs`
 ) -> HPADataLoaders:
     "Make loaders from a table of labels and a folder of images"
+    held_out = any(o is not None for o in (valid_pct, fold, valid_col, splitter))  # somebody asked for this split
+    valid_pct = .2 if valid_pct is None else valid_pct
     size, bs, valid_pct, seed = checked(size=size, bs=bs, valid_pct=valid_pct, seed=seed)
     fold, folds = checked(fold=fold, folds=folds)
     oversample, num_workers = checked(oversample=oversample, num_workers=num_workers)
@@ -213,7 +215,8 @@ def from_df(cls:HPADataLoaders,
     names, wanted = df.attrs.get('channels', {}), wanted_channels(reader.channels)
     if set(names)>=set(wanted): reader = replace(reader, channels={c: names[c] for c in wanted})  # saved with a model
     df = df.reset_index(drop=True)
-    if group is not None and not isinstance(group, str): df, group = df.assign(group=group_codes(df, group)), 'group'
+    if not (group is None or group is False or isinstance(group, str)):
+        df, group = df.assign(group=group_codes(df, group)), 'group'
     depth = find_depth(df, reader)
     if depth.line and is_first(): print(depth, flush=True)
     reader = depth.of(reader)
@@ -231,7 +234,8 @@ def from_df(cls:HPADataLoaders,
     block.dls_type = cls
     bs = min(bs, max(len(train)//n_processes(), 1))
     return block.dataloaders(df, bs=bs, device=device and torch.device(device), num_workers=num_workers, cache=store,
-                             group=group, val_bs=val_bs, dl_kwargs=[dict(weights=weights), dict(weights=None)])
+                             group=group or None, oversample=oversample, held_out=held_out, val_bs=val_bs,
+                             dl_kwargs=[dict(weights=weights), dict(weights=None)])
 
 # %% ../../nbs/batches/70_loaders.ipynb #3804af5c
 @patch(cls_method=True)

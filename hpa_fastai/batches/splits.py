@@ -19,6 +19,7 @@ from ..data.labels import is_blank
 from ..data.label_tables import find_columns
 from ..data.duplicates import *
 from .dealing import *
+from ..basics.group_columns import find_group_columns, group_note
 
 # %% ../../nbs/batches/10_splits.ipynb #168aa4d1
 _all_ = ['duplicate_groups', 'duplicate_pairs']
@@ -38,7 +39,7 @@ def antibody_of(
 # %% ../../nbs/batches/10_splits.ipynb #757d5430
 def _group_values(df, ids, group):
     "The grouping of each row, in any of the forms it may be given in, as a list."
-    if group is None: return ids
+    if group is None or group is False: return ids
     if isinstance(group, str):
         if group not in df:
             raise SplitError(f'no column {group!r} to group by (columns are {", ".join(map(str, df.columns))})')
@@ -64,7 +65,7 @@ def _ids(df):
 # %% ../../nbs/batches/10_splits.ipynb #c7b0494b
 def group_codes(
     df:pd.DataFrame, # has a column Id
-    group=None, # a column, a function of the Id, an array with one value a row, or a Series indexed by Id
+    group=None, # a column, a function of the Id, an array with one value a row, or a Series indexed by Id; False: none
 ) -> np.ndarray: # the number of the group of each row, 0, 1, …
     "Number the groups of a table; a row without a group is one of its own."
     ids = _ids(df)
@@ -297,7 +298,8 @@ def _class_faults(labels, onehot, parts, names):
     "Classes that are absent, missing from a part, or further off than in a random split."
     total, faults = onehot.sum(0, dtype=int), []
     absent = [labels.classes[c] for c in np.flatnonzero(total==0)]
-    if absent: faults.append(f'no image of {_few(absent)}: not learnt, and left out of macro F1')
+    if absent:
+        faults.append(f'no image of {_few(absent)}: nothing is learnt of them here, and macro F1 leaves them out')
     for i,name in enumerate(names):
         inside, share = onehot[parts==i].sum(0, dtype=int), (parts==i).mean()
         expected, spread = total*share, np.sqrt(total*share*(1-share))
@@ -319,11 +321,23 @@ def _leaks(df, codes, parts, what):
     fault = f'{len(shared)} {what} are in more than one part, with {images:.1%} of the images'
     return [f'{fault}, e.g. that of {_few(example)}']
 
+# %% ../../nbs/batches/10_splits.ipynb #08c04bd7
+def divided_columns(
+    df: pd.DataFrame,  # Id, labels, and what else is known of each image
+    parts: np.ndarray,  # number of the part of each row; -1: in none
+    labels,  # anything `get_labels` takes
+) -> list:  # of one note, or empty
+    "Ask for the first column that looks like groups, where a split divides it"
+    target = find_columns('the table', df, labels)[1]
+    found = find_group_columns(df, target)[:1]
+    divided = any(_leaks(df, group_codes(df, column), parts, 'groups') for column in found)
+    return [group_note(df, target)] if divided else []
+
 # %% ../../nbs/batches/10_splits.ipynb #56aaab5c
 def check_split(
     df:pd.DataFrame, # Id, Target and the grouping column, one row an image
     split, # the part of each row (folds or names), or lists of row numbers such as a splitter returns
-    group=None, # what should not be divided; where it is None, antibodies are looked for in the Ids
+    group=None, # what should not be divided; None: antibodies are looked for in the Ids, and groups in the columns
     labels=HPA28, # anything `get_labels` takes
     duplicates:pd.Series|None=None, # of `duplicate_groups`: near-duplicates that should not be divided either
 ) -> SplitCheck:
@@ -333,9 +347,10 @@ def check_split(
     table = _class_table(labels, onehot, codes, parts, names)
     faults += _class_faults(labels, onehot, parts, names)
     faults += _leaks(df, group_codes(df), parts, 'Ids')
-    if group is not None: faults += _leaks(df, codes, parts, 'groups')
-    else:
+    if group is None:
         leaks = _leaks(df, group_codes(df, antibody_of), parts, 'antibodies')
         faults += [f'{leak}; pass group=antibody_of (--group antibody_of)' for leak in leaks]
+        faults += divided_columns(df, parts, labels)
+    elif group is not False: faults += _leaks(df, codes, parts, 'groups')
     if duplicates is not None: faults += _leaks(df, group_codes(df, duplicates), parts, 'sets of near-duplicates')
     return SplitCheck(table, faults)

@@ -20,32 +20,21 @@ def _network_and_budget(args, device):
     return {**said, 'minutes': args.minutes} if args.minutes else {**said, 'epochs': args.epochs}
 
 # %% ../../nbs/cli/30_training.ipynb #db172bb2
-def _train_one(args, device):
-    "Train a model, and say how good it is"
+def _train(args, device):
+    "Train a model, or one a fold, and say how good it is"
     from hpa_fastai.experiments.training import train_model
     sizes = args.sizes and tuple(args.sizes)
-    learn = train_model(args.data, args.out, args.csv, args.images, args.labels, group_of(args),
-                        args.valid_pct, args.fold, args.seed, reader_of(args),
+    found = train_model(args.data, args.out, args.csv, args.images, args.labels, group_of(args),
+                        args.valid_pct, args.fold, args.folds, args.seed, reader_of(args),
                         args.arch, args.pretrained, args.loss_func, args.size, sizes, args.fine_tune,
                         args.minutes, args.epochs, args.bs, args.lr, args.resume, args.cache, args.calibrate,
                         device, args.force, args.progress, **columns_of(args))
-    print(f'\nOn the {len(learn.dls.valid_ds)} validation images, which the thresholds were fitted on '
-          f'(expect macro F1 {learn.thresholds.expected_f1:.3f} on others, by cross-fitting):\n{learn.evaluation}\n')
-    print(f'Saved to {args.out}. Predict a folder with: '
+    print(f'\n{found.evaluation}\n')
+    models = getattr(found, 'models', None)
+    saved, model = (f'{len(models)} models and predictions.csv', 'all of them') if models else ('Saved', 'it')
+    print(f'{saved} {"in" if models else "to"} {args.out}. Predict a folder with {model}: '
           f'hpa_fastai predict FOLDER --model {args.out} --out predictions.csv')
-    return 1 if 'stopped' in learn.history else 0
-
-# %% ../../nbs/cli/30_training.ipynb #f7d344fa
-def _train_folds(args, device):
-    "Train a model a fold, and say how good they are together"
-    from hpa_fastai.experiments.folds import train_folds
-    found = train_folds(*places_of(args), args.out, args.folds, labels=args.labels, group=group_of(args),
-                        seed=args.seed, force=args.force, progress=args.progress, **columns_of(args),
-                        calibration='auto' if args.calibrate else None, arch=args.arch,
-                        **_network_and_budget(args, device))
-    print(f'\nEach image by a model, and by thresholds, that have not seen it:\n{found.evaluation}\n')
-    print(f'{len(found.models)} models and predictions.csv in {args.out}. Predict a folder with all of them: '
-          f'hpa_fastai predict FOLDER --model {args.out} --out predictions.csv')
+    return 1 if not models and 'stopped' in found.history else 0
 
 # %% ../../nbs/cli/30_training.ipynb #3f96f22e
 def _check_training(args):
@@ -86,18 +75,20 @@ def _rehearse(args):
     df = attach_images(read_labels(csv, labels, ids=table.Id, **columns_of(args)), table)
     check_fields(table, reader_of(args))
     split = dict(group=group_of(args), labels=labels, seed=args.seed)
-    if args.folds:
+    if args.folds and args.folds!='auto':
         fold_of_row = stratified_folds(df, args.folds, **split)
         n_training, how = (fold_of_row!=0).sum(), f'{args.folds} models, each without one of {args.folds} folds'
     else:
-        train, valid = train_valid_rows(df, valid_pct=args.valid_pct, fold=args.fold, **split)
+        train, valid = train_valid_rows(df, valid_pct=args.valid_pct or .2, fold=args.fold, **split)
         n_training, how = len(train), f'{len(train)} to train on and {len(valid)} to validate'
+        if args.folds and len(valid)<200: how += ', or five models if the whole network is trained (--folds auto)'
     network, said = args.arch or arch_of(args.pretrained), None
     if not args.arch and args.pretrained=='auto': network, said = find_start()
     if said: print(said)
     budget = f'{args.minutes:g} minutes' if args.minutes else f'{args.epochs} epochs a stage'
     knows_cells = network in ('smallresnet', *PUBLISHED_NETWORKS) and args.pretrained is not False
     if args.fine_tune is None and knows_cells and n_training<FEW:
+        if not args.folds and args.fold is None and args.valid_pct is None: how = 'all to train on'
         budget = (f'a few seconds: only the last layer is trained, because {n_training} training images are few for a '
                   'network that was trained on cells (--fine-tune yes trains the whole network)')
     print(f'{len(df)} labelled images, {len(labels)} classes: {how}\n'
@@ -114,7 +105,7 @@ def train(
         raise HPAError('--fold trains one model and --folds several; give one of the two')
     if args.dry_run: return _rehearse(args)
     device = join_processes(args)
-    return _train_folds(args, device) if args.folds else _train_one(args, device)
+    return _train(args, device)
 
 # %% ../../nbs/cli/30_training.ipynb #e4036f9e
 TRAINING = ('size', 'sizes', 'fine_tune', 'minutes', 'epochs', 'bs', 'lr')

@@ -112,6 +112,7 @@ def _settings(df, images, folds, labels, group, seed, options):
     rows = df.sort_values('Id')
     if isinstance(images, (str, Path)): place = str(Path(images).absolute())
     else: place = _digest(*images[list(CHANNELS)].astype(str).to_numpy().tolist())
+    if group is False: group = None
     if group is not None and not isinstance(group, str): group = getattr(group, '__qualname__', None) or _digest(group)
     return dict(
         labelled_images=f'{len(df)} ({_digest(rows.Id, rows.Target)})', images=place,
@@ -199,7 +200,7 @@ def groups_by_id(
     ids,  # images of `df`
 ) -> np.ndarray | None:  # number of the group of each
     "The group of each image."
-    return None if group is None else pd.Series(group_codes(df, group), df.Id).loc[ids].to_numpy()
+    return None if group is None or group is False else pd.Series(group_codes(df, group), df.Id).loc[ids].to_numpy()
 
 def _decide_out_of_fold(predictions, df, labels, group, seed, calibration):
     "The table of predictions decided out of fold, the decisions, and how good they are."
@@ -222,7 +223,8 @@ def _decide_out_of_fold(predictions, df, labels, group, seed, calibration):
     evaluation = evaluate_predictions(table, known, labels, groups=groups)
     unseen = decisions.unseen_probs
     scores = {**evaluation.scores, 'calibration_error': calibration_error(unseen, targets)}
-    return table, decisions, replace(evaluation, scores=scores, reliability=reliability(unseen, targets))
+    judged = dict(scores=scores, reliability=reliability(unseen, targets), decided='unseen')
+    return table, decisions, replace(evaluation, **judged)
 
 # %% ../../nbs/experiments/20_folds.ipynb #4daceff2
 def _update_bundle(path, decisions, evaluation):

@@ -166,6 +166,7 @@ def calibrate_model(
                      ((old_probs, old_decisions), (decisions.unseen_probs, decisions.preds)))
     difference = compare_models(old_probs, decisions.unseen_probs, targets, old_decisions, decisions.preds, labels,
                                 groups, names=('as it was', 'calibrated'))
+    after = replace(after, decided='unseen')
     about = f'{len(table)} images of {Path(data).absolute().name}'
     new = _assemble(bundle, answers, decisions, after, codes, seed, about)
     write_bundle(new, out, answers.sample, published=vectors and dict(zip(PUBLISHED_VECTORS, vectors)))

@@ -88,7 +88,7 @@ class ForgetDecisions(Callback):
         for name,value in self.fitted.items(): setattr(self.learn, name, value)
 
 # %% ../../nbs/train/10_callbacks.ipynb #95cf3d35
-DECISIONS = ('thresholds', 'calibration', 'evaluation')
+DECISIONS = ('thresholds', 'calibration', 'evaluation', 'out_of_fold')
 
 def forget_decisions(
     learn: Learner,  # whose weights are other ones now

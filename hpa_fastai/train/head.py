@@ -7,6 +7,7 @@ __all__ = ['fit_linear']
 
 # %% ../../nbs/train/40_head.ipynb #7ca1d188
 import time
+from dataclasses import dataclass
 import numpy as np, torch
 from torch import Tensor
 from fastai.data.all import *
@@ -30,16 +31,21 @@ def fit_linear(
     weight = torch.ones(n) if weight is None else weight
     known = torch.zeros(y.shape[1], n_features+1) if known is None else known
     z = torch.cat([z, torch.ones(n, 1)], 1)  # the last feature is that of the bias
-    w = known.clone().requires_grad_()
+    from_known, directions = z@known.T, None
+    if n<z.shape[1]:  # what is learnt lies in the span of the images
+        u, s, directions = torch.linalg.svd(z, full_matrices=False)
+        z = u*s
+    w = torch.zeros(y.shape[1], z.shape[1], requires_grad=True)
     opt = torch.optim.LBFGS([w], max_iter=200, history_size=20, line_search_fn='strong_wolfe')
     def closure():
         opt.zero_grad()
-        fit = (loss.elements(z@w.T, y)*weight[:,None]).mean(0).sum()
-        value = fit + (w-known).square().sum()/2/n
+        fit = (loss.elements(from_known+z@w.T, y)*weight[:,None]).mean(0).sum()
+        value = fit + w.square().sum()/2/n
         value.backward()
         return value
     opt.step(closure)
-    return w.detach()[:,:-1], w.detach()[:,-1]
+    layer = known + (w.detach() if directions is None else w.detach()@directions)
+    return layer[:,:-1], layer[:,-1]
 
 # %% ../../nbs/train/40_head.ipynb #7039c7d9
 def draw_training_images(
@@ -86,6 +92,52 @@ def known_head(
     unknown = torch.tensor([c not in learn.model.known for c in learn.dls.vocab])
     return head.masked_fill(unknown[:,None], 0)
 
+# %% ../../nbs/train/40_head.ipynb #5265aa4e
+@dataclass
+class LinearHead:
+    "The last layers of a network: a normalisation of the features, and a linear layer"
+    mean: Tensor  # of each feature, D
+    std: Tensor  # of each feature, D
+    weight: Tensor  # C×D
+    bias: Tensor  # C
+
+    def __call__(self,
+        z: Tensor,  # features, n×D
+    ) -> Tensor:  # logits, n×C
+        return (z-self.mean)/self.std@self.weight.T+self.bias
+
+# %% ../../nbs/train/40_head.ipynb #324b09b7
+def best_head(
+    learn: Learner,  # whose head says what is known, and whose loss counts
+    z: Tensor,  # features, n×D
+    targets: Tensor,  # 0/1, n×C
+    weights: np.ndarray|None = None,  # of each image; None: all alike
+) -> LinearHead:
+    "Find the best head for features and labels, near to what the learner's head knows"
+    norm, loss = learn.model[1][-3], learn.loss_func
+    with torch.no_grad():
+        var, mean = torch.var_mean(z, 0, correction=0)
+        std = (var.clamp_min(1e-6*var.mean())+norm.eps).sqrt()
+        known = known_head(learn, mean, std)
+    weight, bias = fit_linear((z-mean)/std, targets.float(), None if weights is None else torch.tensor(weights).float(),
+                              loss if isinstance(loss, (BCELoss, SigmoidFocalLoss)) else None, known)
+    return LinearHead(mean, std, weight, bias)
+
+@torch.no_grad()
+def put_head(
+    learn: Learner,  # to get the head
+    head: LinearHead,  # of `best_head`
+):
+    "Give a learner a head; what was fitted on the outputs of another one is forgotten"
+    norm, linear = learn.model[1][-3], learn.model[1][-1]
+    forget_decisions(learn)
+    norm.weight.fill_(1.)
+    norm.bias.fill_(0.)
+    norm.running_mean.copy_(head.mean)
+    norm.running_var.copy_(head.std**2-norm.eps)
+    linear.weight.copy_(head.weight)
+    linear.bias.copy_(head.bias)
+
 # %% ../../nbs/train/40_head.ipynb #4fd0822a
 def fit_head(
     learn: Learner,  # of `hpa_learner`
@@ -93,27 +145,12 @@ def fit_head(
     seconds: float|None = None,  # for looking; None: as long as it takes
 ) -> Learner:
     "Give the head the best linear layer for the features as they are, at the present size"
-    items, loss = learn.dls.train_ds.items, learn.loss_func
+    items = learn.dls.train_ds.items
     drawn, weights = draw_training_images(learn, most)
     z = head_inputs(learn, items.iloc[drawn], seconds)
     targets = learn.dls.train.labels.encode(items['Target'].iloc[drawn[:len(z)]])
     all_seen = len(z)==len(items)  # else the draw has weighed them already
-    norm, linear = learn.model[1][-3], learn.model[1][-1]
-    forget_decisions(learn)
-    with torch.no_grad():
-        var, mean = torch.var_mean(z, 0, correction=0)
-        std = (var.clamp_min(1e-6*var.mean())+norm.eps).sqrt()
-        known = known_head(learn, mean, std)
-    weight, bias = fit_linear((z-mean)/std, torch.from_numpy(targets).float(),
-                              torch.from_numpy(weights).float() if all_seen else None,
-                              loss if isinstance(loss, (BCELoss, SigmoidFocalLoss)) else None, known)
-    with torch.no_grad():
-        norm.weight.fill_(1.)
-        norm.bias.fill_(0.)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(std**2-norm.eps)
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)
+    put_head(learn, best_head(learn, z, torch.from_numpy(targets), weights if all_seen else None))
     return learn
 
 # %% ../../nbs/train/40_head.ipynb #3f900cfe

@@ -22,10 +22,12 @@ from ..basics.arguments import checked, known_arguments
 from ..basics.errors import HPAError
 from ..basics.processes import is_first, n_processes
 from ..batches.loaders import HPADataLoaders
+from ..batches.dealing import deal_images
 from ..batches.splits import group_codes
 from ..batches.tensors import TensorRGBY
 from ..evaluate.calibration import Calibration, calibrate as fit_calibration
 from ..evaluate.thresholds import Thresholds, as_thresholds, fit_thresholds
+from ..evaluate.crossfit import crossfit
 from ..evaluate.evaluation import Evaluation, evaluate
 from ..evaluate import interpretation  # noqa: F401  fastai's Interpretation counts several classes
 from ..models.architectures import create_model, source_library
@@ -63,6 +65,8 @@ def check_loaders(
 class HPALearner(Learner):
     "A fastai `Learner` that answers as the model does that it is saved as: calibrated, and by its thresholds"
     _thresholds = calibration = evaluation = None  # what is fitted on the outputs of the weights as they are
+    out_of_fold = None  # scores of all images by heads that have not seen them, where the head alone was fitted
+    fitted_here = {}  # what `calibrate` and `fit_thresholds` fitted on the learner's own images, and how
     pretrained = knows_cells = False  # whether the network came with weights, and with such as know these pictures
     start_weights = None  # those that a pretrained network came with, until it has been trained
     origin = {}  # what a history says of published weights that the training started from
@@ -109,6 +113,7 @@ class HPALearner(Learner):
         value,  # `Thresholds`, a number, or one a class; None: nothing is fitted
     ):
         "Put thresholds in the place of those that were fitted"
+        self.fitted_here = {k: v for k,v in self.fitted_here.items() if k!='thresholds'}
         self._thresholds = value if value is None else as_thresholds(value, len(self.dls.vocab))
 
     def probabilities(self,
@@ -214,23 +219,29 @@ def hpa_learner(
     return learn
 
 # %% ../../nbs/train/70_learner.ipynb #45483769
-def _labelled_predictions(learn, dl):
-    "Probabilities (calibrated, where the learner is), targets, Ids and groups of labelled images"
-    with learn.no_bar(), learn.no_logging(): probs, targets = learn.get_preds(dl=dl)
-    items, group = (dl or learn.dls.valid).dataset.items, getattr(learn.dls, 'group', None)
+def _labelled_predictions(learn, dl, held_out=False):
+    "Logits, targets, Ids and groups of labelled images that the weights have not seen"
+    scores = learn.out_of_fold
+    if dl is None and scores is not None and not (held_out and getattr(learn.dls.train, 'held_out', True)):
+        logits, targets, items = scores.logits, scores.targets, scores.items
+    else:
+        with learn.no_bar(), learn.no_logging(): logits, targets = learn.get_preds(dl=dl, act=noop)
+        items = (dl or learn.dls.valid).dataset.items
+    group = getattr(learn.dls, 'group', None)
     groups = group_codes(items, group) if group in getattr(items, 'columns', ()) else None
-    return probs.numpy(), targets.numpy(), items['Id'].to_numpy(), groups
+    return logits.as_subclass(Tensor).float().cpu(), targets.numpy(), items['Id'].to_numpy(), groups
 
 # %% ../../nbs/train/70_learner.ipynb #9245b63d
 @patch
 def calibrate(self:HPALearner,
     method: str = 'auto',  # how; see `calibrate` of the calibration module
-    dl = None,  # labelled images to fit on; None: the validation images
+    dl = None,  # labelled images to fit on; None: the validation images, or all where the head alone was fitted
 ) -> Calibration:
-    "Fit a correction of the probabilities on the validation images"
+    "Fit a correction of the probabilities on images that the weights have not seen"
     self.calibration = self.thresholds = None
-    probs, targets, *_ = _labelled_predictions(self, dl)
-    self.calibration = fit_calibration(probs, targets, method)
+    logits, targets, *_ = _labelled_predictions(self, dl)
+    self.calibration = fit_calibration(self.probabilities(logits).numpy(), targets, method)
+    self.fitted_here = dict(calibration=self.calibration) if dl is None else {}
     return self.calibration
 
 # %% ../../nbs/train/70_learner.ipynb #073be18d
@@ -238,27 +249,52 @@ def calibrate(self:HPALearner,
 @delegates(fit_thresholds, but=['groups', 'prevalence', 'exclusive'])
 def fit_thresholds(self:HPALearner,
     method: str = 'auto',  # how; see `fit_thresholds` of the thresholds module
-    dl = None,  # labelled images to fit on; None: the validation images
+    dl = None,  # labelled images to fit on; None: the validation images, or all where the head alone was fitted
     **kwargs
 ) -> Thresholds:
-    "Fit one threshold a class on the validation images"
-    probs, targets, _, groups = _labelled_predictions(self, dl)
-    exclusive = self.dls.labels.negative
+    "Fit one threshold a class on images that the weights have not seen"
+    logits, targets, _, groups = _labelled_predictions(self, dl)
+    exclusive, probs = self.dls.labels.negative, self.probabilities(logits).numpy()
     self.thresholds = fit_thresholds(probs, targets, method=method, groups=groups, exclusive=exclusive, **kwargs)
+    if dl is None: self.fitted_here = dict(self.fitted_here, thresholds=method)
     return self.thresholds
+
+# %% ../../nbs/train/70_learner.ipynb #a7cd1ecc
+def decide_unseen(
+    learn: HPALearner,  # whose thresholds were fitted on these images
+    logits: Tensor,  # n×C
+    targets: np.ndarray,  # n×C, 0/1
+    groups: np.ndarray|None,  # number of the group of each image
+) -> tuple|None:  # probabilities and decisions; None: too few images
+    "Decide each image by a calibration and thresholds that were fitted on others"
+    here, calibration = learn.fitted_here, learn.calibration
+    own = calibration is not None and here.get('calibration') is calibration
+    probs = (logits.sigmoid() if own else learn.probabilities(logits)).numpy()
+    parts = deal_images(targets, np.arange(len(probs)) if groups is None else groups)
+    if any(not targets[parts!=part].any() for part in np.unique(parts)): return None
+    found = crossfit(probs, targets, parts, groups, here['thresholds'], calibration.method if own else None,
+                     learn.dls.labels.negative)
+    return found.unseen_probs, found.preds
 
 # %% ../../nbs/train/70_learner.ipynb #cbeded91
 @patch
-@delegates(evaluate, but=['labels', 'preds'])
+@delegates(evaluate, but=['labels', 'preds', 'decided'])
 def evaluate(self:HPALearner,
-    dl = None,  # labelled images; None: the validation images
+    dl = None,  # labelled images; None: the validation images, or all where the head alone was fitted
     **kwargs
 ) -> Evaluation:
     "How good the predictions are, by class; thresholds are fitted first where there are none"
     if self.thresholds is None: self.fit_thresholds()
-    probs, targets, ids, groups = _labelled_predictions(self, dl)
+    logits, targets, ids, groups = _labelled_predictions(self, dl, held_out=True)
+    probs, preds, decided = self.probabilities(logits).numpy(), self.thresholds, ''
+    scores = self.out_of_fold
+    on_these = scores is None or len(scores.items)==len(ids)
+    if dl is None and on_these and 'thresholds' in self.fitted_here:
+        unseen = decide_unseen(self, logits, targets, groups)
+        decided = 'unseen' if unseen else 'seen'
+        if unseen: probs, preds = unseen
     kwargs = dict(ids=ids, groups=groups) | kwargs
-    self.evaluation = evaluate(probs, targets, self.thresholds, labels=self.dls.labels, **kwargs)
+    self.evaluation = evaluate(probs, targets, preds, labels=self.dls.labels, decided=decided, **kwargs)
     return self.evaluation
 
 # %% ../../nbs/train/70_learner.ipynb #ede8f11c
@@ -305,6 +341,7 @@ def fit_progressive(self:HPALearner,
     best: bool = True,  # end with the best epoch of the last stage, or nearer to a pretrained start if that is as good
     fine_tune: bool = True,  # train the whole network; False: a pretrained one gets its head, and stays as it is
     verbose: bool = True,  # say what is planned
+    seed: int = 0,  # of the folds, where the head alone is fitted
 ) -> HPALearner:
     "Train in stages of growing size, through one cycle of the learning rate"
     start = time.monotonic()
@@ -328,7 +365,7 @@ def fit_progressive(self:HPALearner,
         state = find_checkpoint(folder, resume, settings)
         folder.mkdir(parents=True, exist_ok=True)
         if state: return resume_training(self, state, folder, start, verbose)
-    if not fine_tune: return fit_head_alone(self, max(sizes), folder, settings, start)
+    if not fine_tune: return fit_head_alone(self, max(sizes), folder, settings, start, seed)
     if lr=='find' and n_processes()>1:
         raise TrainingError("lr='find' looks in one process alone; "
                             'pass a number (--lr 0.003) when several train together')

@@ -22,7 +22,8 @@ from .callbacks import (
 from .metrics import MacroF1, mean_ap
 from .checkpoints import SaveEpochs, restore_learner, write_checkpoint
 from .schedule import PartOfCycle, Stage, epoch_batches, fit_in_memory, full_precision_after
-from .head import fit_head, match_head
+from .head import match_head
+from .head_folds import fit_head_by_folds, saved_scores, scores_to_save
 from .fine_tuning import go_back
 
 # %% ../../nbs/train/65_progressive.ipynb #4944e0e6
@@ -213,7 +214,7 @@ def write_finished(
     "Leave the finished training in its folder, or warn that it can't be written"
     if not is_first(): return
     state = dict(settings=plan.settings, plan=asdict(plan), history=learn.history, weights=copy_weights(learn),
-                 finished=True)
+                 out_of_fold=scores_to_save(getattr(learn, 'out_of_fold', None)), finished=True)
     file = folder/'checkpoint.pt'
     try: write_checkpoint(file, state)
     except OSError as e:
@@ -236,6 +237,7 @@ def resume_training(
         if verbose: print(f'{folder} holds the finished training')
         learn.training_log, learn.start_weights = learn.history.get('log', []), None
         set_weights(learn, state['weights'])
+        learn.out_of_fold = saved_scores(learn, state.get('out_of_fold'))
         return learn
     number = state['stage']
     if verbose: print(f'going on in {folder} after epoch {state["epoch"]} at {plan.stages[number].size} px')
@@ -251,23 +253,25 @@ def fit_head_alone(
     folder: Path|None = None,  # for the finished training and its log
     settings: dict|None = None,  # of `training_settings`
     start: float|None = None,  # when the training began, on the clock `time.monotonic`; None: now
+    seed: int = 0,  # of the folds
 ) -> Learner:
-    "Give a pretrained network the best head, and leave it as it is otherwise"
+    "Give a pretrained network the best head for all images that it may learn from, and leave it as it is otherwise"
     if not learn.start_weights:
         raise TrainingError('fine_tune=False fits the head of a pretrained network that was not trained yet; '
                             'pass pretrained=True or a weights file to hpa_learner (--pretrained)')
     start = time.monotonic() if start is None else start
     learn.dls.set_size(size)
-    fit_head(learn, most=20_000)
-    learn.start_weights, row = None, dict(stage=0, size=size, epoch=1)
-    if len(learn.dls.valid_ds):
+    fit_head_by_folds(learn, seed=seed)
+    learn.start_weights, scores = None, learn.out_of_fold
+    logits, targets = scores.logits, scores.targets
+    if getattr(learn.dls.train, 'held_out', True) and len(learn.dls.valid_ds):
         with learn.no_bar(), learn.no_logging(): logits, targets = learn.get_preds(act=noop)
-        row['valid_loss'] = float(learn.loss_func(logits, targets))
-        probs, truth = logits.sigmoid().cpu(), targets.cpu()
-        row.update(mean_ap=mean_ap(probs.numpy(), truth.numpy()), macro_f1=MacroF1()(probs, truth))
+    probs, truth = logits.sigmoid().cpu(), targets.cpu()
+    row = dict(stage=0, size=size, epoch=1, valid_loss=float(learn.loss_func(logits, targets)),
+               mean_ap=mean_ap(probs.numpy(), truth.numpy()), macro_f1=MacroF1()(probs, truth))
     seconds = time.monotonic()-start
     learn.training_log = [dict(row, seconds=round(seconds, 2))]
-    learn.history = dict(learn.origin, images=len(learn.dls.train_ds), stages=[f'{size} px: the head alone'], lr=0.,
+    learn.history = dict(learn.origin, images=len(scores.items), stages=[f'{size} px: the head alone'], lr=0.,
                          minutes=round(seconds/60, 2), log=learn.training_log, kept_of_start=1.)
     if folder:
         if is_first(): write_log(learn.training_log, folder/'log.csv')
