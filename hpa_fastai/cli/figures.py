@@ -34,37 +34,42 @@ def add_figure(
     commands,  # the subparsers of the command
 ) -> None:
     "Add the options of figure"
-    parser = commands.add_parser('figure', help='a figure for the paper: pictures, scale bar, locations, caption',
-                                 description='Fields of view with their channels, a scale bar and the predicted '
-                                             'locations, as PDF, SVG, PNG or TIFF, and the caption as text.')
-    parser.add_argument('predictions', metavar='PREDICTIONS', type=path, help='table that predict or cells has written')
+    parser = commands.add_parser('figure', help='make a figure for the paper: pictures, scale bar, locations, caption',
+                                 description='Draw fields of view with their channels, a scale bar and the predicted '
+                                             'locations, as PDF, SVG, PNG or TIFF. Also write the caption, as text.')
+    parser.add_argument('predictions', metavar='PREDICTIONS', type=path, help='table that predict or cells wrote')
     parser.add_argument('--kind', choices=('fields', 'counts'), default='fields',
-                        help='pictures of fields of view, or a chart of how many have each location')
+                        help='fields: pictures of fields of view; counts: a chart of how many fields have each '
+                             'location')
     add_options(parser, 'images', images=dict(
-        metavar='FOLDER', default=None, help='of fields: folder of the pictures, or a csv of paths'))
+        metavar='FOLDER', default=None, help='for fields: folder of the pictures, or a csv of paths'))
     add_options(parser, 'out', 'force', out=dict(default=Path('figure.pdf'), help='.pdf, .svg, .png or .tif to write'))
     choice = parser.add_argument_group('which fields are shown')
     choice.add_argument('--ids', type=names, metavar='A,B,…', help='Ids of the fields to show, in this order; '
                         'by default the most typical of each location')
-    choice.add_argument('--per-location', type=number('per_class'), default=1, help='typical fields of each location')
-    choice.add_argument('--n', type=number('most'), default=12, help='fields at most, without --ids')
+    choice.add_argument('--per-location', type=number('per_class'), default=1,
+                        help='how many typical fields of each location')
+    choice.add_argument('--n', type=number('most'), default=12, help='largest number of fields, without --ids')
     look = parser.add_argument_group('how they look')
-    look.add_argument('--width', type=number('mm'), help='mm; 180 for two columns of a journal, 85 for '
-                      'one; unless given 180 for fields and 120 for counts')
+    look.add_argument('--width', type=number('mm'), help='width in mm: 180 for two columns of a journal, 85 for '
+                      'one; by default 180 for fields and 120 for counts')
     look.add_argument('--panels', type=names, metavar='A,B,…',
-                      help='pictures of a row: composite, protein, nucleus, microtubules, ER; by default all')
+                      help='pictures in a row: composite, protein, nucleus, microtubules, ER; by default all')
     look.add_argument('--brightness', choices=('shared', 'each'), default='shared',
-                      help='one range of brightness for a channel in all fields, or one for each field')
+                      help='shared: a channel has the same range of brightness in all fields; each: every field has '
+                           'its own')
     look.add_argument('--colours', choices=('rgby', 'green-magenta', 'grey'), default='rgby',
-                      help='as the Atlas; green and magenta, which colour-blind people can tell apart; or no composite')
+                      help='rgby: as in the Atlas; green-magenta: colours that colour-blind people can tell apart; '
+                           'grey: no composite')
     look.add_argument('--dpi', type=number('dpi'), default=300, help='dots per inch of the pictures')
     parser.add_argument_group('counts').add_argument(
-        '--by', choices=('group', 'count'), default='group', help='parts of the cell together, or the largest first')
+        '--by', choices=('group', 'count'), default='group',
+        help='group: order the locations by part of the cell; count: the largest first')
     parser.add_argument('--reference', metavar='MODEL',
-                        help='the model that predicted: how files are read, and what the caption says of it')
+                        help='the model that predicted; it knows how to read the files, and the caption names it')
     add_options(parser, 'pixel_size', pixel_size=dict(
-        default=None, type=number('pixel_size'), help='µm a pixel of the files, for the scale bar; '
-        'unless given, what the files state, and 0.08 for whole fields of the Atlas'))
+        default=None, type=number('pixel_size'), help='size of a pixel of the files in µm, for the scale bar; '
+        'by default as the files state, or 0.08 for whole fields of the Atlas'))
     add_reading_options(parser, remembered=True)
     parser.set_defaults(run=figure)
 
@@ -92,7 +97,7 @@ def map_images(
     if _is_table(args.what):
         if not args.embeddings:
             raise HPAError('a map of predictions needs the embeddings that were written with them: --embeddings FILE; '
-                           f'without such a file give the folder of images in place of {args.what}')
+                           f'if you have no such file, give the folder of images instead of {args.what}')
         from hpa_fastai.data.reader import ImageReader
         reader = ImageReader(**reading_of(args))
         embedding_map(args.what, args.embeddings, args.images, reader=reader, **how)
@@ -108,18 +113,21 @@ def add_map(
     commands,  # the subparsers of the command
 ) -> None:
     "Add the options of map"
-    parser = commands.add_parser('map', help='a map on which images that the network finds alike lie together',
-                                 description='A page to point at, or a figure for print. UMAP lays it out where it is '
-                                             "installed (pip install 'hpa_fastai[map]'), else t-SNE.")
+    parser = commands.add_parser('map', help='draw a map on which similar images lie together',
+                                 description='Write a map of images as an interactive page, or as a figure for print. '
+                                             'Images that are similar for the network lie together. '
+                                             'The layout is made by UMAP if it is installed '
+                                             "(pip install 'hpa_fastai[map]'), otherwise by t-SNE.")
     parser.add_argument('what', metavar='WHAT', help='folder of images, which is predicted; or a table of predictions, '
                                                      'with --embeddings')
     add_options(parser, 'embeddings', 'images', 'out', 'force',
-                embeddings=dict(help='of a table: the .npy or .parquet that was written with it'),
-                images=dict(default=None, metavar='FOLDER', help='of a table: folder of its pictures, for the page'),
+                embeddings=dict(help='for a table: the .npy or .parquet that was written with it'),
+                images=dict(default=None, metavar='FOLDER', help='for a table: folder of its pictures, for the page'),
                 out=dict(default=Path('map.html'), help='.html for a page; .pdf, .svg, .png or .tif for print'))
     parser.add_argument('--by', metavar='COLUMN',
-                        help='what colours the map: location, flags, or a column of the table')
-    parser.add_argument('--method', choices=('auto', 'umap', 'tsne', 'pca'), default='auto', help='how it is laid out')
-    add_options(parser, 'seed', seed=dict(default=0, help='another number, another layout of the same neighbours'))
+                        help='colour by location, flags, or a column of the table')
+    parser.add_argument('--method', choices=('auto', 'umap', 'tsne', 'pca'), default='auto',
+                        help='how the map is laid out; auto: UMAP if it is installed, otherwise t-SNE')
+    add_options(parser, 'seed', seed=dict(default=0, help='another seed gives another layout of the same neighbours'))
     add_prediction_options(parser)
     parser.set_defaults(run=map_images)

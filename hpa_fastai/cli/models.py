@@ -22,7 +22,7 @@ def models(
         print(f'{args.name}: {fetch_model(args.name, args.source, args.verify, args.force, args.progress)}')
         return
     if args.name or args.source or not args.verify or args.force:
-        raise HPAError('models lists what there is; `hpa_fastai models get NAME` gets one')
+        raise HPAError('models lists the published models; `hpa_fastai models get NAME` gets one')
     table = published_models()
     table['here'] = [f'yes: {checked}' if here else 'no' for here,checked in zip(table.here, table.pop('checked'))]
     print(table.to_string(index=False))
@@ -50,7 +50,7 @@ def add_models(
 def test_model(
     args: argparse.Namespace,  # of the command
 ) -> None:
-    "Compute the sample of a model again"
+    "Predict the sample of a model again, and compare with the stored results"
     from hpa_fastai.deploy.hub import find_model
     from hpa_fastai.deploy.loading import test_bundle
     difference = test_bundle(find_model(args.model), args.device)
