@@ -38,7 +38,7 @@ def new_axes(
 def plain_axes(
     ax: plt.Axes,  # to be changed
 ) -> plt.Axes:
-    "The same axes without frame, with small numbers"
+    "Take the frame off axes, and make their numbers small"
     ax.spines[['top', 'right']].set_visible(False)
     ax.tick_params(labelsize=8)
     return ax
@@ -76,7 +76,7 @@ def draw_box(
     quantiles,  # five values, those at `BOX_SHARES` of the distribution
     colour: str,  # of the box
 ):
-    "A lying box from a quarter to three quarters of a distribution, with its median and nine tenths"
+    "Draw a distribution as a horizontal box: the middle half, with the median and nine tenths"
     low, quarter, median, three_quarters, high = quantiles
     ax.hlines(y, low, high, color=GREY, lw=1)
     ax.barh(y, three_quarters-quarter, left=quarter, height=.55, color=colour)

@@ -114,7 +114,7 @@ def plot_cooccurrence(
 
 # %% ../../nbs/interpret/10_explore.ipynb #94baf26f
 def _source_names(table, source):
-    "The source of each row; of folders what tells them apart, without what all of them begin with"
+    "The source of each row; names of folders are shortened by the part that they all begin with"
     if source is not None and not isinstance(source, str): return np.asarray(source).astype(str)
     names = sources_of(table, source)
     if source is not None or 'source' in table: return names
@@ -176,7 +176,7 @@ def _first_readable(table, rows, n, reader):
 
 # %% ../../nbs/interpret/10_explore.ipynb #529e1093
 def _by_id(table):
-    "The rows of a table by their Id as text; of equal Ids the first"
+    "The rows of a table by their Id as text; for equal Ids, the first row"
     return table.assign(Id=table.Id.astype(str)).drop_duplicates('Id').set_index('Id', drop=False)
 
 # %% ../../nbs/interpret/10_explore.ipynb #698b95ba
@@ -202,7 +202,7 @@ def plot_duplicates(
 
 # %% ../../nbs/interpret/10_explore.ipynb #c15bc198
 def _deviations(df, split, labels):
-    "How far validation is from its due of each class that occurs, the rarest first, and how far chance would be"
+    "How far each class is from its expected share in validation, and how far by chance; the rarest first"
     onehot = encode_targets(df, labels).astype(bool)
     if isinstance(split, (tuple, list)) and len(split)==2 and not np.isscalar(split[0]):
         train, valid = (np.asarray(rows, int) for rows in split)
@@ -224,7 +224,7 @@ def plot_split(
     labels: LabelSet|str = HPA28,  # anything `get_labels` takes
     ax: plt.Axes|None = None,  # draw here
 ) -> plt.Axes:
-    "How much commoner each class is in validation than in training, and what chance would do."
+    "How much more frequent each class is in validation than expected, and what chance would do."
     d = _deviations(df, split, labels)
     y, edge = np.arange(len(d)), min(max(.25, 1.15*d.off.abs().max()), 1.5)
     ax = ax or new_axes(7, .26*len(d)+1)
@@ -267,31 +267,31 @@ def _split_sections(df, groups, labels, valid_pct, seed):
     try: split = MultilabelStratifiedSplitter(valid_pct, groups, labels, seed)(df)
     except SplitError as e: return [Section('Validation against training', f'No split was made: {e}.')]
     check = check_split(df, split, groups, labels)
-    text = (f'A split that holds {valid_pct:.0%} out and keeps every antibody, or other group, '
+    text = (f'A split that holds out {valid_pct:.0%} of the images. It keeps each antibody (or other group) '
             'and all near-duplicates on one side.')
     table = table_block(check.table.reset_index(names='class'), dict.fromkeys(check.table, '.3g'))
     return [Section('Validation against training', text, [plot_split(df, split, labels)]),
-            Section('The split, checked', ' '.join(check.faults) or 'Nothing is amiss.', [table])]
+            Section('The split, checked', ' '.join(check.faults) or 'No fault was found.', [table])]
 
 # %% ../../nbs/interpret/10_explore.ipynb #55040dcf
 def _sections(df, table, prints, labels, group, valid_pct, seed, per_class, reader):
     "The parts of the page"
     pairs = duplicate_pairs(prints)
     same_cells = group_codes(df, duplicate_groups(prints, pairs))
-    yield Section('Classes', 'Every class weighs the same in macro F1, however few images it has.',
+    yield Section('Classes', 'Every class counts the same in macro F1, however few images it has.',
                   [plot_class_counts(df, labels)])
     yield Section('Labels of an image', '', [plot_labels_per_image(df, labels)])
-    yield Section('Classes that come together',
-                  'Red pairs are seen in one image more often than by chance, blue ones more seldom.',
+    yield Section('Classes that occur together',
+                  'Red pairs occur in the same image more often than by chance, blue pairs less often.',
                   [plot_cooccurrence(df, labels)])
-    yield Section('Brightness by source', 'The middle half of the images (box) and nine tenths of them (whiskers). '
+    yield Section('Brightness by source', 'The box is the middle half of the images, the line nine tenths of them. '
                   'Sources that differ here need normalisation.',
                   [plot_channel_stats(channel_stats(table, seed=seed, reader=reader))])
     yield Section('Pictures of every class', 'Red microtubules, green protein, blue nucleus, '
-                  'yellow endoplasmic reticulum. Images with few labels first.',
+                  'yellow endoplasmic reticulum. Images with few labels come first.',
                   [_class_pictures(table, labels, per_class, seed, replace(reader, size=128))])
     if len(pairs):
-        text = f'{len(pairs):,} pairs of images show the same cells; the least alike are shown.'
+        text = f'{len(pairs):,} pairs of images show the same cells; the least similar pairs are shown.'
         yield Section('Near-duplicates', text, [_pair_pictures(pairs, table, replace(reader, size=160))])
     else: yield Section('Near-duplicates', 'No two images show the same cells.')
     yield from _split_sections(df, join_groups(group_codes(df, group), same_cells), labels, valid_pct, seed)

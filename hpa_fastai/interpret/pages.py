@@ -70,7 +70,7 @@ class Picture:
     image: np.ndarray  # H×W×3 uint8
     title: str  # mostly the Id
     lines: list = field(default_factory=list)  # of text below the title
-    over: np.ndarray|None = None  # H×W×3 uint8: appears when one points at it
+    over: np.ndarray|None = None  # H×W×3 uint8: appears when you point at the picture
 
 # %% ../../nbs/interpret/00_pages.ipynb #5454687a
 def read_static(
@@ -92,8 +92,8 @@ def render_template(
 
 # %% ../../nbs/interpret/00_pages.ipynb #176d7898
 def gallery_block(
-    groups: dict,  # heading -> list of `Picture`; the heading '' is not written
-    switch: str = '',  # words beside a box that shows the second pictures of all at once
+    groups: dict,  # heading -> list of `Picture`; the heading '' is not shown
+    switch: str = '',  # label of a box that shows all second pictures at once; '': no box
 ) -> Markup:
     "Pictures in rows that fit the width of the page"
     return render_template('gallery.html', groups=groups, switch=switch, uri=data_uri)
@@ -120,7 +120,7 @@ def table_block(
     formats: dict|None = None,  # column -> format, as '.3f' or '.0%'
     bars: tuple = (),  # columns of shares, 0..1, with a bar behind the number
     most: int = 2000,  # rows that are written
-    search: bool|None = None,  # whether rows can be filtered; None: where there are more than eight
+    search: bool|None = None,  # whether rows can be filtered; None: if there are more than eight
 ) -> Markup:
     "A table that can be sorted and filtered"
     formats = formats or {}
@@ -142,7 +142,7 @@ class Section:
 
 # %% ../../nbs/interpret/00_pages.ipynb #e1e82a0b
 def _checksum(script):
-    "What a header calls the one script that may run"
+    "Checksum by which the header of a page allows its script to run"
     return 'sha256-'+base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 # %% ../../nbs/interpret/00_pages.ipynb #c3118141
@@ -150,7 +150,7 @@ def build_page(
     title: str,  # of the page
     sections,  # of `Section`, in order
     text: str = '',  # below the title
-    facts: dict|None = None,  # name -> value: the figures at the top
+    facts: dict|None = None,  # name -> value: the numbers at the top
     notes: list = (),  # sentences that must not be missed
     foot: str = 'Made with hpa_fastai.',  # the last line
     style: str = '',  # more rules, for parts that bring their own
@@ -167,7 +167,7 @@ def check_page(
     out: str|Path,  # the page to be written
     force: bool = False,  # whether it may be overwritten
 ) -> Path:
-    "Refuse a place that is taken or is not there"
+    "Refuse a page that exists, or a folder that does not"
     out = Path(path_text(out, 'out'))
     if out.is_dir():
         raise HPAError(f'{out} is a folder; give the name of a page, such as {out/"report.html"}')
