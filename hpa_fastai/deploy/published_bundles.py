@@ -65,7 +65,7 @@ def _is_whole(folder):
 
 def fetch_model(
     name: str,  # of a published model
-    source: str|Path|None = None,  # a file or folder that was carried over; None: downloaded
+    source: str|Path|None = None,  # a file or folder copied to this machine; None: download
     verify: bool = True,  # refuse a file that is not the published one, or does not compute what was published
     force: bool = False,  # get it again
     progress: bool = True,  # show bars

@@ -21,15 +21,15 @@ _all_ = ['ModelError', 'NoWeights']
 
 # %% ../../nbs/models/40_architectures.ipynb #919f0603
 class UnknownModelError(ModelError):
-    "A name that no network has."
+    "A name that belongs to no network."
 
 def _timm():
-    "timm, imported when it is needed"
+    "Import timm when it is needed"
     with quick_imports(): import timm
     return timm
 
 def _torchvision_models():
-    "The names of torchvision's networks"
+    "List the names of torchvision's networks"
     import torchvision.models as m
     return m.list_models(module=m)
 
@@ -39,7 +39,7 @@ _OWN_NETWORKS = ('lenet5', 'smallresnet', *PUBLISHED_NETWORKS)
 def list_models(
     pattern: str = '*',  # shell-style pattern, such as 'resnet*'
 ) -> list[str]:  # names for `create_model` and `hpa_learner`, sorted
-    "The names of all networks that match `pattern`"
+    "List the names of all networks that match `pattern`"
     names = [*_OWN_NETWORKS, *_timm().list_models(), *_torchvision_models()]
     return sorted(set(fnmatch.filter(names, pattern)))
 
@@ -47,7 +47,7 @@ def list_models(
 def source_library(
     arch: str,  # name of a network
 ) -> str:  # 'timm', 'torchvision', or 'hpa_fastai' for those that know cells
-    "The library that has the network `arch`"
+    "Return the library that has the network `arch`"
     if arch in _OWN_NETWORKS: return 'hpa_fastai'
     if _timm().is_model(arch): return 'timm'
     if arch in _torchvision_models(): return 'torchvision'
@@ -61,7 +61,7 @@ def four_channels(
     weight: torch.Tensor,  # of the first convolution: out×3×h×w
     stem: str = 'copy',  # the yellow filters: 'copy' those of red, their 'mean', or 'zero'
 ) -> torch.Tensor:  # out×4×h×w
-    "Filters for red, green, blue and yellow from filters for red, green and blue"
+    "Make filters for red, green, blue and yellow from filters for red, green and blue"
     yellow = dict(copy=weight[:,:1], mean=weight.mean(1, keepdim=True), zero=torch.zeros_like(weight[:,:1]))
     if stem not in yellow: raise ModelError(f'stem {stem!r} is not one of {", ".join(yellow)}')
     return torch.cat([weight, yellow[stem]], 1)
@@ -71,7 +71,7 @@ def is_online(
     url: str,  # http or https
     timeout: float = 5,  # seconds to wait for an answer
 ) -> bool:
-    "Whether an address answers at all, through the proxy if there is one"
+    "Tell whether an address answers, through the proxy if there is one"
     try: urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=timeout)
     except urllib.error.HTTPError: return True
     except OSError: return False
@@ -79,7 +79,7 @@ def is_online(
 
 # %% ../../nbs/models/40_architectures.ipynb #cdf46a54
 def _no_weights(arch, why):
-    "The error that says why, and what to do without"
+    "Make the error that says why weights are unavailable and what to do"
     return NoWeights(f'the pretrained weights of {arch} can\'t be had: {why}; pass pretrained=False (--pretrained no) '
                      'to train from scratch, or a weights file (.safetensors or .pth) on this machine, pretrained=FILE '
                      '(--pretrained FILE)')
@@ -88,13 +88,13 @@ def _no_weights(arch, why):
 def kept_weights(
     arch: str,  # of timm, with published weights
 ) -> str|None:  # None: they would have to be downloaded
-    "The file of a timm network's weights that is on this machine"
+    "Find the file of a timm network's weights on this machine"
     from huggingface_hub import try_to_load_from_cache
     kept = try_to_load_from_cache(_timm().get_pretrained_cfg(arch).hf_hub_id, 'model.safetensors')
     return kept if isinstance(kept, str) else None
 
 def _timm_file(arch):
-    "The weights of a timm network in the local cache, fetched if need be"
+    "Return the cached weights of a timm network; download them if necessary"
     from huggingface_hub import hf_hub_download, constants
     cfg = _timm().get_pretrained_cfg(arch)
     if cfg is None or not cfg.hf_hub_id: raise _no_weights(arch, 'none were published')
@@ -105,7 +105,7 @@ def _timm_file(arch):
 
 # %% ../../nbs/models/40_architectures.ipynb #4e6fc5ba
 def _read_weights(file):
-    "The tensors of a weights file, by the network's own names, without running code from it"
+    "Read the tensors of a weights file, by the network's own names, without running code from it"
     file = Path(file)
     if not file.is_file(): raise ModelError(f'{file}: no such weights file')
     try:
@@ -119,7 +119,7 @@ def _read_weights(file):
 
 # %% ../../nbs/models/40_architectures.ipynb #2cac7ba5
 class LeNet5(nn.Module):
-    "LeNet-5 (LeCun et al. 1998) for four channels and any size, down to its last layer but one"
+    "LeNet-5 (LeCun et al. 1998) for four channels and any size, without its last layer"
     num_features = 84
     def __init__(self):
         super().__init__()
@@ -132,8 +132,8 @@ class LeNet5(nn.Module):
 class ResidualBlock(nn.Module):
     "Two 3×3 convolutions and a shortcut"
     def __init__(self,
-        n_in: int,  # channels that come
-        n_out: int,  # channels that go
+        n_in: int,  # input channels
+        n_out: int,  # output channels
         stride: int,  # 2 halves the picture
     ):
         super().__init__()
@@ -161,7 +161,7 @@ def body_features(
     body: nn.Module,  # takes B×4×size×size
     size: int,  # in pixels
 ) -> torch.Tensor:  # 2×features, or 2×features×height×width
-    "What a body makes of two black pictures"
+    "Compute the output of a body for two black pictures"
     device, training = next(body.parameters()).device, body.training
     out = body.eval()(torch.zeros(2, 4, size, size, device=device))
     body.train(training)
@@ -170,7 +170,7 @@ def body_features(
 # %% ../../nbs/models/40_architectures.ipynb #21b97c3d
 @cache
 def _timm_options(arch, size):
-    "The options with which a timm network takes pictures of `size`, and the shape of what it gives"
+    "Find the options with which a timm network takes pictures of `size`, and the shape of its output"
     poolings = {'global_pool': ''}, {}
     size_options = ({}, {'dynamic_img_size': True}, {'strict_img_size': False, 'always_partition': True},
                     {'img_size': size})
@@ -187,15 +187,15 @@ def _timm_options(arch, size):
 
 # %% ../../nbs/models/40_architectures.ipynb #8736409c
 def _replace_layer(model, name, layer):
-    "Put another layer in the place of the one called `name`, however deep inside"
+    "Replace the layer called `name`, however deep inside"
     parent, _, attr = name.rpartition('.')
     setattr(model.get_submodule(parent), attr, layer)
 
 def _torchvision_body(arch, size):
-    "A torchvision network without its classifier, and the shape of what it gives"
+    "Build a torchvision network without its classifier, and return the shape of its output"
     import torchvision.models as m
     if arch in ('googlenet', 'inception_v3') or arch.startswith('squeezenet'):
-        raise ModelError(f'{arch} of torchvision has an ending of its own that can\'t be replaced; '
+        raise ModelError(f'{arch} of torchvision has a last layer that can\'t be replaced; '
                          'try resnet18, or timm\'s inception_v3')
     size_option = dict(image_size=size) if arch.startswith('vit_') else {}
     body = m.get_model(arch, weights=None, **size_option)
@@ -227,7 +227,7 @@ def _load_body(body, tensors, arch, file, stem):
 # %% ../../nbs/models/40_architectures.ipynb #3de80d0c
 @torch.no_grad()
 def _load_head(head, tensors, classes):
-    "Take over what weights know of the layers of a head, and of classes by their names; the names that were known"
+    "Fill a head from weights, matching classes by their names; return the names that were found"
     def fits(name, shape): return name in tensors and tensors[name].shape==shape
     *_,linear = head
     for name,t in head[:-1].state_dict().items():
@@ -246,14 +246,14 @@ def _load_head(head, tensors, classes):
 def simulated_weights(
     arch: str = 'smallresnet',  # one of this package's own networks
 ) -> Path:
-    "The file of weights that were trained on simulated cells"
+    "Return the file of weights that were trained on simulated cells"
     file = resources.files('hpa_fastai')/'weights'/f'{arch}.safetensors'
     if not file.is_file(): raise _no_weights(arch, 'none were published')
     return Path(str(file))
 
 # %% ../../nbs/models/40_architectures.ipynb #bd1e6a59
 def _published_weights(arch, library):
-    "The tensors of the published weights, downloaded once"
+    "Return the tensors of the published weights, downloaded once"
     if library=='hpa_fastai': return _read_weights(simulated_weights(arch))
     if library=='timm':
         here = dict(file=_timm_file(arch))
@@ -267,7 +267,7 @@ def _published_weights(arch, library):
 
 # %% ../../nbs/models/40_architectures.ipynb #e67dda60
 class ConcatPool(nn.Module):
-    "Maximum and mean over the picture, side by side"
+    "Concatenate maximum and mean over the picture"
     def forward(self, x): return torch.cat([nn.functional.adaptive_max_pool2d(x, 1), x.mean((2, 3), keepdim=True)], 1)
 
 # %% ../../nbs/models/40_architectures.ipynb #b2906475
@@ -276,14 +276,14 @@ def pooling_head(
     n_out: int,  # classes
     dropout: float = 0.5,  # before the linear layer
 ) -> nn.Sequential:  # B×n_in×h×w to B×n_out
-    "Pool a map of features, and a linear layer"
+    "Make a head that pools a feature map and applies a linear layer"
     n = 2*n_in
     return nn.Sequential(ConcatPool(), nn.Flatten(), nn.BatchNorm1d(n), nn.Dropout(dropout), nn.Linear(n, n_out))
 
 # %% ../../nbs/models/40_architectures.ipynb #5c31b003
 @torch.no_grad()
 def _load_published(model, pretrained, arch, classes):
-    "Fill a published network from a file of its weights; the names of the classes that it knows"
+    "Fill a published network from a file of its weights; return the names of the classes that it knows"
     if pretrained is True: from hpa_fastai.models.published import published_weights
     (body, head), labels = model, PUBLISHED_LABELS[arch]
     file = published_weights(arch) if pretrained is True else Path(pretrained)
@@ -315,10 +315,10 @@ def create_model(
     size: int = 128,  # pixels: the size of pictures that the network must take
     stem: str = 'copy',  # the yellow filters of a pretrained stem: 'copy' those of red, their 'mean', or 'zero'
     dropout: float = 0.5,  # before the last layer
-    classes: list = (),  # their names; those that the weights know start from what is known of them
+    classes: list = (),  # names of the classes; those that the weights know start from the known vectors
     heads: int|None = None,  # several heads of three layers, averaged: those of `subcell-vit`, for prediction
 ) -> nn.Sequential:  # body and head; B×4×size×size to B×n_out logits
-    "A network for four-channel pictures and many labels"
+    "Create a network for four-channel pictures with several labels each"
     size, dropout = checked(size=size, dropout=dropout)
     library = source_library(arch)
     if stem not in ('copy', 'mean', 'zero'): raise ModelError(f'stem {stem!r} is not one of copy, mean, zero')

@@ -15,7 +15,7 @@ from fastai.learner import *
 from ..basics.errors import HPAError
 from ..basics.processes import broadcast, is_first, n_processes, start_processes
 try: from fastai.distributed import DistributedDL, DistributedTrainer
-except NameError: DistributedDL = DistributedTrainer = object  # fastai.distributed can't be imported without accelerate
+except NameError: DistributedDL = DistributedTrainer = object  # fastai.distributed needs accelerate
 
 # %% ../../nbs/train/60_distributed.ipynb #7e1fd08e
 def rank_share(
@@ -23,15 +23,15 @@ def rank_share(
     bs: int,  # images in a batch of one process
     rank: int,  # of the process
     n: int,  # processes
-) -> list:  # as long for each process
-    "The part of an epoch that belongs to one process"
+) -> list:  # equally long for each process
+    "Select the part of an epoch that belongs to one process"
     idxs = idxs + idxs[-1:]*(-len(idxs)%n)
     parts = [idxs[i:i+bs*n] for i in range(0, len(idxs), bs*n)]
     return [i for p in parts for i in p[rank*len(p)//n:(rank+1)*len(p)//n]]
 
 # %% ../../nbs/train/60_distributed.ipynb #583a875d
 class SharedDL(DistributedDL):
-    "The batches of a loader that one process reads; together the processes read what one would"
+    "The part of each batch that one process reads; together, the processes read all batches of a loader"
     after_batch = property(lambda self: self.dl.after_batch)
     settings = property(lambda self: self.dl.settings)
 
@@ -51,14 +51,14 @@ class SharedDL(DistributedDL):
             yield b
 
     def to_detach(self, b, cpu=True, gather=True):
-        "Gather from all processes, without what was read twice"
+        "Gather from all processes, without images that were read twice"
         twice = max(self.i*self.world_size-self.n, 0) if hasattr(self, 'n') else 0
         def once(o): return o[:len(o)-twice] if gather and o.ndim else o
         return apply(once, to_detach(b, cpu, gather))
 
 # %% ../../nbs/train/60_distributed.ipynb #df5054f0
 class GatheredLoss(AvgLoss):
-    "The validation loss from the predictions of all processes"
+    "Compute the validation loss from the predictions of all processes"
     def accumulate(self, learn):
         pred, y = (learn.to_detach(o, cpu=False) for o in (learn.pred, learn.y))
         self.total += learn.loss_func(pred, y).mean().cpu()*len(y)
@@ -66,7 +66,7 @@ class GatheredLoss(AvgLoss):
 
 # %% ../../nbs/train/60_distributed.ipynb #35177b41
 class SharedTrainer(DistributedTrainer):
-    "fastai's training in several processes, on CPUs too, each image counted once"
+    "Train with fastai in several processes, on CPUs too, and count each image once"
     def before_fit(self):
         super().before_fit()
         self.own_loss = self.recorder.loss
@@ -84,7 +84,7 @@ class SharedTrainer(DistributedTrainer):
 
 # %% ../../nbs/train/60_distributed.ipynb #92f0138d
 class SameWeights(Callback):
-    "The first process's weights and statistics for all, after everything else that ends a training"
+    "Copy weights and statistics of the first process to all, after everything else at the end of a training"
     order = 1000
     def after_fit(self):
         for o in self.learn.model.state_dict().values(): torch.distributed.broadcast(o, 0)
@@ -95,7 +95,7 @@ def join_processes(
     sync_bn: bool = True,  # average batch normalisation over all GPUs
     **kwargs,  # of accelerate's `Accelerator`
 ) -> Learner:
-    "Train in the processes of a launcher from now on"
+    "Train in all processes of a launcher from now on"
     device = start_processes(learn.dls.device)
     learn.dls.to(device)
     learn.model.to(device)
@@ -108,7 +108,7 @@ def join_processes(
 def leave_processes(
     learn: Learner,  # that trains in several processes
 ) -> Learner:
-    "Train in this process alone from now on"
+    "Train only in this process from now on"
     for cb in (DistributedTrainer, SameWeights): learn.remove_cb(cb)
     if not is_first() and not hasattr(learn, 'progress'): learn.add_cb(ProgressCallback())
     return learn
@@ -117,7 +117,7 @@ def leave_processes(
 def shared_training(
     learn: Learner,  # of `hpa_learner`
 ):  # a context manager
-    "Train in all processes of a launcher where there is one; else as ever"
+    "Train in all processes of a launcher if there is one; otherwise in this process"
     if n_processes()==1: return nullcontext(learn)
     if DistributedTrainer is object:
         raise HPAError('training in several processes needs accelerate; '

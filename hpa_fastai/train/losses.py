@@ -16,7 +16,7 @@ from ..basics.errors import HPAError
 
 # %% ../../nbs/train/00_losses.ipynb #b8ef4dc5
 class MultilabelLoss:
-    "Base of the losses: logits and 0/1 targets in, a number out, and what fastai needs to turn logits into labels."
+    "Base class of the losses: a number from logits and 0/1 targets, and what fastai needs to turn logits into labels."
     def __init__(self,
                  thresh: float = 0.5,        # of `decodes`
                  reduction: str = 'mean'):   # of the batch: 'mean', 'sum' or 'none'
@@ -70,14 +70,14 @@ def activation(self: MultilabelLoss,
 def decodes(self: MultilabelLoss,
             probs: Tensor,   # of `activation`
            ) -> Tensor:
-    "Which classes lie above `thresh`."
+    "Tell which classes lie above `thresh`."
     return probs > self.thresh
 
 # %% ../../nbs/train/00_losses.ipynb #c4b81cc2
 class BCELoss(MultilabelLoss):
     "Binary cross entropy, with label smoothing."
     def __init__(self,
-                 smoothing: float = 0.,    # 0.1 trains toward 0.05 and 0.95: for labels of which some are wrong
+                 smoothing: float = 0.,    # 0.1 trains towards 0.05 and 0.95: for labels that are sometimes wrong
                  thresh: float = 0.5):     # of `decodes`
         super().__init__(thresh)
         self.smoothing = smoothing
@@ -92,9 +92,9 @@ class BCELoss(MultilabelLoss):
 
 # %% ../../nbs/train/00_losses.ipynb #f6bf77b4
 class SigmoidFocalLoss(MultilabelLoss):
-    "Cross entropy that looks away from what is right already ([Lin et al. 2017](https://arxiv.org/abs/1708.02002))."
+    "Cross entropy with less weight on right answers ([Lin et al. 2017](https://arxiv.org/abs/1708.02002))."
     def __init__(self,
-                 gamma: float = 2.,      # how fast it looks away; 2 in the paper and in the best systems of 2018
+                 gamma: float = 2.,      # how fast the weight falls; 2 in the paper and in the best systems of 2018
                  thresh: float = 0.5):   # of `decodes`
         super().__init__(thresh)
         self.gamma = gamma
@@ -109,11 +109,11 @@ class SigmoidFocalLoss(MultilabelLoss):
 
 # %% ../../nbs/train/00_losses.ipynb #936d5bfe
 class AsymmetricLoss(MultilabelLoss):
-    "Focal loss that leaves easy noes faster than yeses ([Ridnik et al. 2021](https://arxiv.org/abs/2009.14119))."
+    "Focal loss with separate γ for positives and negatives ([Ridnik et al. 2021](https://arxiv.org/abs/2009.14119))."
     def __init__(self,
                  gamma_neg: float = 4.,  # for negatives, as in the paper
-                 gamma_pos: float = 1.,  # for positives: there are few, so each goes on teaching
-                 clip: float = 0.05,     # negatives below this count as done; it also forgives some missing labels
+                 gamma_pos: float = 1.,  # for positives: there are few, so each should keep its influence
+                 clip: float = 0.05,     # negatives below this cost nothing; this also tolerates some missing labels
                  thresh: float = 0.5):   # of `decodes`
         super().__init__(thresh)
         self.gamma_neg, self.gamma_pos, self.clip = gamma_neg, gamma_pos, clip
@@ -141,24 +141,24 @@ def lovasz_hinge(x: Tensor,    # logits, images × classes
 
 # %% ../../nbs/train/00_losses.ipynb #6202037c
 class SymmetricLovaszLoss(MultilabelLoss):
-    "Lovász hinge on the labels an image has and, as much, on those it has not."
+    "Lovász hinge, averaged over the labels that an image has and those that it does not have."
     def elements(self,
                  x: Tensor,   # logits, images × classes
                  y: Tensor,   # 0/1, images × classes
                 ) -> Tensor:  # one an image
-        "The loss of each image: its classes are ranked together."
+        "Compute the loss of each image, with its classes ranked together."
         return (lovasz_hinge(x, y) + lovasz_hinge(-x, 1 - y))/2
 
 # %% ../../nbs/train/00_losses.ipynb #aabdc248
 def _soft_f1(p, y, dim, eps):
-    "F1 along `dim` with probabilities in place of decisions; `eps` is added above and below."
+    "Compute F1 along `dim` with probabilities instead of decisions; `eps` is added to numerator and denominator."
     return (2*(p*y).sum(dim) + eps)/((p + y).sum(dim) + eps)
 
 # %% ../../nbs/train/00_losses.ipynb #3a00c1a1
 class SoftF1Loss(MultilabelLoss):
     "One minus F1 with probabilities in place of decisions, for each class over the batch."
     def __init__(self,
-                 eps: float = 1.,        # added above and below: a class neither there nor predicted counts as right
+                 eps: float = 1.,        # added to both: a class neither present nor predicted counts as right
                  thresh: float = 0.5):   # of `decodes`
         super().__init__(thresh)
         self.eps = eps
@@ -189,7 +189,7 @@ LOSSES = dict(focal=SigmoidFocalLoss, bce=BCELoss, asymmetric=AsymmetricLoss, lo
               soft_f1=SoftF1Loss)
 
 def _loss_called(name, **kwargs):
-    "One loss by its name."
+    "Make one loss from its name."
     if name not in LOSSES:
         near = difflib.get_close_matches(name.lower(), LOSSES, 1, .3)
         hint = f'did you mean {near[0]!r}? ' if near else ''
@@ -202,7 +202,7 @@ def _loss_called(name, **kwargs):
 def get_loss(name: str,             # 'focal', 'bce', 'asymmetric', 'lovasz', 'soft_f1', or a sum: 'focal + 0.5*lovasz'
              **kwargs,              # settings of a single loss, such as `gamma=1`
             ) -> MultilabelLoss:
-    "The loss called `name`."
+    "Make the loss called `name`."
     if not any(sign in name for sign in '+*'): return _loss_called(name.strip(), **kwargs)
     parts = []
     for part in name.split('+'):

@@ -326,7 +326,7 @@ def test_a_graph_of_the_other_network(densenet_graph, inception_graph):
 
 def test_weights_in_other_files_are_not_followed(densenet_graph, tmp_path):
     onnx.save(onnx.load(densenet_graph[0]), tmp_path/'outside.onnx', save_as_external_data=True, location='weights.bin')
-    refused('outside.onnx: its weights lie in other files', DENSENET, tmp_path/'outside.onnx')
+    refused('outside.onnx: its weights are in other files', DENSENET, tmp_path/'outside.onnx')
 
 
 def test_functions_in_a_graph_are_refused(densenet_graph, tmp_path):

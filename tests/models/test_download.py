@@ -218,14 +218,14 @@ def test_a_page_in_place_of_the_file(archive, tmp_path, kind, body):
 
 
 def test_a_full_disk(archive, tmp_path):
-    "What came stays, and is gone on with once there is room"
+    "What came is kept, and the download continues once there is room"
     small = tmp_path/'small'
     small.mkdir()
     mounted = os.geteuid() == 0 and sys.platform == 'linux' and subprocess.run(
         ['mount', '-t', 'tmpfs', '-o', 'size=512k', 'tmpfs', small], capture_output=True).returncode == 0
     if not mounted: pytest.skip('a small disk can be mounted by root alone')
     try:
-        refused(archive, small, 'disk', str(small), 'No space left on device', 'make room', 'MB that came stay in')
+        refused(archive, small, 'disk', str(small), 'No space left on device', 'make room', 'MB are kept in')
         kept = (small/'w.bin.part').stat().st_size
         archive.served = 0
         subprocess.run(['mount', '-o', 'remount,size=2m', small], check=True)
@@ -240,7 +240,7 @@ def test_a_quota(archive, tmp_path):
     import resource
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, old[1]))
-    try: refused(archive, tmp_path, 'disk', str(tmp_path), 'File too large', '0.5 MB that came stay in w.bin.part')
+    try: refused(archive, tmp_path, 'disk', str(tmp_path), 'File too large', '0.5 MB are kept in w.bin.part')
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
     fetch_file(archive.url('w.bin'), tmp_path/'w.bin', CHECKSUM, progress=False)
 
@@ -314,7 +314,7 @@ def test_a_server_that_announces_more_than_it_has_is_left(archive, tmp_path, mon
     for known in (CHECKSUM, None):
         archive.first = [(200, {'Content-Length': '20010', 'ETag': '"v1"'}, CONTENT[:20_000]), rest]*9
         archive.asked.clear()
-        refused(archive, tmp_path, 'broken', 'another part of the file than it is asked for', sha256=known)
+        refused(archive, tmp_path, 'broken', 'another part than was asked for', sha256=known)
         assert len(archive.asked) <= 7
 
 

@@ -258,7 +258,7 @@ def test_another_file_is_refused_unless_it_is_asked_for(archive, tmp_path):
     assert published_vectors(NAME) == {} and archive.asked == []
     assert get(source=other) and get()
     with pytest.raises(ModelError) as e: get(source=carried_other(tmp_path))
-    one_line(e, 'is there already, made of other files', '--force')
+    one_line(e, 'exists already, made from other files', '--force')
 
 
 def carried_other(tmp_path):
@@ -387,7 +387,7 @@ def test_without_a_connection_the_way_to_carry_is_told(archive, monkeypatch):
 
 def test_names():
     with pytest.raises(ModelError, match='did you mean subcell-vit'): published_weights('subcellvit')
-    with pytest.raises(ModelError, match='there are hpa-densenet121, hpa-inc'): published_weights('???')
+    with pytest.raises(ModelError, match='choose one of hpa-densenet121, hpa-inc'): published_weights('???')
 
 
 def test_the_folder_of_models(monkeypatch, tmp_path):

@@ -32,5 +32,5 @@ def test_checkpoints_run_no_code(tmp_path):
     class Evil:
         def __reduce__(self): return (open, (str(tmp_path/'was_here'), 'w'))
     (tmp_path/'c.pt').write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(TrainingError, match='delete it to start anew'): read_checkpoint(tmp_path/'c.pt')
+    with pytest.raises(TrainingError, match='delete it to start again'): read_checkpoint(tmp_path/'c.pt')
     assert not (tmp_path/'was_here').exists()

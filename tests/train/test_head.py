@@ -52,6 +52,6 @@ def test_a_head_for_as_many_images_as_there_is_time_for(fitted):
 def test_too_little_memory_for_the_head(make_learner):
     learn, same = (make_learner() for _ in range(2))
     learn.model[0].layers.insert(0, SmallMemory(1))
-    with pytest.warns(UserWarning, match='with 2 images in a batch; going on with 1'): learn.fit_head()
+    with pytest.warns(UserWarning, match='with 2 images in a batch; continuing with 1'): learn.fit_head()
     same.fit_head()
     assert torch.allclose(learn.model[1][-1].weight, same.model[1][-1].weight, atol=1e-3)

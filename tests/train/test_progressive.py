@@ -220,7 +220,7 @@ def test_resuming_with_pictures_read_otherwise_is_refused(small_atlas, cache, tm
 def test_a_stopped_training_is_not_overwritten(make_learner, tmp_path):
     how = dict(sizes=(32,), epochs=2, folder=tmp_path/'run', verbose=False)
     with pytest.raises(RuntimeError): make_learner(size=32, cbs=StopInEpoch(1)).fit_progressive(**how)
-    with pytest.raises(TrainingError, match=r'pass resume=True \(--resume\) to go on with it'):
+    with pytest.raises(TrainingError, match=r'pass resume=True \(--resume\) to continue it'):
         make_learner(size=32).fit_progressive(**how)
 
 

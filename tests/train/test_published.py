@@ -101,7 +101,7 @@ def test_the_head_alone_for_few_images_and_all_of_it_where_asked(dls, densenet):
 @pytest.mark.parametrize('asked', ['dataset', 'source', 'minmax', ((.1,)*4, (.2,)*4)])
 def test_who_asked_for_other_figures_keeps_them(small_atlas, cache, densenet, asked):
     dls = HPADataLoaders.from_csv(small_atlas, size=64, bs=8, cache=cache, progress=False, normalize=asked)
-    with pytest.warns(UserWarning, match='as was asked for; hpa-densenet121 was trained') as said:
+    with pytest.warns(UserWarning, match='as you asked; hpa-densenet121 was trained') as said:
         learn = hpa_learner(dls, NAME, densenet[1])
     assert learn.dls.settings == dls.settings and len([w for w in said if 'as was asked' in str(w.message)]) == 1
 

@@ -50,10 +50,10 @@ def test_a_batch_larger_than_the_training_set(make_learner):
 def test_too_little_memory_halves_the_batch(make_learner):
     learn = make_learner()
     learn.model[0].layers.insert(0, SmallMemory(5))
-    with pytest.warns(UserWarning, match='with 8 images in a batch; going on with 4'):
+    with pytest.warns(UserWarning, match='with 8 images in a batch; continuing with 4'):
         learn.fit_progressive(sizes=(48,), epochs=1, verbose=False)
     assert len(learn.training_log) == 1 and learn.dls.train.bs == 16
-    with pytest.warns(UserWarning, match='with 8 images in a batch; going on with 4'):
+    with pytest.warns(UserWarning, match='with 8 images in a batch; continuing with 4'):
         learn.fit_progressive(sizes=(48,), minutes=.03, lr='find', verbose=False)
     assert learn.training_log and learn.dls.train.bs == 16 and 1e-4 <= learn.history['lr'] <= 1e-2
     learn.model[0].layers[0].n = 1
