@@ -336,7 +336,7 @@ def test_the_command_matches_a_prevalence_and_says_that_images_are_few(plate, tr
     assert main([*args, '--thresholds', 'most']) == 2
     assert "'most' is none of model, prevalence, and a number" in capsys.readouterr().err
     assert main([*args, '--thresholds', 'prevalence', '--watch', '--timeout', '1']) == 2
-    assert 'a folder that is watched never has them all' in capsys.readouterr().err
+    assert 'a watched folder is never complete' in capsys.readouterr().err
     with pytest.warns(UserWarning, match='^the prevalence was matched on 10 images, which are few: .* in 20 has'):
         assert main([*args, '--thresholds', 'prevalence']) == 0
     assert '10 fields of view in' in capsys.readouterr().out
@@ -368,7 +368,7 @@ def test_pictures_that_were_replaced_meanwhile_are_predicted_again(plate, traine
     reads, real = set(), ImageReader.array
     with (
         pytest.MonkeyPatch.context() as m,
-        pytest.warns(UserWarning, match='2 of .* have other files than when they were predicted'),
+        pytest.warns(UserWarning, match='2 of .* have changed files since they were predicted'),
     ):
         m.setattr(ImageReader, 'array', lambda self, row: (reads.add(row['Id']), real(self, row))[1])
         df = predict(plate, **kwargs)
