@@ -25,7 +25,7 @@ _repository = re.compile(r'[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*')
 def is_hub_name(
     model: str|Path,  # as a user names a model
 ) -> bool:
-    "Whether it names a model of the Hub rather than a folder."
+    "Tell whether a name stands for a model on the Hub rather than a folder."
     if not isinstance(model, str) or not _repository.fullmatch(model): return False
     return not Path(model).exists() and not Path(model).parent.is_dir()
 
@@ -35,13 +35,13 @@ FILES = ('model.safetensors', 'config.json', 'README.md', 'sample.npz')
 def pull_model(
     name: str,  # user/name on the Hub
 ) -> Path:  # folder of the bundle
-    "Fetch a model from the Hub, or find it where it was fetched before."
+    "Download a model from the Hub, or find it in the cache."
     from huggingface_hub import constants, errors, snapshot_download
     try: return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise BundleError(f'{name}: neither a folder here nor a model on {constants.ENDPOINT} that you may see; '
                           'for a private one log in with `hf auth login`') from None
-    except Exception as e:  # of the network, of which each library has errors of its own
+    except Exception as e:  # each network library has its own errors
         raise BundleError(f"{name}: no folder here, and {constants.ENDPOINT} can't be reached ({type(e).__name__}); "
                           'check the network, or give the folder of a model') from None
 
@@ -50,7 +50,7 @@ def pull_model(
 def find_model(
     model: str|Path,  # folder of a bundle, name of a published model, or user/name on the Hub
 ) -> Path:
-    "Find the folder of a model, fetched if need be."
+    "Find the folder of a model; download it if necessary."
     if is_hub_name(model): return pull_model(model)
     name, path = str(model), Path(path_text(model, 'model'))
     if path.exists(): return path
@@ -61,7 +61,7 @@ def find_model(
 
 # %% ../../nbs/deploy/30_hub.ipynb #def1ac1a
 def _members(model):
-    "The models of a folder of folds, or the one model."
+    "List the models in a folder of folds, or the one model."
     if hasattr(model, 'dls'): return [Bundle.from_learner(model)]
     if isinstance(model, Bundle): return [model]
     model = path_text(model, 'model')
@@ -73,9 +73,9 @@ def _members(model):
 def read_otherwise(
     bundle: Bundle,  # of `load_bundle`
     reading: dict,  # settings of `ImageReader` that differ: channels, missing, scale, bits, pixel_size, …
-) -> Bundle:  # another, with the same network
-    "Make a bundle that reads files by other settings than those it remembers."
-    if 'size' in reading: raise HPAError('reading: the size belongs to the network; leave it away')
+) -> Bundle:  # a new bundle with the same network
+    "Make a bundle that reads files with other settings than the saved ones."
+    if 'size' in reading: raise HPAError('reading: the size belongs to the network; leave it out')
     try: reader = replace(bundle.settings.reader, **reading)
     except TypeError as e: raise HPAError(f'reading: {str(e).split("()")[-1].strip()}') from None
     config = {**bundle.config, 'reader': json.loads(json.dumps(asdict(reader)))}
@@ -88,7 +88,7 @@ def load_models(
     reading: dict|None = None,  # settings of `ImageReader` that differ from those that the models remember
     task: str = 'fields',  # for which the default is wanted: 'fields' or 'cells'
 ) -> list[Bundle]:
-    "Load one or several models that know the same classes."
+    "Load one or several models with the same classes."
     if model is None: model = default_model(task)
     models = [model] if isinstance(model, Bundle) or hasattr(model, 'dls') else as_list(model)
     models = models if isinstance(models, list) else [models]
@@ -101,7 +101,7 @@ def load_models(
     if not bundles: raise HPAError('no model given: model takes the folder of a bundle, or a list of them')
     for member, bundle in zip(members, bundles):
         if bool(bundle.settings.crop) != bool(bundles[0].settings.crop):
-            raise HPAError(f'{member}: of it and {members[0]} one judges single cells and one whole fields of view; '
+            raise HPAError(f'{member}: of it and {members[0]}, one judges single cells and one whole fields of view; '
                            'an ensemble needs models of one kind')
         if bundle.labels == bundles[0].labels: continue
         raise HPAError(f'{member}: its classes are not those of {members[0]}; '
@@ -117,7 +117,7 @@ def load_models(
 def push_model(
     path: str|Path,  # folder of a bundle
     name: str,  # user/name on the Hub
-    private: bool = True,  # whether only you can see it, where it is new
+    private: bool = True,  # whether only you can see a new model
 ) -> str:  # address
     "Share a model on the Hub."
     from huggingface_hub import HfApi

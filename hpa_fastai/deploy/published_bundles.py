@@ -28,7 +28,7 @@ from .saving import *
 def upstream_thresholds(
     model: PublishedModel,  # of the registry
 ) -> Thresholds:
-    "Make the thresholds by which the authors' own script decides."
+    "Make the thresholds of the authors' own script."
     plain = plain_thresholds(.5, len(model.labels), exclusive=model.labels.negative)
     return replace(plain, method='one half, and always the highest class, as its authors do', at_least_one=True)
 
@@ -60,7 +60,7 @@ def bundle_of(
                            training={'trained by others': model.about}, published=record)
 
 def _is_whole(folder):
-    "Whether a bundle lies in a folder."
+    "Tell whether a folder holds a bundle."
     return all((folder/file).is_file() for file in ('config.json', 'model.safetensors'))
 
 def fetch_model(
@@ -70,11 +70,11 @@ def fetch_model(
     force: bool = False,  # get it again
     progress: bool = True,  # show bars
 ) -> Path:  # folder of the bundle
-    "Get a published model as a bundle, or find it where it was put before."
+    "Get a published model as a bundle, or find it if it is already there."
     model, folder = get_published(name), models_folder()/name
     if _is_whole(folder) and source is None and not force: return folder
     if folder.exists() and not (folder/'config.json').is_file():
-        raise BundleError(f'{folder}: in the place of the model, and no model; remove it or put it elsewhere')
+        raise BundleError(f'{folder}: this is in the place of the model but is not a model; remove it or move it')
     weights = published_weights(name, source, verify, force, progress)
     if weights.parent == folder: return folder
     with one_at_a_time(models_folder()/f'{name}.bundle', progress):
@@ -87,11 +87,11 @@ def fetch_model(
 DEFAULT_MODELS = dict(fields='hpa-densenet121', cells='hpa-inception-v3-cells')  # by task
 
 def default_model(
-    task: str = 'fields',  # what is to be judged: 'fields' or 'cells'
-    own: str|Path = 'hpa_model',  # folder of a model of one's own, which comes first
+    task: str = 'fields',  # what to predict: 'fields' or 'cells'
+    own: str|Path = 'hpa_model',  # folder of your own model, which comes first
     progress: bool = True,  # show bars
 ) -> Path:  # folder of a bundle
-    "Find the model that answers where none was named."
+    "Find the model to use if none was named."
     if Path(own).exists(): return Path(own)
     name = DEFAULT_MODELS[task]
     model, folder = get_published(name), models_folder()/name

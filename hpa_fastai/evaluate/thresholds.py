@@ -21,7 +21,7 @@ from .threshold_methods import match_prevalence, crossfit_draws, auto_draws
 class Thresholds:
     "One threshold a class, how well it is known, and how it was found."
     values: np.ndarray              # a class is predicted where its probability is larger
-    low: np.ndarray                 # lower end of where the threshold may lie: nine of ten refits are above
+    low: np.ndarray                 # lower end of the range of the threshold: nine of ten refits are above
     high: np.ndarray                # upper end: nine of ten refits are below
     method: str                     # how they were found
     support: np.ndarray             # positive images of each class they were found on
@@ -42,7 +42,7 @@ def __repr__(self: Thresholds):
 def margins(self: Thresholds,
             probs,              # probabilities, images × classes
            ) -> np.ndarray:     # log odds above the threshold; positive where the class is predicted
-    "How far each probability lies above its class's threshold."
+    "Measure how far each probability lies above the threshold of its class."
     p = check_probs(probs)
     if p.shape[1] != len(self):
         raise MetricError(f'probs has {p.shape[1]} classes but there are thresholds for {len(self)}: '
@@ -55,7 +55,7 @@ def undecided(self: Thresholds,
               probs,                # probabilities, images × classes
               band=None,            # half width in probability; None: the range in which the threshold itself may lie
              ) -> np.ndarray:       # bool, images × classes
-    "Where a probability is too close to the threshold to call."
+    "Tell which probabilities are too close to their threshold to decide."
     p = check_probs(probs)
     if band is None: return (p > self.low) & (p <= self.high)
     return np.abs(p - self.values) < band
@@ -64,11 +64,11 @@ def undecided(self: Thresholds,
 @patch
 def predict(self: Thresholds,
             probs,                        # probabilities, images × classes
-            at_least_one: bool = False,   # give an image without labels one, even where the thresholds don't say so
+            at_least_one: bool = False,   # give an image without labels one, even if the thresholds don't say so
             exclusive: int | None = None, # number of the class that stands alone; None: `exclusive` of the thresholds
-            abstain=None,                 # leave out what is closer to its threshold than this; True: inside its range
+            abstain=None,                 # leave out classes closer to their threshold; True: inside its range
            ) -> np.ndarray:               # bool, images × classes
-    "Which classes each image gets."
+    "Decide which classes each image gets."
     margin = self.margins(probs)
     out = np.asarray(probs, np.float64) > self.values
     if abstain: out &= ~self.undecided(probs, None if abstain is True else abstain)
@@ -89,7 +89,7 @@ def predict(self: Thresholds,
 def table(self: Thresholds,
           labels=None,        # `LabelSet` or list of names
          ) -> pd.DataFrame:   # one row a class
-    "Thresholds, their ranges and the positives behind them."
+    "Tabulate thresholds, their ranges and the positives behind them."
     return pd.DataFrame(dict(threshold=self.values, low=self.low, high=self.high, support=self.support),
                         index=pd.Index(class_names(labels, len(self)), name='class'))
 
@@ -112,10 +112,10 @@ def from_dict(cls: Thresholds,
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #d3503546
 def plain_thresholds(values,                        # one number for all classes, or one a class
-                     n_classes: int | None = None,  # needed where `values` is one number
+                     n_classes: int | None = None,  # needed if `values` is one number
                      exclusive: int | None = None,  # number of the class that stands alone: `LabelSet.negative`
                     ) -> Thresholds:
-    "Thresholds as somebody said them, without a range."
+    "Make thresholds from given numbers, without a range."
     values = np.array(values if n_classes is None else np.broadcast_to(values, n_classes), float)
     return Thresholds(values, values, values, 'constant', np.zeros(len(values), int), exclusive=exclusive)
 
@@ -124,7 +124,7 @@ def as_thresholds(value,                         # `Thresholds`, one number, or 
                   n_classes: int,                # that there are
                   exclusive: int | None = None,  # number of the class that stands alone, where `value` doesn't say
                  ) -> Thresholds:
-    "Thresholds, in whatever form somebody gives them."
+    "Convert thresholds from any accepted form."
     if isinstance(value, Thresholds): return value
     wanted = f'one number, or one for each of the {n_classes} classes'
     try: values = np.asarray(value, float)
@@ -141,7 +141,7 @@ def decide(probs,         # probabilities, images × classes
            preds,         # decisions (bool, images × classes), or what makes them: `Thresholds`, a number, one a class
            labels=None,   # `LabelSet`: its `negative` stands alone, unless the decisions were made already
           ) -> np.ndarray:  # bool, images × classes
-    "Decisions about each image and class, in whatever form somebody gives them."
+    "Return decisions for each image and class from any accepted form."
     exclusive = getattr(labels, 'negative', None)
     if isinstance(preds, Thresholds): return preds.predict(probs, exclusive=exclusive)
     if np.ndim(preds) < 2: return as_thresholds(preds, probs.shape[1], exclusive).predict(probs)
@@ -150,12 +150,12 @@ def decide(probs,         # probabilities, images × classes
     return decisions
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #ddd3dd9b
-def prevalence_thresholds(probs,                 # probabilities, images × classes, of all images that are to be decided
+def prevalence_thresholds(probs,                 # probabilities of all images to decide, images × classes
                           share,                 # share of images that have each class, one a class
                           exclusive: int | None = None,  # number of the class that stands alone
                           at_least_one: bool = False,    # an image without labels gets the class nearest
                          ) -> Thresholds:
-    "Thresholds by which each class is given as often as it is known to occur."
+    "Make thresholds that give each class as often as it is known to occur."
     p, share = check_probs(probs), np.asarray(share, float)
     if share.shape != p.shape[1:] or not ((share >= 0) & (share <= 1)).all():
         raise MetricError(f'the prevalence has to be one share between 0 and 1 for each of the {p.shape[1]} classes')
@@ -167,7 +167,7 @@ def prevalence_thresholds(probs,                 # probabilities, images × clas
 # %% ../../nbs/evaluate/30_thresholds.ipynb #6bbf7302
 def average_thresholds(several: list,  # of `Thresholds` for the same classes, one a model
                       ) -> Thresholds:
-    "The thresholds by which several models decide together: the mean of each value and of each end."
+    "Average the thresholds, and the ends of their ranges, of several models."
     means = {name: np.mean([getattr(th, name) for th in several], 0) for name in ('values', 'low', 'high', 'support')}
     methods = ' and '.join(dict.fromkeys(th.method for th in several))
     same_f1 = len({th.expected_f1 for th in several}) == 1
@@ -180,7 +180,7 @@ THRESHOLD_METHODS = 'auto', 'constant', 'f1', 'prevalence', 'crossfit'
 def check_method(
     method,  # one of `THRESHOLD_METHODS`, or one number for all classes
 ) -> str | float:
-    "A method's name, or the one number that serves all classes."
+    "Check a method: its name, or one number for all classes."
     if isinstance(method, str) and method in THRESHOLD_METHODS: return method
     try: value = float(method)
     except (TypeError, ValueError): value = np.nan
@@ -190,7 +190,7 @@ def check_method(
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #fdaab4b2
 def _fit(p, t, method, share, seed, quick=False):
-    "Thresholds by `method`, and the draws that show how well they are known, where it has any."
+    "Find thresholds by `method`, and its draws, if it has any."
     if isinstance(method, float): return np.full(p.shape[1], method), None
     odds = np.ones(p.shape[1])
     if share is not None:
@@ -205,7 +205,7 @@ def _fit(p, t, method, share, seed, quick=False):
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #7586beb8
 def _crossfit(p, t, fold, fit, exclusive):
-    "Macro F1 of thresholds on the folds they were not fitted on, and those thresholds; NaN where a fold has no others."
+    "Compute macro F1 of thresholds on folds they were not fitted on, and these thresholds; NaN if impossible."
     preds, refits = np.zeros_like(t), []
     for k in np.unique(fold):
         rest = fold != k
@@ -218,13 +218,13 @@ def _crossfit(p, t, fold, fit, exclusive):
 def fit_thresholds(probs,               # probabilities, images × classes, of images the model was not trained on
                    targets,             # labels of the same images, 0/1
                    method='auto',       # one of `THRESHOLD_METHODS`, or one number for all classes
-                   prevalence=None,     # share of images with each class where they will be used; None: as here
+                   prevalence=None,     # share of images with each class in later use; None: as here
                    groups=None,         # group of each image (antibody); cross-fitting keeps groups whole
-                   folds: int = 5,      # of the cross-fitting that measures `expected_f1`; 0: leave it out
+                   folds: int = 5,      # folds of the cross-fitting that measures `expected_f1`; 0: none
                    seed: int = 0,       # of the draws and folds
                    exclusive: int | None = None,  # number of the class that stands alone: `LabelSet.negative`
                   ) -> Thresholds:
-    "One threshold a class, how well it is known, and the macro F1 to expect from it."
+    "Fit one threshold per class, with its range and the expected macro F1."
     p, t = check_probs(probs, targets), check_labels(targets)
     n_images, n_classes = p.shape
     if not t.any():
@@ -254,7 +254,7 @@ def f1_curves(probs,               # probabilities, images × classes
               n_draws: int = 200,  # bootstrap draws
               seed: int = 0,       # of the draws
              ) -> tuple:           # thresholds (bins), F1 (classes × bins), low and high end of nine draws in ten
-    "F1 of each class at every threshold, and how far it may be off."
+    "Compute F1 of each class at every threshold, and its uncertainty."
     rng = np.random.default_rng(seed)
     n_all, n_pos = score_counts(check_probs(probs, targets), check_labels(targets))
     n_neg = n_all - n_pos

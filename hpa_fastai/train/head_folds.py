@@ -19,7 +19,7 @@ from .head import best_head, head_inputs, put_head
 # %% ../../nbs/train/42_head_folds.ipynb #a7fe0e1c
 def images_to_learn_from(
     learn: Learner,  # with its loaders
-) -> pd.DataFrame:  # a row an image, in the order of the Ids
+) -> pd.DataFrame:  # one row per image, in the order of the Ids
     "Gather the labelled images that a head may be fitted to"
     held_out = getattr(learn.dls.train, 'held_out', True)
     loaders = [learn.dls.train] if held_out else [learn.dls.train, learn.dls.valid]
@@ -42,7 +42,7 @@ FOLDS = 5  # of a dealing
 def n_repeats(
     n: int,  # images
 ) -> int:
-    "Say how many dealings of the folds are averaged"
+    "Choose how many times images are dealt into folds"
     return int(np.clip(5000//max(n, 1), 1, 5))
 
 # %% ../../nbs/train/42_head_folds.ipynb #c9726658
@@ -50,7 +50,7 @@ def score_out_of_fold(
     learn: Learner,  # whose head says what is known
     z: Tensor,  # features, n×D
     items: pd.DataFrame,  # of the images, n
-    weights: np.ndarray|None,  # of each image in a fit; None: all alike
+    weights: np.ndarray|None,  # of each image in a fit; None: all equal
     seed: int = 0,  # of the folds
 ) -> OutOfFold:
     "Score each image by heads that were fitted without its fold"
@@ -71,7 +71,7 @@ def score_out_of_fold(
 # %% ../../nbs/train/42_head_folds.ipynb #79fc7717
 def fit_head_by_folds(
     learn: Learner,  # of `hpa_learner`
-    most: int = 20_000,  # images to look at
+    most: int = 20_000,  # images to read
     seed: int = 0,  # of the folds
 ) -> Learner:  # with `out_of_fold`
     "Fit a learner's head to all images that it may learn from, and score each by heads that have not seen it"
@@ -89,7 +89,7 @@ def fit_head_by_folds(
 def scores_to_save(
     scores: OutOfFold|None,  # of a learner
 ) -> dict|None:  # of plain values
-    "Make of scores what a checkpoint can hold"
+    "Convert scores to plain values for a checkpoint"
     if scores is None: return None
     return dict(ids=scores.items['Id'].astype(str).tolist(), logits=scores.logits, part=scores.part.tolist(),
                 repeats=scores.repeats)
@@ -98,7 +98,7 @@ def saved_scores(
     learn: Learner,  # with the loaders that the scores were made from
     state: dict|None,  # of `scores_to_save`
 ) -> OutOfFold|None:  # None: there were none
-    "Make scores again of what a checkpoint held"
+    "Restore scores from a checkpoint"
     if state is None: return None
     items = images_to_learn_from(learn)
     items = items.set_index(items['Id'].astype(str)).loc[state['ids']].reset_index(drop=True)

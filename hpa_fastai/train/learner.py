@@ -47,10 +47,10 @@ from .progressive import (
 
 # %% ../../nbs/train/70_learner.ipynb #8f1f1e0f
 def check_loaders(
-    dls,  # what somebody gave
-    who: str,  # the function that it was given to
+    dls,  # the loaders to check
+    who: str,  # name of the calling function
 ) -> HPADataLoaders:  # the same
-    "Refuse loaders that don't know labels and settings, and say what to use"
+    "Refuse loaders without labels and settings, and say what to use"
     if isinstance(dls, HPADataLoaders): return dls
     try: four = isinstance(dls.train.dataset[0][0], TensorRGBY)
     except Exception: four = False
@@ -63,13 +63,13 @@ def check_loaders(
 
 # %% ../../nbs/train/70_learner.ipynb #14ceaa89
 class HPALearner(Learner):
-    "A fastai `Learner` that answers as the model does that it is saved as: calibrated, and by its thresholds"
-    _thresholds = calibration = evaluation = None  # what is fitted on the outputs of the weights as they are
-    out_of_fold = None  # scores of all images by heads that have not seen them, where the head alone was fitted
+    "A fastai `Learner` that answers like its saved model: calibrated, and by its thresholds"
+    _thresholds = calibration = evaluation = None  # fitted on the outputs of the current weights
+    out_of_fold = None  # scores of all images by heads that have not seen them, if only the head was fitted
     fitted_here = {}  # what `calibrate` and `fit_thresholds` fitted on the learner's own images, and how
-    pretrained = knows_cells = False  # whether the network came with weights, and with such as know these pictures
-    start_weights = None  # those that a pretrained network came with, until it has been trained
-    origin = {}  # what a history says of published weights that the training started from
+    pretrained = knows_cells = False  # whether the network has pretrained weights, and such that know cells
+    start_weights = None  # original weights of a pretrained network, until it has been trained
+    origin = {}  # record of the published weights that the training started from
 
     @delegates(Learner.__init__)
     def __init__(self,
@@ -82,44 +82,44 @@ class HPALearner(Learner):
 
     @property
     def metrics(self) -> L:
-        "What is measured on the validation images after each epoch; scores such as `macro_f1` may be put here too"
+        "The metrics of each epoch on the validation images; you may also assign scores such as `macro_f1`"
         return self._metrics
 
     @metrics.setter
     def metrics(self,
         value,  # metrics of fastai or of this package, or scores: macro_f1, micro_f1, sample_f1, mean_ap
     ):
-        "Put metrics in the place of those that there are"
+        "Replace the metrics"
         self._metrics = L(value).map(as_metric).map(mk_metric)
 
     @delegates(Learner.fit)
     def fit(self,
         n_epoch: int,  # passes over the training images
         *args,
-        cbs = None,  # callbacks for this fit alone
+        cbs = None,  # callbacks for this fit only
         **kwargs
     ):
-        "fastai's loop; a callback that watches a figure which is not measured is told so before"
+        "Run fastai's loop; first refuse a callback that watches a metric which is not measured"
         check_monitors(self, L(cbs))
         super().fit(n_epoch, *args, cbs=cbs, **kwargs)
 
     @property
     def thresholds(self) -> Thresholds|None:
-        "What decides which classes a picture gets; one number for all classes, or one a class, may be put here too"
+        "The thresholds that decide which classes a picture gets; you may also assign a number, or one per class"
         return self._thresholds
 
     @thresholds.setter
     def thresholds(self,
         value,  # `Thresholds`, a number, or one a class; None: nothing is fitted
     ):
-        "Put thresholds in the place of those that were fitted"
+        "Replace the thresholds"
         self.fitted_here = {k: v for k,v in self.fitted_here.items() if k!='thresholds'}
         self._thresholds = value if value is None else as_thresholds(value, len(self.dls.vocab))
 
     def probabilities(self,
         logits: Tensor,  # n×C
     ) -> Tensor:  # n×C, float32
-        "Probabilities, calibrated where the learner is"
+        "Convert outputs to probabilities, calibrated if the learner is"
         probs = logits.as_subclass(Tensor).float().sigmoid()
         if self.calibration is None: return probs
         return torch.from_numpy(self.calibration(probs.cpu().numpy()).astype(np.float32))
@@ -127,21 +127,21 @@ class HPALearner(Learner):
     def decide(self,
         probs: Tensor,  # n×C, of `probabilities`
     ) -> Tensor:  # n×C, bool
-        "The classes that each picture gets"
+        "Decide which classes each picture gets"
         thresholds, labels = self.thresholds or as_thresholds(.5, probs.shape[1]), self.dls.labels
         return torch.from_numpy(thresholds.predict(probs.cpu().numpy(), exclusive=labels.negative))
 
     @delegates(Learner.get_preds)
     def get_preds(self,
-        ds_idx: int = 1,  # of the loader, where `dl` is not given; 0: training, 1: validation
+        ds_idx: int = 1,  # loader to use if `dl` is None; 0: training, 1: validation
         dl = None,  # loader of the pictures
         with_input: bool = False,  # the network's input comes first
         with_decoded: bool = False,  # the classes that each picture gets come after probabilities and targets
         with_loss: bool = False,  # the loss of each picture comes last
-        act = None,  # of the outputs; None: calibrated probabilities
+        act = None,  # activation of the outputs; None: calibrated probabilities
         **kwargs
     ) -> tuple:  # of tensors
-        "Probabilities, targets, and what else is asked for"
+        "Return probabilities, targets and, on request, inputs, decisions and losses"
         if with_loss and dl is not None and len(getattr(dl.dataset, 'tls', (0, 0)))<2:
             raise HPAError('these images have no labels, so there is no loss; make the loader with '
                            'learn.dls.test_dl(table, with_labels=True), of a table that has the column Target')
@@ -156,7 +156,7 @@ class HPALearner(Learner):
         rm_type_tfms = None,  # fastai's: how many of the first transforms to leave out
         with_input: bool = False,  # the picture comes first
     ) -> tuple:  # names of the classes, and for each class whether it is given, and its probability
-        "What a picture shows, by the thresholds"
+        "Predict the classes of a picture, by the thresholds"
         table = self.dls.fields(item)
         if len(table)!=1:
             raise HPAError(f'learn.predict takes one field of view and got {len(table)}; take '
@@ -169,7 +169,7 @@ class HPALearner(Learner):
         file,  # of `learn.save`
         **kwargs
     ):
-        "Weights from a file; what was fitted on others is forgotten"
+        "Load weights from a file, and remove what was fitted on other weights"
         super().load(file, **kwargs)
         forget_decisions(self)
         return self
@@ -190,13 +190,13 @@ def hpa_learner(
     dropout: float = 0.5,  # before the last layer
     loss_func = 'focal',  # a name for `get_loss`, or a loss
     metrics = None,  # None: mean average precision, and macro F1 at the best single threshold
-    cbs = None,  # callbacks beside gradient clipping and mixed precision
+    cbs = None,  # callbacks in addition to gradient clipping and mixed precision
     opt_func: Callable = Adam,  # makes the optimiser; fastai's Adam decays weights as AdamW does
-    splitter: Callable = default_split,  # groups of parameters with rates of their own: body and head
+    splitter: Callable = default_split,  # groups of parameters with their own rates: body and head
     wd: float = .01,  # decay of the weights
     **kwargs
 ) -> HPALearner:
-    "A `Learner` for four-channel pictures and many labels"
+    "Create a `Learner` for four-channel pictures with several labels each"
     check_loaders(dls, 'hpa_learner')
     if callable(arch): arch = arch.__name__  # fastai's way to name a network: resnet18 itself
     if not dls.settings_suffice():
@@ -220,7 +220,7 @@ def hpa_learner(
 
 # %% ../../nbs/train/70_learner.ipynb #45483769
 def _labelled_predictions(learn, dl, held_out=False):
-    "Logits, targets, Ids and groups of labelled images that the weights have not seen"
+    "Return logits, targets, Ids and groups of labelled images that the weights have not seen"
     scores = learn.out_of_fold
     if dl is None and scores is not None and not (held_out and getattr(learn.dls.train, 'held_out', True)):
         logits, targets, items = scores.logits, scores.targets, scores.items
@@ -234,8 +234,8 @@ def _labelled_predictions(learn, dl, held_out=False):
 # %% ../../nbs/train/70_learner.ipynb #9245b63d
 @patch
 def calibrate(self:HPALearner,
-    method: str = 'auto',  # how; see `calibrate` of the calibration module
-    dl = None,  # labelled images to fit on; None: the validation images, or all where the head alone was fitted
+    method: str = 'auto',  # see `calibrate` of the calibration module
+    dl = None,  # labelled images to fit on; None: the validation images, or all if only the head was fitted
 ) -> Calibration:
     "Fit a correction of the probabilities on images that the weights have not seen"
     self.calibration = self.thresholds = None
@@ -248,11 +248,11 @@ def calibrate(self:HPALearner,
 @patch
 @delegates(fit_thresholds, but=['groups', 'prevalence', 'exclusive'])
 def fit_thresholds(self:HPALearner,
-    method: str = 'auto',  # how; see `fit_thresholds` of the thresholds module
-    dl = None,  # labelled images to fit on; None: the validation images, or all where the head alone was fitted
+    method: str = 'auto',  # see `fit_thresholds` of the thresholds module
+    dl = None,  # labelled images to fit on; None: the validation images, or all if only the head was fitted
     **kwargs
 ) -> Thresholds:
-    "Fit one threshold a class on images that the weights have not seen"
+    "Fit one threshold per class on images that the weights have not seen"
     logits, targets, _, groups = _labelled_predictions(self, dl)
     exclusive, probs = self.dls.labels.negative, self.probabilities(logits).numpy()
     self.thresholds = fit_thresholds(probs, targets, method=method, groups=groups, exclusive=exclusive, **kwargs)
@@ -266,7 +266,7 @@ def decide_unseen(
     targets: np.ndarray,  # n×C, 0/1
     groups: np.ndarray|None,  # number of the group of each image
 ) -> tuple|None:  # probabilities and decisions; None: too few images
-    "Decide each image by a calibration and thresholds that were fitted on others"
+    "Decide each image by a calibration and thresholds fitted on others"
     here, calibration = learn.fitted_here, learn.calibration
     own = calibration is not None and here.get('calibration') is calibration
     probs = (logits.sigmoid() if own else learn.probabilities(logits)).numpy()
@@ -280,10 +280,10 @@ def decide_unseen(
 @patch
 @delegates(evaluate, but=['labels', 'preds', 'decided'])
 def evaluate(self:HPALearner,
-    dl = None,  # labelled images; None: the validation images, or all where the head alone was fitted
+    dl = None,  # labelled images; None: the validation images, or all if only the head was fitted
     **kwargs
 ) -> Evaluation:
-    "How good the predictions are, by class; thresholds are fitted first where there are none"
+    "Evaluate the predictions by class; if there are no thresholds, fit them first"
     if self.thresholds is None: self.fit_thresholds()
     logits, targets, ids, groups = _labelled_predictions(self, dl, held_out=True)
     probs, preds, decided = self.probabilities(logits).numpy(), self.thresholds, ''
@@ -301,16 +301,16 @@ def evaluate(self:HPALearner,
 @patch
 @delegates(fit_head)
 def fit_head(self:HPALearner,
-    most: int = 4000,  # images to look at
+    most: int = 4000,  # images to read
     **kwargs
 ) -> HPALearner:
-    "Give the head the best linear layer for the features as they are, at the present size"
+    "Give the head the best linear layer for the current features, at the current size"
     return fit_head(self, most, **kwargs)
 
 # %% ../../nbs/train/70_learner.ipynb #18551b83
 @patch
 def find_lr(self:HPALearner) -> float:  # between 1e-4 and 1e-2
-    "The learning rate in the middle of the steepest descent; the weights stay as they are"
+    "Find the learning rate in the middle of the steepest descent; the weights are not changed"
     return search_lr(self)
 
 # %% ../../nbs/train/70_learner.ipynb #83edee97
@@ -319,13 +319,13 @@ def to_distributed(self:HPALearner,
     sync_bn: bool = True,  # average batch normalisation over all GPUs
     **kwargs
 ) -> HPALearner:
-    "Train in the processes of a launcher from now on"
+    "Train in all processes of a launcher from now on"
     return join_processes(self, sync_bn, **kwargs)
 
 # %% ../../nbs/train/70_learner.ipynb #9fe54c46
 @patch
 def detach_distributed(self:HPALearner) -> HPALearner:
-    "Train in this process alone from now on"
+    "Train only in this process from now on"
     return leave_processes(self)
 
 # %% ../../nbs/train/70_learner.ipynb #481ffe72
@@ -335,13 +335,13 @@ def fit_progressive(self:HPALearner,
     epochs: tuple|int = 4,  # passes over the training images in each stage, or one number for all
     minutes: float|None = None,  # train for this long instead; `epochs` is then ignored
     lr: float|str = 3e-3,  # the highest rate; pretrained: a tenth of it, a twentieth for the body; 'find': look for it
-    folder: str|Path|None = None,  # for checkpoints and `log.csv`; None: neither, or `training` to resume
-    resume: bool = False,  # go on where the same call was stopped; begin where there was none
+    folder: str|Path|None = None,  # for checkpoints and `log.csv`; None: none, or `training` to resume
+    resume: bool = False,  # continue the same call after a stop; start if there is none
     average: bool = True,  # keep an average of the weights
     best: bool = True,  # end with the best epoch of the last stage, or nearer to a pretrained start if that is as good
     fine_tune: bool = True,  # train the whole network; False: a pretrained one gets its head, and stays as it is
-    verbose: bool = True,  # say what is planned
-    seed: int = 0,  # of the folds, where the head alone is fitted
+    verbose: bool = True,  # print the plan
+    seed: int = 0,  # of the folds, if only the head is fitted
 ) -> HPALearner:
     "Train in stages of growing size, through one cycle of the learning rate"
     start = time.monotonic()
@@ -367,7 +367,7 @@ def fit_progressive(self:HPALearner,
         if state: return resume_training(self, state, folder, start, verbose)
     if not fine_tune: return fit_head_alone(self, max(sizes), folder, settings, start, seed)
     if lr=='find' and n_processes()>1:
-        raise TrainingError("lr='find' looks in one process alone; "
+        raise TrainingError("lr='find' works in one process only; "
                             'pass a number (--lr 0.003) when several train together')
     if self.start_weights:
         self.dls.set_size(sizes[0])
@@ -387,10 +387,10 @@ def fit_progressive(self:HPALearner,
 def from_learner(cls:HPALearner,
     learn: Learner,  # on loaders of this package
 ) -> HPALearner:  # with the same network, loss, optimiser, metrics and callbacks
-    "A learner with the methods of this package, from one of fastai's"
+    "Convert a fastai learner to one with the methods of this package"
     settings = {name: getattr(learn, name) for name in inspect.signature(Learner).parameters
                 if name not in ('dls', 'model', 'cbs', 'default_cbs')}
     res = cls(learn.dls, learn.model, **settings)
     kinds = {type(cb) for cb in res.cbs}
-    res.add_cbs([copy(cb) for cb in learn.cbs if type(cb) not in kinds])  # those of the other learner stay with it
+    res.add_cbs([copy(cb) for cb in learn.cbs if type(cb) not in kinds])  # callbacks of the other learner stay with it
     return res

@@ -269,7 +269,7 @@ class Evil:
         (lambda p: figures(p, lambda t: t.update({'training.picture.mean': torch.zeros(3)})), 'wrong shape'),
         (lambda p: figures(p, lambda t: t['training.picture.basis'].fill_(float('nan'))), 'not finite'),
         (lambda p: figures(p, lambda t: t.update(more=torch.zeros(3))), 'not the weights'),
-        (lambda p: (p / 'config.json').write_text('{"a": 1, "a": 2}'), 'stands twice'),
+        (lambda p: (p / 'config.json').write_text('{"a": 1, "a": 2}'), 'occurs twice'),
         (lambda p: (p / 'config.json').write_text('{"format_version": ' + '1' * 5000 + '}'), 'JSON'),
         (lambda p: (p / 'config.json').write_bytes(b' ' * (2**24 + 1)), 'MB'),
         (lambda p: link(p / 'model.safetensors'), 'leaves the bundle'),

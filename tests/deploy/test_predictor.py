@@ -350,7 +350,7 @@ def acquired_again(row, like):
     for c in ('red', 'green', 'blue', 'yellow'): shutil.copy(like[c], row[c])
 
 
-@pytest.mark.filterwarnings('ignore:.*have other files')
+@pytest.mark.filterwarnings('ignore:.*have changed files')
 @pytest.mark.parametrize('embeddings', [None, 'e.npy'])
 def test_pictures_that_were_replaced_meanwhile_are_predicted_again(plate, trained, tmp_path, embeddings):
     "A table goes on with the pictures that are there now, and reads no others again"

@@ -103,7 +103,7 @@ def test_who_asked_for_other_figures_keeps_them(small_atlas, cache, densenet, as
     dls = HPADataLoaders.from_csv(small_atlas, size=64, bs=8, cache=cache, progress=False, normalize=asked)
     with pytest.warns(UserWarning, match='as you asked; hpa-densenet121 was trained') as said:
         learn = hpa_learner(dls, NAME, densenet[1])
-    assert learn.dls.settings == dls.settings and len([w for w in said if 'as was asked' in str(w.message)]) == 1
+    assert learn.dls.settings == dls.settings and len([w for w in said if 'as you asked' in str(w.message)]) == 1
 
 
 def test_figures_that_are_its_own_need_no_word(small_atlas, cache, densenet):
