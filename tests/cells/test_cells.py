@@ -100,7 +100,7 @@ def test_masks_drawn_anew_in_a_stopped_run(plate, predictor, tmp_path, monkeypat
     for i in ids: Image.fromarray(m).save(masks/f'{i}.png')
     stop_after_two(monkeypatch, predictor, plate, masks, out=out)
     Image.fromarray(np.where(m==7, 0, m).astype(np.uint8)).save(masks/f'{ids[0]}.png')
-    with pytest.warns(UserWarning, match=f'have other files .* predicted again: {ids[0]}'):
+    with pytest.warns(UserWarning, match=f'have changed files .* predicted again: {ids[0]}'):
         found = predict_cells(predictor, plate, masks, out=out, progress=False)
     assert found.Id.tolist() == [ids[0], *ids[1:2]*2, *ids[2:]*2]
     assert found.cell.tolist() == [3, 3, 7, 3, 7]
