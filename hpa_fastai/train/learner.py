@@ -341,7 +341,7 @@ def fit_progressive(self:HPALearner,
     best: bool = True,  # end with the best epoch of the last stage, or nearer to a pretrained start if that is as good
     fine_tune: bool = True,  # train the whole network; False: a pretrained one gets its head, and stays as it is
     verbose: bool = True,  # print the plan
-    seed: int = 0,  # of the folds, if only the head is fitted
+    seed: int = 42,  # of the folds, if only the head is fitted
 ) -> HPALearner:
     "Train in stages of growing size, through one cycle of the learning rate"
     start = time.monotonic()

@@ -254,7 +254,7 @@ def test_offline_training_starts_from_simulated_cells(small_atlas, tmp_path, mon
 
 def test_a_stopped_training_is_kept_and_goes_on(small_atlas, tmp_path, capsys):
     out, log = tmp_path/'m', tmp_path/'m.training'/'log.csv'
-    args = ['train', str(small_atlas), '--arch', 'lenet5', '--pretrained', 'no', '--size', '48', '--epochs', '12',
+    args = ['train', str(small_atlas), '--arch', 'lenet5', '--pretrained', 'no', '--size', '48', '--epochs', '6',
             '--out', str(out), '--cache', str(tmp_path/'cache'), '--no-progress']
     warned = {k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'}
     p = subprocess.Popen([COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=warned)

@@ -2,6 +2,7 @@
 import ast
 import importlib
 import inspect
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_loaders_have_the_same_defaults_by_every_door():
     "What a training is made of has one default in fastai's manner, in one call, and in the shell"
     from hpa_fastai.all import HPADataBlock, HPADataLoaders, train_model
     doors = [inspect.signature(o).parameters for o in (HPADataLoaders.from_df, HPADataBlock, train_model)]
-    for name, default in dict(size=384, bs=32, valid_pct=.2, fold=None, seed=42).items():
+    for name, default in dict(size=384, bs=32, valid_pct=None, fold=None, seed=42).items():
         assert {known[name].default for known in doors if name in known} == {default}, name
     for name in ('n_workers', 'n_folds', 'loss'):
         assert all(name not in known for known in doors)
@@ -137,16 +138,30 @@ def test_every_option_is_declared_once():
     assert not {'--'+name.replace('_', '-') for name in OPTIONS} & set(seen)
 
 
+@pytest.fixture(scope='module')
+def few_images(small_atlas, tmp_path_factory):
+    "Thirty images of the small atlas, and their labels"
+    import pandas as pd
+    from hpa_fastai.data.files import find_images
+    folder = tmp_path_factory.mktemp('few')
+    (folder/'train').mkdir()
+    table = pd.read_csv(small_atlas/'train.csv').head(30)
+    table.to_csv(folder/'train.csv', index=False)
+    for _, row in find_images(small_atlas/'train').set_index('Id').loc[table.Id].iterrows():
+        for file in map(Path, row[['red', 'green', 'blue', 'yellow']]): shutil.copy(file, folder/'train'/file.name)
+    return folder
+
+
 WITH_TABLES = [name for name, parser in COMMANDS.items() if any(a.dest == 'csv' for a in parser._actions)]
 
 @pytest.mark.parametrize('command', WITH_TABLES)
 def test_tables_are_found_beside_the_data_and_where_one_stands(
-    command, small_atlas, trained, tmp_path, monkeypatch, capsys
+    command, few_images, trained, tmp_path, monkeypatch, capsys
 ):
     "--csv is looked for in the data folder first and then in the working folder, by every command"
     from hpa_fastai.cli.main import main
 
-    (tmp_path / 'mine.csv').write_bytes((small_atlas / 'train.csv').read_bytes())
+    (tmp_path / 'mine.csv').write_bytes((few_images / 'train.csv').read_bytes())
     monkeypatch.chdir(tmp_path)
     more = {
         'train': ['--dry-run'],
@@ -160,7 +175,7 @@ def test_tables_are_found_beside_the_data_and_where_one_stands(
     model = [str(trained[1])] if command == 'calibrate' else []
     for csv, found in (('train.csv', True), ('mine.csv', True), ('none.csv', False)):
         main(
-            [command, *model, str(small_atlas), '--csv', csv, *more,
+            [command, *model, str(few_images), '--csv', csv, *more,
              *(['--force'] if command in ('explore', 'report') else [])]
         )
         assert ('none.csv' in capsys.readouterr().err) == (not found)

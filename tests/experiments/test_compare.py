@@ -36,7 +36,8 @@ def test_experiments_come_from_files(tmp_path, name, text):
 
 @pytest.mark.parametrize('name, raw, words', [
     ('e.yaml', b'a: [1,\n', 'e.yaml'),
-    ('e.xlsx', b'PK\x03\x04', 'a zip archive'),
+    ('e.zip', b'PK\x03\x04', 'a zip archive'),
+    ('e.xlsx', b'PK\x03\x04', 'a damaged Excel workbook'),
     ('e.csv', 'name,lr\n'.encode('utf-16')[:-1], 'breaks off'),
     ('d.csv', b'name,lr,lr\na,1,2\n', "two columns called 'lr'")])
 def test_files_of_experiments_that_cannot_be_read(tmp_path, name, raw, words):
