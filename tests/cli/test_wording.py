@@ -90,8 +90,8 @@ def test_what_is_no_option_stays_as_it_is():
     for text in ('plate/n=3/a.png: cut off', 'x=True (see below)', "columns: a=1, b=2",
                  'read_labels keeps it with allow_empty=True'):
         assert error_for_shell(text, options) == text
-    assert error_for_shell("lr='find' looks in one process alone; pass a number (--lr 0.003)", options).startswith(
-        '--lr find looks')
+    assert error_for_shell("lr='find' works in one process only; pass a number (--lr 0.003)", options).startswith(
+        '--lr find works')
 
 
 def test_a_rehearsal_refuses_what_the_run_refuses(small_atlas, trained, tmp_path, monkeypatch, capsys):

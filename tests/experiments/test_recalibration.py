@@ -184,7 +184,7 @@ def test_models_and_tables_that_do_not_fit(known, mine, tmp_path):
     with pytest.raises(HPAError, match='single cells'): calibrate_model(cells, mine, tmp_path/'new', progress=False)
     pd.DataFrame(dict(Id=pd.read_csv(mine/'train.csv').Id, Target='Nucleoplasm elsewhere')).to_csv(
         tmp_path/'other.csv', index=False)
-    with pytest.raises(HPAError, match='other.csv row 2'):
+    with pytest.raises(HPAError, match='other.csv: 100 rows .*row 2 and 99 more'):
         calibrate_model(known, mine, tmp_path/'new', tmp_path/'other.csv', progress=False)
     pd.read_csv(mine/'train.csv').head(9).to_csv(tmp_path/'nine.csv', index=False)
     with pytest.raises(HPAError, match='9 labelled images are too few'), warnings.catch_warnings():
