@@ -1,13 +1,17 @@
-"""Accuracy on real cells that training never saw: out-of-fold predictions of three grouped folds.
+"""Accuracy on real cells that training never saw, for several seeds of the same training.
 
-The folder holds `train.csv` (Id, Target, group) and `images/`; cells are reused between its images, so the
-folds never divide a group. Each image is predicted by a model, and decided by thresholds, that have not seen
-it. The default recipe stands beside a plain fastai pipeline (resnet18 with four input channels, 128 px, binary
-cross entropy, threshold 0.5) on the same folds, beside the same network fine-tuned, and beside it without the
-weights of simulated cells, where these are asked for. Those take the minutes that are given; the default recipe
-fits the head alone to so few images, and takes what it takes.
+The folder holds `train.csv` (Id, Target, group) and `images/`; cells are reused between its images, so no split
+divides a group. The images are dealt into outer folds once, the same for all seeds. Each outer fold is predicted by
+models that were trained on the other folds: calibration, thresholds and everything else come from those alone.
+A seed is that of the training: of what it sets aside, or of the folds that it scores its images by.
 
-    python benchmarks/mosaics.py --real-data=DIR [--minutes 5] [--seeds 0 1 2] [--plain] [--fine-tune] [--scratch]
+Two ways stand side by side: the recipe of `hpa_fastai train`, which fits the head to all images that it is given
+(calibration and thresholds from heads by folds), and the old way, which sets a fifth of them aside (for
+calibration and thresholds). A plain fastai pipeline (resnet18 with four input channels, 128 px, binary
+cross entropy, threshold 0.5), the same network fine-tuned, and one without the weights of simulated cells can be asked
+for; those take the minutes that are given.
+
+    python benchmarks/mosaics.py --real-data=DIR [--seeds 0 1 2 3 4] [--folds 3] [--plain] [--fine-tune] [--scratch]
 """
 import argparse
 import tempfile
@@ -18,45 +22,48 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hpa_fastai.all import CHANNELS, HPA28, class_table, macro_f1, read_labels, stratified_folds, train_folds
+from hpa_fastai.all import CHANNELS, HPA28, HPADataLoaders, class_table, hpa_learner, macro_f1, read_labels
+from hpa_fastai.batches.dealing import deal_images
+from hpa_fastai.batches.splits import group_codes
+from hpa_fastai.data.files import attach_images
 
 warnings.filterwarnings('ignore')
 
 
-def row(name, seed, table, f1, mean_ap, took):
-    "Figures of one pooled table"
-    per_class = table[table.support > 0]
-    print(
-        f'{name:15} seed {seed}: macro F1 {f1:.3f}, mean AP {mean_ap:.3f}; {took:.1f} min in all; F1 by class: '
-        + ', '.join(f'{n} {f:.2f}' for n, f in per_class.f1.items())
-        + '; AP: '
-        + ', '.join(f'{f:.2f}' for f in per_class.average_precision),
-        flush=True,
+def judge(probs, preds, targets, folds):
+    "F1 by class and macro F1 of all images together, and mean average precision of them together and by fold"
+    table = class_table(preds, targets, HPA28, probs)
+    there = table.support > 0
+    by_fold = [class_table(preds[folds == k], targets[folds == k], HPA28, probs[folds == k]) for k in np.unique(folds)]
+    return dict(
+        macro_f1=macro_f1(preds, targets),
+        mean_ap=float(table.average_precision[there].mean()),
+        mean_ap_by_fold=float(np.mean([t.average_precision[t.support > 0].mean() for t in by_fold])),
+        classes=', '.join(f'{n} {f:.2f}' for n, f in table.f1[there].items()),
     )
-    return dict(name=name, seed=seed, macro_f1=f1, mean_ap=mean_ap)
 
 
-def recipe(data, seed, n_folds, minutes, folder, cache, **options):
-    "By class, macro F1 and mean average precision of the package's recipe"
-    e = train_folds(
-        data / 'train.csv',
-        data / 'images',
-        folder,
-        n_folds,
-        labels=HPA28,
-        group='group',
-        seed=seed,
-        progress=False,
-        minutes=minutes,
-        size=384,
-        bs=32,
-        cache=cache,
-        **options,
-    ).evaluation
-    return e.table, e.macro_f1, e.scores['mean_ap']
+def recipe(df, folds, seed, train, cache, pretrained=True):
+    "Probabilities, decisions, and the score that each model expects of itself"
+    from fastai.torch_core import set_seed
+    probs, preds, expected = np.zeros((len(df), 28)), np.zeros((len(df), 28), bool), []
+    for k in np.unique(folds):
+        set_seed(seed)
+        dls = HPADataLoaders.from_df(
+            df[folds != k], df, HPA28, group='group', seed=seed, cache=cache, progress=False, device='cpu')
+        learn = hpa_learner(dls, 'smallresnet', pretrained)
+        with learn.no_bar(), learn.no_logging():
+            train(learn, seed)
+            learn.calibrate()
+            learn.fit_thresholds()
+            expected.append(learn.evaluate().macro_f1)
+            unseen = learn.dls.test_dl(df[folds == k], num_workers=0)
+            probs[folds == k] = learn.get_preds(dl=unseen)[0].numpy()
+        preds[folds == k] = learn.thresholds.predict(probs[folds == k])
+    return probs, preds, expected
 
 
-def plain_fastai(data, seed, n_folds, minutes):
+def plain_fastai(data, df, folds, seed, minutes):
     "The same of what a fastai user writes"
     from fastai.vision.all import (
         BCEWithLogitsLossFlat,
@@ -73,12 +80,7 @@ def plain_fastai(data, seed, n_folds, minutes):
         vision_learner,
     )
     from PIL import Image
-    df = read_labels(data/'train.csv', HPA28)
-    folds, targets, probs = (
-        stratified_folds(df, n_folds, group='group', labels=HPA28, seed=seed),
-        HPA28.encode(df.Target) > 0,
-        np.zeros((len(df), 28)),
-    )
+    probs = np.zeros((len(df), 28))
     opened = lambda r: TensorImage(
         np.stack(
             [
@@ -87,8 +89,8 @@ def plain_fastai(data, seed, n_folds, minutes):
             ]
         )
     )
-    for k in range(n_folds):
-        set_seed(seed + k)
+    for k in np.unique(folds):
+        set_seed(seed)
         block = DataBlock(
             (TransformBlock(batch_tfms=IntToFloatTensor), MultiCategoryBlock(vocab=list(map(str, range(28))))),
             get_x=opened,
@@ -106,41 +108,48 @@ def plain_fastai(data, seed, n_folds, minutes):
             learn.fit(1, 1e-3)
             learn.fit_one_cycle(max(1, round(minutes*60/(time.perf_counter() - start)) - 1), 3e-3)
             probs[folds == k] = learn.get_preds()[0].numpy()
-    table = class_table(probs > .5, targets, HPA28, probs)
-    return table, macro_f1(probs > .5, targets), float(table.average_precision[table.support > 0].mean())
+    return probs, probs > .5, []
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--real-data', type=Path, required=True, help='folder with mosaic/')
-    p.add_argument('--minutes', type=float, default=5., help='of training, for each fold')
-    p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    p.add_argument('--folds', type=int, default=3)
+    p.add_argument('--minutes', type=float, default=5., help='of a training of the whole network, for each fold')
+    p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4])
+    p.add_argument('--folds', type=int, default=3, help='outer folds; more leave more images to train on')
     p.add_argument('--plain', action='store_true', help='also a plain fastai pipeline')
     p.add_argument('--fine-tune', action='store_true', help='also the recipe with the body trained')
     p.add_argument('--scratch', action='store_true', help='also the recipe without the weights of simulated cells')
     a = p.parse_args()
     data, rows = a.real_data/'mosaic', []
+    df = attach_images(read_labels(data/'train.csv', HPA28), data/'images')
+    targets = HPA28.encode(df.Target) > 0
+    folds = deal_images(targets, group_codes(df, 'group'), a.folds)
+    print(f'{len(df)} images in {df.group.nunique()} groups; outer folds of {np.bincount(folds)} images', flush=True)
+    by_folds = lambda learn, seed: learn.fit_progressive(fine_tune=False, seed=seed, verbose=False)
+    fifth_aside = lambda learn, seed: learn.fit_head(most=20_000)
+    by_the_clock = lambda learn, seed: learn.fit_progressive(minutes=a.minutes, verbose=False)
     with tempfile.TemporaryDirectory() as d:
-        ours = lambda name, seed, **options: recipe(
-            data, seed, a.folds, a.minutes, Path(d) / f'{name}{seed}', Path(d) / 'cache', **options
-        )
-        variants = {'default recipe': lambda seed: ours('default', seed)}
-        if a.fine_tune: variants['fine-tuned'] = lambda seed: ours('tuned', seed, fine_tune=True)
-        if a.scratch: variants['from scratch'] = lambda seed: ours('scratch', seed, pretrained=False)
-        if a.plain: variants['plain fastai'] = lambda seed: plain_fastai(data, seed, a.folds, a.minutes)
+        ours = lambda train, **options: lambda seed: recipe(df, folds, seed, train, Path(d)/'cache', **options)
+        variants = {'all images': ours(by_folds), 'a fifth set aside': ours(fifth_aside)}
+        if a.fine_tune: variants['fine-tuned'] = ours(by_the_clock)
+        if a.scratch: variants['from scratch'] = ours(by_the_clock, pretrained=False)
+        if a.plain: variants['plain fastai'] = lambda seed: plain_fastai(data, df, folds, seed, a.minutes)
         for seed in a.seeds:
             for name, run in variants.items():
                 start = time.perf_counter()
-                rows.append(row(name, seed, *run(seed), (time.perf_counter() - start)/60))
-    print('\nmean over the seeds')
-    print(
-        pd.DataFrame(rows)
-        .groupby('name', sort=False)[['macro_f1', 'mean_ap']]
-        .agg([np.mean, np.min, np.max])
-        .round(3)
-        .to_string()
-    )
+                probs, preds, expected = run(seed)
+                row = dict(name=name, seed=seed, expected=np.mean(expected) if expected else np.nan,
+                           **judge(probs, preds, targets, folds), minutes=(time.perf_counter() - start)/60)
+                rows.append(row)
+                print(
+                    '{name:18} seed {seed}: macro F1 {macro_f1:.3f} (expected {expected:.3f}), mean AP {mean_ap:.3f} '
+                    '(by fold {mean_ap_by_fold:.3f}); {minutes:.1f} min; {classes}'.format(**row), flush=True)
+    print('\nover the seeds: mean, smallest, largest, and spread')
+    spread = lambda values: values.max() - values.min()
+    figures = ['macro_f1', 'mean_ap', 'mean_ap_by_fold', 'expected']
+    summary = pd.DataFrame(rows).groupby('name', sort=False)[figures].agg(['mean', 'min', 'max', spread])
+    print(summary.rename(columns={'<lambda_0>': 'spread', '<lambda>': 'spread'}).round(3).T.to_string())
 
 
 if __name__ == '__main__': main()

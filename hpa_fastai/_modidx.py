@@ -2270,6 +2270,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'hpa_fastai/interpret/model_report.py'),
                                                    'hpa_fastai.interpret.model_report.ModelReport.reliability_section': ( 'interpret/model_report.html#modelreport.reliability_section',
                                                                                                                           'hpa_fastai/interpret/model_report.py'),
+                                                   'hpa_fastai.interpret.model_report.ModelReport.score_text': ( 'interpret/model_report.html#modelreport.score_text',
+                                                                                                                 'hpa_fastai/interpret/model_report.py'),
                                                    'hpa_fastai.interpret.model_report.ModelReport.sections': ( 'interpret/model_report.html#modelreport.sections',
                                                                                                                'hpa_fastai/interpret/model_report.py'),
                                                    'hpa_fastai.interpret.model_report.ModelReport.training_section': ( 'interpret/model_report.html#modelreport.training_section',

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..batches.settings import ImageSettings
 from ..deploy.bundle import Bundle
 from ..deploy.predictor import Predictor
+from ..evaluate.evaluation import DECIDED, FEW_IMAGES
 from .drawing import *
 from .pages import *
 from .run_report import RunReport, example_maps, explain_thresholds, list_names, pixel_gallery, read_pixels
@@ -32,6 +33,15 @@ class ModelReport:
 
 # %% ../../nbs/interpret/70_model_report.ipynb #189dc2f0
 @patch
+def score_text(self:ModelReport) -> str:
+    "What decided the images that the scores come from"
+    validation, how = self.validation or {}, DECIDED[(self.validation or {}).get('decided', '')]
+    present = sum(1 for record in self.config['metrics'] if record.get('support'))
+    on = f'{validation["n_images"]:,} images' if validation else 'the validation images'
+    text = f'On {on}, with {present} of {len(self.config["metrics"])} classes'
+    return f'{text}; {how}.' if how else f'{text}.'
+
+@patch
 def class_section(self:ModelReport) -> Section:
     "Scores of each class on the validation images"
     if not self.config['metrics']:
@@ -43,11 +53,12 @@ def class_section(self:ModelReport) -> Section:
     scores = scores.sort_values('F1', ascending=False, kind='stable')
     scores.insert(0, 'class', scores.pop('class'))
     bars = ('precision', 'recall', 'F1', 'average precision')
-    text = ('On the validation images, which the thresholds were fitted on; expect a little less on others. '
-            'The interval of F1 is one of 95 %.')
+    text = f'{self.score_text()} The interval of F1 is one of 95 %.'
+    few = scores['support'].between(1, FEW_IMAGES)
+    if few.any(): text += f' Grey: classes with {FEW_IMAGES} images or fewer, whose own numbers say little.'
     text = f'{text} {explain_thresholds(dict(zip(scores["class"], scores.threshold)))}'
     formats = dict.fromkeys((*bars, 'F1 from', 'to', 'threshold'), '.3f')
-    return Section('By class', text, [table_block(scores, formats, bars)])
+    return Section('By class', text, [table_block(scores, formats, bars, faint=few)])
 
 # %% ../../nbs/interpret/70_model_report.ipynb #60c1bdda
 def plot_log(
@@ -240,7 +251,7 @@ def card_section(self:ModelReport) -> Section:
     "Settings, as a person asks for them"
     config = self.config
     reader, preprocess, thresholds = config['reader'], config['preprocess'], config['thresholds']
-    expected, calibration, images = thresholds['expected_f1'], config['calibration'], ImageSettings(**preprocess)
+    calibration, images = config['calibration'], ImageSettings(**preprocess)
     settings = {
         'network': config['model']['arch'],
         'pictures are read at': f'{reader["size"] or "their own"} px',
@@ -249,7 +260,6 @@ def card_section(self:ModelReport) -> Section:
         **({'cut out': str(images.crop)} if images.crop else {}),
         'normalised by': images.normalized_by,
         'thresholds': thresholds['method'],
-        'macro F1 expected on other images': '–' if expected is None else f'{expected:.3f}',
         'calibration': calibration['method'] if calibration else 'none',
         **{f'{package} version': version for package,version in config['versions'].items()},
         'checksum of the weights': config.get('sha256'),
@@ -268,13 +278,14 @@ def facts(self:ModelReport) -> dict:  # name -> value
     low, high = validation.get('interval') or (None, None)
     if f1 is not None: score = f'{f1:.3f}'
     if f1 is not None and low is not None and high is not None: score += f' ({low:.2f}–{high:.2f})'
+    present = sum(1 for record in self.config['metrics'] or [] if record.get('support'))
     return {
-        'macro F1 on validation': score,
-        'classes': str(len(self.config['labels']['classes'])),
+        'expected macro F1' if validation.get('decided')=='unseen' else 'macro F1': score,
+        'classes with images': f'{present} of {len(self.config["labels"]["classes"])}',
         'network': self.config['model']['arch'],
         'picture size': f'{self.config["preprocess"]["size"]} px',
         'images trained on': f'{trained_on:,}' if isinstance(trained_on, int) else '–',
-        'validated on': f'{validation["n_images"]:,}' if validation else '–',
+        'judged on': f'{validation["n_images"]:,} images' if validation else '–',
     }
 
 # %% ../../nbs/interpret/70_model_report.ipynb #4dd52858

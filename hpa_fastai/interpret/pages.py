@@ -121,13 +121,16 @@ def table_block(
     bars: tuple = (),  # columns of shares, 0..1, with a bar behind the number
     most: int = 2000,  # rows that are written
     search: bool|None = None,  # whether rows can be filtered; None: if there are more than eight
+    faint: list = (),  # one a row: whether it is written in grey; empty: none is
 ) -> Markup:
     "A table that can be sorted and filtered"
     formats = formats or {}
     cells = [[_cell(v, formats.get(c, ''), c in bars) for v in df[c].head(most)] for c in df]
     columns = [dict(name=c, number=any(cell.value is not None for cell in col)) for c,col in zip(df, cells)]
     search = len(df)>8 if search is None else search
-    return render_template('table.html', columns=columns, rows=list(zip(*cells)), search=search, n=len(df), most=most)
+    rows = list(zip(*cells))
+    return render_template('table.html', columns=columns, rows=rows, faint=list(faint), search=search, n=len(df),
+                           most=most)
 
 # %% ../../nbs/interpret/00_pages.ipynb #e25b2b66
 PAGE_STYLE, PAGE_SCRIPT = map(read_static, ('page.css', 'page.js'))
