@@ -37,7 +37,11 @@ def _run_quietly(run, message):
 class QuietImports:
     "Import the modules of fastai that cause a warning without that warning."
     @staticmethod
-    def find_spec(name, path=None, target=None):
+    def find_spec(
+        name,  # full name of the module
+        path=None,  # where its package looks for modules
+        target=None,  # the module that is loaded again, if one is
+    ):
         "Find a module as Python does, and hide its known warning."
         if name not in _needless: return None
         spec = PathFinder.find_spec(name, path, target)

@@ -50,7 +50,10 @@ class Layout:
     words: float  # width of the words
     beside: bool  # words stand beside the panels; False: above
 
-    def row_height(self, lines: int=_most_lines) -> float:
+    def row_height(
+        self,
+        lines: int = _most_lines,  # of words above the pictures
+    ) -> float:  # in mm
         "The height of a row with so many lines above its pictures"
         return self.tall+1.5+(0 if self.beside else lines*_line)
 
