@@ -76,7 +76,7 @@ for command in sys.argv[1:]:
     except SystemExit as e: assert not e.code'''
     done = subprocess.run([sys.executable, '-c', code, *COMMANDS], capture_output=True, env={**os.environ, **BARE})
     assert done.returncode == 0 and done.stdout.count(b'usage: ') == len(COMMANDS), done.stderr
-    assert b'?m a pixel' in done.stdout
+    assert b' ?m' in done.stdout  # the unit of a pixel's size
 
 
 @pytest.mark.parametrize('encoding', ['ascii', 'cp1252'])
