@@ -81,6 +81,7 @@ def test_readers_take_numbers_of_numpy(given):
 
 
 NO_PATHS = [None, ' ', 7, object()]
+WITH_DEFAULTS = {'predict model', 'cells model', 'watch predictor', 'explore csv', 'from_csv csv', 'from_csv images'}
 
 
 def path_doors(atlas, bundle, tmp):
@@ -120,7 +121,7 @@ def path_doors(atlas, bundle, tmp):
 def test_what_is_no_path_is_told_in_one_line_by_every_door(small_atlas, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, door in path_doors(small_atlas, trained[1], tmp_path):
-        has_default = name in ('predict model', 'cells model', 'watch predictor')  # which answers to None
+        has_default = name in WITH_DEFAULTS
         for wrong in NO_PATHS[has_default:]:
             try: door(wrong)
             except HPAError as e: assert len(str(e)) < 200 and '\n' not in str(e), name
