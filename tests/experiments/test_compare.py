@@ -13,7 +13,7 @@ from hpa_fastai.experiments.options import ExperimentError
 
 @pytest.mark.parametrize('experiments, words', [
     ([dict(arch='lenet5')], 'number 1 has no name'),
-    ([dict(name='a'), dict(name='a')], "'a' stands there more than once"),
+    ([dict(name='a'), dict(name='a')], "'a' is there more than once"),
     (dict(a=dict(losss=1)), 'experiments, a: option'),
     ('abc', 'by the name'),
     (dict(a=3), 'by the name')])

@@ -81,7 +81,7 @@ def test_one_range_for_a_channel_or_one_for_a_field(images):
     t = table_of(images.Id[:2], ['Cytosol', 'Nucleoli'])
     shared, each = (figure(t, images, brightness=way).caption for way in ('shared', 'each'))
     assert 'a channel has the same range in all rows' in shared and 'grey levels, of 255' in shared
-    assert 'can not be compared between rows' in each
+    assert 'cannot be compared between rows' in each
 
 def test_a_field_twice_as_bright_is_drawn_twice_as_bright(tmp_path):
     rng = np.random.default_rng(0)
