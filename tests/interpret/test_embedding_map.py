@@ -227,7 +227,7 @@ def test_a_folder_becomes_a_map_in_one_command(small_atlas, trained, tmp_path, c
     assert main([*common, '--out', str(out)])==2
     assert 'exists' in capsys.readouterr().err
     assert main([*common, '--out', str(tmp_path/'map.svg')])==0
-    assert 'alike images lie together' in (tmp_path/'map.svg').read_text()
+    assert 'similar images lie together' in (tmp_path/'map.svg').read_text()
     assert (tmp_path/'map.txt').read_text().startswith('Map of 8 images')
     assert sorted(p.name for p in tmp_path.iterdir())==['few', 'map.html', 'map.svg', 'map.txt']
 
