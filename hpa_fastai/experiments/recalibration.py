@@ -31,7 +31,7 @@ from ..deploy.saving import check_room, check_target, describe_pictures, write_b
 # %% ../../nbs/experiments/05_recalibration.ipynb #251f4db7
 @dataclass(frozen=True, eq=False)
 class _Answers:
-    "What a network says of labelled images, and what is measured of them."
+    "What a network predicts for labelled images, and what is measured in them."
     rows: list  # numbers of the images that could be read
     probs: np.ndarray  # n×C, not calibrated
     measures: PictureMeasures
@@ -65,14 +65,14 @@ def deal_parts(
     n: int,  # parts
     seed: int = 0,  # of the dealing
 ) -> np.ndarray:  # the part of each image
-    "Deal whole groups out to parts, or single images where there is one group."
+    "Divide whole groups into parts, or single images if there is only one group."
     if groups.max() == 0: groups = np.arange(len(groups))
     return (np.random.default_rng(seed).permutation(groups.max() + 1) % n)[groups]
 
 # %% ../../nbs/experiments/05_recalibration.ipynb #fa90d85f
 @dataclass(frozen=True, repr=False, eq=False)
 class Recalibration:
-    "A model that was fitted to labelled images, and what it is worth on them."
+    "A model that was fitted to labelled images, and its scores on them."
     bundle: Bundle  # with what was fitted on all of the images
     path: Path  # folder that it was saved to
     before: Evaluation  # by the calibration and the thresholds that the model had
@@ -127,7 +127,7 @@ def calibrate_model(
     id_column: str|None = None,  # of the table of labels: its column of Ids; None: found by its name
     label_column: str|None = None,  # of the table of labels: its column of labels; None: found by its name
 ) -> Recalibration:
-    "Fit calibration, thresholds, and what is usual to labelled images, and save them with the network as a new model."
+    "Fit calibration, thresholds and the usual look of pictures to labelled images, and save them as a new model."
     out, seed = Path(path_text(out, 'out')), checked(seed=seed)
     if out.exists(): raise HPAError(f'{out} exists; give another name: the model is saved beside others')
     check_target(out)
@@ -136,7 +136,7 @@ def calibrate_model(
     predictor = Predictor(model, device, bs, num_workers=num_workers, reading=reading)
     bundle = predictor.bundles[0]
     if len(predictor.bundles) > 1:
-        raise HPAError(f'{len(predictor.bundles)} models that decide together are not calibrated; give one of them')
+        raise HPAError(f'{len(predictor.bundles)} models that decide together can not be calibrated; give one of them')
     if bundle.settings.crop:
         raise HPAError(f'{model}: a model of single cells, but labels are known of whole images; '
                        'give a model of fields of view')

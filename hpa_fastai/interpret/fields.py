@@ -170,7 +170,7 @@ def fields_by_location(
             taken.add(i)
         if not found and len(fields)<n: elsewhere.append(location)
     if elsewhere: notes.append(f'all fields of {", ".join(elsewhere)} are in rows of other locations')
-    if not fields: raise HPAError('none of the typical fields can be read; the reasons stand above')
+    if not fields: raise HPAError('none of the typical fields can be read; see the reasons above')
     return fields, notes
 
 # %% ../../nbs/interpret/48_fields.ipynb #73667685
