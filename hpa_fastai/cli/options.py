@@ -129,30 +129,31 @@ OPTIONS = dict(
     # a data set with labels
     csv=dict(help='table of labels (.csv, .xlsx), in the data folder or anywhere; '
                   'by default train.csv, or the only table in the data folder'),
-    id_column=dict(metavar='NAME', help='column of the table that holds the Ids of the images; found by its name'),
-    label_column=dict(metavar='NAME', help='column of the table that holds the labels; found by its name'),
+    id_column=dict(metavar='NAME', help='column of the table that holds the Ids of the images; by default found by its '
+                                             'name'),
+    label_column=dict(metavar='NAME', help='column of the table that holds the labels; by default found by its name'),
     images=dict(help='folder of images, in the data folder or anywhere; '
                      'by default train, or the data folder itself'),
     labels=dict(default='hpa28', help='hpa28, hpa19, ztg10, a table of class names, or the names: Nucleus,Cytosol'),
     group=dict(metavar='COLUMN',
-               help='column of what belongs together, such as the antibody, plate or patient: images of one group are '
-                    'never split between training and validation; antibody_of reads the antibody from the Ids; '
-                    'none: split at random, and do not ask'),
+               help='column that says which images belong together, such as the antibody, plate or patient: images of '
+                    'one group are never split between training and validation; antibody_of reads the antibody from '
+                    'the Ids; none: split at random without asking'),
     valid_pct=dict(type=number('valid_pct'), metavar='SHARE',
-                   help='share of the images to keep out of training, for validation; by default 0.2, and none if only '
-                        'the last layer is trained: it is then scored by folds'),
+                   help='share of the images that are held out of training for validation; by default 0.2, or none if '
+                        'only the last layer is trained, because then folds are used for the score'),
     fold=dict(type=number('fold'), metavar='K',
               help='divide the images into five folds, and validate on fold K (0 to 4) instead of --valid-pct'),
     folds=dict(type=fold_number, metavar='N|auto',
                help='divide the images into N folds, and train N models, each without one fold; so every image is '
-                    'predicted by a model that has not seen it; each model takes --minutes; auto: five folds if there '
-                    'would be fewer than 200 validation images, and only if the whole network is trained'),
+                    'predicted by a model that has not seen it; each model takes --minutes; auto: five folds if the '
+                    'whole network is trained and there would be fewer than 200 validation images'),
     seed=dict(type=number('seed'), default=42, help='seed of the split and of the training'),
     # reading
     channels=dict(type=channels, default='rgby', metavar='rgby|C=NAME,…',
-                  help='what stands for each channel in the names of the files: '
-                       'red=AF555,green=AF488,blue=DAPI,yellow=AF647; or the name or number (from 0) of its plane '
-                       'in files of several: red=2,green=Cy5; or the channels that there are: rgb'),
+                  help='the part of the file names that stands for each channel: '
+                       'red=AF555,green=AF488,blue=DAPI,yellow=AF647; for files with several planes, the name or '
+                       'number (from 0) of the plane: red=2,green=Cy5; or only which channels exist: rgb'),
     missing=dict(choices=('error', 'zero'), default='error',
                  help='a channel without a file is an error, or is read as black'),
     scale=dict(choices=('dtype', 'percentile'), default='dtype',
@@ -160,8 +161,8 @@ OPTIONS = dict(
                     'each plane, see --percentiles'),
     percentiles=dict(type=float, nargs=2, default=(1., 99.9), metavar=('LOW', 'HIGH'),
                      help='with --scale percentile: these percentiles of each plane become black and white'),
-    bits=dict(type=int, help='bits of the camera, such as 12; found out from the files unless given'),
-    pixel_size=dict(type=float, help='size of a pixel in µm, for pictures of another scale than whole HPA fields '
+    bits=dict(type=int, help='bits of the camera, such as 12; by default found from the files'),
+    pixel_size=dict(type=float, help='size of a pixel in µm; needed if the scale differs from that of whole HPA fields '
                                      '(0.08 µm at full size)'),
     z=dict(choices=('max', 'channels'), help='max: take the maximum of a Z stack; channels: the planes of the stack '
                                              'are the channels'),

@@ -209,15 +209,15 @@ def add_cells(
                              'default 0.5; '
                              'not for models of single cells')
     parser.add_argument('--border', choices=('all', 'nucleus', 'drop'), default='all',
-                        help='which cells at the edge of the picture to keep: all, those with their nucleus in it, '
-                             'or none')
+                        help='which cells at the edge of the picture to keep: all, those with their nucleus in it '
+                             '(nucleus), or none (drop)')
     add_options(parser, 'submission', 'pixel_size', 'force', force=dict(help='overwrite results that exist, or begin '
                                                                              'them again'),
                 submission=dict(help='csv file in the format of the Kaggle competition of 2021'),
                 pixel_size=dict(type=number('pixel_size'),
                                 help='size of a pixel of the files in µm; by default the scale is found from the '
                                      'size of the '
-                                     'nuclei, and models of single cells take the files for whole HPA fields'))
+                                     'nuclei; models of single cells assume that the files are whole HPA fields'))
     add_prediction_options(parser)
     parser.set_defaults(run=cells)
 

@@ -70,7 +70,7 @@ def find_start(
 def arch_of(
     pretrained: bool|str|Path,  # published weights (True), none (False), or a file
 ) -> str:  # name of a network
-    "Name the network for such weights where nobody has named one"
+    "Choose the network that fits the weights, if no network was named"
     best, second, last = STARTS
     if isinstance(pretrained, bool): return best if pretrained else last
     record = record_of_weights(Path(pretrained))
@@ -83,7 +83,7 @@ def auto_learner(
     pretrained: bool|str = 'auto',  # published weights if they can be had, always (True), never (False), or a file
     **kwargs,  # of `hpa_learner`
 ) -> Learner:
-    "Make a learner with published weights where they can be had"
+    "Make a learner with published weights if they are available"
     def make(name, weights): return hpa_learner(dls, name, pretrained=weights, **kwargs)
     if pretrained!='auto': return make(arch or arch_of(pretrained), pretrained)
     failed = {}
@@ -268,7 +268,7 @@ def train_model(
     minutes: float|None = None,  # plan the training to take this long; None: by `epochs`
     epochs: int = 4,  # passes over the images in each stage
     bs: int = 32,  # images in a batch
-    lr: float|str = 3e-3,  # the highest learning rate, of which a pretrained network gets a tenth; 'find' looks for one
+    lr: float|str = 3e-3,  # highest learning rate (a pretrained network gets a tenth); 'find': search for one
     resume: bool = False,  # go on with a training of the same settings that was stopped
     cache: bool|str|Path = True,  # keep decoded images: in your cache folder, in this one, or (False) not at all
     calibrate: bool = True,  # make probabilities of the network's scores on the validation images

@@ -228,11 +228,11 @@ def about_brightness(
     shown = [c for c in CHANNELS if c in panels]
     if brightness=='each':
         return ('Brightness: each field and channel has its own range, from the 1st to the 99.8th percentile of its '
-                'pixels; brightness can not be compared between rows.')
+                'pixels; brightness cannot be compared between rows.')
     low_high = {c: ends[0, CHANNELS.index(c)] for c in shown}
     ranges = ', '.join(f'{STAINS[c]} {low:.3g} to {high:.3g}' for c,(low,high) in low_high.items())
     return ('Brightness: a channel has the same range in all rows, from the 1st to the 99.8th percentile of all '
-            f'of them (grey levels, of 255: {ranges}); nothing else of it was changed.')
+            f'of them (grey levels, of 255: {ranges}); nothing else was changed.')
 
 def about_colours(
     panels: list,  # that are shown

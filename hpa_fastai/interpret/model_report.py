@@ -111,7 +111,7 @@ def describe_training(
     if stages and not head_alone: said.append(f'Stages: {_said(stages)}')
     if lr: said.append(f'Highest learning rate: {lr:.3g}')
     if minutes is not None: said.append(f'It took {f"{minutes:.0f} minutes" if minutes>=2 else f"{60*minutes:.0f} s"}')
-    if kept and not head_alone: said.append(f'Training made a part of it no better: {kept:.0%} of the start was kept')
+    if kept and not head_alone: said.append(f'Training helped only in part: {kept:.0%} of the start was kept')
     last = log[-1] if isinstance(log, list) and len(log)==1 and isinstance(log[-1], dict) else {}
     names = {'valid_loss': 'loss', 'mean_ap': 'mean average precision', 'macro_f1': 'macro F1'}
     ends = [f'{name} {last[key]:.3g}' for key,name in names.items() if isinstance(last.get(key), (int, float))]
@@ -182,8 +182,8 @@ def confusion_section(self:ModelReport) -> Section:
     missed, given = np.unravel_index(np.argsort(-share, axis=None, kind='stable')[:20], share.shape)
     column = 'share of its images'
     pairs = pd.DataFrame({'missed': classes[missed], 'given instead': classes[given], column: share[missed, given]})
-    text = ('Of the images of the class at the left, the share where it was missed while the class below '
-            'was wrongly given: the redder, the more.')
+    text = ('For the images of the class at the left: the share in which it was missed while the class below '
+            'was wrongly given. Redder means more.')
     concerned = np.flatnonzero(share.any(0) | share.any(1))
     if len(concerned)<len(classes): text += f' Only the {len(concerned)} classes that were confused are shown.'
     table = table_block(pairs[pairs[column]>0], {column: '.1%'}, bars=(column,))
@@ -199,7 +199,7 @@ def hardest_section(self:ModelReport,
     stored = self.validation['hardest'] if self.validation else []
     if not stored: return Section('Hardest images', 'None are stored with this model.')
     hardest = [image for image in stored if image['missed'] or image['wrongly_given'] or image['loss']>=.1]
-    if not hardest: return Section('Hardest images', 'None: the model got every validation image right, and was sure.')
+    if not hardest: return Section('Hardest images', 'None: all validation images were predicted correctly and surely.')
     by_id = {image['Id']: image for image in hardest}
     def caption(_, id_):
         found = {'missed': by_id[id_]['missed'], 'wrong': by_id[id_]['wrongly_given']}
@@ -236,7 +236,7 @@ def mistake_section(self:ModelReport,
 def example_section(self:ModelReport,
     most: int = 200,  # images that are predicted
 ) -> Section:
-    "What the model takes for each location, in a folder of images"
+    "Show the most probable images of each location in a folder of images"
     some = self.table.sample(min(most, len(self.table)), random_state=0)
     run = RunReport(Predictor(self.bundle)(some), bundle=self.bundle, table=some, per_class=self.per_class)
     examples = run.examples()
@@ -265,14 +265,14 @@ def card_section(self:ModelReport) -> Section:
         'checksum of the weights': config.get('sha256'),
     }
     limits = ('Trust it on images of the kind it was validated on. Another microscope, scale, stain or cell line '
-              'needs a new validation; rare classes with little support are known badly. Not for diagnosis.')
+              'needs a new validation. The scores of rare classes are uncertain. Not for diagnosis.')
     rows = pd.DataFrame({'setting': settings.keys(), 'value': [v and str(v) for v in settings.values()]})
     return Section('Card', limits, [table_block(rows, search=False)])
 
 # %% ../../nbs/interpret/70_model_report.ipynb #138e023e
 @patch
 def facts(self:ModelReport) -> dict:  # name -> value
-    "The figures at the top of the page"
+    "The numbers at the top of the page"
     validation, trained_on = self.validation or {}, self.config['training'].get('images')
     f1, score = validation.get('scores', {}).get('macro_f1'), '–'
     low, high = validation.get('interval') or (None, None)
@@ -291,7 +291,7 @@ def facts(self:ModelReport) -> dict:  # name -> value
 # %% ../../nbs/interpret/70_model_report.ipynb #4dd52858
 @patch
 def sections(self:ModelReport):  # yields `Section`s
-    "The parts of the page, of those that there is something to show of"
+    "The sections of the page that have something to show"
     yield self.class_section()
     yield self.training_section()
     yield self.reliability_section()
