@@ -17,7 +17,7 @@ from .reader import *
 
 # %% ../../nbs/data/61_depth.ipynb #7cff70dc
 USUAL_DEPTHS = (8, 10, 12, 14, 16) # bits of a value
-FEW_FIELDS = 8 # of fewer fields, a dark picture and a camera of few bits can't be told apart
+FEW_FIELDS = 8 # with fewer fields, a dark picture and a camera of few bits can't be told apart
 
 def likely_depth(
     top:int, # the largest value that was seen
@@ -25,8 +25,8 @@ def likely_depth(
     n:int=FEW_FIELDS, # fields that were seen
     hint:int|None=None, # bits that metadata suggest
     remembered:tuple=(), # bits of the files that models were trained on
-) -> int|None: # bits; None where nothing is known: all is black, or values go beyond 16 bits
-    "Say how many bits a camera has whose largest value was seen"
+) -> int|None: # bits; None if nothing is known: all is black, or values go beyond 16 bits
+    "Find the bits of a camera from the largest value that was seen."
     known = sorted(bits for bits in remembered if top<2**bits)
     if top==0: return next(iter(known), hint)
     if top>=2**16: return None
@@ -43,12 +43,12 @@ def likely_depth(
 # %% ../../nbs/data/61_depth.ipynb #1b612f19
 @dataclass(frozen=True)
 class _Seen:
-    "What the planes of some fields show of their depth"
+    "What the planes of some fields show about their depth"
     top: int = 0         # the largest value
     mask: int = 0        # all bits that occur
     is_doubled: bool = True # both bytes of each value are the same: 8 bits that were spread over 16
     stated: frozenset = frozenset() # bits that files state
-    hints: frozenset = frozenset()  # bits that metadata suggest; None where they suggest nothing
+    hints: frozenset = frozenset()  # bits that metadata suggest; None if they suggest nothing
     n: int = 0           # fields
 
     def __add__(self, other):
@@ -62,14 +62,14 @@ class _Seen:
     def hint(self): return max(self.hints) if self.hints and None not in self.hints else None
 
 def _is_deep(p):
-    "Whether the values of planes may have more than 8 bits; of a PNG header, there are no planes to ask"
+    "Tell whether the values of planes may have more than 8 bits; the header of a PNG comes without planes."
     if p.planes[0] is None: return p.format.endswith('16-bit')
     return np.asarray(p.planes[0]).dtype.itemsize>1
 
 def _are_floats(p): return p.planes[0] is not None and np.asarray(p.planes[0]).dtype.kind=='f'
 
 def _look_at_header(reader, row):
-    "`Planes` of the first file of a field, without pixels; None where it can't be read"
+    "Read the header of the first file of a field; None if it can't be read."
     there = [row[c] for c in wanted_channels(reader.channels) if not isinstance(row.get(c), (float, type(None)))]
     try:
         if not isinstance(there[0], str): return reader.open_source(there[0])
@@ -77,7 +77,7 @@ def _look_at_header(reader, row):
     except Exception: return None # what is wrong with it is told when it is read
 
 def _look_at_pixels(reader, row):
-    "What the planes of a field show; None where it can't be read"
+    "Look at the pixels of a field; None if it can't be read."
     seen = _Seen(n=1)
     try:
         for _,plane,p in reader.planes(row):
@@ -94,11 +94,11 @@ _MOST_FIELDS, _MOST_PIXELS = 24, 2**28 # that are looked at
 _AT_A_TIME = 4 # fields
 
 def _spread(rows, n):
-    "Up to `n` of some rows, spread evenly over them"
+    "Choose up to `n` rows, spread evenly."
     return [rows[i] for i in np.unique(np.linspace(0, len(rows)-1, min(n, len(rows))).round().astype(int))]
 
 def _look_at_some(reader, rows):
-    "What the pixels of some fields show, in their order; it ends where more can't change it"
+    "Look at the pixels of some fields in their order, until more can't change the result."
     seen = _Seen()
     with reading_pool(default_workers()) as pool:
         for start in range(0, len(rows), _AT_A_TIME):
@@ -111,15 +111,15 @@ def _look_at_some(reader, rows):
 @dataclass(frozen=True)
 class Depth:
     "How many bits the camera of some pictures used, and how that is known"
-    bits: int|None = None # for `ImageReader`; None: the files need none, or each states its own
-    line: str = ''        # one line for people; '' where there is nothing to say
+    bits: int|None = None # for `ImageReader`; None: the files need no setting, or each states its own bits
+    line: str = ''        # one line for people; '' if there is nothing to say
 
     def __str__(self): return self.line
 
     def of(self,
         reader:ImageReader, # settings of reading
     ) -> ImageReader:
-        "The same settings, with the bits that were found"
+        "Put the bits that were found into settings of reading."
         return reader if reader.bits==self.bits else replace(reader, bits=self.bits)
 
 # %% ../../nbs/data/61_depth.ipynb #737cdf52
@@ -127,21 +127,21 @@ _OVERRULE = 'to overrule it, give bits (--bits)'
 _BITS_OF_FLOATS = 16 # they are read by their own range, and keep what lies between grey levels
 
 def _compared(found, remembered):
-    "What to say where the files of a model had other bits"
+    "Say that the training files of the model had other bits."
     others = [bits for bits in dict.fromkeys(remembered) if bits!=found]
     if not others: return ''
     return (f'; the model was trained on files of {" and ".join(map(str, others))} bits: '
             'each picture is read by the depth of its own file')
 
 def _describe(bits, seen, total, remembered):
-    "The line about the depth that pixels show"
+    "Write the line about the depth that pixels show."
     fields = f'{seen.n} of {total:,} fields sampled' if seen.n<total else f'{total:,} fields'
     if seen.stated=={bits}: why = 'the files state it'
     else: why = f'largest value {seen.top:,} in {fields}'
     return f'{bits} bits of 16 are used: {why}; {_OVERRULE}{_compared(bits, remembered)}'
 
 def _depth_of(seen, total, remembered):
-    "The depth that the pixels of some fields show"
+    "Decide the depth that the pixels of some fields show."
     if len(seen.stated)>1:
         listed = ' and '.join(map(str, sorted(seen.stated)))
         return Depth(None, f'files that state {listed} bits: each is read by its own; {_OVERRULE}')
@@ -156,7 +156,7 @@ def find_depth(
     reader:ImageReader, # settings of reading; where they name bits, these are taken
     remembered:tuple=(), # bits of the files that models were trained on
 ) -> Depth:
-    "Find out how many bits the camera of a folder used, from what its files state or a sample of its pictures shows"
+    "Find out how many bits the camera used, from what the files state or from a sample of the pictures."
     if reader.bits or reader.scale!='dtype' or not len(table): return Depth(reader.bits)
     remembered = tuple(bits for bits in remembered if bits)
     reader = replace(reader, size=None, pixel_size=None, missing='zero')
@@ -182,14 +182,14 @@ def reader_for(
     table:pd.DataFrame, # of `find_images`
     reader:ImageReader, # settings of reading, such as a model remembers them
 ) -> ImageReader:
-    "Make the settings by which the files of a table are read: those given, with the depth of these files"
+    "Make the settings for reading a table: the given ones, with the depth of these files."
     return find_depth(table, replace(reader, bits=None), (reader.bits,)).of(reader)
 
 def reader_for_field(
     row:dict, # of the table of `find_images`
-    reader:ImageReader, # settings of reading; where they name bits, these are taken
+    reader:ImageReader, # settings of reading; if they name bits, these are used
 ) -> ImageReader:
-    "Make the settings by which a single field of view is read: those given, with the depth that it shows itself"
+    "Make the settings for reading a single field of view: the given ones, with the depth that it shows."
     if reader.bits or reader.scale!='dtype': return reader
     header = _look_at_header(reader, row)
     if header is None or not _is_deep(header): return reader

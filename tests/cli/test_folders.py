@@ -91,7 +91,7 @@ def words(place, door, images, out):
 def test_names_that_nobody_knows_stop_every_command_before_any_work(place, capsys, tmp_path, door):
     code, out, err = shell(capsys, *words(place, door, 'waves', tmp_path/'out'))
     assert code==2 and 'Exp12_A01_s1_w1.tif, Exp12_A01_s1_w2.tif, Exp12_A01_s1_w3.tif' in err
-    assert 'It seems to be said by w1, w2, w3, w4' in err and 'a csv of paths with the columns Id, red' in err
+    assert 'The names seem to differ in w1, w2, w3, w4' in err and 'a csv of paths with the columns Id, red' in err
     assert '--channels red=w1,green=w2,blue=w3,yellow=w4' in err and 'channels=' not in err
     assert not list(tmp_path.glob('out*/fold*')) and not list(tmp_path.glob('*.csv*'))
 

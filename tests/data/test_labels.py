@@ -257,9 +257,9 @@ def test_near_matches_of_a_label_set(wrong, near):
         ([1, 2, 3], 'class 0 is 1, not a text'),
         ([None, 'a'], 'class 0 is None, not a text'),
         ('abc', 'the classes are one text'),
-        (['a', 'Golgi|cis'], 'stands between two names'),
-        (['a\tb'], 'a character that is not seen'),
-        (['a\u200b'], 'a character that is not seen'),
+        (['a', 'Golgi|cis'], 'separates names in tables'),
+        (['a\tb'], 'an invisible character'),
+        (['a\u200b'], 'an invisible character'),
         (['a', ' b'], 'a blank before or after'),
         (['Zürich', 'Zu\u0308rich'], 'is listed twice'),
         (['a', 'A'], 'is listed twice'),
@@ -278,7 +278,7 @@ def test_columns_of_tables_are_no_names():
         'a'
     }:
         for name in (column, column.upper()):
-            with pytest.raises(LabelError, match='as a column of the tables of results'):
+            with pytest.raises(LabelError, match='like a column in tables of results'):
                 get_labels(['a', name])
 
 
@@ -335,7 +335,7 @@ def test_odd_ids_of_images_that_are_there_are_right(tmp_path, ids):
     assert read_labels(path, ids=ids).Id.tolist() == ids == read_labels(path, ids=lambda: ids).Id.tolist()
     with pytest.raises(LabelError, match='looks rewritten by a spreadsheet.*ids='):
         read_labels(path)
-    with pytest.raises(LabelError, match='looks rewritten by a spreadsheet, and no image is called so'):
+    with pytest.raises(LabelError, match='looks rewritten by a spreadsheet, and no image has this name'):
         read_labels(path, ids=['a'])
 
 
@@ -372,5 +372,5 @@ def test_a_class_that_pandas_makes_nothing_of_is_said(tmp_path):
             == ['1', '0']
             == read_labels(pd.read_csv(path, keep_default_na=False), ls, allow).Target.tolist()
         )
-        with pytest.raises(LabelError, match="row 0: no label for Id a; pandas makes nothing of the class 'NA'"):
+        with pytest.raises(LabelError, match="row 0: no label for Id a; pandas reads the class 'NA' as a missing value"):
             read_labels(pd.read_csv(path), ls, allow)

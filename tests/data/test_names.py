@@ -105,7 +105,7 @@ def test_names_of_microscopes_are_said_and_read_when_the_user_says_which_is_whic
     for n,p in zip(names, x): Image.fromarray(p).save(tmp_path/f'{n}.tif')
     with pytest.raises(ImageError) as e: find_images(tmp_path)
     first, second = tokens.split(', ')
-    assert f'It seems to be said by {tokens}. Say which is which' in str(e.value) and e.value.kind=='unclear channels'
+    assert f'The names seem to differ in {tokens}. Say which is which' in str(e.value) and e.value.kind=='unclear channels'
     assert names[0] in str(e.value) and f'--channels red={first},green={second})' in str(e.value)
     assert 'csv of paths with the columns Id, red, green, blue, yellow' in str(e.value)
 
@@ -131,7 +131,7 @@ def test_names_with_dyes_are_guessed_with_a_word(tmp_path, program):
 def test_names_of_microscopes_beside_labels(tmp_path):
     for n in range(4): Image.fromarray(picture(16)[0]).save(tmp_path/f'A1_w{n+1}.tif')
     labels = pd.DataFrame(dict(Id=['A1']))
-    with pytest.raises(ImageError, match='A1_w1.tif, A1_w2.tif, A1_w3.tif.*by w1, w2, w3, w4.*csv of paths'):
+    with pytest.raises(ImageError, match='A1_w1.tif, A1_w2.tif, A1_w3.tif.*in w1, w2, w3, w4.*csv of paths'):
         attach_images(labels, tmp_path)
     channels = dict(zip(CHANNELS, ('w1', 'w2', 'w3', 'w4')))
     assert attach_images(labels, tmp_path, channels).yellow[0].endswith('A1_w4.tif')

@@ -181,7 +181,7 @@ def test_what_is_no_zarr_says_so(tmp_path):
     (tmp_path/'a.zarr').mkdir()
     fails('a folder without the files that make it a zarr store', tmp_path)
     (tmp_path/'a.zarr').rmdir(), (tmp_path/'a.zarr').write_bytes(b'x')
-    fails('a file, where OME-Zarr is a folder', tmp_path)
+    fails('a file, but OME-Zarr is a folder', tmp_path)
 
 
 AS_WIDE_AS_64 = struct.pack('<HHII', 256,3,1,64) # the tag
@@ -202,7 +202,7 @@ def test_tiff_of_values_that_need_a_package(tmp_path):
     if 'imagecodecs' in sys.modules: pytest.skip('the package is there')
     data = strips(RNG.integers(0, 256, (64, 80), dtype=np.uint8), bits=10)
     one_file(tmp_path, data.replace(struct.pack('<HHII', 256,3,1,80), AS_WIDE_AS_64))
-    fails('values of 10 bits needs one package more: pip install imagecodecs', tmp_path, channels='g')
+    fails('values of 10 bits needs another package: pip install imagecodecs', tmp_path, channels='g')
 
 
 def test_bits_that_ome_states(tmp_path):
@@ -216,7 +216,7 @@ def test_bits_that_ome_states(tmp_path):
 def test_codecs_that_need_a_package(tmp_path, codec, capfd):
     if 'imagecodecs' in sys.modules: pytest.skip('the package is there')
     one_file(tmp_path, strips(smooth(64)[0], codec, zlib.compress))
-    fails('compression .* needs one package more: pip install imagecodecs', tmp_path, channels='g')
+    fails('compression .* needs another package: pip install imagecodecs', tmp_path, channels='g')
 
 
 @pytest.mark.parametrize('compression', ['lzma', 'zstd'])
@@ -233,7 +233,7 @@ def test_files_of_one_ome_are_one_field(tmp_path, name):
     assert table.Id.tolist()==['other', 'pos1'] and all(same(read_image(r), x) for r in table.itertuples())
     (tmp_path/name.format(2)).unlink()
     message = ('pos1: .*one of 4 files that are one field of view by their OME metadata; '
-               f'not beside it, or empty: {name.format(2)}')
+               f'missing from its folder, or empty: {name.format(2)}')
     with pytest.raises(ImageError, match=message): read_image(find_images(tmp_path).iloc[1])
 
 
@@ -244,7 +244,7 @@ def test_a_damaged_file_of_a_set_is_named(tmp_path):
     (tmp_path/names[2]).write_bytes(whole[:-20])
     fails('pos1_C2.ome.tif, which belongs to it, is damaged or cut off', tmp_path)
     (tmp_path/names[2]).write_bytes(b'')
-    fails('not beside it, or empty: pos1_C2.ome.tif', tmp_path)
+    fails('missing from its folder, or empty: pos1_C2.ome.tif', tmp_path)
 
 
 def test_file_of_one_channel_is_read_by_itself(tmp_path):

@@ -265,7 +265,7 @@ def test_names_of_microscopes_are_said_on_the_screen(tmp_path):
         Image.fromarray(np.random.default_rng(n).integers(0, 255, (32, 32), dtype=np.uint8)).save(
             tmp_path / f'A1_ch0{n}.png'
         )
-    with pytest.raises(ImageError, match='It seems to be said by ch00, ch01, ch02, ch03. Say which is which'):
+    with pytest.raises(ImageError, match='The names seem to differ in ch00, ch01, ch02, ch03. Say which is which'):
         verify_folder(tmp_path)
     said = dict(red='ch00', green='ch01', blue='ch02', yellow='ch03')
     v = verify_folder(tmp_path, reader=ImageReader(channels=said))

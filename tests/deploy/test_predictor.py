@@ -554,8 +554,8 @@ def test_pictures_of_every_kind_in_memory(plate, trained):
     [
         (None, 'a NoneType holds no pictures'),
         (7, 'a int holds no pictures'),
-        ([None, np.zeros((4, 9, 9))], '1 of 2 are none, the first a NoneType'),
-        ([np.zeros((4, 9, 9)), 'a_red.png'], '1 of 2 are none, the first a str'),
+        ([None, np.zeros((4, 9, 9))], '1 of 2 are not pictures, the first is a NoneType'),
+        ([np.zeros((4, 9, 9)), 'a_red.png'], '1 of 2 are not pictures, the first is a str'),
     ],
 )
 def test_what_cannot_be_predicted_is_one_line(trained, source, words):
