@@ -28,14 +28,14 @@ from ..data.reader import *
 from .tensors import *
 
 # %% ../../nbs/batches/20_cache.ipynb #b5f7832f
-CACHE_VERSION = 1  # raised when the same files and settings come to give other pixels
+CACHE_VERSION = 1  # raised when a change of the code gives other pixels for the same files and settings
 
 # %% ../../nbs/batches/20_cache.ipynb #7119c01e
 def cache_key(
     table: pd.DataFrame,  # of `find_images`
     reader: ImageReader,  # the settings of reading
 ) -> str:  # 32 hexadecimal digits
-    "The name of the cache of these files, read with these settings; the order of the rows does not matter"
+    "Compute the name of the cache of these files, read with these settings, in any order of the rows."
     files = table[list(CHANNELS)].to_numpy().tolist()
     stamps = {p: file_stamp(p) for row in files for p in row if isinstance(p, str)}
     rows = sorted((str(i), [stamps.get(p) for p in row]) for i,row in zip(table.Id, files))
@@ -45,7 +45,7 @@ def cache_key(
 class ImageCache:
     "Decoded fields of view in one memory-mapped file"
     def __init__(self,
-        file: Path,  # the array, n×4×S×S, beside it a json of the ids and of what could not be read
+        file: Path,  # the array, n×4×S×S; beside it is a json of the Ids and of the fields that could not be read
     ):
         info = json.loads(file.with_suffix('.json').read_text(encoding='utf-8'))
         self.file, self.errors, self.images = file, info['errors'], np.load(file, mmap_mode='r')
@@ -60,8 +60,8 @@ class ImageCache:
 @patch
 def rows(self:ImageCache,
     ids,  # of fields of view, in any order
-) -> np.ndarray:  # the place of each Id
-    "Where the fields of view with these ids are"
+) -> np.ndarray:  # the position of each Id
+    "Find the positions of fields of view by their Ids."
     return np.array([self.row[i] for i in ids], dtype=np.int64)
 
 # %% ../../nbs/batches/20_cache.ipynb #846966e6
@@ -70,7 +70,7 @@ def batch(self:ImageCache,
     rows,  # places in the cache
     pin: bool = False,  # gather into memory that a GPU copies from by itself
 ) -> TensorRGBY:  # len(rows)×4×S×S, as the reader gives them
-    "Gather a batch in one go"
+    "Gather a whole batch at once."
     if not pin: return TensorRGBY(torch.from_numpy(np.asarray(self.images[rows])))
     like = torch.from_numpy(np.empty(0, self.images.dtype))
     pixels = torch.empty(len(rows), *self.images.shape[1:], dtype=like.dtype, pin_memory=True)
@@ -82,12 +82,12 @@ def batch(self:ImageCache,
 def pixels(self:ImageCache,
     table: pd.DataFrame,  # rows with the column Id
 ) -> TensorRGBY:  # len(table)×4×S×S, as the reader gives them, in the order of the cache
-    "Read the fields of view of a table, in the order in which they lie on the disk"
+    "Read the fields of view of a table, in their order on the disk."
     return self.batch(np.sort(self.rows(table.Id)))
 
 # %% ../../nbs/batches/20_cache.ipynb #7de065ea
 def _open(file, ids, size, dtype=np.uint8):
-    "The cache in a file if it is whole and of these fields of view, otherwise None"
+    "Open the cache in a file; None if it is incomplete or belongs to other fields of view."
     try:
         cache = ImageCache(file)
         images = cache.images
@@ -97,15 +97,15 @@ def _open(file, ids, size, dtype=np.uint8):
 
 # %% ../../nbs/batches/20_cache.ipynb #1b53dc22
 def default_cache_folder() -> Path:
-    "Where caches go unless told otherwise: `hpa_fastai` in the user's cache folder"
+    "The default folder of caches: `hpa_fastai` in the user's cache folder."
     return cache_home()/'hpa_fastai'
 
 # %% ../../nbs/batches/20_cache.ipynb #cd623a7f
 def remove_old_caches(
     folder: Path,  # of caches
-    days: float = 30,  # since one was last used
+    days: float = 30,  # since the last use
 ) -> None:
-    "Delete the caches that have not been used for a while"
+    "Delete the caches that have not been used for a while."
     for file in {o.with_suffix('.npy') for end in ('json', 'npy') for o in folder.glob(f'*.{end}')}:
         info = file.with_suffix('.json')
         used = file_stat(info if info.exists() else file).st_mtime
@@ -114,13 +114,13 @@ def remove_old_caches(
 
 # %% ../../nbs/batches/20_cache.ipynb #aad7ce53
 def _no_cache(folder, e):
-    "What to say where no cache can be written"
+    "Make the error for a folder in which no cache can be written."
     return HPAError(f'{folder}: no image cache can be kept there ({e.strerror or e}); '
                     'give another folder with cache=… (--cache), '
                     'or read the files each time with cache=False (--no-cache)')
 
 def _has_room(folder, need):
-    "Make the folder of a cache; whether it has room for as many bytes"
+    "Make the folder of a cache, and tell whether it has room for so many bytes."
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise _no_cache(folder, e) from None
     free = shutil.disk_usage(folder).free
@@ -133,7 +133,7 @@ def _has_room(folder, need):
 _ABANDONED = 86400  # seconds without a sign of life after which the builder on another machine counts as dead
 
 def _lock(folder):
-    "Keep a lock in a folder that is being written to; the open file, or None where there are no locks"
+    "Keep a lock in a folder that is being written to; return the open file, or None if there are no locks."
     try: import fcntl
     except ImportError: return None
     file = open(folder/'lock.new', 'wb')
@@ -145,7 +145,7 @@ def _lock(folder):
     return file
 
 def _is_free(lock):
-    "Whether nobody holds the lock of a folder; False where that can't be known"
+    "Tell whether nobody holds the lock of a folder; False if that can't be known."
     try:
         import fcntl
         with open(lock, 'rb') as file: fcntl.flock(file, fcntl.LOCK_EX|fcntl.LOCK_NB)
@@ -154,7 +154,7 @@ def _is_free(lock):
 
 # %% ../../nbs/batches/20_cache.ipynb #bf303b5f
 def _remove_abandoned(folder):
-    "Delete what builds that were killed have left"
+    "Delete what killed builds have left behind."
     for left in folder.glob('building-*'):
         here = left.name.startswith(f'building-{platform.node()}-')
         last = max(file_stat(o).st_mtime for o in (left, *left.glob('*')))
@@ -162,7 +162,7 @@ def _remove_abandoned(folder):
 
 @contextmanager
 def _build_folder(folder):
-    "A folder to build a cache in, which is gone in the end"
+    "Make a folder to build a cache in, and remove it at the end."
     place = folder/f'building-{platform.node()}-{secrets.token_hex(4)}'
     place.mkdir()
     lock = _lock(place)
@@ -176,7 +176,7 @@ PROCESSES_FROM = 200  # fields of view; fewer are read in threads
 
 # %% ../../nbs/batches/20_cache.ipynb #841aee6a
 def _in_processes(file, table, reader, n):
-    "Fill the array in a file; yields how many rows were done, and the reasons of those that can't be read"
+    "Fill the array in a file; yield the number of rows done, and the reasons for those that can't be read."
     columns = [c for c in ('Id', 'layout', *CHANNELS) if c in table]
     rows = list(enumerate(table[columns].to_dict('records')))
     parts = [rows[i:i+8] for i in range(0, len(rows), 8)]
@@ -190,7 +190,7 @@ def _in_processes(file, table, reader, n):
 
 # %% ../../nbs/batches/20_cache.ipynb #0aa4c9b2
 def _in_threads(out, table, reader, n):
-    "Fill an array; yields how many rows were done, and the reasons of those that can't be read"
+    "Fill an array; yield the number of rows done, and the reasons for those that can't be read."
     ids = table.Id.tolist()
     for i,img in read_images(table, reader, n):
         bad = isinstance(img, Exception)
@@ -198,7 +198,7 @@ def _in_threads(out, table, reader, n):
         yield 1, {ids[i]: str(img)} if bad else {}
 
 def _starts_processes(table):
-    "Whether this process can start others to read a table, and that is worth it"
+    "Tell whether this process can start others to read a table, and whether that is worth it."
     if len(table)<PROCESSES_FROM or any(is_url(str(p)) for c in CHANNELS for p in table[c]): return False
     try: multiprocessing.Lock()
     except (ImportError, OSError): return False
@@ -206,7 +206,7 @@ def _starts_processes(table):
 
 # %% ../../nbs/batches/20_cache.ipynb #26ac1393
 def _reserve(file):
-    "Take the place on the disk for all bytes of a file"
+    "Reserve the space on the disk for all bytes of a file."
     size = os.path.getsize(file)
     with open(file, 'r+b') as f:
         if hasattr(os, 'posix_fallocate'):
@@ -219,7 +219,7 @@ def _reserve(file):
 
 # %% ../../nbs/batches/20_cache.ipynb #bdf1c0c8
 def _write(file, table, reader, progress, num_workers):
-    "Fill the array in a file; its Ids, and the reasons of the fields of view that can't be read"
+    "Fill the array in a file; return its Ids, and the reasons for fields of view that can't be read."
     out = np.lib.format.open_memmap(file, 'w+', reader.dtype, (len(table), 4, reader.size, reader.size))
     _reserve(file)
     n, errors = count_workers(num_workers), {}
@@ -236,7 +236,7 @@ def _write(file, table, reader, progress, num_workers):
 
 # %% ../../nbs/batches/20_cache.ipynb #3a81fe04
 def _build(file, table, reader, progress, num_workers):
-    "Write a cache beside its place, and put it there when it is complete"
+    "Write a cache to a temporary folder, and move it to its place when it is complete."
     with _build_folder(file.parent) as place:
         part = place/file.name
         info = _write(part, table.sort_values('Id', kind='stable', ignore_index=True), reader, progress, num_workers)
@@ -249,10 +249,10 @@ def build_cache(
     table: pd.DataFrame,  # of `find_images`; any other columns are ignored
     reader: ImageReader,  # the settings of reading, with a size
     folder: Path|str|None = None,  # where caches are kept; None: the user's cache folder
-    num_workers: int|None = None,  # processes, or threads for a few images; None: one a core, 16 at most
-    progress: bool = True,  # show a bar
-) -> ImageCache|None:  # None when the disk has no room
-    "Open the cache of these fields of view, built unless it is already there"
+    num_workers: int|None = None,  # processes, or threads for a few images; None: one for each core, 16 at most
+    progress: bool = True,  # show a progress bar
+) -> ImageCache|None:  # None if the disk has no room
+    "Open the cache of these fields of view, and build it first if it does not exist."
     if reader.size is None: raise HPAError('a cache needs a size: give the reader one, such as ImageReader(size=128)')
     if folder is None: remove_old_caches(default_cache_folder())
     folder = default_cache_folder() if folder is None else Path(path_text(folder, 'cache'))

@@ -40,16 +40,16 @@ from .dataloader import *
 
 # %% ../../nbs/batches/70_loaders.ipynb #73ef81b2
 class HPADataLoaders(DataLoaders):
-    "Loaders of fields of view, with the settings that all of them work by"
+    "Loaders of fields of view, with the settings that all of them use."
     @property
     def settings(self) -> ImageSettings:
-        "All that decides what a network sees of a validation picture"
+        "The settings that turn a validation picture into the input of a network."
         return self.valid.settings
 
     def set_size(self,
         size: int,  # side of the network's input, in pixels
     ) -> 'HPADataLoaders':  # itself
-        "Shrink the batches of all loaders to another size from now on"
+        "Shrink the batches of all loaders to another size from now on."
         for dl in self.loaders:
             for tfm in dl.after_batch.fs:
                 if isinstance(tfm, ResizeRGBY): tfm.size = size
@@ -61,14 +61,14 @@ class HPADataLoaders(DataLoaders):
         std: tuple|None = None,  # of each channel, 0..1; None: each picture's own
         minmax: bool = False,  # by one minimum and maximum of all channels of a picture instead
     ) -> 'HPADataLoaders':  # itself
-        "Normalise the batches of all loaders by other figures from now on"
+        "Normalise the batches of all loaders by other figures from now on."
         norms = [tfm for dl in self.loaders for tfm in dl.after_batch.fs if isinstance(tfm, NormalizeRGBY)]
         channels = self.settings.channels if minmax else ()
         for tfm in norms: tfm.mean, tfm.std, tfm.source, tfm.minmax = mean, std, False, channels
         return self
 
     def new(self) -> 'HPADataLoaders':
-        "Make loaders of the same images, with size and normalisation of their own that nobody else can change"
+        "Make loaders of the same images, whose size and normalisation can be changed independently."
         loaders = []
         for dl in self.loaders:
             own = [isinstance(t, (ResizeRGBY, NormalizeRGBY)) or says_size(t) for t in dl.after_batch.fs]
@@ -93,10 +93,10 @@ class _HPADataBlock(DataBlock):
         return found
 
 def HPADataBlock(
-    labels: LabelSet|str = HPA28,  # the classes, and how the table writes them
+    labels: LabelSet|str = HPA28,  # the classes, and the format of the table
     size: int = 384,  # side of the network's input, in pixels
     reader: ImageReader|None = None,  # the settings of reading; None: the defaults at `size`
-    splitter = None,  # of a table of items; None: a stratified fifth for validation
+    splitter = None,  # function of a table of items; None: a stratified fifth for validation
     mean: tuple|None = None,  # of each channel, 0..1; None: each picture's own
     std: tuple|None = None,  # of each channel, 0..1; None: each picture's own
     augment: bool|AugmentRGBY = True,  # the default augmentation, none, or your own
@@ -106,7 +106,7 @@ def HPADataBlock(
     minmax: bool = False,  # normalise by one minimum and maximum of all channels of a picture, in place of the above
     valid_col: str|None = None,  # take the images for validation that this column marks with True
 ) -> DataBlock:
-    "Make a fastai `DataBlock` from rows of a table (`attach_images`) to four-channel pictures and labels"
+    "Make a fastai `DataBlock` that turns rows of a table (`attach_images`) into four-channel pictures and labels."
     size, labels = checked(size=size), get_labels(labels)
     if valid_col and splitter: raise SplitError('valid_col and splitter each say which images are for validation; '
                                                 'give one of them')
@@ -129,8 +129,8 @@ def HPADataBlock(
 def rarity_weights(
     targets: np.ndarray,  # n×C, 0/1
     power: float = 0.5,  # 0: all images alike; 1: all classes about equally often
-) -> np.ndarray:  # one an image, mean 1
-    "How often to draw each image in training"
+) -> np.ndarray:  # one weight for each image, mean 1
+    "Compute how often to draw each image in training."
     freq = targets.sum(0).clip(1)
     w = np.where(targets>0, (freq.max()/freq)**power, 0).max(1)
     w[w==0] = 1  # images without labels
@@ -138,7 +138,7 @@ def rarity_weights(
 
 # %% ../../nbs/batches/70_loaders.ipynb #33fe2f1c
 def _readable(df, reader, cache, progress):
-    "The rows that can be read, and the cache of their pixels, if there is to be one"
+    "Keep the rows that can be read, and build the cache of their pixels if you want one."
     folder = None if cache is True else cache
     store = first_then_others(lambda: build_cache(df, reader, folder, progress=progress)) if cache else None
     if store is not None: errors = store.errors
@@ -153,13 +153,13 @@ def _readable(df, reader, cache, progress):
 
 # %% ../../nbs/batches/70_loaders.ipynb #9876c304
 def _normalization(normalize, df, reader, cache):
-    "Mean and deviation of each channel, or None for each picture's own"
+    "Find mean and deviation of each channel, or None for each picture's own."
     if isinstance(normalize, str):
         if normalize in ('image', 'minmax'): return None, None
         if normalize in ('dataset', 'source'): return dataset_stats(df, reader, cache and cache.pixels)
     elif len(normalize)==2 and all(len(o)==4 for o in normalize): return tuple(map(tuple, normalize))
-    raise HPAError(f"normalize={normalize!r} is none of 'image', 'source', 'dataset', 'minmax' and (mean, std) "
-                   'with a figure for each of the four channels')
+    raise HPAError(f"normalize={normalize!r} is not one of 'image', 'source', 'dataset', 'minmax' or (mean, std) "
+                   'with a number for each of the four channels')
 
 # %% ../../nbs/batches/70_loaders.ipynb #139427c5
 OTHER_WORDS = dict(  # of fastai, and what is said here
@@ -177,30 +177,30 @@ OTHER_WORDS = dict(  # of fastai, and what is said here
 def from_df(cls:HPADataLoaders,
     df: pd.DataFrame,  # Id, Target, and any other columns
     images,  # folder of images, or table of `find_images`
-    labels: LabelSet|str = HPA28,  # the classes, and how `Target` writes them
-    size: int = 384,  # pixels: the largest size that training will use, and that images are read at
+    labels: LabelSet|str = HPA28,  # the classes, and the format of `Target`
+    size: int = 384,  # largest size that training will use, in pixels; images are read at this size
     bs: int = 32,  # images in a batch
     valid_pct: float|None = None,  # share of the images to hold out for validation; None: a fifth, see `held_out`
     fold: int|None = None,  # take this fold for validation instead of `valid_pct`
-    folds: int = 5,  # how many folds there are, when `fold` is given
-    group = None,  # what the split must not divide: a column, a function of the Id, or a value a row; False: nothing
+    folds: int = 5,  # number of folds, if `fold` is given
+    group = None,  # what the split must not divide: a column, a function of the Id, or values by row; False: nothing
     seed: int = 42,  # of the split
-    valid_col: str|None = None,  # take the images for validation that this column marks with True
-    splitter = None,  # take the rows that this function of the table gives: for training, and for validation
+    valid_col: str|None = None,  # column that marks the images for validation with True
+    splitter = None,  # function of the table that returns the rows for training, and for validation
     normalize = 'image',  # by figures of each 'image', its 'source' or the 'dataset', (mean, std), or to 0..1: 'minmax'
     source: str|None = None,  # the column that names the sources; None: `source`, or else the folders
     augment: bool|AugmentRGBY = True,  # the default one (unless batch_tfms bring fastai's), none, or your own
-    oversample: float = 0.5,  # power of rarity with which training images are drawn; 0: all alike
+    oversample: float = 0.5,  # power of rarity with which training images are drawn; 0: all equally often
     reader: ImageReader|None = None,  # the settings of reading; None: the defaults at `size`
     cache: bool|str|Path = True,  # decode once into the user's cache folder, or this one; False: read files
-    num_workers: int|None = None,  # processes that read files where there is no cache
-    device = None,  # None: the GPU where there is one
-    progress: bool = True,  # show a bar while caching
+    num_workers: int|None = None,  # processes that read files if there is no cache
+    device = None,  # None: the GPU, if there is one
+    progress: bool = True,  # show a progress bar while caching
     item_tfms = None,  # fastai's or your own, for each picture as it is read: `TensorRGBY`, uint8 4×H×W
     batch_tfms = None,  # fastai's or your own, for batches on the device: beside ours, or in place of the same kind
     val_bs: int|None = None,  # validation images in a batch; None: `bs`
 ) -> HPADataLoaders:
-    "Make loaders from a table of labels and a folder of images"
+    "Make loaders from a table of labels and a folder of images."
     held_out = any(o is not None for o in (valid_pct, fold, valid_col, splitter))  # somebody asked for this split
     valid_pct = .2 if valid_pct is None else valid_pct
     size, bs, valid_pct, seed = checked(size=size, bs=bs, valid_pct=valid_pct, seed=seed)
@@ -245,12 +245,12 @@ def from_csv(cls:HPADataLoaders,
     path: str|Path,  # folder of the data set
     csv: str|Path|None = None,  # table of labels, in `path` or anywhere; None: `train.csv`, or the only table
     images: str|Path|None = None,  # folder of images, in `path` or anywhere; None: `train`, or `path` itself
-    labels: LabelSet|str = HPA28,  # the classes, and how the csv writes them
+    labels: LabelSet|str = HPA28,  # the classes, and the format of the csv
     id_column: str|None = None,  # of the table of labels: its column of Ids; None: found by its name
     label_column: str|None = None,  # of the table of labels: its column of labels; None: found by its name
     **kwargs
 ) -> HPADataLoaders:
-    "Make loaders from a csv and a folder of images"
+    "Make loaders from a csv and a folder of images."
     path, images = Path(path_text(path, 'path')), as_list(images)
     if not path.is_dir(): raise HPAError(f'{path}: no such folder; give the folder that holds the csv and the images')
     if not isinstance(images, (list, pd.DataFrame)): images = images_of(path, images)
@@ -262,7 +262,7 @@ def from_csv(cls:HPADataLoaders,
 
 # %% ../../nbs/batches/70_loaders.ipynb #096438cc
 def _order_of(table, source):
-    "The rows of a table in the order in which a list or a table named them"
+    "Sort the rows of a table in the order in which a list or a table named them."
     if isinstance(source, pd.DataFrame):
         ids = next((source[c] for c in source if str(c).lower()=='id'), pd.Series(dtype=object))
         named, of_row = ids.astype(str).tolist(), [[str(i)] for i in table.Id]
@@ -278,8 +278,8 @@ def _order_of(table, source):
 @patch
 def fields(self:HPADataLoaders,
     source,  # anything that `predict` takes, or Ids of the loaders' own images
-) -> pd.DataFrame:  # a row a field of view, with the columns of `find_images`
-    "Find the fields of view in whatever holds them, in the order in which they are named"
+) -> pd.DataFrame:  # one row for each field of view, with the columns of `find_images`
+    "Find the fields of view in a folder, files, a table or memory, in the order in which they are named."
     tables = [dl.dataset.items for dl in self.loaders if isinstance(getattr(dl.dataset, 'items', None), pd.DataFrame)]
     columns = set()  # of a table, or of a row of one
     if isinstance(source, (pd.DataFrame, pd.Series)): columns = set(getattr(source, 'columns', source.index))
@@ -291,11 +291,11 @@ def fields(self:HPADataLoaders,
         if set(named)<=set(known.index): return known.loc[list(named)].reset_index(drop=True)
         neither = [o for o in named if o not in known.index and not is_url(o) and not os.path.exists(o)]
         if neither:
-            raise ImageError(f'{neither[0]!r}: no such file, and no Id of an image of these loaders; '
+            raise ImageError(f'{neither[0]!r}: no such file, and not the Id of an image of these loaders; '
                              f'{len(neither)} of {len(named)} names are neither')
     table = image_table(source, self.settings.reader.channels)
     if not len(table):
-        raise ImageError('no images found in what was given; give a folder, files, a table of paths, pixels, '
+        raise ImageError('no images found; give a folder, files, a table of paths, pixels, '
                          'or Ids of images of these loaders')
     return _order_of(table, source)
 
@@ -306,14 +306,14 @@ def test_dl(self:HPADataLoaders,
     test_items,  # anything that `predict` takes, or Ids of the loaders' own images
     **kwargs
 ) -> HPADataLoader:
-    "Make a loader of new images, which go the way of the validation images"
+    "Make a loader of new images, which are treated as the validation images are."
     return super(HPADataLoaders, self).test_dl(self.fields(test_items), **kwargs)
 
 # %% ../../nbs/batches/70_loaders.ipynb #c58ac196
 @patch
 @torch.no_grad()
 def settings_suffice(self:HPADataLoaders) -> bool:
-    "Try whether `settings` alone make of a validation picture what the network sees"
+    "Try whether `settings` alone turn a validation picture into the input of the network."
     valid = self.valid
     items = getattr(valid.dataset, 'items', None)
     if valid.reader is None or not isinstance(items, pd.DataFrame) or not len(items): return True

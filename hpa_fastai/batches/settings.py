@@ -20,7 +20,7 @@ def resize(
     x: Tensor,  # B×4×H×W, float
     size: int,  # side of the result, in pixels
 ) -> Tensor:  # B×4×size×size
-    "Shrink by area, enlarge by bilinear interpolation"
+    "Shrink by averaging areas; enlarge by bilinear interpolation."
     if x.shape[-2:]==(size, size): return x
     if size<=x.shape[-1] and x.device.type!='mps': return F.interpolate(x, (size, size), mode='area')
     if size<=x.shape[-1]: return F.interpolate(x, (size, size), mode='bilinear', antialias=True, align_corners=False)
@@ -28,12 +28,12 @@ def resize(
 
 # %% ../../nbs/batches/30_settings.ipynb #f8c8e764
 STD_FLOOR = 0.01  # of the 0..1 range, about the noise of a blank 8-bit channel
-FINE_STD_FLOOR = 0.001  # the same where grey levels were not rounded: four counts of a 12-bit camera
+FINE_STD_FLOOR = 0.001  # the floor for grey levels that were not rounded: four counts of a 12-bit camera
 
 def std_floor(
     pixels: torch.dtype|np.dtype,  # type of pixels, as a reader gives them
 ) -> float:  # of the 0..1 range
-    "The smallest deviation that a channel is divided by"
+    "Find the smallest deviation that a channel is divided by."
     return FINE_STD_FLOOR if str(pixels) in ('float16', 'torch.float16') else STD_FLOOR
 
 # %% ../../nbs/batches/30_settings.ipynb #7db5ce71
@@ -42,11 +42,11 @@ def normalize(
     x: Tensor,  # B×4×H×W, float 0..1
     mean: tuple|None = None,  # of each channel, 0..1; None: each picture's own
     std: tuple|None = None,  # of each channel, 0..1; None: each picture's own
-    figures: Tensor|None = None,  # B×2×4: mean and deviation of each source, NaN where `mean` and `std` stand in
+    figures: Tensor|None = None,  # B×2×4: mean and deviation of each source; NaN: use `mean` and `std`
     in_place: bool = False,  # write into `x`, which saves memory and most of the time
     floor: float = STD_FLOOR,  # the smallest deviation to divide by
 ) -> Tensor:  # B×4×H×W
-    "Give every channel mean 0 and deviation 1: of its picture, of the source of its picture, or of all pictures"
+    "Normalise every channel to mean 0 and deviation 1, by its picture, its source or all pictures."
     if figures is not None:
         stand_in = torch.tensor([mean, std], dtype=x.dtype)
         mean, std = torch.where(figures.isnan(), stand_in, figures.to(x.dtype)).unbind(1)
@@ -58,9 +58,9 @@ def normalize(
 @torch.no_grad()
 def min_max(
     x: Tensor,  # B×4×H×W, float
-    channels: list|tuple = (0, 1, 2, 3),  # numbers of those that are there; the others become 0
+    channels: list|tuple = (0, 1, 2, 3),  # numbers of the channels that exist; the others become 0
 ) -> Tensor:  # B×4×H×W, from 0 to 1
-    "Bring each picture to 0..1 by the least and the largest value of all its channels together"
+    "Bring each picture to 0..1 by the smallest and the largest value of all its channels."
     there = torch.tensor([c in channels for c in range(4)], dtype=x.dtype, device=x.device).view(1, 4, 1, 1)
     taken = x[:, list(channels)]
     low, high = taken.amin((1, 2, 3), keepdim=True), taken.amax((1, 2, 3), keepdim=True)
@@ -72,8 +72,8 @@ class CellCrop:
     "How the picture of a single cell is cut out of a field of view"
     size: int|None = None  # side in pixels of a square centred on the cell; None: the bounding box of the cell
     margin: int = 0  # pixels around the bounding box
-    pixel_size: float|None = None  # µm a pixel, at which the picture is cut; None: as the file is
-    masked: bool = True  # what lies outside the cell is black
+    pixel_size: float|None = None  # µm per pixel, at which the picture is cut; None: the scale of the file
+    masked: bool = True  # make everything outside the cell black
 
     def __post_init__(self):
         def is_whole(value): return isinstance(value, int) and not isinstance(value, bool)
@@ -84,24 +84,24 @@ class CellCrop:
             raise HPAError(f'crop margin={self.margin!r}: give pixels around the bounding box, an integer from 0; '
                            'a square of fixed size has none')
         if self.pixel_size is not None and not (is_number and self.pixel_size>0):
-            raise HPAError(f'crop pixel_size={self.pixel_size!r}: give the µm a pixel, e.g. {FULL_PIXEL}')
+            raise HPAError(f'crop pixel_size={self.pixel_size!r}: give the µm per pixel, e.g. {FULL_PIXEL}')
 
     def __str__(self):
         extent = f'{self.size} px around it' if self.size else f'its bounding box and {self.margin} px around it'
-        scale = f'{self.pixel_size:.4g} µm a pixel' if self.pixel_size else 'the scale of the file'
+        scale = f'{self.pixel_size:.4g} µm per pixel' if self.pixel_size else 'the scale of the file'
         return f'one cell at a time, {extent}, at {scale}{", all else black" if self.masked else ""}'
 
 # %% ../../nbs/batches/30_settings.ipynb #bc7cce20
 @dataclass(frozen=True)
 class ImageSettings:
-    "All that decides what a network sees of a field of view"
+    "All settings that decide how a field of view becomes the input of a network."
     reader: ImageReader = ImageReader()  # how files are read: channels, scale of intensities, and the size to read at
     size: int|None = None  # side of the network's input, in pixels; None: the size to read at
     mean: tuple|None = None  # of each channel, 0..1, to normalise by; None: each picture's own
     std: tuple|None = None  # of each channel, 0..1, to normalise by; None: each picture's own
-    source: bool = False  # normalise by the figures of each picture's source; without these, by mean and std
-    minmax: bool = False  # from 0 to 1 by one minimum and maximum of all channels of a picture, in place of the above
-    crop: CellCrop|None = None  # a single cell is cut out so; None: whole fields of view
+    source: bool = False  # normalise by the figures of each picture's source; if there are none, by mean and std
+    minmax: bool = False  # instead, scale to 0..1 by one minimum and maximum of all channels of a picture
+    crop: CellCrop|None = None  # how a single cell is cut out; None: whole fields of view
 
     def __post_init__(self):
         if self.size is None: object.__setattr__(self, 'size', self.reader.size)
@@ -111,27 +111,27 @@ class ImageSettings:
             if value is not None: object.__setattr__(self, name, tuple(map(float, value)))
         if isinstance(self.crop, dict): object.__setattr__(self, 'crop', CellCrop(**self.crop))
         if self.minmax and (self.source or self.mean is not None):
-            raise HPAError('minmax stands in the place of mean, std and source: leave them away')
+            raise HPAError('minmax replaces mean, std and source: leave them out')
         if (self.mean is None)!=(self.std is None) or self.source and self.mean is None:
-            raise HPAError('mean and std go together, and stand in for sources that are not known: give both')
+            raise HPAError('mean and std go together, also as a substitute for unknown sources: give both')
 
     def __call__(self,
         x: Tensor,  # B×4×H×W grey levels, as `reader` gives them
-        figures: Tensor|None = None,  # B×2×4: mean and deviation of each picture's source, NaN where not known
+        figures: Tensor|None = None,  # B×2×4: mean and deviation of each picture's source; NaN: not known
     ) -> Tensor:  # B×4×size×size float
-        "Make the network's input of pixels"
+        "Turn pixels into the input of the network."
         floor, x = std_floor(x.dtype), resize(x.to(torch.float, copy=True).div_(255), self.size)
         if self.minmax: return min_max(x, self.channels)
         return normalize(x, self.mean, self.std, figures if self.source else None, in_place=True, floor=floor)
 
     @property
     def channels(self) -> tuple:
-        "Numbers of the channels that are read"
+        "The numbers of the channels that are read."
         return tuple(CHANNELS.index(c) for c in wanted_channels(self.reader.channels))
 
     @property
     def normalized_by(self) -> str:
-        "What pictures are normalised by, in words"
+        "Describe how pictures are normalised."
         if self.source: return 'the figures of their source'
         if self.minmax: return 'the minimum and maximum of all channels of each picture'
         if self.mean and not any(self.mean) and set(self.std)=={1}: return 'nothing'

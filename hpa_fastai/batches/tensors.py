@@ -29,7 +29,7 @@ def composite(
     low:float=1., # percentile of a channel that is drawn black
     high:float=99.8, # percentile that is drawn at full brightness: a few saturated pixels must not darken the rest
 ) -> np.ndarray: # HxWx3 uint8
-    "Picture in the colours of the Human Protein Atlas"
+    "Make a picture in the colours of the Human Protein Atlas."
     a = grey_levels(img)
     res = np.zeros((*a.shape[1:], 3), np.float32)
     some_pixels = tuple(slice(None, None, max(1, n//512)) for n in a.shape[1:])
@@ -42,7 +42,7 @@ def composite(
 class TensorRGBY(TensorImage):
     "A field of view: 4xHxW, red, green, blue, yellow"
     def show(self, ctx=None, title=None, **kwargs):
-        "Draw the composite picture"
+        "Draw the composite picture."
         return show_image(composite(self.detach().cpu()), ctx=ctx, title=title, **kwargs)
 
 # %% ../../nbs/batches/02_tensors.ipynb #5baf81d5
@@ -50,7 +50,7 @@ class TensorRGBY(TensorImage):
 def __call__(self:ImageReader,
     row, # row of the table of `find_images`; or a path; or an array, tensor or Pillow image
 ) -> TensorRGBY: # uint8, 4xHxW
-    "Pixels of one field of view; an `ImageError` names the field, the file and the cause"
+    "Read the pixels of one field of view; an `ImageError` names the field, the file and the cause."
     return TensorRGBY(torch.from_numpy(self.array(row)))
 
 # %% ../../nbs/batches/02_tensors.ipynb #33d68cd1
@@ -59,7 +59,7 @@ def read_image(
     size:int|None=None, # side of the result in pixels; None keeps that of the file
     **settings # of `ImageReader`: channels, missing, scale, percentiles, bits, pixel_size, z
 ) -> TensorRGBY: # 4xHxW: grey levels, 0 to 255
-    "Read one field of view; unless `bits` are given, by the depth that it shows itself"
+    "Read one field of view; unless `bits` are given, its own depth is found out."
     row = as_row(row)
     return reader_for_field(row, ImageReader(size=size, **settings))(row)
 
@@ -67,9 +67,9 @@ def read_image(
 def read_images(
     table:pd.DataFrame, # rows of the table of `find_images`
     reader:ImageReader, # settings of reading
-    num_workers:int|None=None, # threads; None: one a core, 16 at most
+    num_workers:int|None=None, # threads; None: one for each core, 16 at most
 ): # yields (position of the row, TensorRGBY or the ImageError), in order
-    "Read many fields of view in threads"
+    "Read many fields of view in threads."
     def read(row): # in a thread, an error has to travel as a value, or it would end the others
         try: return reader(row)
         except ImageError as e: return e

@@ -15,7 +15,7 @@ from .settings import *
 
 # %% ../../nbs/batches/50_transforms.ipynb #4288e038
 class ResizeRGBY(DisplayedTransform):
-    "Resize batches to `size`"
+    "Resize batches to `size`."
     order = 12  # after fastai's IntToFloatTensor, which is 10
     def __init__(self,
         size:int,  # side of the result, in pixels
@@ -27,25 +27,25 @@ class ResizeRGBY(DisplayedTransform):
 
 # %% ../../nbs/batches/50_transforms.ipynb #4c810120
 def _denormalized(x, mean, std):
-    "Back to 0..1 by the figures that `x` was normalised by"
+    "Undo the normalisation of `x` by known figures, back to 0..1."
     m, s = (torch.as_tensor(o, dtype=x.dtype, device=x.device)[:,None,None] for o in (mean, std))
     return x*s.clamp_min(STD_FLOOR)+m
 
 # %% ../../nbs/batches/50_transforms.ipynb #abdb6f09
 def _stretched(x):
-    "Every channel of every picture from 0 to 1"
+    "Stretch every channel of every picture to 0..1."
     lo, hi = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
     return (x-lo)/(hi-lo).clamp_min(1e-6)
 
 # %% ../../nbs/batches/50_transforms.ipynb #7e2f544d
 class NormalizeRGBY(DisplayedTransform):
-    "Normalise batches, by the figures of each picture, of its source, or of all"
+    "Normalise batches by the figures of each picture, of its source, or of all pictures."
     order, minmax, floor = 99, (), STD_FLOOR
     def __init__(self,
         mean:tuple|None=None,  # of each channel, 0..1; None: each picture's own
         std:tuple|None=None,  # of each channel, 0..1; None: each picture's own
-        source:bool=False,  # by the figures that a batch carries as `figures`, B×2×4
-        minmax:tuple=(),  # by one minimum and maximum of the channels of these numbers, in place of the above
+        source:bool=False,  # by the attribute `figures` of a batch, B×2×4
+        minmax:tuple=(),  # instead, by one minimum and maximum of the channels with these numbers
         floor:float=STD_FLOOR,  # the smallest deviation to divide by
     ): self.mean, self.std, self.source, self.minmax, self.floor = mean, std, source, minmax, floor
     def encodes(self, x:TensorRGBY):
@@ -53,7 +53,7 @@ class NormalizeRGBY(DisplayedTransform):
         if self.minmax: return min_max(x, self.minmax)
         return normalize(x, self.mean, self.std, figures if self.source else None, floor=self.floor)
     def decodes(self, x:TensorRGBY):
-        "Back to 0..1 for showing; exact where mean and deviation were given"
+        "Undo the normalisation for showing; exact if mean and deviation were given."
         if self.minmax: return x
         return _stretched(x) if self.mean is None else _denormalized(x, self.mean, self.std)
 
@@ -64,10 +64,10 @@ _symmetries = torch.tensor([[[1,0],[0,1]], [[0,-1],[1,0]], [[-1,0],[0,-1]], [[0,
 # %% ../../nbs/batches/50_transforms.ipynb #7b5e0274
 def random_affine(
     n: int,  # pictures
-    scale: float,  # a picture is shrunk or enlarged by up to this factor
+    scale: float,  # largest factor by which a picture is shrunk or enlarged
     device=None,  # where the result is made
 ) -> Tensor:  # n×2×3, as `F.affine_grid` takes it
-    "A random symmetry of the square, scale and shift for each picture"
+    "Draw a random symmetry of the square, scale and shift for each picture."
     s = torch.exp((torch.rand(n, device=device)*2-1)*torch.tensor(scale).log())
     shift = (torch.rand(n, 2, 1, device=device)*2-1)*(1-s).abs()[:,None,None]
     turn = _symmetries.to(device)[torch.randint(8, (n,), device=device)]
@@ -75,18 +75,18 @@ def random_affine(
 
 # %% ../../nbs/batches/50_transforms.ipynb #8b438102
 def _warped(x, scale):
-    "Each picture in a random position, size and place"
+    "Turn, mirror, resize and shift each picture at random."
     grid = F.affine_grid(random_affine(len(x), scale, x.device).to(x.dtype), x.shape, align_corners=False)
     return F.grid_sample(x, grid, padding_mode='zeros', align_corners=False)
 
 # %% ../../nbs/batches/50_transforms.ipynb #c01c1bc2
 def _between(low, high, shape, x):
-    "Random numbers between two limits, on the device of `x`"
+    "Draw random numbers between two limits, on the device of `x`."
     return low+(high-low)*torch.rand(shape, device=x.device, dtype=x.dtype)
 
 # %% ../../nbs/batches/50_transforms.ipynb #a3c2073b
 def _relit(x, gain, gamma, protein, drop):
-    "Each channel of each picture with a random gain and gamma; the protein faded and landmarks blanked at random"
+    "Change the brightness of each channel of each picture, fade the protein and blank landmarks, at random."
     b, c = x.shape[:2]
     gamma, gain = (_between(1-o, 1+o, (b, c, 1, 1), x) for o in (gamma, gain))
     if protein: gain[:,1:2] *= _between(1-protein, 1, (b, 1, 1, 1), x)
@@ -95,7 +95,7 @@ def _relit(x, gain, gamma, protein, drop):
 
 # %% ../../nbs/batches/50_transforms.ipynb #f5c9a104
 def _blurred(x, blur):
-    "Each picture blurred by a Gaussian of up to `blur` pixels, sigma"
+    "Blur each picture by a Gaussian with a random sigma of up to `blur` pixels."
     b, c, h, w = x.shape
     sigma, at = _between(.05, blur, (b, 1), x), torch.arange(-math.ceil(3*blur), math.ceil(3*blur)+1, device=x.device)
     filters = torch.exp(-at**2/(2*sigma**2))
@@ -106,16 +106,16 @@ def _blurred(x, blur):
 
 # %% ../../nbs/batches/50_transforms.ipynb #a9b9a2ca
 def _noisy(x, noise):
-    "Each picture with up to `noise` of photon noise: its standard deviation where the picture is white"
+    "Add photon noise to each picture, with a random standard deviation of up to `noise` in white pixels."
     return (x+_between(0, noise, (len(x), 1, 1, 1), x)*x.sqrt()*torch.randn_like(x)).clamp(0, 1)
 
 # %% ../../nbs/batches/50_transforms.ipynb #293a0950
 class AugmentRGBY(DisplayedTransform):
-    "Random symmetry, scale, brightness of each channel, blur and noise; in training only"
+    "Change symmetry, scale, brightness of each channel, blur and noise at random, only in training."
     order, split_idx = 20, 0
     def __init__(self,
         scale:float=1.25,  # shrink or enlarge by up to this factor; 1: never
-        gain:float=0.25,  # up to this much brighter or darker, a channel on its own
+        gain:float=0.25,  # make each channel brighter or darker by up to this share
         gamma:float=0.25,  # exponent of the brightness, up to this much above or below 1
         protein:float=0.,  # fade the protein by up to this share; normalising each picture by itself undoes it
         drop:float=0.,  # blank each landmark channel (red, blue, yellow) with this probability

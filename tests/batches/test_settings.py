@@ -47,13 +47,13 @@ def test_pictures_of_a_batch_do_not_change_each_other(pictures):
 
 @pytest.mark.parametrize('crop, words', [
     (dict(size=4), 'from 8'), (dict(size=640, margin=20), 'fixed size has none'), (dict(margin=-1), 'from 0'),
-    (dict(pixel_size=float('-inf')), 'µm a pixel'), (dict(pixel_size='0.08'), 'µm a pixel')])
+    (dict(pixel_size=float('-inf')), 'µm per pixel'), (dict(pixel_size='0.08'), 'µm per pixel')])
 def test_crops_that_cannot_be(crop, words):
     with pytest.raises(HPAError, match=words): CellCrop(**crop)
 
 
 def test_minmax_stands_alone():
-    with pytest.raises(HPAError, match='minmax stands in the place'):
+    with pytest.raises(HPAError, match='minmax replaces'):
         ImageSettings(size=64, minmax=True, mean=(0,)*4, std=(1,)*4)
 
 
@@ -79,7 +79,7 @@ def test_bundles_from_before_load(tmp_path):
 
 
 @pytest.mark.parametrize('change, words', [
-    (dict(minmax=1), 'preprocess.minmax is 1'), (dict(minmax=True, mean=[0.]*4, std=[1.]*4), 'minmax stands in'),
+    (dict(minmax=1), 'preprocess.minmax is 1'), (dict(minmax=True, mean=[0.]*4, std=[1.]*4), 'minmax replaces'),
     (dict(crop=dict(size=640)), "crop has no field 'margin'"),
     (dict(crop=dict(size=640, margin=3, pixel_size=None, masked=True)), 'fixed size has none'),
     (dict(crop=dict(size=None, margin=3, pixel_size=0., masked=True)), 'pixel_size')])

@@ -105,7 +105,7 @@ def test_names_of_microscopes_are_said_and_read_when_the_user_says_which_is_whic
     for n,p in zip(names, x): Image.fromarray(p).save(tmp_path/f'{n}.tif')
     with pytest.raises(ImageError) as e: find_images(tmp_path)
     first, second = tokens.split(', ')
-    assert f'The names seem to differ in {tokens}. Say which is which' in str(e.value) and e.value.kind=='unclear channels'
+    assert f'seem to differ in {tokens}. Say which is which' in str(e.value) and e.value.kind=='unclear channels'
     assert names[0] in str(e.value) and f'--channels red={first},green={second})' in str(e.value)
     assert 'csv of paths with the columns Id, red, green, blue, yellow' in str(e.value)
 

@@ -287,7 +287,7 @@ class Evil:
             lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(0, 'error')),
             "class 0 is called 'error', as a column",
         ),
-        (lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(1, 'Golgi|cis')), 'separates names in tables'),
+        (lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(1, 'Golgi|cis')), 'separates names'),
         (
             lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(1, '0')),
             'a number in a table means a position',

@@ -130,7 +130,7 @@ def test_what_is_shown_of_pictures_without_labels(decided, small_atlas):
 def test_names_that_are_no_pictures(decided):
     known = decided.dls.valid_ds.items.Id.iloc[0]
     for name in ('nothing', [known, 'nothing']):
-        with pytest.raises(HPAError, match="'nothing': no such file, and no Id of an image"): decided.dls.test_dl(name)
+        with pytest.raises(HPAError, match="'nothing': no such file, and not the Id"): decided.dls.test_dl(name)
     with pytest.raises(HPAError, match='no images found'): decided.dls.test_dl([])
 
 
