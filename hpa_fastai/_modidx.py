@@ -580,6 +580,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'hpa_fastai.cells.cells._fit_mask': ('cells/cells.html#_fit_mask', 'hpa_fastai/cells/cells.py'),
                                         'hpa_fastai.cells.cells._masks_by_id': ( 'cells/cells.html#_masks_by_id',
                                                                                  'hpa_fastai/cells/cells.py'),
+                                        'hpa_fastai.cells.cells._name_fitting': ( 'cells/cells.html#_name_fitting',
+                                                                                  'hpa_fastai/cells/cells.py'),
                                         'hpa_fastai.cells.cells._no_cells': ('cells/cells.html#_no_cells', 'hpa_fastai/cells/cells.py'),
                                         'hpa_fastai.cells.cells.cells_submission': ( 'cells/cells.html#cells_submission',
                                                                                      'hpa_fastai/cells/cells.py'),

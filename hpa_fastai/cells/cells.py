@@ -213,17 +213,24 @@ def rows(self:_CellRun, id_, places):
 SUBCELL_BY_CHANNELS = dict(rgb='subcell-vit-without-er', gby='subcell-vit-without-microtubules',
                            gb='subcell-vit-dna-protein')  # first letters of the channels that a model takes: its name
 
+def _name_fitting(
+    error: ImageError,  # of a picture
+    predictor: Predictor,  # of cells
+) -> str:  # what to add to the message; '' for other models
+    "Name in a message the published model that does without the channels that are missing"
+    published = [b.config.get('published') or {} for b in predictor.bundles]
+    absent = error.channel.split(',') if error.kind=='missing channel' and error.channel else []
+    there = {c[0] for c in wanted_channels(predictor.readers[0].channels) if c not in absent}
+    fitting = next((name for letters,name in SUBCELL_BY_CHANNELS.items() if set(letters)<=there), None)
+    is_subcell = any(p.get('name', '').startswith('subcell-vit') for p in published)
+    if not (is_subcell and absent and fitting): return ''
+    return f'; --model {fitting} does without {" and ".join(absent)}'
+
 @patch
 def why_unread(self:_CellRun, i, why):
     "Why a field of view could not be read; for a SubCell model also the one that does without a missing channel"
-    published = [b.config.get('published') or {} for b in self.predictor.bundles]
-    if not any(p.get('name', '').startswith('subcell-vit') for p in published): return why
     try: self.file_reader.array(self.table.iloc[i].to_dict())
-    except ImageError as e:
-        absent = e.channel.split(',') if e.kind=='missing channel' and e.channel else []
-        there = {c[0] for c in wanted_channels(self.file_reader.channels) if c not in absent}
-        fitting = next((name for letters,name in SUBCELL_BY_CHANNELS.items() if set(letters)<=there), None)
-        if absent and fitting: return f'{why}; --model {fitting} does without {" and ".join(absent)}'
+    except ImageError as e: return why+_name_fitting(e, self.predictor)
     return why
 
 # %% ../../nbs/cells/30_cells.ipynb #e87e274c
@@ -295,7 +302,9 @@ def predict_cells(
         raise CellError(f'prior={prior:g}: a model of single cells says nothing about the field of view, so there is '
                         'nothing to weigh; leave prior away (--prior)')
     labels, images = predictor.labels, plain_source(images)
-    table = predictor.find(images)
+    try: table = predictor.find(images)
+    except ImageError as e:
+        raise ImageError(f'{e}{_name_fitting(e, predictor)}', e.kind, channel=e.channel) from None
     depth = predictor.depth_of(table, None if force or not out else Path(f'{out}.part.json'))
     run = _CellRun(predictor, table, _masks_by_id(masks, table), weight, border, diameter, pixel_size, depth)
     if not out:
