@@ -324,3 +324,19 @@ def settings_suffice(self:HPADataLoaders) -> bool:
     except ImageError: return True  # the file is gone, and the cache is not
     want = self.settings(pixels, valid.figures[:1] if valid.sources else None)
     return seen.shape==want.shape and torch.allclose(seen, want, atol=1e-3)
+
+# %% ../../nbs/batches/70_loaders.ipynb #c9f75364
+def check_loaders(
+    dls,  # the loaders to check
+    who: str,  # name of the calling function
+) -> HPADataLoaders:  # the same
+    "Refuse loaders without labels and settings, and say what to use"
+    if isinstance(dls, HPADataLoaders): return dls
+    try: four = isinstance(dls.train.dataset[0][0], TensorRGBY)
+    except Exception: four = False
+    ours = 'HPADataLoaders.from_csv, HPADataLoaders.from_df or HPADataBlock(…).dataloaders(…)'
+    theirs = ''
+    if isinstance(dls, DataLoaders):
+        theirs = f'; for these loaders take vision_learner(dls, …{", n_in=4" if four else ""}), which is fastai\'s own'
+    raise HPAError(f'{who} takes loaders of four-channel pictures that know their labels and settings, and got '
+                   f'{type(dls).__name__}; make them with {ours}{theirs}')

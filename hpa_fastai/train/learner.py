@@ -6,7 +6,7 @@
 __all__ = ['HPALearner', 'hpa_learner']
 
 # %% ../../nbs/train/70_learner.ipynb #4ac324db
-import inspect, time, warnings
+import inspect, sys, time, warnings
 from copy import copy
 from pathlib import Path
 from typing import Callable
@@ -21,15 +21,14 @@ from fastai.vision.learner import default_split
 from ..basics.arguments import checked, known_arguments
 from ..basics.errors import HPAError
 from ..basics.processes import is_first, n_processes
-from ..batches.loaders import HPADataLoaders
+from ..batches.loaders import HPADataLoaders, check_loaders
 from ..batches.dealing import deal_images
 from ..batches.splits import group_codes
-from ..batches.tensors import TensorRGBY
 from ..evaluate.calibration import Calibration, calibrate as fit_calibration
 from ..evaluate.thresholds import Thresholds, as_thresholds, fit_thresholds
 from ..evaluate.crossfit import crossfit
 from ..evaluate.evaluation import Evaluation, evaluate
-from ..evaluate import interpretation  # noqa: F401  fastai's Interpretation counts several classes
+from ..evaluate.interpretation import refuse_one_class
 from ..models.architectures import create_model, source_library
 from .losses import get_loss
 from hpa_fastai.train.callbacks import (
@@ -44,22 +43,6 @@ from .published import begin_as_published, published_start
 from .distributed import join_processes, leave_processes
 from .progressive import (
     ProgressiveRun, TrainingPlan, check_sizes, fit_head_alone, head_seconds, resume_training, search_lr)
-
-# %% ../../nbs/train/70_learner.ipynb #8f1f1e0f
-def check_loaders(
-    dls,  # the loaders to check
-    who: str,  # name of the calling function
-) -> HPADataLoaders:  # the same
-    "Refuse loaders without labels and settings, and say what to use"
-    if isinstance(dls, HPADataLoaders): return dls
-    try: four = isinstance(dls.train.dataset[0][0], TensorRGBY)
-    except Exception: four = False
-    ours = 'HPADataLoaders.from_csv, HPADataLoaders.from_df or HPADataBlock(…).dataloaders(…)'
-    theirs = ''
-    if isinstance(dls, DataLoaders):
-        theirs = f'; for these loaders take vision_learner(dls, …{", n_in=4" if four else ""}), which is fastai\'s own'
-    raise HPAError(f'{who} takes loaders of four-channel pictures that know their labels and settings, and got '
-                   f'{type(dls).__name__}; make them with {ours}{theirs}')
 
 # %% ../../nbs/train/70_learner.ipynb #14ceaa89
 class HPALearner(Learner):
@@ -142,6 +125,7 @@ class HPALearner(Learner):
         **kwargs
     ) -> tuple:  # of tensors
         "Return probabilities, targets and, on request, inputs, decisions and losses"
+        if with_decoded: refuse_one_class(sys._getframe(1))
         if with_loss and dl is not None and len(getattr(dl.dataset, 'tls', (0, 0)))<2:
             raise HPAError('these images have no labels, so there is no loss; make the loader with '
                            'learn.dls.test_dl(table, with_labels=True), of a table that has the column Target')

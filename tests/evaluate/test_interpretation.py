@@ -20,11 +20,10 @@ def learn(small_atlas, tmp_path_factory):
 
 @pytest.fixture
 def interp(learn):
-    with learn.no_bar(): yield ClassificationInterpretation.from_learner(learn)
+    with learn.no_bar(): yield HPAInterpretation.from_learner(learn)
 
 
 def test_confusions_are_those_of_the_confusion_table(learn, interp):
-    assert type(interp) is HPAInterpretation
     probs, targets, decided = (o.numpy() for o in learn.get_preds(with_decoded=True))
     found, truth = interp.decisions()
     assert np.array_equal(found, decided) and np.array_equal(truth, targets > 0)
@@ -86,6 +85,22 @@ def test_there_is_a_loss_for_each_image(learn, name):
     finally: learn.loss_func = old
 
 
+def test_fastais_class_refuses_what_would_be_nonsense_and_names_what_to_take(learn):
+    class Mine(ClassificationInterpretation): pass
+    with learn.no_bar():
+        for kind in (ClassificationInterpretation, Mine):
+            theirs = kind.from_learner(learn)
+            for method in ('confusion_matrix', 'plot_confusion_matrix', 'most_confused', 'print_classification_report'):
+                with pytest.raises(HPAError, match='take HPAInterpretation.from_learner'): getattr(theirs, method)()
+            plt.close('all')
+            theirs.plot_top_losses(2)
+            assert all('loss' in ax.get_title() for ax in plt.gcf().axes)
+            theirs.show_results([0, 1])
+            plt.close('all')
+        assert len(theirs.top_losses(3)[0]) == 3
+        assert len(learn.get_preds(with_decoded=True)) == 3
+
+
 def test_images_without_labels_are_refused(learn, small_atlas):
     with learn.no_bar(), pytest.raises(HPAError, match='no labels, so there is no loss; .* with_labels=True'):
         Interpretation.from_learner(learn, dl=learn.dls.test_dl(small_atlas/'train'))
@@ -94,9 +109,10 @@ def test_images_without_labels_are_refused(learn, small_atlas):
 def test_stock_learner_on_our_loaders_and_other_learners(learn):
     stock = vision_learner(learn.dls, 'resnet10t', n_in=4, n_out=28, pretrained=False, normalize=False,
                            loss_func=get_loss('bce'))
-    with stock.no_bar(): assert ClassificationInterpretation.from_learner(stock).confusion_matrix().shape == (28, 28)
-    block = DataBlock((ImageBlock, CategoryBlock), get_items=lambda _: list(range(12)), splitter=RandomSplitter(.5),
-                      get_x=lambda i: PILImage.create(np.full((16, 16, 3), i*20, np.uint8)), get_y=lambda i: i % 3)
+    with stock.no_bar(): assert HPAInterpretation.from_learner(stock).confusion_matrix().shape == (28, 28)
+    block = DataBlock((ImageBlock, CategoryBlock(vocab=[0, 1, 2])), get_items=lambda _: list(range(12)),
+                      splitter=RandomSplitter(.5, seed=0), get_y=lambda i: i % 3,
+                      get_x=lambda i: PILImage.create(np.full((16, 16, 3), i*20, np.uint8)))
     photos = vision_learner(block.dataloaders('', bs=3, num_workers=0), 'resnet10t', pretrained=False, normalize=False)
     with photos.no_bar():
         theirs = ClassificationInterpretation.from_learner(photos)
