@@ -307,10 +307,10 @@ def to_grey_levels(
 
 # %% ../../nbs/data/40_channels.ipynb #f4e37542
 def grey_levels(
-    img, # array: integers, floats from 0 to 1, or grey levels in half precision
+    img, # array: integers of 8 or 16 bits, floats from 0 to 1; or grey levels in half precision or longer integers
 ) -> np.ndarray: # float32, 0 to 255
     "Compute the grey levels of a picture in memory."
     a = np.asarray(img)
-    if a.dtype.kind in 'iu': full = np.iinfo(a.dtype).max
+    if a.dtype.kind in 'iu': full = np.iinfo(a.dtype).max if a.itemsize<=2 else 255
     else: full = 255 if a.dtype==np.float16 and a.size and a.max()>1 else 1
     return a.astype(np.float32)*np.float32(255/full)
