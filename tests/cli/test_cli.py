@@ -270,7 +270,7 @@ def test_a_stopped_training_is_kept_and_goes_on(small_atlas, tmp_path, capsys):
     (out/'config.json').write_text(mine.replace('"constant"', '"mine"') + ' ')
     assert main([*args, '--resume']) == 2 and 'already holds a model' in capsys.readouterr().err and log.exists()
     (out/'config.json').write_text(mine)
-    assert main([*args, '--resume']) == 0 and 'going on' in capsys.readouterr().out and not log.exists()
+    assert main([*args, '--resume']) == 0 and 'continuing in' in capsys.readouterr().out and not log.exists()
     assert (out/'config.json').read_text() != mine
 
 

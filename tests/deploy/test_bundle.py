@@ -285,7 +285,7 @@ class Evil:
         (lambda p: (p / 'model.safetensors').unlink(), 'missing'),
         (
             lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(0, 'error')),
-            "class 0 is called 'error', as a column",
+            "class 0 is called 'error', like a column",
         ),
         (lambda p: change(p, lambda c: c['labels']['classes'].__setitem__(1, 'Golgi|cis')), 'separates names'),
         (
