@@ -1736,6 +1736,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                               'hpa_fastai/evaluate/interpretation.py'),
                                                     'hpa_fastai.evaluate.interpretation.HPAInterpretation.print_classification_report': ( 'evaluate/interpretation.html#hpainterpretation.print_classification_report',
                                                                                                                                           'hpa_fastai/evaluate/interpretation.py'),
+                                                    'hpa_fastai.evaluate.interpretation.found_or_given_instead': ( 'evaluate/interpretation.html#found_or_given_instead',
+                                                                                                                   'hpa_fastai/evaluate/interpretation.py'),
                                                     'hpa_fastai.evaluate.interpretation.plot_top_losses': ( 'evaluate/interpretation.html#plot_top_losses',
                                                                                                             'hpa_fastai/evaluate/interpretation.py'),
                                                     'hpa_fastai.evaluate.interpretation.refuse_one_class': ( 'evaluate/interpretation.html#refuse_one_class',

@@ -65,7 +65,7 @@ def _rehearse(args):
     from hpa_fastai.data.labels import get_labels
     from hpa_fastai.data.label_tables import read_labels
     from hpa_fastai.data.reader import check_fields
-    from hpa_fastai.experiments.training import arch_of, find_start
+    from hpa_fastai.experiments.training import ENOUGH, arch_of, find_start
     from hpa_fastai.models.networks import PUBLISHED_NETWORKS
     from hpa_fastai.train.fine_tuning import FEW
     _check_training(args)
@@ -81,7 +81,7 @@ def _rehearse(args):
     else:
         train, valid = train_valid_rows(df, valid_pct=args.valid_pct or .2, fold=args.fold, **split)
         n_training, how = len(train), f'{len(train)} to train on and {len(valid)} to validate'
-        if args.folds and len(valid)<200: how += ', or five models if the whole network is trained (--folds auto)'
+        if args.folds and len(valid)<ENOUGH: how += ', or five models if the whole network is trained (--folds auto)'
     network, said = args.arch or arch_of(args.pretrained), None
     if not args.arch and args.pretrained=='auto': network, said = find_start()
     if said: print(said)

@@ -188,7 +188,7 @@ def choose_folds(
     if not fine_tune:
         return None, f'folds: one model; heads by folds score all {n} images already' if asked else ''
     if n_valid>=ENOUGH:
-        return None, f'folds: one model; {n_valid} validation images are enough (200 or more)' if asked else ''
+        return None, f'folds: one model; {n_valid} validation images are enough ({ENOUGH} or more)' if asked else ''
     few = f'{n_valid} validation images are few (fewer than {ENOUGH}) to fit thresholds on and to judge a model by'
     if asked: return 5, f'folds: 5 models, one for each fold, judged on all {n} images; {few}'
     return None, f"note: {few}; folds='auto' (--folds auto) trains 5 models and judges by all {n} images"
