@@ -77,7 +77,8 @@ from .deploy.tables import ResultError, read_cells, read_predictions
 from .deploy.predictor import Predictor
 from .deploy.scoring import evaluate_predictions, write_submission
 from .deploy.watch import watch
-from .experiments.training import auto_learner, train_model
+from .experiments.starts import auto_learner
+from .experiments.training import train_model
 from .experiments.recalibration import Recalibration, calibrate_model
 from .experiments.folds import Folds, train_folds
 from .experiments.compare import compare, plot_experiments, read_experiments

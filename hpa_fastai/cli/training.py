@@ -65,7 +65,8 @@ def _rehearse(args):
     from hpa_fastai.data.labels import get_labels
     from hpa_fastai.data.label_tables import read_labels
     from hpa_fastai.data.reader import check_fields
-    from hpa_fastai.experiments.training import ENOUGH, arch_of, find_start
+    from hpa_fastai.experiments.starts import arch_of, find_start
+    from hpa_fastai.experiments.training import ENOUGH
     from hpa_fastai.models.networks import PUBLISHED_NETWORKS
     from hpa_fastai.train.fine_tuning import FEW
     _check_training(args)

@@ -40,7 +40,7 @@ from ..deploy.saving import check_room, write_bundle
 from ..deploy.scoring import evaluate_predictions
 from ..deploy.tables import csv_text, read_predictions
 from .options import ExperimentError, revive_options, split_options
-from .training import auto_learner
+from .starts import auto_learner
 
 # %% ../../nbs/experiments/20_folds.ipynb #f1261886
 class CountImages(Callback):

@@ -229,7 +229,7 @@ def test_offline_training_goes_on_from_scratch(small_atlas, tmp_path, monkeypatc
 def test_offline_training_starts_from_simulated_cells(small_atlas, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     monkeypatch.setenv('HPA_FASTAI_MODELS', str(tmp_path/'models'))
-    monkeypatch.setattr('hpa_fastai.experiments.training.kept_weights', lambda arch: None)
+    monkeypatch.setattr('hpa_fastai.experiments.starts.kept_weights', lambda arch: None)
     monkeypatch.chdir(tmp_path)
     assert (
         main(

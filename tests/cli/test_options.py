@@ -21,7 +21,7 @@ CALLS = {  # of each command: the functions that take its options
     'explore': ['interpret.explore.explore', 'data.reader.ImageReader'],
     'train': ['experiments.training.train_model', 'data.reader.ImageReader', LOADERS, FIT],
     'compare': ['experiments.compare.compare', 'experiments.folds.train_folds', 'data.reader.ImageReader',
-                'experiments.training.auto_learner', 'train.learner.hpa_learner', LOADERS, FIT],
+                'experiments.starts.auto_learner', 'train.learner.hpa_learner', LOADERS, FIT],
     'calibrate': ['experiments.recalibration.calibrate_model'],
     'evaluate': ['deploy.predictor.Predictor', 'data.label_tables.read_labels'],
     'predict': ['interpret.prediction.predict', 'deploy.watch.watch'],

@@ -12,8 +12,9 @@ from published_starts import draw_network, save_weights
 
 from hpa_fastai.basics.paths import file_sha256
 from hpa_fastai.batches.loaders import HPADataLoaders
-from hpa_fastai.experiments import training
-from hpa_fastai.experiments.training import auto_learner, find_start, train_model
+from hpa_fastai.experiments import starts
+from hpa_fastai.experiments.starts import auto_learner, find_start
+from hpa_fastai.experiments.training import train_model
 from hpa_fastai.models.networks import NoWeights
 from hpa_fastai.models.registry import PUBLISHED
 
@@ -31,8 +32,8 @@ def network(monkeypatch, tmp_path):
         state.asked.append(url)
         time.sleep(state.seconds)
         return any(part in url for part in state.answers)
-    monkeypatch.setattr(training, 'is_online', is_online)
-    monkeypatch.setattr(training, 'kept_weights', lambda arch: 'model.safetensors' if state.kept else None)
+    monkeypatch.setattr(starts, 'is_online', is_online)
+    monkeypatch.setattr(starts, 'kept_weights', lambda arch: 'model.safetensors' if state.kept else None)
     return state
 
 
@@ -74,14 +75,14 @@ def test_what_breaks_off_gives_way_to_the_next_best(network, small_atlas, monkey
         tried.append(arch)
         if arch == BEST: raise NoWeights('zenodo.org: the server is busy; try again later')
         return SimpleNamespace(arch=arch)
-    monkeypatch.setattr(training, 'hpa_learner', make)
+    monkeypatch.setattr(starts, 'hpa_learner', make)
     assert auto_learner(None).arch == 'smallresnet' and tried == [BEST, 'smallresnet']
     first, second = capsys.readouterr().out.splitlines()
     assert 'MB to download once' in first and 'since zenodo.org: the server is busy; hpa_fastai models get' in second
     with pytest.raises(NoWeights, match='the server is busy'): auto_learner(None, pretrained=True)
     with pytest.raises(NoWeights): auto_learner(None, BEST, pretrained=True)
     assert auto_learner(None, pretrained=False).arch == 'smallresnet'
-    monkeypatch.setattr(training, 'hpa_learner', lambda dls, arch, pretrained: pretrained and make(dls, BEST, True))
+    monkeypatch.setattr(starts, 'hpa_learner', lambda dls, arch, pretrained: pretrained and make(dls, BEST, True))
     auto_learner(None, BEST)
     assert 'Training from scratch: zenodo.org: the server is busy.' in capsys.readouterr().out
 
