@@ -21,9 +21,17 @@ class Archive:
     pause: float = 0  # seconds after each 16 kB
     asked: list = field(default_factory=list)  # (path, Range) of each question
     served: int = 0  # bytes of files
+    answering: set = field(default_factory=set)  # threads that are sending
     address: str = ''
 
     def url(self, name): return f'{self.address}/{name}'
+
+    def count_anew(self):
+        "Forget what was served, once no answer to a client that has gone is under way"
+        deadline = time.monotonic() + 10
+        while self.answering and time.monotonic() < deadline: time.sleep(0.01)
+        assert not self.answering
+        self.served = 0
 
 
 def handler_of(archive):
@@ -37,6 +45,11 @@ def handler_of(archive):
             self.wfile.write(body)
 
         def do_GET(self):
+            archive.answering.add(threading.get_ident())
+            try: self.send()
+            finally: archive.answering.discard(threading.get_ident())
+
+        def send(self):
             archive.asked.append((self.path, self.headers['Range']))
             if archive.first: return self.answer(*archive.first.pop(0))
             content = archive.files.get(self.path.rsplit('/', 1)[-1])

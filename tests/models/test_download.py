@@ -79,7 +79,8 @@ def test_what_breaks_off_again_and_again_is_kept(archive, tmp_path, monkeypatch)
     monkeypatch.setattr(time, 'sleep', lambda s: None)
     archive.breaks_after = [500_000] + [0]*20
     refused(archive, tmp_path, 'broken', 'w.bin', 'MB came and are kept; call again to go on')
-    kept, archive.breaks_after, archive.served = (tmp_path/'w.bin.part').stat().st_size, [], 0
+    kept, archive.breaks_after = (tmp_path/'w.bin.part').stat().st_size, []
+    archive.count_anew()
     fetch_file(archive.url('w.bin'), tmp_path/'w.bin', CHECKSUM, progress=False)
     assert kept > 400_000 and archive.served == len(CONTENT) - kept
 
@@ -93,8 +94,7 @@ def test_a_killed_download_is_gone_on_with(archive, tmp_path):
     os.waitpid(killed, 0)
     assert not (tmp_path/'w.bin').exists()
     kept, archive.pause = part.stat().st_size, 0
-    time.sleep(0.2)  # until the server has noticed
-    archive.served = 0
+    archive.count_anew()
     assert fetch_file(archive.url('w.bin'), tmp_path/'w.bin', CHECKSUM, progress=False).read_bytes() == CONTENT
     assert archive.served == len(CONTENT) - kept and names(tmp_path) == ['w.bin']
 
@@ -103,7 +103,8 @@ def interrupted(archive, tmp_path):
     "A part that is there"
     archive.breaks_after = [300_000] + [0]*5
     with pytest.raises(DownloadError): fetch_file(archive.url('w.bin'), tmp_path/'w.bin', progress=False)
-    archive.breaks_after, archive.served = [], 0
+    archive.breaks_after = []
+    archive.count_anew()
     return (tmp_path/'w.bin.part').stat().st_size
 
 
@@ -227,7 +228,7 @@ def test_a_full_disk(archive, tmp_path):
     try:
         refused(archive, small, 'disk', str(small), 'No space left on device', 'make room', 'MB are kept in')
         kept = (small/'w.bin.part').stat().st_size
-        archive.served = 0
+        archive.count_anew()
         subprocess.run(['mount', '-o', 'remount,size=2m', small], check=True)
         assert fetch_file(archive.url('w.bin'), small/'w.bin', CHECKSUM, progress=False).read_bytes() == CONTENT
         assert kept > 400_000 and archive.served == len(CONTENT) - kept
