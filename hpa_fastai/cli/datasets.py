@@ -64,7 +64,6 @@ def add_verify(
     parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
     parser.add_argument('--deep', action='store_true', help='read every pixel, not only the headers of the files')
     add_options(parser, 'csv', 'id_column', 'label_column', 'labels', 'out', 'force', 'progress',
-                csv=dict(help='table of labels to check as well, in the folder or anywhere'),
                 progress=dict(default=None),
                 labels=dict(default=None, help='hpa28, hpa19, ztg10, or a csv of class names; by default as the '
                                                'table shows'),

@@ -201,13 +201,13 @@ def check_labels(
             labels = labels or guess_labels(table)
             if labels is None and has_columns(table, HPA28, ids, **columns): labels = HPA28
         df, wrong = label_faults(csv, labels, ids=ids, **columns) if labels else (None, [])
-    except LabelError as e: return [Problem('error', 'unreadable csv', detail=str(e))], 'not read'
+    except LabelError as e: return [Problem('error', 'unreadable csv', detail=str(e))], f'{table_name(csv)}: not read'
     if labels is None:
         known, problems = _only_ids(table, table_name(csv))
-        about = f'{len(table)} rows, no labels'
+        about = f'{table_name(csv)}: {len(table)} rows, no labels'
     else:
         known, problems = df.Id, []
-        about = f'{len(table)} rows, labels read as {labels.name}'
+        about = f'{table_name(csv)}: {len(table)} rows, labels read as {labels.name}'
         times = known.value_counts()
         for e in wrong:
             if e.kind!='contradiction': problems.append(Problem('error', e.kind, e.Id, detail=f'row {e.row}: {e.why}'))
@@ -285,10 +285,24 @@ def _example(group, n=3):
     common = f' ({example}{said})' if said and len(kinds)==1 else ''
     return f'{common}: ' + ', '.join(dict.fromkeys(names)) + (', …' if len(group)>n else '')
 
+# %% ../../nbs/data/62_verify.ipynb #3e2957da
+_NO_LABELS = ('unreadable csv', 'csv without ids', 'csv without labels')
+
+def _only_table(folder):
+    "Find the table of labels that training would take by itself; None if there is none."
+    if not isinstance(folder, str) or not os.path.isdir(folder): return None
+    try: return labels_of(folder)
+    except HPAError: return None
+
+def _not_checked(csv, problem):
+    "Say that a table was not named, and does not look like one of labels."
+    return Problem('note', 'table that is not checked', file=str(csv),
+                   detail=f'{problem.detail}; if it holds the labels, name it: csv=… (--csv {os.path.basename(csv)})')
+
 # %% ../../nbs/data/62_verify.ipynb #d9e3d457
 def verify_folder(
     folder, # anything `find_images` takes
-    csv=None, # csv with one row for each field of view, in the folder or anywhere; or such a table
+    csv=None, # csv with one row for each field of view, in the folder or anywhere; or such a table; None: as in `train`
     labels=None, # label set of the csv, as `get_labels` takes it; None finds out from the column names
     deep:bool=False, # decode every pixel
     reader:ImageReader=ImageReader(), # the settings with which the images will be read
@@ -298,8 +312,10 @@ def verify_folder(
     label_column:str|None=None, # of the csv: its column of labels; None: found by its name
 ) -> Verification:
     "Check a folder of images and its csv before they are used."
-    if csv is not None and not isinstance(csv, pd.DataFrame): csv = find_beside(csv, folder, LabelError)
+    is_named = not (csv is None and id_column is None and label_column is None)
+    if is_named and not isinstance(csv, pd.DataFrame): csv = labels_of(folder, csv, LabelError)
     folder = as_source(folder)
+    if not is_named: csv = _only_table(folder)
     table, left = survey_images(folder, reader.channels)
     depth, rows = find_depth(table, reader), table[['Id','layout',*CHANNELS]].to_dict('records')
     reader = depth.of(reader)
@@ -314,6 +330,8 @@ def verify_folder(
     about = ''
     if csv is not None:
         of_csv, about = check_labels(csv, labels, list(table.Id), id_column, label_column)
+        if not is_named and of_csv and of_csv[0].problem in _NO_LABELS:
+            of_csv, about = [_not_checked(csv, of_csv[0])], ''
         problems += of_csv
     where = folder if isinstance(folder, str) else f'{len(table)} given'
     return _summarise(where, fields, problems, about, deep, depth.line)

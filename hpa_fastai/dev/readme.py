@@ -65,7 +65,8 @@ def readme(
     _, front, body = text.split('---\n', 2)
     head = yaml.safe_load(front)
     text = f"# {head['title']}\n\n> {head['description']}\n\n{top_links(body.strip(), root/'nbs')}"
-    return '\n'.join(o.rstrip() for o in text.splitlines())+'\n', res['outputs']
+    lines = '\n'.join(o.rstrip() for o in text.splitlines())+'\n'
+    return re.sub(r'\n{3,}', '\n\n', lines), res['outputs']
 
 # %% ../../nbs/dev/10_readme.ipynb #4c81c9e4
 def write_readme(

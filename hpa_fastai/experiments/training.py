@@ -128,19 +128,16 @@ def choose_folds(
 # %% ../../nbs/experiments/25_training.ipynb #c312f224
 def absent_classes(
     learn: Learner,  # of `auto_learner`
-) -> str:  # '': each class has an image
-    "Say what becomes of the classes that no labelled image has"
+) -> str:  # '': each class has an image, or the weights know none of those without
+    "Say which classes can be named although no labelled image has them"
     labels, items = learn.dls.train.labels, [dl.dataset.items for dl in learn.dls.loaders[:2]]
     there = sum(labels.encode(table['Target']).sum(0) for table in items)>0
     absent = [name for name,has_image in zip(labels.classes, there) if not has_image]
     known = [name for name in absent if name in learn.model.known]
-    unknown = [name for name in absent if name not in known]
-    def some(names): return ', '.join(names[:3])+(f' and {len(names)-3} more' if len(names)>3 else '')
-    said = []
-    if known: said.append(f'no image of {some(known)}: the weights at the start know {"them" if known[1:] else "it"} '
-                          'and can still name what is clear, but nothing here tells how well')
-    if unknown: said.append(f'no image of {some(unknown)}: not learnt, so never to be expected among the names')
-    return '; '.join(said)
+    if not known: return ''
+    how_many = f'all {len(known)}' if len(known)==len(absent) else f'{len(known)} of the {len(absent)}'
+    return (f'the weights at the start know {how_many} classes without an image: '
+            'what is clear can still be named, but nothing here tells how well')
 
 # %% ../../nbs/experiments/25_training.ipynb #2b3f6cec
 @contextmanager

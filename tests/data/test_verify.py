@@ -466,3 +466,50 @@ def test_hints_can_be_followed_on_the_command_line(tmp_path, capsys, kind):
     assert any(clean) and (all(clean) or kind == 'slices'), (
         hints
     )  # slices may be either, and a maximum of channels is no field of view
+
+
+# The table that nobody named is the one that training would take
+
+@pytest.fixture
+def plate(tmp_path):
+    "A folder with four small fields of view that differ"
+    draw = np.random.default_rng(0)
+    (tmp_path/'plate').mkdir()
+    for i in IDS:
+        for c in CHANNELS:
+            pixels = draw.integers(0, 255, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path/'plate'/f'{i}_{c}.png')
+    return tmp_path/'plate'
+
+
+@pytest.mark.parametrize('name', ['train.csv', 'locations.xlsx'])
+def test_the_table_of_the_folder_is_checked(plate, name):
+    rows = pd.DataFrame(dict(Id=IDS, Target='Nucleoli'))
+    write = rows.to_csv if name.endswith('csv') else rows.to_excel
+    write(plate/name, index=False)
+    v = verify_folder(plate, progress=False)
+    assert v.exit_code == 0 and f'labels  {name}: {len(IDS)} rows, labels read as hpa28' in str(v)
+    rows.loc[1, 'Target'] = 'Nucleolli'
+    write = rows.to_csv if name.endswith('csv') else rows.to_excel
+    write(plate/name, index=False)
+    v = verify_folder(plate, progress=False)
+    assert v.exit_code == 1 and found(v) == {('error', 'bad label')} and 'Nucleoli' in v.problems.detail[0]
+
+
+def test_columns_that_were_named_are_looked_for(plate):
+    pd.DataFrame(dict(Field=IDS, Where=['Nucleoli', *['nowhere']*(len(IDS)-1)])).to_csv(plate/'l.csv', index=False)
+    v = verify_folder(plate, progress=False)
+    assert v.exit_code == 0 and found(v) == {('note', 'table that is not checked')} and '--csv l.csv' in str(v)
+    v = verify_folder(plate, progress=False, id_column='Field', label_column='Where')
+    assert v.exit_code == 1 and found(v) == {('error', 'bad label')}
+    (plate/'l.csv').unlink()
+    with pytest.raises(LabelError, match='name the table of labels'):
+        verify_folder(plate, progress=False, id_column='Field')
+
+
+def test_other_tables_are_no_labels(plate):
+    pd.DataFrame(dict(well=['A1'], exposure=[20])).to_csv(plate/'settings.csv', index=False)
+    v = verify_folder(plate, progress=False)
+    assert v.exit_code == 0 and found(v) == {('note', 'table that is not checked')} and 'settings.csv' in str(v)
+    pd.DataFrame(dict(well=['A1'], exposure=[20])).to_csv(plate/'more.csv', index=False)
+    assert verify_folder(plate, progress=False).exit_code == 0
