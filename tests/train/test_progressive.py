@@ -177,7 +177,7 @@ def test_ctrl_c_leaves_a_model_and_can_go_on(make_learner, tmp_path):
             if self.training and (self.epoch, self.iter) == (1, 1): os.kill(os.getpid(), signal.SIGINT)
     how = dict(sizes=(32, 48), epochs=2, folder=tmp_path/'run', resume=True, verbose=False)
     learn = make_learner(cbs=CtrlC())
-    with pytest.warns(UserWarning, match='stopped at 32 px; the model is usable as it is, or continue it with the same'):
+    with pytest.warns(UserWarning, match='stopped at 32 px; the model is usable as it is, or continue it with'):
         learn.fit_progressive(**how)
     assert all(torch.isfinite(t).all() for t in copy(learn).values()) and learn.history['stopped'] == 'at 32 px'
     assert len(pd.read_csv(tmp_path/'run'/'log.csv')) == 1
