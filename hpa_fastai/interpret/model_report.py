@@ -37,13 +37,13 @@ def score_text(self:ModelReport) -> str:
     "What decided the images that the scores come from"
     validation, how = self.validation or {}, DECIDED[(self.validation or {}).get('decided', '')]
     present = sum(1 for record in self.config['metrics'] if record.get('support'))
-    on = f'{validation["n_images"]:,} images' if validation else 'the validation images'
+    on = f'{validation["n_images"]:,} images' if validation else 'the scored images'
     text = f'On {on}, with {present} of {len(self.config["metrics"])} classes'
     return f'{text}; {how}.' if how else f'{text}.'
 
 @patch
 def class_section(self:ModelReport) -> Section:
-    "Scores of each class on the validation images"
+    "Scores of each class"
     if not self.config['metrics']:
         return Section('By class', 'The model was saved without an evaluation; '
                        'call learn.evaluate() before save_bundle.')
@@ -115,7 +115,8 @@ def describe_training(
     last = log[-1] if isinstance(log, list) and len(log)==1 and isinstance(log[-1], dict) else {}
     names = {'valid_loss': 'loss', 'mean_ap': 'mean average precision', 'macro_f1': 'macro F1'}
     ends = [f'{name} {last[key]:.3g}' for key,name in names.items() if isinstance(last.get(key), (int, float))]
-    if ends: said.append(f'On the validation images: {", ".join(ends)}')
+    where = 'images that the head has not seen' if head_alone else 'the validation images'
+    if ends: said.append(f'On {where}: {", ".join(ends)}')
     said += [f'{key.replace("_", " ").capitalize()}: {_said(value)}' for key,value in facts.items()]
     return '. '.join(said)+'.'
 
@@ -178,7 +179,7 @@ def confusion_section(self:ModelReport) -> Section:
     classes, confusion = np.array(self.config['labels']['classes'], object), self.validation['confusion']
     share = np.nan_to_num(np.array(confusion, float))
     np.fill_diagonal(share, 0)
-    if not share.any(): return Section('Confusions', 'On the validation images no class was given in place of another.')
+    if not share.any(): return Section('Confusions', 'On the scored images no class was given in place of another.')
     missed, given = np.unravel_index(np.argsort(-share, axis=None, kind='stable')[:20], share.shape)
     column = 'share of its images'
     pairs = pd.DataFrame({'missed': classes[missed], 'given instead': classes[given], column: share[missed, given]})
@@ -195,18 +196,18 @@ def confusion_section(self:ModelReport) -> Section:
 def hardest_section(self:ModelReport,
     pixels: dict,  # of `read_pixels`
 ) -> Section:
-    "The validation images with the largest loss"
+    "The scored images with the largest loss"
     stored = self.validation['hardest'] if self.validation else []
     if not stored: return Section('Hardest images', 'None are stored with this model.')
     hardest = [image for image in stored if image['missed'] or image['wrongly_given'] or image['loss']>=.1]
-    if not hardest: return Section('Hardest images', 'None: all validation images were predicted correctly and surely.')
+    if not hardest: return Section('Hardest images', 'None: all scored images were predicted correctly and surely.')
     by_id = {image['Id']: image for image in hardest}
     def caption(_, id_):
         found = {'missed': by_id[id_]['missed'], 'wrong': by_id[id_]['wrongly_given']}
         return [f'{what}: {list_names(names.split(", "))}' for what,names in found.items() if names]
-    text = 'Validation images with the largest loss: errors of the model, and often errors of the labels.'
+    text = 'Scored images with the largest loss: errors of the model, and often errors of the labels.'
     if not by_id.keys() & pixels.keys():
-        text += ' Name the folder of the validation images (--images FOLDER) to see them.'
+        text += ' Name their folder (--images FOLDER) to see them.'
     table = pd.DataFrame(hardest).rename(columns={'wrongly_given': 'wrongly given'})
     gallery = pixel_gallery({'': list(by_id)}, pixels, caption)
     return Section('Hardest images', text, [gallery, table_block(table, {'loss': '.2f'})])
@@ -227,7 +228,7 @@ def mistake_section(self:ModelReport,
 ) -> Section:
     "Galleries of what was missed and what was given wrongly"
     groups = self.mistake_groups()
-    text = 'The most confident mistakes on the validation images, class by class, with the probability of the class.'
+    text = 'The most confident mistakes on the scored images, class by class, with the probability of the class.'
     def caption(heading, id_): return [f'probability {groups[heading][id_]:.2f}']
     return Section('Mistakes by class', text, [pixel_gallery(groups, pixels, caption)])
 
