@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLE_EXTS', 'same_form', 'spell_out', 'id_form', 'path_text', 'irregular_kind', 'is_url', 'open_filesystem',
-           'file_stat', 'file_sha256', 'find_beside', 'labels_of', 'images_of', 'write_whole']
+           'file_stat', 'file_sha256', 'find_beside', 'find_label_file', 'find_image_folder', 'write_whole']
 
 # %% ../../nbs/basics/20_paths.ipynb #75720db6
 import hashlib, os, stat, unicodedata
@@ -116,7 +116,7 @@ def find_beside(
 # %% ../../nbs/basics/20_paths.ipynb #9a69f294
 TABLE_EXTS = ('.csv', '.tsv', '.xlsx', '.xlsm')
 
-def labels_of(
+def find_label_file(
     folder, # of the data set
     name=None, # of the table, in the folder or anywhere; None: `train.csv`, or the only table in the folder
     error:type=HPAError, # kind of error to raise if it is not found
@@ -131,7 +131,7 @@ def labels_of(
     there = f'there are {", ".join(tables[:5])}' if tables else 'there is none'
     raise error(f'{folder}: no train.csv, and {there}; name the table of labels: csv=… (--csv FILE)')
 
-def images_of(
+def find_image_folder(
     folder, # of the data set
     name=None, # of the folder of images, in the folder or anywhere; None: `train`, or the folder itself
 ) -> Path|str:

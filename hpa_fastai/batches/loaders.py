@@ -253,8 +253,8 @@ def from_csv(cls:HPADataLoaders,
     "Make loaders from a csv and a folder of images."
     path, images = Path(path_text(path, 'path')), as_list(images)
     if not path.is_dir(): raise HPAError(f'{path}: no such folder; give the folder that holds the csv and the images')
-    if not isinstance(images, (list, pd.DataFrame)): images = images_of(path, images)
-    if not isinstance(csv, pd.DataFrame): csv = labels_of(path, csv, LabelError)
+    if not isinstance(images, (list, pd.DataFrame)): images = find_image_folder(path, images)
+    if not isinstance(csv, pd.DataFrame): csv = find_label_file(path, csv, LabelError)
     labels, reader = get_labels(labels), kwargs.get('reader') or ImageReader()
     table = find_images(images, reader.channels)
     df = read_labels(csv, labels, ids=table.Id, id_column=id_column, label_column=label_column)

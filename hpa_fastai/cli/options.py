@@ -304,8 +304,8 @@ def places_of(
     args: argparse.Namespace,  # with data, csv and images
 ) -> tuple[Path, Path]:
     "Find the table of labels and the folder of images that a command names"
-    from hpa_fastai.basics.paths import images_of, labels_of
-    return labels_of(args.data, args.csv), images_of(args.data, args.images)
+    from hpa_fastai.basics.paths import find_image_folder, find_label_file
+    return find_label_file(args.data, args.csv), find_image_folder(args.data, args.images)
 
 def columns_of(
     args: argparse.Namespace,  # with id_column and label_column

@@ -291,7 +291,7 @@ _NO_LABELS = ('unreadable csv', 'csv without ids', 'csv without labels')
 def _only_table(folder):
     "Find the table of labels that training would take by itself; None if there is none."
     if not isinstance(folder, str) or not os.path.isdir(folder): return None
-    try: return labels_of(folder)
+    try: return find_label_file(folder)
     except HPAError: return None
 
 def _not_checked(csv, problem):
@@ -313,7 +313,7 @@ def verify_folder(
 ) -> Verification:
     "Check a folder of images and its csv before they are used."
     is_named = not (csv is None and id_column is None and label_column is None)
-    if is_named and not isinstance(csv, pd.DataFrame): csv = labels_of(folder, csv, LabelError)
+    if is_named and not isinstance(csv, pd.DataFrame): csv = find_label_file(folder, csv, LabelError)
     folder = as_source(folder)
     if not is_named: csv = _only_table(folder)
     table, left = survey_images(folder, reader.channels)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMN_TYPES', 'FORMATS', 'ResultError', 'result_columns', 'cell_columns', 'failed_row', 'check_ids', 'escape_cell',
            'unescape_cell', 'csv_text', 'import_pyarrow', 'csv_to_parquet', 'columns_beside', 'csv_to_xlsx',
-           'check_writable', 'check_out', 'read_predictions', 'read_cells', 'with_labels', 'labels_of', 'cell_text',
-           'as_predictions']
+           'check_writable', 'check_out', 'read_predictions', 'read_cells', 'networks_of', 'with_labels', 'labels_of',
+           'cell_text', 'as_predictions']
 
 # %% ../../nbs/deploy/50_tables.ipynb #6b98bfa9
 import datetime, io, json, os, re
@@ -255,10 +255,11 @@ def _read_csv(path, what):
     return cells[cells.ne('').any(axis=1)].reset_index(drop=True)
 
 def _read_xlsx(path, what):
-    "Read the columns of a workbook: from `csv_to_xlsx`, with its sheets joined by Id, or a csv saved by Excel."
-    tables = []
+    "Read the columns of a workbook of `csv_to_xlsx`, its sheets joined by Id, or of a csv that Excel saved."
+    tables, about = [], {}
     for header, *rows in read_sheets(path, ResultError).values():
         columns = [same_form(c) for c in header]
+        if columns == ['what', 'value']: about = {row[0]: row[1] for row in rows if len(row) == 2}
         twice = next((c for i, c in enumerate(columns) if c and c in columns[:i]), None)
         if twice: raise ResultError(f'{path}: two columns are called {twice!r}; rename one')
         if 'Id' not in columns: continue
@@ -266,6 +267,7 @@ def _read_xlsx(path, what):
         tables.append(table.loc[:, [c != '' for c in columns]])
     if not tables: raise ResultError(f'{path}: not {what} (no sheet has a column Id)')
     df, *others = tables
+    df.attrs['about'] = about
     if 'Predicted' in df or not others: return df
     key = [c for c in ('Id', 'cell') if c in df]
     classes = [c for c in others[0] if c not in key]
@@ -283,6 +285,7 @@ def _read_xlsx(path, what):
     df.insert(len(key)+len(place), 'Predicted', numbers.map(labels.format))
     texts = [c for c in df if COLUMN_TYPES.get(c) is str]
     df[texts] = df[texts].map(escape_cell)
+    df.attrs['about'] = about
     return df
 
 def _read_result(path, needed, what, command):
@@ -320,6 +323,12 @@ def read_cells(
     "Read the table of cells in a file."
     path = Path(path_text(path, 'cells', ResultError))
     return _read_result(path, ('Id', 'cell', 'mask', 'error'), 'a table of cells', 'cells FOLDER')
+
+def networks_of(
+    table: pd.DataFrame,  # of `read_predictions` or `read_cells`
+) -> str:  # name and checksum of each; '': the file does not say
+    "Say which networks made a table, if it was read from a workbook that states them."
+    return table.attrs.get('about', {}).get('networks', '')
 
 # %% ../../nbs/deploy/50_tables.ipynb #babd0564
 def with_labels(

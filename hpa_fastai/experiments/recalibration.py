@@ -13,7 +13,7 @@ import numpy as np, torch
 from ..basics.arguments import checked
 from ..basics.environment import tqdm_bar
 from ..basics.errors import HPAError
-from ..basics.paths import images_of, labels_of, path_text
+from ..basics.paths import find_image_folder, find_label_file, path_text
 from ..data.files import attach_images
 from ..data.label_tables import read_labels
 from ..batches.splits import antibody_of, group_codes
@@ -113,8 +113,8 @@ def calibrate_model(
     model,  # folder of a bundle, user/name on the Hub, or name of a published model; or a `Bundle`
     data: str|Path,  # folder of the labelled images
     out: str|Path,  # folder for the new model, which may not be there
-    csv: str|Path|None = None,  # table of labels, in the data folder or anywhere; None: see `labels_of`
-    images: str|Path|None = None,  # folder of images, in the data folder or anywhere; None: see `images_of`
+    csv: str|Path|None = None,  # table of labels, in the data folder or anywhere; None: see `find_label_file`
+    images: str|Path|None = None,  # folder of images, in the data folder or anywhere; None: see `find_image_folder`
     group = None,  # what is kept whole: a column, or a function of the Id; None: antibodies, where Ids name them
     method: str|float = 'auto',  # of the thresholds; see `fit_thresholds`
     calibration: str|None = 'auto',  # of the probabilities; see `calibrate`; None: leave them as the network gives them
@@ -132,7 +132,7 @@ def calibrate_model(
     if out.exists(): raise HPAError(f'{out} exists; give another name: the model is saved beside others')
     check_target(out)
     check_method(method)
-    csv, images = labels_of(data, csv), images_of(data, images)
+    csv, images = find_label_file(data, csv), find_image_folder(data, images)
     predictor = Predictor(model, device, bs, num_workers=num_workers, reading=reading)
     bundle = predictor.bundles[0]
     if len(predictor.bundles) > 1:

@@ -16,7 +16,7 @@ from fastai.torch_core import set_seed
 from ..basics.devices import find_device
 from ..basics.errors import HPAError
 from ..basics.arguments import checked
-from ..basics.paths import images_of, labels_of, path_text
+from ..basics.paths import find_image_folder, find_label_file, path_text
 from ..basics.processes import *
 from ..data.labels import *
 from ..data.reader import ImageReader
@@ -179,8 +179,8 @@ def fit_and_save(
 def train_model(
     data: str|Path,  # folder of the data set
     out: str|Path = 'hpa_model',  # folder for the model
-    csv: str|Path|None = None,  # table of labels, in the data folder or anywhere; None: see `labels_of`
-    images: str|Path|None = None,  # folder of images, in the data folder or anywhere; None: see `images_of`
+    csv: str|Path|None = None,  # table of labels, in the data folder or anywhere; None: see `find_label_file`
+    images: str|Path|None = None,  # folder of images, in the data folder or anywhere; None: see `find_image_folder`
     labels: LabelSet|str = HPA28,  # the classes: a label set, its name, or a csv of class names
     group = None,  # what the split must not divide: a column, or a function of the Id such as `antibody_of`
     valid_pct: float|None = None,  # share of the images to hold out for validation; None: a fifth, but none for a head
@@ -222,7 +222,8 @@ def train_model(
     def by_folds(n):
         budget = dict(minutes=minutes) if minutes else dict(epochs=epochs)
         if fine_tune is not None: budget['fine_tune'] = fine_tune
-        return train_folds(labels_of(data, csv), images_of(data, images), out, n, labels=labels, group=group, seed=seed,
+        table, pictures = find_label_file(data, csv), find_image_folder(data, images)
+        return train_folds(table, pictures, out, n, labels=labels, group=group, seed=seed,
                            calibration='auto' if calibrate else None, force=force, progress=progress, reader=reader,
                            arch=arch, pretrained=pretrained, loss_func=loss_func, size=size, sizes=sizes, bs=bs, lr=lr,
                            cache=cache, device=device, id_column=id_column, label_column=label_column, **budget)

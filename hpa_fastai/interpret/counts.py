@@ -16,7 +16,7 @@ from ..evaluate.class_colours import class_styles, in_cell_order
 from ..deploy.bundle import Bundle
 from ..deploy.hub import find_model
 from ..deploy.loading import load_bundle
-from ..deploy.tables import labels_of
+from ..deploy.tables import labels_of, networks_of
 from .drawing import *
 from .fields import read_results
 
@@ -132,6 +132,6 @@ def plot_counts(
         f'{len(each):,} of them have a location{several}.',
         f'{failed:,} could not be read and have no prediction.' if failed else '',
         f'Never predicted: {", ".join(never)}.' if never else '',
-        describe_model(bundle, [])]))
+        describe_model(bundle, [], networks_of(table))]))
     if out: save_figure(fig, out, force)
     return fig

@@ -163,9 +163,11 @@ def wrap_text(
 def describe_model(
     bundle: Bundle|None,  # the model, where it is known
     names: list,  # of the classes whose thresholds are to be stated
+    networks: str = '',  # what a workbook of predictions says about its networks
 ) -> str:  # a sentence or several
     "Say what predicted, for a caption."
     program = f'hpa_fastai {version_of("hpa_fastai")}'
+    if bundle is None and networks: return f'Predicted with {program} and the network {networks}.'
     if bundle is None:
         return f'Predicted with {program}; the model is not stated (name it with reference=…, or --reference MODEL).'
     config = bundle.config

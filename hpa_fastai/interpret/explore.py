@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ..basics.errors import ImageError
-from ..basics.paths import labels_of
+from ..basics.paths import find_label_file
 from ..data.labels import *
 from ..data.label_tables import *
 from ..data.names import CHANNELS
@@ -299,7 +299,7 @@ def _sections(df, table, prints, labels, group, valid_pct, seed, per_class, read
 # %% ../../nbs/interpret/10_explore.ipynb #969c95d8
 def explore(
     folder: str|Path,  # of images, nested to any depth
-    csv: str|Path|None = None,  # table of labels, in the folder or anywhere; None: see `labels_of`
+    csv: str|Path|None = None,  # table of labels, in the folder or anywhere; None: see `find_label_file`
     out: str|Path = 'explore.html',  # page to write
     labels: LabelSet|str = HPA28,  # anything `get_labels` takes
     group = None,  # what a split must not divide; by default the antibodies in the Ids
@@ -313,7 +313,7 @@ def explore(
 ) -> Path:  # the page
     "Write everything there is to see about a data set into one self-contained HTML page."
     out, folder = check_page(out, force), as_source(folder)
-    path, images = labels_of(folder, csv, LabelError), find_images(folder, reader.channels)
+    path, images = find_label_file(folder, csv, LabelError), find_images(folder, reader.channels)
     df = read_labels(path, labels, ids=images.Id, id_column=id_column, label_column=label_column)
     table = df.merge(images.drop_duplicates('Id'), on='Id')
     if table.empty:

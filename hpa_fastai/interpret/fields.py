@@ -158,7 +158,8 @@ def fields_by_location(
     shown = in_cell_order(frequency.index[:max(1, n//per_location)])
     fields, taken, notes, elsewhere = [], set(), [], []
     if len(shown)<len(frequency):
-        notes.append(f'the {len(shown)} most frequent of {len(frequency)} locations are shown')
+        most = f'{len(shown)} most frequent' if len(shown)>1 else 'most frequent'
+        notes.append(f'only the {most} of {len(frequency)} locations {"are" if len(shown)>1 else "is"} shown')
     for location in shown:
         found = 0
         for i in typical_fields(there, location):

@@ -24,6 +24,7 @@ from ..deploy.bundle import Bundle
 from ..deploy.hub import find_model
 from ..deploy.loading import load_bundle
 from ..deploy.predictor import locate
+from ..deploy.tables import networks_of
 from .drawing import *
 from .fields import *
 
@@ -320,6 +321,6 @@ def figure(
     shown = list(dict.fromkeys(name for f in fields for name,_ in f.named))
     fig.caption = write_caption(fields, [
         about_colours(panels, colours), about_brightness(ends, panels, brightness), about_scale(fields),
-        about_choice(table, fields, notes, ids is not None), describe_model(bundle, shown)])
+        about_choice(table, fields, notes, ids is not None), describe_model(bundle, shown, networks_of(table))])
     if out: save_figure(fig, out, force)
     return fig

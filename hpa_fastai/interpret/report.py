@@ -45,7 +45,7 @@ def report(
     out: str|Path = 'report.html',  # page to write
     reference: Bundle|str|Path|None = None,  # of predictions: the model that made them, to compare with its training
     images: str|Path|pd.DataFrame|None = None,  # of predictions and models: folder of pictures, or its `find_images`
-    csv: str|Path|None = None,  # of a data set: table of labels, in the folder or anywhere; None: see `labels_of`
+    csv: str|Path|None = None,  # of a data set: table of labels, in the folder or anywhere; None: see `find_label_file`
     labels: str|LabelSet = HPA28,  # of a data set: its classes
     group: str|None = None,  # of a data set: column whose members a split must not divide
     reader: ImageReader = ImageReader(),  # how files are read; unless given, as the model reads them
