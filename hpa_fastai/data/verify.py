@@ -277,7 +277,7 @@ def _counts(values, n=4):
 def _example(group, n=3):
     "Write on one line what the cases of a problem have in common, and the first few of them."
     names = [os.path.basename(file) or i for i,file in zip(group.Id[:n], group.file[:n])]
-    if len(group)==1: return f': {names[0]} {group.iloc[0].detail}'.rstrip()[:400]
+    if len(group)==1: return ': ' + f'{names[0]} {group.iloc[0].detail}'.strip()[:400]
     causes = [error_cause(detail, Id) for Id,detail in zip(group.Id, group.detail)]
     kinds = {error_kind(cause, Id) for cause,Id in zip(causes, group.Id)}
     said = causes[0] if len(causes[0])<=100 else f'{causes[0][:99]}…'
@@ -296,8 +296,8 @@ def _only_table(folder):
 
 def _not_checked(csv, problem):
     "Say that a table was not named, and does not look like one of labels."
-    return Problem('note', 'table that is not checked', file=str(csv),
-                   detail=f'{problem.detail}; if it holds the labels, name it: csv=… (--csv {os.path.basename(csv)})')
+    way = f'if it holds the labels, name it: csv=… (--csv {os.path.basename(csv)})'
+    return Problem('note', 'table not checked', detail=f'{problem.detail}; {way}')
 
 # %% ../../nbs/data/62_verify.ipynb #d9e3d457
 def verify_folder(
@@ -312,7 +312,7 @@ def verify_folder(
     label_column:str|None=None, # of the csv: its column of labels; None: found by its name
 ) -> Verification:
     "Check a folder of images and its csv before they are used."
-    is_named = not (csv is None and id_column is None and label_column is None)
+    is_named = any(o is not None for o in (csv, labels, id_column, label_column))
     if is_named and not isinstance(csv, pd.DataFrame): csv = find_label_file(folder, csv, LabelError)
     folder = as_source(folder)
     if not is_named: csv = _only_table(folder)

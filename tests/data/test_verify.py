@@ -499,7 +499,7 @@ def test_the_table_of_the_folder_is_checked(plate, name):
 def test_columns_that_were_named_are_looked_for(plate):
     pd.DataFrame(dict(Field=IDS, Where=['Nucleoli', *['nowhere']*(len(IDS)-1)])).to_csv(plate/'l.csv', index=False)
     v = verify_folder(plate, progress=False)
-    assert v.exit_code == 0 and found(v) == {('note', 'table that is not checked')} and '--csv l.csv' in str(v)
+    assert v.exit_code == 0 and found(v) == {('note', 'table not checked')} and '--csv l.csv' in str(v)
     v = verify_folder(plate, progress=False, id_column='Field', label_column='Where')
     assert v.exit_code == 1 and found(v) == {('error', 'bad label')}
     (plate/'l.csv').unlink()
@@ -510,6 +510,6 @@ def test_columns_that_were_named_are_looked_for(plate):
 def test_other_tables_are_no_labels(plate):
     pd.DataFrame(dict(well=['A1'], exposure=[20])).to_csv(plate/'settings.csv', index=False)
     v = verify_folder(plate, progress=False)
-    assert v.exit_code == 0 and found(v) == {('note', 'table that is not checked')} and 'settings.csv' in str(v)
+    assert v.exit_code == 0 and found(v) == {('note', 'table not checked')} and 'settings.csv' in str(v)
     pd.DataFrame(dict(well=['A1'], exposure=[20])).to_csv(plate/'more.csv', index=False)
     assert verify_folder(plate, progress=False).exit_code == 0
