@@ -34,6 +34,7 @@ def add_simulate(
                         help='atlas: classes as frequent as in the atlas; even: all classes equally often')
     parser.add_argument('--masks', action='store_true', help='also write the true outlines of the cells')
     add_options(parser, 'size', 'labels', 'seed', 'force', 'progress',
+                labels=dict(help='hpa28, hpa19, ztg10, a table of class names, or the names: Nucleus,Cytosol'),
                 size=dict(default=256, help='side of the pictures, in pixels'),
                 seed=dict(default=0, help='another seed draws other cells'),
                 force=dict(help='replace a simulated atlas that exists'))
@@ -65,8 +66,8 @@ def add_verify(
     parser.add_argument('--deep', action='store_true', help='read every pixel, not only the headers of the files')
     add_options(parser, 'csv', 'id_column', 'label_column', 'labels', 'out', 'force', 'progress',
                 progress=dict(default=None),
-                labels=dict(default=None, help='hpa28, hpa19, ztg10, or a csv of class names; by default as the '
-                                               'table shows'),
+                labels=dict(default=None, help='hpa28, hpa19, hpa31, ztg10, a table of class names, or the names: '
+                                               'Nucleus,Cytosol; by default recognised by the columns of the table'),
                 out=dict(help='file for the list of problems, .csv or .xlsx'))
     add_reading_options(parser)
     parser.set_defaults(run=verify)

@@ -113,13 +113,13 @@ def add_map(
     commands,  # the subparsers of the command
 ) -> None:
     "Add the options of map"
-    parser = commands.add_parser('map', help='draw a map on which similar images lie together',
+    parser = commands.add_parser('map', help='draw a map on which similar images lie close together',
                                  description='Write a map of images as an interactive page, or as a figure for print. '
-                                             'Images that are similar for the network lie together. '
+                                             'Images that look similar to the network lie close together. '
                                              'The layout is made by UMAP if it is installed '
                                              "(pip install 'hpa_fastai[map]'), otherwise by t-SNE.")
-    parser.add_argument('what', metavar='WHAT', help='folder of images, which is predicted; or a table of predictions, '
-                                                     'with --embeddings')
+    parser.add_argument('what', metavar='WHAT', help='folder of images, which are predicted first; or a table of '
+                                                     'predictions, with --embeddings')
     add_options(parser, 'embeddings', 'images', 'out', 'force',
                 embeddings=dict(help='for a table: the .npy or .parquet that was written with it'),
                 images=dict(default=None, metavar='FOLDER', help='for a table: folder of its pictures, for the page'),

@@ -135,8 +135,9 @@ def add_predict(
     parser.add_argument('--sample', type=path, help='sample submission of the competition')
     parser.add_argument('--report', type=path, metavar='PAGE',
                         help='HTML page about the run: locations, pictures, flags, failures, comparison with the '
-                             'training')
-    add_options(parser, 'force', 'dry_run', force=dict(help='overwrite results that exist, or begin them again'))
+                             "labelled images of the model's training")
+    add_options(parser, 'force', 'dry_run', force=dict(
+        help='overwrite existing results; start an unfinished run again from the beginning'))
     add_prediction_options(parser)
     group = parser.add_argument_group('predict while a microscope writes')
     group.add_argument('--watch', action='store_true',
@@ -203,7 +204,7 @@ def add_cells(
                         metavar='FOLDER',
                         help='folder of masks of Cellpose, HPA-Cell-Segmentation or others: <Id>_cellmask.png, …')
     add_options(parser, 'embeddings', embeddings=dict(
-        help='file for the features before the last layer, .npy or .parquet, one row for each cell'))
+        help='file for the embeddings, .npy or .parquet: the numbers that describe each cell to the last layer'))
     parser.add_argument('--prior', type=number('prior'),
                         help='how much the whole field of view counts: 0: only the cell; 1: only the field; by '
                              'default 0.5; '
@@ -211,8 +212,8 @@ def add_cells(
     parser.add_argument('--border', choices=('all', 'nucleus', 'drop'), default='all',
                         help='which cells at the edge of the picture to keep: all, those with their nucleus in it '
                              '(nucleus), or none (drop)')
-    add_options(parser, 'submission', 'pixel_size', 'force', force=dict(help='overwrite results that exist, or begin '
-                                                                             'them again'),
+    add_options(parser, 'submission', 'pixel_size', 'force',
+                force=dict(help='overwrite existing results; start an unfinished run again from the beginning'),
                 submission=dict(help='csv file in the format of the Kaggle competition of 2021'),
                 pixel_size=dict(type=number('pixel_size'),
                                 help='size of a pixel of the files in µm; by default the scale is found from the '
@@ -243,7 +244,8 @@ def add_report(
     parser.add_argument('what', metavar='WHAT',
                         help='folder of a data set, folder of a model, or table of predictions')
     parser.add_argument('--reference', metavar='MODEL',
-                        help='for predictions: the model that made them, to compare with the images of its training')
+                        help='for predictions: the model that made them, to compare with the labelled images of its '
+                             'training')
     add_options(parser, 'images', 'out', 'force', 'progress',
                 out=dict(default=Path('report.html'), help='page to write'),
                 images=dict(metavar='FOLDER',

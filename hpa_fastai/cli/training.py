@@ -124,7 +124,7 @@ def add_train(
                                  description='Train a network on the images of a folder, whose labels are in a table. '
                                              'Then fit thresholds, and save the model.')
     _add_data(parser, 'valid_pct', 'fold', 'folds')
-    add_reading_options(parser)
+    add_reading_options(parser, saved=True)
     add_options(parser, 'arch', 'pretrained', 'loss_func', title='model')
     add_options(parser, *TRAINING, 'resume', 'cache', 'device', 'calibrate', title='training')
     add_options(parser, 'out', 'force', 'dry_run', 'progress', title='result',
@@ -158,18 +158,24 @@ def add_compare(
                                              'images and for the same time. Compare their scores, size and speed. '
                                              'If the run was stopped, the same command continues it.')
     _add_data(parser)
-    add_reading_options(parser)
+    add_reading_options(parser, saved=True)
     group = parser.add_argument_group('experiments')
     group.add_argument('--archs', type=names, metavar='A,B,…', help='networks to compare, separated by commas')
     group.add_argument('--experiments', type=path, metavar='FILE',
                        help='file that names the settings of each experiment: yaml, json, or a csv with one row for '
                             'each')
-    add_options(group, 'folds', folds=dict(default=5, help='divide the images into N folds'))
+    add_options(group, 'folds', folds=dict(
+        type=number('folds'), default=5, metavar='N',
+        help='divide the images into N equal parts (folds); each model is trained without one part, and scored on it'))
     group.add_argument('--trained-folds', type=number('trained_folds'), default=1, metavar='N',
-                       help='train one model for each of the first N folds; more give surer scores and take longer')
+                       help='for each experiment, train one model for each of the first N folds; more folds give a '
+                            'more certain score and take longer')
     add_options(parser, 'pretrained', 'loss_func', *TRAINING, 'cache', 'device',
                 title='model and training, for all experiments',
-                minutes=dict(help='minutes of training for each fold of each experiment, instead of --epochs'))
+                minutes=dict(help='minutes of training for each fold of each experiment, instead of --epochs'),
+                pretrained=dict(help='weights to start from. auto: published weights, or random ones if they are not '
+                                     'available. yes: published weights, or stop if they are not available. no: '
+                                     'random weights. FILE: the weights in this file'))
     add_options(parser, 'out', 'force', 'progress', title='result',
                 force=dict(help='replace experiments that were run with other settings'),
                 out=dict(default=Path('experiments'),
@@ -206,14 +212,17 @@ def add_calibrate(
                                                        'on the Hugging Face Hub')
     parser.add_argument('data', metavar='DATA', type=path, help='folder with the images and their table of labels')
     add_options(parser, 'csv', 'id_column', 'label_column', 'images', 'group', 'seed', title='data',
-                seed=dict(help='seed of the parts for cross-fitting'),
-                group=dict(help='column of what belongs together, such as the plate; by default the antibody, if the '
-                                'Ids name it'))
+                seed=dict(help='seed of the random split'),
+                group=dict(help='column that says which images belong together, such as the antibody, plate or '
+                                'patient: images of one group are never split between fitting and scoring; by '
+                                'default the antibody, if the Ids name it'))
     parser.add_argument('--method', default='auto',
-                        help='how thresholds are fitted: auto, constant, f1, prevalence, crossfit, or one number for '
-                             'all')
-    add_options(parser, 'bs', 'device', 'num_workers', title='prediction',
-                bs=dict(default=None, help='images in a batch; by default 32, or fewer for large networks'))
+                        help='how the threshold of each class is fitted. auto: for the best F1; the fewer images a '
+                             'class has, the more it takes from the other classes. constant: one threshold for all '
+                             'classes, for the best macro F1. f1: the best F1 on these images. prevalence: the class '
+                             'is given as often as it is labelled here. crossfit: the average of the best thresholds '
+                             'in random halves of the images. A number: this threshold for all classes')
+    add_options(parser, 'bs', 'device', 'num_workers', title='prediction', bs=PREDICTION_BATCH)
     add_options(parser, 'out', 'progress', title='result',
                 out=dict(required=True, help='folder for the new model; it must not exist yet'))
     add_reading_options(parser, remembered=True)

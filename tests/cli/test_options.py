@@ -102,6 +102,21 @@ def test_every_default_is_that_of_the_functions(command):
     assert compared and not differ
 
 
+@pytest.mark.parametrize('command', CALLS)
+def test_help_states_each_default(command):
+    "Numbers and words, 0 and 1 too; an option without a value has none"
+    said = ' '.join(COMMANDS[command].format_help().split())
+    texts = [action for action in options_of(command) if action.nargs != 0 and type(action.default) in (int, float, str)]
+    for action in texts:
+        shown = f'{" ".join(action.help.split())} (default: {action.default})'
+        assert shown.replace('%%', '%') in said, action.dest
+
+
+def test_only_what_is_saved_with_a_model_says_so():
+    for command, parser in COMMANDS.items():
+        assert ('(saved with the model)' in parser.format_help()) == (command in ('train', 'compare')), command
+
+
 def test_the_exceptions_are_needed():
     "No option is in the lists that could be out of them"
     for name, commands in ONLY_IN_THE_SHELL.items():
