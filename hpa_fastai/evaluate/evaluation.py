@@ -63,7 +63,7 @@ def _class_intervals(preds, targets, draws):
 # %% ../../nbs/evaluate/70_evaluation.ipynb #153c73ec
 DECIDED = {
     '': '',
-    'unseen': 'each image is decided by what was fitted on the others: expect this score on unseen ones',
+    'unseen': 'each image was scored by a fit that left it out: expect this score on new images',
     'seen': 'on the images that the thresholds were fitted on: expect less on others',
 }
 
@@ -144,7 +144,10 @@ def __str__(self: Evaluation) -> str:
             number(r.recall, 6), number(r.average_precision, 5), f'{r.support:>7,.0f}', f'{r.predicted:>5,.0f}'])
             + (few and ('*' if 0 < r.support <= FEW_IMAGES else ' ')))
     left_out = len(self.table) - len(table)
-    if left_out: classes.append(f'no image of {left_out} other classes, and none was given one')
+    if left_out:
+        more = '1 more class has no image here, and the model never gave it'
+        more_of_them = f'{left_out} more classes have no image here, and the model gave none of them'
+        classes.append(more if left_out == 1 else more_of_them)
     confused = [f"missed → given instead: {r.truth} → {r['given instead']} {r['share']:.0%}"
                 for _, r in top_confusions(self.confusion, 3).iterrows()]
     hardest = textwrap.wrap('hardest images: ' + ', '.join(map(str, self.hardest.Id[:3])), 100)

@@ -90,8 +90,8 @@ class Recalibration:
                  'antibody, well or plate, name what they share with group=… (--group), or this flatters the model')
         return (f'{self.difference}{advice}{alone}\nthe interval knows the chance of these images, not that of the '
                 'fitting: '
-                f'it holds the truth in about five cases of six\nprobabilities {probs}; {self.bundle.thresholds}\n'
-                f'each image by what was fitted on the others:\n{self.after}')
+                f'it holds the truth in about five cases of six\n'
+                f'probabilities {probs}; {self.bundle.thresholds}\n{self.after}')
 
 # %% ../../nbs/experiments/05_recalibration.ipynb #c474f11f
 def _assemble(bundle, answers, decisions, after, groups, seed, about):

@@ -92,14 +92,15 @@ def training_plan(
 ) -> str:
     "Describe all that was settled on for a training in one sentence"
     dls = learn.dls
-    if not fine_tune: budget = 'the head alone, a few seconds (--fine-tune yes trains the body too)'
+    if not fine_tune:
+        budget = 'only the last layer is trained, in a few seconds (--fine-tune yes trains the whole network)'
     elif minutes: budget = f'{minutes:g} minutes'
     else: budget = f'{epochs} epochs a stage'
     stages = ', '.join(map(str, sizes))
     n_train, n_valid = len(dls.train_ds), len(dls.valid_ds)
     images = f'{n_train} images to train on, {n_valid} to validate'
     if not fine_tune and not dls.train.held_out:
-        images = f'{n_train+n_valid} images to train on, each also scored by heads that have not seen it'
+        images = f'{n_train+n_valid} images, each scored by a layer that was trained without it'
     parts = [images,
              f'{learn.model.config["arch"]} at {stages} px on {dls.device}, {budget}',
              f'batches of {dls.bs}, {loss_func} loss, learning rate {lr}',
@@ -118,7 +119,8 @@ def choose_folds(
     n_valid, n_train = len(learn.dls.valid_ds), len(learn.dls.train_ds)
     n = n_train+n_valid
     if not fine_tune:
-        return None, f'folds: one model; heads by folds score all {n} images already' if asked else ''
+        said = f'folds: one model; each of the {n} images is scored by a layer that was trained without it already'
+        return None, said if asked else ''
     if n_valid>=ENOUGH:
         return None, f'folds: one model; {n_valid} validation images are enough ({ENOUGH} or more)' if asked else ''
     few = f'{n_valid} validation images are few (fewer than {ENOUGH}) to fit thresholds on and to judge a model by'
@@ -135,9 +137,11 @@ def absent_classes(
     absent = [name for name,has_image in zip(labels.classes, there) if not has_image]
     known = [name for name in absent if name in learn.model.known]
     if not known: return ''
-    how_many = f'all {len(known)}' if len(known)==len(absent) else f'{len(known)} of the {len(absent)}'
-    return (f'the weights at the start know {how_many} classes without an image: '
-            'what is clear can still be named, but nothing here tells how well')
+    lack = '1 class has no image here' if len(absent)==1 else f'{len(absent)} classes have no image here'
+    those = 'it' if len(absent)==1 else 'them' if len(known)==len(absent) else f'{len(known)} of them'
+    about = 'it' if len(known)==1 else 'them'
+    return (f'{lack}. The model may still name {those}, because it was trained on {about} before, '
+            f'but the score says nothing about {about}.')
 
 # %% ../../nbs/experiments/25_training.ipynb #2b3f6cec
 @contextmanager

@@ -105,11 +105,12 @@ def test_every_default_is_that_of_the_functions(command):
 @pytest.mark.parametrize('command', CALLS)
 def test_help_states_each_default(command):
     "Numbers and words, 0 and 1 too; an option without a value has none"
-    said = ' '.join(COMMANDS[command].format_help().split())
-    texts = [action for action in options_of(command) if action.nargs != 0 and type(action.default) in (int, float, str)]
+    said = ''.join(COMMANDS[command].format_help().split())  # lines break at hyphens too
+    kinds = int, float, str
+    texts = [action for action in options_of(command) if action.nargs != 0 and type(action.default) in kinds]
     for action in texts:
-        shown = f'{" ".join(action.help.split())} (default: {action.default})'
-        assert shown.replace('%%', '%') in said, action.dest
+        shown = f'{action.help} (default: {action.default})'.replace('%%', '%')
+        assert ''.join(shown.split()) in said, action.dest
 
 
 def test_only_what_is_saved_with_a_model_says_so():

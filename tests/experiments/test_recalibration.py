@@ -69,7 +69,7 @@ def test_the_new_model_predicts_with_what_was_fitted(calibrated, known, mine):
     assert now.config['validation']['n_images'] == 100 and now.config['validation']['n_groups'] > 5
     assert check_bundle(calibrated.path) < 1e-5
     card = (calibrated.path/'README.md').read_text()
-    assert 'each image is decided by what was fitted on the others' in card and f'100 images of {mine.name}' in card
+    assert 'each image was scored by a fit that left it out' in card and f'100 images of {mine.name}' in card
     df = predict(attach_images(read_labels(mine/'train.csv'), mine/'train'), model=calibrated.path, progress=False)
     assert df[NAMES].sum().sum() > 0 and not df['flags'].str.contains('unlike-training').mean() > .1
 

@@ -100,7 +100,7 @@ def test_train_takes_the_published_network_by_itself(network, small_atlas, tmp_p
     learn = train_model(small_atlas, tmp_path/'model', size=64, cache=tmp_path/'cache', progress=False)
     said = capsys.readouterr().out
     assert said.count('\n') == 2 and f'Starting with {BEST}, which knows cells of the real atlas' in said
-    assert f'{BEST} at 64 px on ' in said and 'the head alone' in said
+    assert f'{BEST} at 64 px on ' in said and 'only the last layer is trained' in said
     settings = PUBLISHED[BEST].settings
     assert (learn.dls.settings.mean, learn.dls.settings.std) == (settings.mean, settings.std)
     assert torch.isfinite(learn.get_preds()[0]).all() and learn.history['started_from'].startswith(BEST)
