@@ -116,6 +116,11 @@ def find_beside(
 # %% ../../nbs/basics/20_paths.ipynb #9a69f294
 TABLE_EXTS = ('.csv', '.tsv', '.xlsx', '.xlsm')
 
+def _tables_in(folder):
+    "List the tables in a folder."
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [name for name in names if name.lower().endswith(TABLE_EXTS) and not name.startswith(('.', '~'))]
+
 def find_label_file(
     folder, # of the data set
     name=None, # of the table, in the folder or anywhere; None: `train.csv`, or the only table in the folder
@@ -125,11 +130,13 @@ def find_label_file(
     folder = path_text(folder)
     if name is not None or is_url(folder) or os.path.exists(os.path.join(folder, 'train.csv')):
         return find_beside('train.csv' if name is None else name, folder, error)
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    tables = [n for n in names if n.lower().endswith(TABLE_EXTS) and not n.startswith(('.', '~'))]
+    tables = _tables_in(folder)
     if len(tables)==1: return Path(folder)/tables[0]
-    there = f'there are {", ".join(tables[:5])}' if tables else 'there is none'
-    raise error(f'{folder}: no train.csv, and {there}; name the table of labels: csv=… (--csv FILE)')
+    if tables: raise error(f'{folder}: {len(tables)} tables and no train.csv: {", ".join(tables[:5])}; '
+                           'choose one: csv=… (--csv FILE)')
+    beside = _tables_in(os.path.dirname(os.path.abspath(folder)))
+    hint = f'; beside it {"is" if len(beside)==1 else "are"} {", ".join(beside[:5])}' if beside else ''
+    raise error(f'{folder}: no table of labels in it{hint}; name the table: csv=… (--csv FILE)')
 
 def find_image_folder(
     folder, # of the data set

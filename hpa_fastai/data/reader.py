@@ -201,9 +201,12 @@ def _read(self:ImageReader, row):
     if res is None: raise ImageError('no channel has a file', 'missing channel')
     absent = [c for c in wanted_channels(self.channels) if c not in there]
     if absent and self.missing=='error':
-        where = f' in {row["green"]}' if row.get('layout') in ('single','zarr') else ''
+        is_one_file = row.get('layout') in ('single','zarr')
+        beside = next((row[c] for c in there if isinstance(row.get(c), str)), '')
+        copy = '' if is_one_file or not beside else f'copy its file again, beside {os.path.basename(beside)}; '
+        where = f' in {row["green"]}' if is_one_file else ''
         others = ''.join(c[0] for c in CHANNELS if c not in absent)
-        raise ImageError(f"no {' and no '.join(absent)} channel{where}; "
+        raise ImageError(f"no {' and no '.join(absent)} channel{where}; {copy}"
                          f"if the data set has none say {setting_text('channels', others)}, "
                          f"to read black say {setting_text('missing', 'zero')}", 'missing channel',
                          channel=','.join(absent))

@@ -327,7 +327,7 @@ def verify_folder(
     try: check_fields(table, reader)
     except ImageError as e:
         if e.kind=='missing channel': problems.append(Problem('error', 'channel that no field has', detail=e.why))
-    about = ''
+    about = 'no table was checked; to check one, name it: csv=… (--csv FILE)' if csv is None else ''
     if csv is not None:
         of_csv, about = check_labels(csv, labels, list(table.Id), id_column, label_column)
         if not is_named and of_csv and of_csv[0].problem in _NO_LABELS:

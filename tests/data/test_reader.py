@@ -86,7 +86,7 @@ def test_settings_that_cannot_be(name, value):
 def test_missing_channel(tmp_path):
     x = picture(32)
     write(tmp_path, x, channels=('red','green','blue'))
-    fails("no yellow channel; if the data set has none say channels='rgb'", tmp_path)
+    fails("no yellow channel; copy its file again, beside A1_red.png; if the data set has none say", tmp_path)
     three = read(tmp_path, channels='rgb')
     assert same(three, read(tmp_path, missing='zero')) and same(three[:3], x[:3])
     nothing = dict(Id='x', layout='channels', **dict.fromkeys(CHANNELS))

@@ -503,8 +503,16 @@ def test_columns_that_were_named_are_looked_for(plate):
     v = verify_folder(plate, progress=False, id_column='Field', label_column='Where')
     assert v.exit_code == 1 and found(v) == {('error', 'bad label')}
     (plate/'l.csv').unlink()
-    with pytest.raises(LabelError, match='name the table of labels'):
+    with pytest.raises(LabelError, match='no table of labels in it; name the table'):
         verify_folder(plate, progress=False, id_column='Field')
+
+
+def test_without_a_table_that_is_said(plate):
+    v = verify_folder(plate, progress=False)
+    assert v.exit_code == 0 and 'no table was checked' in str(v)
+    pd.DataFrame(dict(Id=IDS, Target='Nucleoli')).to_csv(plate.parent/'beside.csv', index=False)
+    with pytest.raises(LabelError, match='no table of labels in it; beside it is beside.csv; name the table'):
+        verify_folder(plate, progress=False, labels='hpa28')
 
 
 def test_other_tables_are_no_labels(plate):
