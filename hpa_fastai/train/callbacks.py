@@ -116,6 +116,28 @@ def amp_dtype(
     if device.type!='cuda': return None
     return torch.bfloat16 if torch.cuda.get_device_capability(device)>=(8, 0) else torch.float16
 
+# %% ../../nbs/train/10_callbacks.ipynb #0e80dddb
+def autocast_depth() -> int:
+    "Count the half precisions that were entered and not left yet"
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+# %% ../../nbs/train/10_callbacks.ipynb #10fad0f5
+@contextmanager
+def autocast_kept():
+    "Leave half precision as it was, even if what is inside breaks off"
+    devices = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
+    before = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
+    depth, caches = autocast_depth(), torch.is_autocast_cache_enabled()
+    try: yield
+    finally:
+        if autocast_depth()>depth: torch.clear_autocast_cache()  # it holds half-precision copies of old weights
+        while autocast_depth()>depth: torch.autocast_decrement_nesting()
+        torch.set_autocast_cache_enabled(caches)
+        for device,enabled,dtype in before:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+
 # %% ../../nbs/train/10_callbacks.ipynb #83d4f94f
 class TrainingPrecision(MixedPrecision):
     "Use mixed precision in training only, so that validation gives the same numbers as the saved model"
@@ -130,10 +152,14 @@ class TrainingPrecision(MixedPrecision):
         self.autocast.__enter__()
         self.inside = True
     def leave(self):
-        "End the half precision of a step, whether it was completed or interrupted"
-        if getattr(self, 'inside', False): self.autocast.__exit__(None, None, None)
+        "End the half precision of a step, whether it was completed or cancelled"
+        if self.inside: self.autocast.__exit__(None, None, None)
         self.inside = False
-    after_loss = after_cancel_batch = after_cancel_train = after_cancel_fit = leave
+    def after_pred(self):
+        self.leave()
+        super().after_pred()
+    def after_loss(self): pass  # it is over already
+    after_cancel_batch = after_cancel_train = after_cancel_fit = leave
 
 # %% ../../nbs/train/10_callbacks.ipynb #9e3850df
 class KeepTime(Callback):

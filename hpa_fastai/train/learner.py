@@ -31,10 +31,10 @@ from ..evaluate.evaluation import Evaluation, evaluate
 from ..evaluate.interpretation import refuse_one_class
 from ..models.architectures import create_model, source_library
 from .losses import get_loss
-from hpa_fastai.train.callbacks import (
+from .callbacks import (
     EpochLines,
-    ForgetDecisions, KeepStatistics, TrainingError, TrainingPrecision, amp_dtype, copy_weights,
-    forget_decisions)
+    ForgetDecisions, KeepStatistics, TrainingError, TrainingPrecision, amp_dtype, autocast_kept,
+    copy_weights, forget_decisions)
 from .metrics import MacroF1, MeanAP, as_metric, check_monitors
 from .checkpoints import find_checkpoint, training_settings
 from .schedule import default_sizes, plan_epochs, plan_time
@@ -84,7 +84,14 @@ class HPALearner(Learner):
     ):
         "Run fastai's loop; first refuse a callback that watches a metric which is not measured"
         check_monitors(self, L(cbs))
-        super().fit(n_epoch, *args, cbs=cbs, **kwargs)
+        with autocast_kept(): super().fit(n_epoch, *args, cbs=cbs, **kwargs)
+
+    def one_batch(self,
+        i: int,  # its number
+        b: tuple,  # pictures and, if known, targets
+    ):
+        "Run one step, which leaves no half precision behind, however it ends"
+        with autocast_kept(): super().one_batch(i, b)
 
     @property
     def thresholds(self) -> Thresholds|None:

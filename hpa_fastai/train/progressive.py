@@ -21,7 +21,7 @@ from .callbacks import (
     set_weights, stop_on_interrupt, write_log)
 from .metrics import MacroF1, mean_ap
 from .checkpoints import SaveEpochs, restore_learner, write_checkpoint
-from .schedule import PartOfCycle, Stage, epoch_batches, fit_in_memory, full_precision_after
+from .schedule import PartOfCycle, Stage, epoch_batches, fit_in_memory
 from .head import match_head
 from .head_folds import fit_head_by_folds, saved_scores, scores_to_save
 from .fine_tuning import go_back
@@ -53,7 +53,7 @@ def search_lr(
     fitted = {name: getattr(learn, name, None) for name in DECISIONS}
     def search(bs):
         with (tempfile.TemporaryDirectory() as folder, learn.no_bar(), learn.no_logging(),
-              epoch_batches(learn.dls, 0, bs), full_precision_after(learn)):
+              epoch_batches(learn.dls, 0, bs)):
             learn.path = Path(folder)
             try: return learn.lr_find(show_plot=False).valley
             except torch.OutOfMemoryError:
@@ -85,7 +85,7 @@ def fit_stage(
         epochs *= 100  # the clock ends it earlier
         cbs.append(KeepTime(seconds, valid_seconds, spent))
     if state and state['ended']: done = epochs
-    with epoch_batches(learn.dls, stage.steps, stage.bs), full_precision_after(learn):
+    with epoch_batches(learn.dls, stage.steps, stage.bs):
         learn.fit(epochs, slice(lr/20, lr/10) if learn.pretrained else lr, cbs=cbs, start_epoch=min(done, epochs))
 
 # %% ../../nbs/train/65_progressive.ipynb #4e5205d3

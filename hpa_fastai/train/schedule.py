@@ -136,16 +136,6 @@ def fit_in_memory(
         except torch.OutOfMemoryError: pass
         bs = halve_batch(learn, bs, least)
 
-# %% ../../nbs/train/30_schedule.ipynb #ff40d116
-@contextmanager
-def full_precision_after(
-    learn: Learner,  # that trains inside
-):
-    "Leave half precision at the end, even if a step inside is interrupted"
-    try: yield
-    finally:
-        if hasattr(learn, 'training_precision'): learn.training_precision.leave()
-
 # %% ../../nbs/train/30_schedule.ipynb #d5a99a6d
 def stage_shares(
     n: int,  # stages

@@ -4,7 +4,7 @@ import torch
 
 from hpa_fastai.all import HPAError, Stage, default_sizes, measure_steps, plan_stages
 from hpa_fastai.train.callbacks import TrainingError
-from hpa_fastai.train.schedule import full_precision_after, stage_batch
+from hpa_fastai.train.schedule import stage_batch
 
 from training import SmallMemory, copy, same
 
@@ -66,5 +66,5 @@ def test_too_little_memory_leaves_no_half_precision(make_learner, monkeypatch):
         monkeypatch.setattr(f'hpa_fastai.train.{room}.amp_dtype', lambda *_: torch.bfloat16)
     learn = make_learner()
     learn.model[0].layers.insert(0, SmallMemory(5))
-    with pytest.raises(torch.OutOfMemoryError), full_precision_after(learn): learn.fit(1, 1e-3)
+    with pytest.raises(torch.OutOfMemoryError): learn.fit(1, 1e-3)
     assert hasattr(learn, 'training_precision') and not torch.is_autocast_enabled('cpu')
