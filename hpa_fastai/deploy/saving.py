@@ -263,6 +263,7 @@ def save_bundle(self:HPALearner,
     path: str|Path,  # the folder to make
     force: bool = False,  # replace an existing bundle
     note: bool = True,  # warn if thresholds or calibration were never fitted to these weights
+    describe: bool = True,  # measure up to 1,200 pictures, by which others are flagged and runs are compared
 ) -> Path:
     "Save the model with its labels, settings, thresholds and figures, loadable without pickle."
     path = Path(path_text(path, 'model', BundleError))
@@ -277,7 +278,7 @@ def save_bundle(self:HPALearner,
     n_samples = min(2 if self.dls.settings.reader.size else 1, len(valid.dataset))
     sample = next(iter(valid.create_batches(iter(range(n_samples)))))[0].as_subclass(torch.Tensor).cpu()
     bundle = self.to_bundle()
-    _describe_data(bundle, self)
+    if describe: _describe_data(bundle, self)
     saved, missing = write_bundle(bundle, path, sample, force), []
     if self.thresholds is None:
         missing.append('no thresholds were fitted, so every class uses 0.5 (learn.fit_thresholds())')

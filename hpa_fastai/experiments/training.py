@@ -93,7 +93,7 @@ def training_plan(
     "Describe all that was settled on for a training in one sentence"
     dls = learn.dls
     if not fine_tune:
-        budget = 'only the last layer is trained, in a few seconds (--fine-tune yes trains the whole network)'
+        budget = 'only the last layer is trained, in seconds or minutes (--fine-tune yes trains the whole network)'
     elif minutes: budget = f'{minutes:g} minutes'
     else: budget = f'{epochs} epochs a stage'
     stages = ', '.join(map(str, sizes))
@@ -168,7 +168,8 @@ def fit_and_save(
     folder = training_folder(out)
     with shared_training(learn), learn.no_bar(), learn.no_logging():
         learn.fit_progressive(folder=folder, resume=resume, **schedule)
-        with _keeping_the_training(folder): learn.save_bundle(out, force=may_replace(out, resume, force), note=False)
+        with _keeping_the_training(folder):
+            learn.save_bundle(out, force=may_replace(out, resume, force), note=False, describe=False)
         if is_first(): note_saved(out)
         if calibrate: learn.calibrate()
         learn.fit_thresholds()

@@ -249,7 +249,7 @@ def test_offline_training_starts_from_simulated_cells(small_atlas, tmp_path, mon
     )
     said = capsys.readouterr().out
     assert 'Starting with smallresnet, which knows simulated cells: no weights of hpa-densenet121' in said
-    assert 'only the last layer is trained, in a few seconds (--fine-tune yes trains the whole network)' in said
+    assert 'only the last layer is trained, in seconds or minutes (--fine-tune yes trains the whole network)' in said
 
 
 def test_a_stopped_training_is_kept_and_goes_on(small_atlas, tmp_path, capsys):
