@@ -170,8 +170,10 @@ OPTIONS = dict(
     percentiles=dict(type=float, nargs=2, default=(1., 99.9), metavar=('LOW', 'HIGH'),
                      help='with --scale percentile: these percentiles of each plane become black and white'),
     bits=dict(type=int, help='bits of the camera, such as 12; by default found from the files'),
-    pixel_size=dict(type=float, help='size of a pixel in µm; needed if the scale differs from that of whole HPA fields '
-                                     '(0.08 µm at full size)'),
+    pixel_size=dict(type=float, help='size of a pixel in µm, for a published model whose pictures are not whole HPA '
+                                     'fields (0.08 µm at full size), or for pictures of several scales. A model that '
+                                     'you train knows the scale of its pictures, unless they differ: then give the '
+                                     'size when you train it and when you use it'),
     z=dict(choices=('max', 'channels'), help='max: take the maximum of a Z stack; channels: the planes of the stack '
                                              'are the channels'),
     # the network

@@ -75,11 +75,16 @@ def read_otherwise(
     reading: dict,  # settings of `ImageReader` that differ: channels, missing, scale, bits, pixel_size, …
 ) -> Bundle:  # a new bundle with the same network
     "Make a bundle that reads files with other settings than the saved ones."
+    um, settings = reading.get('pixel_size'), bundle.settings
+    states_scale = settings.reader.pixel_size or (settings.crop and settings.crop.pixel_size)
+    if um and not states_scale and not bundle.config.get('published'):
+        raise HPAError(f'the model was trained without a pixel size; leave pixel_size={um} (--pixel-size {um}) out, or '
+                       'train again with it')
     if 'size' in reading: raise HPAError('reading: the size belongs to the network; leave it out')
     try: reader = replace(bundle.settings.reader, **reading)
     except TypeError as e: raise HPAError(f'reading: {str(e).split("()")[-1].strip()}') from None
     config = {**bundle.config, 'reader': json.loads(json.dumps(asdict(reader)))}
-    return replace(bundle, settings=replace(bundle.settings, reader=reader), config=config)
+    return replace(bundle, settings=replace(settings, reader=reader), config=config)
 
 # %% ../../nbs/deploy/30_hub.ipynb #4e9dd062
 def load_models(
