@@ -19,6 +19,7 @@ def evaluate(
     from hpa_fastai.basics.workbooks import write_table
     from hpa_fastai.data.files import attach_images, find_images
     from hpa_fastai.data.label_tables import read_labels
+    from hpa_fastai.deploy.bundle import seen_by
     from hpa_fastai.deploy.tables import check_writable
     from hpa_fastai.deploy.scoring import evaluate_predictions
     if args.out: check_writable(args.out, ('.csv', '.xlsx'))
@@ -28,9 +29,10 @@ def evaluate(
     predictor.check_task('fields')
     table = find_images(images, predictor.channels)
     truth = read_labels(csv, predictor.labels, ids=table.Id, **columns_of(args))
-    predictions = predictor(attach_images(truth, table), args.progress)
+    known = attach_images(truth, table)
+    predictions = predictor(known, args.progress)
     evaluation = evaluate_predictions(predictions, truth, predictor.labels)
-    print(evaluation)
+    print(*filter(None, [evaluation, seen_by(predictor.bundles, known)]), sep='\n\n')
     if args.out: write_table(evaluation.table.reset_index(names='class'), args.out, 'Classes')
     failed = predictions[predictions['error']!='']
     return report_failures(zip(failed.Id, failed['error']), len(predictions))

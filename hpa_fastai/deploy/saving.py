@@ -250,6 +250,8 @@ def _describe_data(bundle, learn):
     group = getattr(dls, 'group', None)
     groups = group_codes(pd.concat([usual_items, items]), group if group in items else antibody_of)
     describe_pictures(bundle, usual, others, probs, groups[len(usual_items):], groups[:len(usual_items)])
+    trained, fitted = (dls.train_ds.items, dls.valid_ds.items) if scores is None else (scores.items, scores.items[:0])
+    bundle.config['seen'] = dict(trained=picture_digests(trained), fitted=picture_digests(fitted))
 
 
 # %% ../../nbs/deploy/20_saving.ipynb #5eb22ed5

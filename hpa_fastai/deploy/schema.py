@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Share', 'Percent', 'Count', 'Figure', 'Limit', 'Pixels', 'Text', 'Name', 'LongText', 'PerClass', 'ClassId',
            'ClassKey', 'Notes', 'Separator', 'Plane', 'ChannelLetters', 'ChannelPlanes', 'Channels', 'FourShares',
-           'Curve', 'Step', 'Quantiles', 'Sha256', 'FORMAT', 'ClassRecord', 'ConfigError', 'describe_os_error',
-           'read_json', 'ConfigPart', 'NetworkConfig', 'LabelsConfig', 'ReaderConfig', 'CropConfig', 'PreprocessConfig',
-           'CalibrationConfig', 'ThresholdsConfig', 'FlagsConfig', 'ReliabilityRow', 'HardImage', 'Mistake',
-           'ValidationConfig', 'Traits', 'TraitsAndNames', 'ReferenceConfig', 'PublishedConfig', 'BundleConfig',
-           'check_config']
+           'Curve', 'Step', 'Quantiles', 'Sha256', 'Digests', 'FORMAT', 'ClassRecord', 'ConfigError',
+           'describe_os_error', 'read_json', 'ConfigPart', 'NetworkConfig', 'LabelsConfig', 'ReaderConfig',
+           'CropConfig', 'PreprocessConfig', 'CalibrationConfig', 'ThresholdsConfig', 'FlagsConfig', 'ReliabilityRow',
+           'HardImage', 'Mistake', 'ValidationConfig', 'Traits', 'TraitsAndNames', 'ReferenceConfig', 'PublishedConfig',
+           'SeenConfig', 'BundleConfig', 'check_config']
 
 # %% ../../nbs/deploy/00_schema.ipynb #f811c763
 import json
@@ -286,6 +286,13 @@ class PublishedConfig(ConfigPart):
     checked: Literal['outputs', 'file', 'nothing']  # test vectors agree; checksums agree; neither
     difference: Share|None  # the largest difference to the published test vectors
 
+Digests = Annotated[str, StringConstraints(max_length=10_000_000, pattern='^([0-9a-f]{10})*$')]
+
+class SeenConfig(ConfigPart):
+    "The pictures that made the model, ten digits for each."
+    trained: Digests  # those that the network, or its last layer, was fitted to
+    fitted: Digests  # those by which its thresholds were chosen, or its calibration
+
 # %% ../../nbs/deploy/00_schema.ipynb #73c809d8
 FORMAT = 1  # of the bundle; a newer format is refused with a hint to upgrade
 
@@ -306,6 +313,7 @@ class BundleConfig(ConfigPart):
     validation: ValidationConfig|None = None  # what the evaluation found
     reference: ReferenceConfig|None = None  # measurements of held-out pictures
     published: PublishedConfig|None = None  # of a model that others have published
+    seen: SeenConfig|None = None  # the pictures that made it
     versions: Annotated[dict[Text, Text], Field(max_length=10_000)]  # of python and the libraries
     sha256: Sha256  # of the weights file
 

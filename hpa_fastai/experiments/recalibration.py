@@ -22,7 +22,7 @@ from ..evaluate.crossfit import crossfit
 from ..evaluate.evaluation import Comparison, Evaluation, compare_models, evaluate
 from ..evaluate.picture_statistics import PictureMeasures
 from ..evaluate.thresholds import check_method
-from ..deploy.bundle import Bundle
+from ..deploy.bundle import Bundle, picture_digests, seen_by
 from ..deploy.hub import find_model, read_otherwise
 from ..deploy.loading import PUBLISHED_VECTORS, read_sample
 from ..deploy.predictor import Predictor
@@ -147,6 +147,8 @@ def calibrate_model(
     known = read_labels(csv, labels, ids=table.Id, id_column=id_column, label_column=label_column)
     table = attach_images(known, table)
     codes = group_codes(table, antibody_of if group is None else group)
+    told = seen_by([replace(bundle, config={'seen': {**(bundle.config.get('seen') or {}), 'fitted': ''}})], table)
+    if told: warnings.warn(f'{told.split(": ")[0]}: it is too sure of them; calibrate it on images that it has not seen')
     depth = predictor.depth_of(table)
     bundle = read_otherwise(bundle, dict(bits=depth.bits))
     answers = _ask(predictor, table, depth, progress)
@@ -169,5 +171,7 @@ def calibrate_model(
     after = replace(after, decided='unseen')
     about = f'{len(table)} images of {Path(data).absolute().name}'
     new = _assemble(bundle, answers, decisions, after, codes, seed, about)
+    new.config['seen'] = dict(trained=(bundle.config.get('seen') or {}).get('trained', ''),
+                              fitted=picture_digests(table))
     write_bundle(new, out, answers.sample, published=vectors and dict(zip(PUBLISHED_VECTORS, vectors)))
     return Recalibration(new, out, before, after, difference, answers.failed)

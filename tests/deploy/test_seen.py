@@ -1,0 +1,78 @@
+"A model knows the images that made it, and says so where it is scored or calibrated on them."
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+
+from hpa_fastai.all import Predictor, calibrate_model, find_images, load_bundle, simulate_atlas
+from hpa_fastai.cli.main import main
+from hpa_fastai.deploy.bundle import seen_by
+from hpa_fastai.deploy.predictor import locate
+
+END = 'this is no score for new images'
+
+
+@pytest.fixture(scope='module')
+def head(small_atlas, tmp_path_factory):
+    "A model of which only the last layer was fitted, so that all images trained it"
+    from hpa_fastai.all import HPADataLoaders, hpa_learner
+    folder = tmp_path_factory.mktemp('head')
+    dls = HPADataLoaders.from_csv(small_atlas, size=48, bs=16, group='antibody', cache=folder/'cache', progress=False)
+    learn = hpa_learner(dls, 'smallresnet')
+    with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(48,), fine_tune=False, verbose=False)
+    return learn.save_bundle(folder/'hpa_model', note=False)
+
+
+@pytest.fixture(scope='module')
+def new(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('new')
+    simulate_atlas(folder, n=90, size=64, balance='even', seed=5, progress=False)
+    return folder
+
+
+def score(data, model, capsys):
+    assert main(['evaluate', str(data), '--model', str(model), '--no-progress']) == 0
+    return capsys.readouterr().out
+
+
+def test_evaluate_says_which_images_made_the_model(small_atlas, trained, head, new, capsys):
+    learn, model = trained
+    n, n_valid = len(learn.dls.train_ds), len(learn.dls.valid_ds)
+    assert f'{n} of these 90 images trained the model and {n_valid} set its thresholds: {END}' in score(
+        small_atlas, model, capsys)
+    assert f'90 of these 90 images trained the model: {END}' in score(small_atlas, head, capsys)
+    for bundle in (model, head): assert END not in score(new, bundle, capsys)
+
+
+def test_a_picture_is_known_by_its_pixels_and_not_by_its_name(small_atlas, head, new, tmp_path):
+    bundles, known, others = [load_bundle(head)], find_images(small_atlas/'train'), find_images(new/'train')
+    for row in known.iloc[:5].itertuples(): shutil.copy(row.green, tmp_path/f'other{row.Index}_green.png')
+    copies = find_images(tmp_path)
+    assert seen_by(bundles, copies) == f'5 of these 5 images trained the model: {END}'
+    assert seen_by(bundles, others.assign(Id=known.Id)) == ''
+    assert seen_by(bundles, locate([np.zeros((4, 8, 8), np.uint8)])) == ''
+
+
+def test_models_that_decide_together_and_models_from_before(head, trained, small_atlas):
+    table = find_images(small_atlas/'train')
+    both = Predictor([trained[1], trained[1]], device='cpu').bundles
+    assert seen_by(both, table) == seen_by(both[:1], table)
+    for bundle in both: bundle.config['seen'] = None
+    assert seen_by(both, table) == ''
+    one = json.loads((head/'config.json').read_text())
+    del one['seen']
+    (head/'config.json').write_text(json.dumps(one))
+    assert load_bundle(head).config['seen'] is None
+
+
+def test_calibrate_says_it_and_remembers_its_images(small_atlas, trained, new, tmp_path, capsys):
+    with pytest.warns(UserWarning, match='of these 90 images trained the model'):
+        calibrate_model(trained[1], small_atlas, tmp_path/'same', progress=False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        calibrate_model(trained[1], new, tmp_path/'calibrated', progress=False)
+    assert not any('trained the model' in str(o.message) for o in told)
+    assert f'90 of these 90 images set its thresholds: {END}' in score(new, tmp_path/'calibrated', capsys)
+    assert f'{len(trained[0].dls.train_ds)} of these 90 images trained' in score(small_atlas, tmp_path/'same', capsys)
