@@ -8,23 +8,30 @@ __all__ = []
 # %% ../../nbs/batches/55_fastai_transforms.ipynb #8bca8561
 from dataclasses import dataclass, field
 from functools import partial
-import torch
+import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from fastai.data.all import L, Normalize, ToTensor, Transform, compose_tfms
 from fastai.torch_core import TensorMultiCategory
 from fastai.vision.augment import (
     AffineCoordTfm, Brightness, Contrast, CropPad, HSVTfm, Hue, LightingTfm, PadMode, RandomCrop, RandomResizedCrop,
-    RandomResizedCropGPU, RatioResize, Resize, Saturation)
+    RandomResizedCropGPU, RatioResize, Resize, ResizeMethod, Saturation)
 from fastai.vision.core import BILINEAR
 from PIL import Image
 from plum import NotFoundLookupError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 from ..basics.errors import HPAError
+from ..data.reader import ImageReader
 from .tensors import TensorRGBY
 
 # %% ../../nbs/batches/55_fastai_transforms.ipynb #c6665b07
-_FILL = {PadMode.Zeros: 'constant', PadMode.Border: 'edge', PadMode.Reflection: 'reflect'}
+def _places(n, before, after, mode, device):
+    "The places in a row of `n` pixels that a longer row takes its pixels from; a reflection is reflected again"
+    places = torch.arange(-before, n+after, device=device)
+    if mode==PadMode.Border: return places.clamp(0, n-1)
+    there_and_back = max(2*(n-1), 1)
+    places = places.abs() % there_and_back
+    return torch.where(places<n, places, there_and_back-places)
 
 @patch
 def crop_pad(self:TensorRGBY,
@@ -39,8 +46,11 @@ def crop_pad(self:TensorRGBY,
     (w, h), (wide, high) = (sz, sz) if isinstance(sz, int) else sz, (self.shape[-1], self.shape[-2])
     left, top = ((wide-w)//2, (high-h)//2) if tl is None else tl
     x = self[..., max(top, 0):top+h, max(left, 0):left+w]
-    margin = [max(-left, 0), max(-top, 0), max(left+w-wide, 0), max(top+h-high, 0)]
-    if any(margin): x = tv.pad(x, margin, padding_mode=_FILL[pad_mode])
+    left, right, top, bottom = max(-left, 0), max(left+w-wide, 0), max(-top, 0), max(top+h-high, 0)
+    if pad_mode==PadMode.Zeros: x = F.pad(x, (left, right, top, bottom))
+    elif left or right or top or bottom:
+        x = x[..., _places(x.shape[-2], top, bottom, pad_mode, x.device), :]
+        x = x[..., _places(x.shape[-1], left, right, pad_mode, x.device)]
     if resize_to is not None:
         mode = InterpolationMode(Image.Resampling(resize_mode).name.lower())
         x = tv.resize(x, [resize_to[1], resize_to[0]], mode, antialias=True)
@@ -110,19 +120,49 @@ def given_figures(
 @dataclass
 class OwnTransforms:
     "What somebody's transforms mean for the loaders"
-    read_size: int  # side at which pictures are read, in pixels
+    read_size: int|None  # side at which pictures are read, in pixels; None: as they are in their files
     size: int  # side of the network's input, in pixels
     figures: tuple|str|None = None  # mean and deviation to normalise by; 'dataset': to be measured; None: not said
     augments: bool = False  # there are augmentations of batches among them
     crops: bool = False  # training batches come out of them at the size of the network
+    by_sizes: bool = False  # what is said here depends on the sizes of the pictures
     item_tfms: list = field(default_factory=list)  # those that are left to do
     batch_tfms: list = field(default_factory=list)  # those that are left to do
+
+class UsualSize(int):
+    "A size that nobody said"
+
+USUAL_SIZE = UsualSize(384)  # pixels
+
+def is_letterbox(
+    tfm,  # the first transform that resizes
+) -> bool:
+    "Whether a transform does with oblong pictures what reading does: a black margin on both sides"
+    return isinstance(tfm, Resize) and (tfm.method, tfm.pad_mode)==(ResizeMethod.Pad, PadMode.Zeros)
+
+def reading_side(
+    resizing: list,  # transforms that cut and resize each picture, in order
+    size: int,  # that somebody says, or the usual one, in pixels
+    sizes: set|None,  # of the pictures in their files, (width, height); None: not known
+) -> tuple:  # side at which pictures are read, or None for that of their files; whether this does the first transform
+    "Find out at which size pictures are read, so that transforms do with them what they do elsewhere"
+    if not resizing: return int(size), False
+    first, are_square = resizing[0], all(w==h for w, h in sizes or ())
+    if isinstance(first, (Resize, RatioResize)):
+        if are_square or is_letterbox(first): return square_side(first), True
+    elif sizes is None or not isinstance(size, UsualSize): return int(size), False
+    elif are_square and len(sizes)==1: return min(sizes)[0], False  # as it is in the files
+    if isinstance(resizing[-1], RatioResize) or not any(o.split_idx!=0 for o in resizing):
+        raise HPAError(f'{type(resizing[-1]).__name__}: the network gets square pictures, and with this alone some of '
+                       f'these are not; add Resize({square_side(resizing[-1])}), or say size instead')
+    return None, False
 
 def sort_transforms(
     item_tfms,  # of somebody, for each picture
     batch_tfms,  # of somebody, for batches
-    size: int,  # that pictures have where no transform says another, in pixels
-    fixed: bool = False,  # the size of reading is settled
+    size: int = USUAL_SIZE,  # that pictures have where no transform says another, in pixels
+    reader: ImageReader|None = None,  # settles how pictures are read; None: transforms do
+    sizes = None,  # function that returns the sizes of the pictures in their files; None: they are not known yet
 ) -> OwnTransforms:
     "Find out sizes, figures and augmentation in somebody's transforms"
     made = {name: [o() if isinstance(o, type) else o for o in L(given)]
@@ -132,15 +172,16 @@ def sort_transforms(
             if isinstance(tfm, Transform) and not acts_on_pictures(tfm):
                 raise HPAError(f'{name}: {type(tfm).__name__} does nothing with these pictures, which are TensorRGBY, '
                                'uint8 4×H×W; write encodes(self, x:TensorRGBY) for it')
-    res = OwnTransforms(size, size)
+    res = OwnTransforms(int(size), int(size))
     resizing = [o for o in made['item_tfms'] if isinstance(o, (CropPad, RandomCrop, Resize, RandomResizedCrop,
                                                                RatioResize))]
     resizing.sort(key=lambda o: o.order)
-    first = resizing[0] if resizing and isinstance(resizing[0], (Resize, RatioResize)) else None
     if resizing: res.size = square_side(resizing[-1])
-    if first and not fixed: res.read_size = square_side(first)
-    done_by_reading = first and (not fixed or len(resizing)==1)
-    res.item_tfms = [o for o in made['item_tfms'] if not (done_by_reading and o is first)]
+    if reader is None:
+        res.by_sizes = bool(resizing)
+        res.read_size, is_done = reading_side(resizing, size, sizes() if resizing and sizes else None)
+    else: is_done = reader.size and len(resizing)==1 and isinstance(resizing[0], (Resize, RatioResize))
+    res.item_tfms = [o for o in made['item_tfms'] if not (is_done and o is resizing[0])]
     for tfm in made['batch_tfms']:
         check_light(tfm)
         if type(tfm) is Normalize: res.figures = given_figures(tfm)

@@ -35,7 +35,8 @@ from .cache import *
 from .settings import *
 from .sources import *
 from .transforms import *
-from .fastai_transforms import says_size, sort_transforms
+from .fastai_transforms import USUAL_SIZE, UsualSize, says_size, sort_transforms
+from ..data.reader import picture_sizes
 from .dataloader import *
 
 # %% ../../nbs/batches/70_loaders.ipynb #73ef81b2
@@ -81,20 +82,49 @@ class HPADataLoaders(DataLoaders):
 class _HPADataBlock(DataBlock):
     "A `DataBlock` whose loaders are `HPADataLoaders`"
     dls_type, measured = HPADataLoaders, False  # whether figures to normalise by are measured on the training images
+    make = None  # function of the sizes of pictures that makes this block; None: they do not matter
+
+    def _fit_to(self, source):
+        "Make this block again, where transforms mean other things for pictures of these sizes"
+        if self.make is None or not isinstance(source, pd.DataFrame): return self
+        return self.make(partial(picture_sizes, source, ImageReader()))
 
     def dataloaders(self, source, *args, **kwargs):
-        dls = super().dataloaders(source, *args, **kwargs)
-        if self.measured: dls.normalize_by(*dataset_stats(dls.train_ds.items, dls.train.reader))
+        block = self._fit_to(source)
+        dls = super(_HPADataBlock, block).dataloaders(source, *args, **kwargs)
+        if block.measured: dls.normalize_by(*dataset_stats(dls.train_ds.items, dls.train.reader))
         return dls
 
     def datasets(self, source, verbose=False):
-        found = super().datasets(source, verbose=verbose)
+        found = super(_HPADataBlock, self._fit_to(source)).datasets(source, verbose=verbose)
         found._dbunch_type = self.dls_type
         return found
 
+
+# %% ../../nbs/batches/70_loaders.ipynb #57ef7059
+def make_block(
+    labels, size, reader, splitter, mean, std, augment, sources, item_tfms, batch_tfms, minmax,  # of `HPADataBlock`
+    sizes=None,  # function that returns the sizes of the pictures in their files; None: they are not known yet
+) -> DataBlock:
+    "Make the block for pictures of these sizes"
+    own = sort_transforms(item_tfms, batch_tfms, size, reader, sizes)
+    if isinstance(own.figures, tuple): mean, std = own.figures
+    reader = reader or ImageReader(size=own.read_size)
+    settings = ImageSettings(reader, own.size, mean, std, sources is not None, minmax)
+    ours = [t for t in rgby_tfms(settings, False if own.augments and augment is True else augment, own.crops)
+            if not any(isinstance(o, type(t)) for o in own.batch_tfms)]
+    block = _HPADataBlock(
+        blocks=(RGBYBlock(reader=settings.reader), MultiCategoryBlock(vocab=list(labels.classes))),
+        dl_type=HPADataLoader, get_y=TargetNames(labels), item_tfms=own.item_tfms, batch_tfms=[*ours, *own.batch_tfms],
+        splitter=partial(split_by_function, splitter=splitter or MultilabelStratifiedSplitter(labels=labels)))
+    block.dls_kwargs = dict(labels=labels, reader=settings.reader, sources=sources, held_out=splitter is not None)
+    block.measured, block.by_sizes = own.figures=='dataset', own.by_sizes and sizes is None
+    return block
+
+# %% ../../nbs/batches/70_loaders.ipynb #1185125f
 def HPADataBlock(
     labels: LabelSet|str = HPA28,  # the classes, and the format of the table
-    size: int = 384,  # side of the network's input, in pixels
+    size: int = USUAL_SIZE,  # side of the network's input, in pixels, unless transforms say another
     reader: ImageReader|None = None,  # the settings of reading; None: the defaults at `size`
     splitter = None,  # function of a table of items; None: a stratified fifth for validation
     mean: tuple|None = None,  # of each channel, 0..1; None: each picture's own
@@ -107,22 +137,14 @@ def HPADataBlock(
     valid_col: str|None = None,  # take the images for validation that this column marks with True
 ) -> DataBlock:
     "Make a fastai `DataBlock` that turns rows of a table (`attach_images`) into four-channel pictures and labels."
-    size, labels = checked(size=size), get_labels(labels)
+    labels, size = get_labels(labels), size if isinstance(size, UsualSize) else checked(size=size)
     if valid_col and splitter: raise SplitError('valid_col and splitter each say which images are for validation; '
                                                 'give one of them')
     if valid_col: splitter = partial(split_by_column, column=valid_col)
-    own = sort_transforms(item_tfms, batch_tfms, size, fixed=reader is not None)
-    if isinstance(own.figures, tuple): mean, std = own.figures
-    reader = reader or ImageReader(size=own.read_size)
-    settings = ImageSettings(reader, own.size, mean, std, sources is not None, minmax)
-    ours = [t for t in rgby_tfms(settings, False if own.augments and augment is True else augment, own.crops)
-            if not any(isinstance(o, type(t)) for o in own.batch_tfms)]
-    block = _HPADataBlock(
-        blocks=(RGBYBlock(reader=settings.reader), MultiCategoryBlock(vocab=list(labels.classes))),
-        dl_type=HPADataLoader, get_y=TargetNames(labels), item_tfms=own.item_tfms, batch_tfms=[*ours, *own.batch_tfms],
-        splitter=partial(split_by_function, splitter=splitter or MultilabelStratifiedSplitter(labels=labels)))
-    block.dls_kwargs = dict(labels=labels, reader=settings.reader, sources=sources, held_out=splitter is not None)
-    block.measured = own.figures=='dataset'
+    make = partial(make_block, labels, size, reader, splitter, mean, std, augment, sources, item_tfms, batch_tfms,
+                   minmax)
+    block = make()
+    if block.by_sizes: block.make = make
     return block
 
 # %% ../../nbs/batches/70_loaders.ipynb #cd7a91e0
@@ -151,6 +173,17 @@ def _readable(df, reader, cache, progress):
     if bad.any(): warnings.warn(f"{bad.sum()} of {len(df)} fields of view can't be read and are left out: {reasons}")
     return df[~bad].reset_index(drop=True), store
 
+# %% ../../nbs/batches/70_loaders.ipynb #e8e14442
+def without_cache(
+    cache,  # as somebody gave it
+) -> bool:
+    "Say that pictures which are read as they are in their files have no cache"
+    if cache:
+        warnings.warn('item_tfms cut and resize the pictures as they are in their files, which are not squares of one '
+                      'size: they are read from the files each time, without a cache; size=… alone reads them whole, '
+                      'with a black margin where they are not square, and keeps them in a cache')
+    return False
+
 # %% ../../nbs/batches/70_loaders.ipynb #9876c304
 def _normalization(normalize, df, reader, cache):
     "Find mean and deviation of each channel, or None for each picture's own."
@@ -178,7 +211,7 @@ def from_df(cls:HPADataLoaders,
     df: pd.DataFrame,  # Id, Target, and any other columns
     images,  # folder of images, or table of `find_images`
     labels: LabelSet|str = HPA28,  # the classes, and the format of `Target`
-    size: int = 384,  # largest size that training will use, in pixels; images are read at this size
+    size: int = USUAL_SIZE,  # largest side in training, at which images are read, in pixels; item_tfms may say another
     bs: int = 32,  # images in a batch
     valid_pct: float|None = None,  # share of the images to hold out for validation; None: a fifth, see `held_out`
     fold: int|None = None,  # take this fold for validation instead of `valid_pct`
@@ -203,14 +236,18 @@ def from_df(cls:HPADataLoaders,
     "Make loaders from a table of labels and a folder of images."
     held_out = any(o is not None for o in (valid_pct, fold, valid_col, splitter))  # somebody asked for this split
     valid_pct = .2 if valid_pct is None else valid_pct
-    size, bs, valid_pct, seed = checked(size=size, bs=bs, valid_pct=valid_pct, seed=seed)
+    if not isinstance(size, UsualSize): size = checked(size=size)
+    bs, valid_pct, seed = checked(bs=bs, valid_pct=valid_pct, seed=seed)
     fold, folds = checked(fold=fold, folds=folds)
     oversample, num_workers = checked(oversample=oversample, num_workers=num_workers)
     if val_bs is not None: val_bs = checked(bs=val_bs)
-    own = sort_transforms(item_tfms, batch_tfms, size, fixed=reader is not None)
-    labels, reader = get_labels(labels), reader or ImageReader(size=own.read_size)
+    labels = get_labels(labels)
+    df = attach_images(df, images, (reader or ImageReader()).channels)
+    own = sort_transforms(item_tfms, batch_tfms, size, reader, partial(picture_sizes, df, ImageReader()))
+    if reader is None:
+        reader = ImageReader(size=own.read_size)
+        if own.read_size is None: cache = without_cache(cache)
     if own.figures: normalize = own.figures
-    df = attach_images(df, images, reader.channels)
     check_fields(df, reader)
     names, wanted = df.attrs.get('channels', {}), wanted_channels(reader.channels)
     if set(names)>=set(wanted): reader = replace(reader, channels={c: names[c] for c in wanted})  # saved with a model

@@ -14,6 +14,7 @@ from .names import *
 from .channels import *
 from .formats import *
 from .reader import *
+from .reader import look_at_header
 
 # %% ../../nbs/data/61_depth.ipynb #7cff70dc
 USUAL_DEPTHS = (8, 10, 12, 14, 16) # bits of a value
@@ -67,14 +68,6 @@ def _is_deep(p):
     return np.asarray(p.planes[0]).dtype.itemsize>1
 
 def _are_floats(p): return p.planes[0] is not None and np.asarray(p.planes[0]).dtype.kind=='f'
-
-def _look_at_header(reader, row):
-    "Read the header of the first file of a field; None if it can't be read."
-    there = [row[c] for c in wanted_channels(reader.channels) if not isinstance(row.get(c), (float, type(None)))]
-    try:
-        if not isinstance(there[0], str): return reader.open_source(there[0])
-        return open_planes(there[0], z=reader.z, header=True, alone=row.get('layout')=='channels')
-    except Exception: return None # what is wrong with it is told when it is read
 
 def _look_at_pixels(reader, row):
     "Look at the pixels of a field; None if it can't be read."
@@ -165,7 +158,7 @@ def find_depth(
     are_remote = any(isinstance(row.get(c), str) and is_url(row[c]) for row in rows for c in CHANNELS)
     if are_remote: rows = _spread(rows, FEW_FIELDS)
     with reading_pool(default_workers()) as pool:
-        headers = list(pool.map(lambda row: _look_at_header(reader, row), rows))
+        headers = list(pool.map(lambda row: look_at_header(reader, row), rows))
     known = [p for p in headers if p is not None]
     deep = [(row, p) for row,p in zip(rows, headers) if p is not None and _is_deep(p)]
     if not deep:
@@ -191,7 +184,7 @@ def reader_for_field(
 ) -> ImageReader:
     "Make the settings for reading a single field of view: the given ones, with the depth that it shows."
     if reader.bits or reader.scale!='dtype': return reader
-    header = _look_at_header(reader, row)
+    header = look_at_header(reader, row)
     if header is None or not _is_deep(header): return reader
     if _are_floats(header): return replace(reader, bits=_BITS_OF_FLOATS)
     seen = _look_at_pixels(replace(reader, missing='zero'), row)

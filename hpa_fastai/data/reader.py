@@ -265,6 +265,27 @@ def check_fields(
     raise ImageError(f'{os.path.basename(path)} and the others of the {len(table)} fields of view: {faults[0]}',
                      'unclear channels')
 
+# %% ../../nbs/data/60_reader.ipynb #8a8ccd0f
+def look_at_header(
+    reader:ImageReader, # settings of reading
+    row:dict, # row of the table of `find_images`
+) -> Planes|None: # without pixels, if the file allows; None if it can't be read
+    "Read the header of the first file of a field of view."
+    there = [row[c] for c in wanted_channels(reader.channels) if not isinstance(row.get(c), (float, type(None)))]
+    try:
+        if not isinstance(there[0], str): return reader.open_source(there[0])
+        return open_planes(there[0], z=reader.z, header=True, alone=row.get('layout')=='channels')
+    except Exception: return None # what is wrong with it is told when it is read
+
+def picture_sizes(
+    table:pd.DataFrame, # of `find_images`
+    reader:ImageReader, # settings of reading
+) -> set: # of (width, height) in pixels; a file that can't be read has none
+    "Find the sizes that pictures have in their files."
+    with reading_pool(default_workers()) as pool:
+        headers = list(pool.map(lambda row: look_at_header(reader, row), table.to_dict('records')))
+    return {tuple(header.size) for header in headers if header is not None}
+
 # %% ../../nbs/data/60_reader.ipynb #b2549b08
 def read_into(
     file, # of an array, n×4×size×size uint8, as `np.lib.format.open_memmap` makes it

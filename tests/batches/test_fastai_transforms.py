@@ -4,11 +4,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from fastai.vision.all import (
     ColSplitter, CropPad, DataBlock, EndSplitter, FlipItem, FuncSplitter, GrandparentSplitter, Hue, ImageDataLoaders,
     IndexSplitter, MaskSplitter, MultiCategoryBlock, Normalize, PILImage, RandomCrop, RandomErasing,
-    RandomResizedCrop, RandomSplitter, RandomSubsetSplitter, Resize, ResizeMethod, Saturation, TrainTestSplitter,
-    Transform, aug_transforms, imagenet_stats)
+    RandomResizedCrop, RandomSplitter, RandomSubsetSplitter, RatioResize, Resize, ResizeMethod, Saturation,
+    TrainTestSplitter, Transform, aug_transforms, imagenet_stats)
 
 from hpa_fastai.all import (HPA28, AugmentRGBY, HPADataBlock, HPADataLoaders, HPAError, ImageReader, RGBYBlock,
                             SplitError, TensorRGBY, attach_images, hpa_learner, read_labels)
@@ -68,6 +69,78 @@ def test_resize_says_at_which_size_pictures_are_read(make):
     assert sides(dls) == [32, 32]
     assert (dls.settings.reader.size, dls.settings.size) == (32, 32) and dls.settings_suffice()
     assert torch.equal(dls.valid.one_batch()[0], make(size=32).valid.one_batch()[0])
+
+
+@pytest.fixture(scope='module')
+def oblong(small_atlas, tmp_path_factory):
+    "Pictures of 60×48 px, with the table of their labels"
+    folder = tmp_path_factory.mktemp('oblong')
+    df = read_labels(small_atlas/'train.csv').head(16)
+    df = df.assign(held_out=[i % 2 == 0 for i in range(len(df))])
+    for file in (file for i in df.Id for file in (small_atlas/'train').glob(f'{i}_*')):
+        Image.open(file).crop((0, 0, 60, 48)).save(folder/f'{file.stem}.png')
+    return folder, df
+
+
+def values(dls, plain):
+    "Batches of loaders that augment and normalise nothing, and of a plain block, drawn by the same random numbers"
+    found = []
+    for o in (dls, plain):
+        random.seed(4)
+        found.append([dl.after_batch(dl.do_batch([dl.do_item(i) for i in range(4)]))[0] for dl in o.loaders])
+    return found
+
+
+SHAPES = dict(
+    crop=lambda: Resize(32), squish=lambda: Resize(32, 'squish'), reflection=lambda: Resize(32, 'pad'),
+    border=lambda: Resize(32, 'pad', pad_mode='border'), smaller=lambda: CropPad(32), larger=lambda: CropPad(80),
+    random=lambda: RandomCrop(32), resized=lambda: RandomResizedCrop(32), two=lambda: [Resize(40), RandomCrop(32)])
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('by', ['from_df', 'block'])
+@pytest.mark.filterwarnings('ignore:item_tfms cut and resize')
+def test_pictures_that_are_not_square_are_shaped_as_fastai_does_it(oblong, tmp_path, shape, by):
+    folder, df = oblong
+    items = attach_images(df, folder)
+    ours = dict(valid_col='held_out', augment=False, item_tfms=SHAPES[shape]())
+    if by == 'block':
+        dls = HPADataBlock(mean=(0,)*4, std=(1,)*4, **ours).dataloaders(items, bs=4, num_workers=0)
+    else:
+        dls = HPADataLoaders.from_df(df, folder, bs=4, num_workers=0, progress=False, normalize=([0]*4, [1]*4),
+                                     cache=tmp_path, **ours)
+    block = DataBlock((RGBYBlock, MultiCategoryBlock(vocab=list(HPA28.classes))), get_y=names,
+                      splitter=ColSplitter('held_out'), item_tfms=SHAPES[shape]())
+    plain = block.dataloaders(items, bs=4, num_workers=0)
+    for ours, theirs in zip(*values(dls, plain)):
+        assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_pictures_that_are_not_square_have_no_cache_unless_they_get_a_black_margin(oblong, tmp_path):
+    folder, df = oblong
+    def made(**kwargs):
+        return HPADataLoaders.from_df(df, folder, progress=False, cache=tmp_path, valid_col='held_out', **kwargs)
+    with pytest.warns(UserWarning, match='without a cache; size=… alone reads them whole'):
+        dls = made(item_tfms=Resize(32))
+    assert dls.train.cache is None and dls.settings.reader.size is None and not dls.settings_suffice()
+    margin = made(item_tfms=Resize(32, 'pad', pad_mode='zeros'))
+    assert margin.train.cache is not None and margin.settings_suffice()
+    assert torch.equal(margin.valid.one_batch()[0], made(size=32).valid.one_batch()[0])
+    with pytest.raises(HPAError, match=r'RatioResize: .* add Resize\(32\), or say size instead'):
+        made(item_tfms=RatioResize(32))
+    with pytest.raises(HPAError, match='RandomResizedCrop: .* some of these are not'):
+        made(item_tfms=RandomResizedCrop(32, split_idx=0))
+
+
+@pytest.mark.parametrize('tfm', [CropPad(32), RandomCrop(32)])
+def test_crops_of_square_pictures_are_cut_from_them_as_they_are(small_atlas, table, tmp_path, tfm):
+    "Without a size, pictures are not enlarged first; and they keep their cache"
+    ours = dict(valid_col='held_out', augment=False, item_tfms=tfm)
+    dls = HPADataLoaders.from_df(table, small_atlas/'train', bs=4, progress=False, normalize=([0]*4, [1]*4),
+                                 cache=tmp_path, **ours)
+    whole = ImageReader().array(dls.valid_ds.items.iloc[0].to_dict())
+    assert dls.train.cache is not None and whole.shape == (4, 64, 64)
+    assert np.allclose(dls.valid.one_batch()[0][0]*255, whole[:, 16:48, 16:48], atol=.01)
 
 
 def test_presizing(make):
