@@ -300,6 +300,9 @@ def _read_result(path, needed, what, command):
             raise ResultError(f'{path}: not {what} ({" ".join(str(e).split())[:200]})') from None
     else: df = _read_xlsx(path, what) if is_excel(path) else _read_csv(path, what)
     absent = sorted(set(needed)-set(df))
+    if absent and {'Id', *_TOP} <= set(df):
+        raise ResultError(f'{path}: the first sheet of a workbook alone, without the probabilities; give the workbook '
+                          f'itself, or the .csv that {command.split()[0]} writes')
     if absent: raise ResultError(f'{path}: not {what} (it has no column {", ".join(absent)})')
     if not is_parquet:
         own = df.columns[:df.columns.get_loc('error')+1]  # somebody added later columns

@@ -303,6 +303,10 @@ def points_of_run(
 # %% ../../nbs/interpret/30_embedding_map.ipynb #32e30046
 _method_names = dict(umap='UMAP', tsne='t-SNE', pca='principal components')
 
+def _coloured_by(column):
+    "What the colours of a map stand for, in words"
+    return 'the most probable of the locations that were named' if column=='location' else column
+
 def _draw_for_print(points, by, how, width=180.):
     "A map as a figure, with its caption"
     by = by or 'location'
@@ -314,7 +318,7 @@ def _draw_for_print(points, by, how, width=180.):
         for text in ax.get_legend().get_texts(): text.set_size(FONT_SIZE)
     fig.caption = (f'Map of {len(check_points(points)):,} images by the features of the network before its last layer '
                    f'({how}). Similar images lie together; distances between groups say little. '
-                   f'Colours and marks: {by}, with the number of images.')
+                   f'Colours and marks: {_coloured_by(by)}, with the number of images.')
     return fig
 
 def check_map(
@@ -356,6 +360,8 @@ def embedding_map(
         points['thumbnail'] = [small.get(id_form(i), '') for i in points.image]
     columns = by or [c for c in points.drop(columns=['x', 'y', 'Id', 'image', 'like', 'thumbnail'], errors='ignore')
                      if c=='location' or 1<points[c].astype(str).nunique()<=28]
-    section = Section('Map', f'{len(points):,} images. Choose one to see those most like it.',
+    several = (' An image with several locations is coloured by, and counted at, the most probable one.'
+               if 'location' in columns else '')
+    section = Section('Map', f'{len(points):,} images. Choose one to see those most like it.{several}',
                       [Markup(map_html(points, columns, whole=False))])
     return write_page(out, build_page('Map of a run', [section], style=MAP_STYLE, script=MAP_SCRIPT))

@@ -7,6 +7,7 @@ __all__ = ['report', 'plot_log', 'plot_reliability_table', 'plot_confusion']
 
 # %% ../../nbs/interpret/80_report.ipynb #6c3a15c3
 from pathlib import Path
+from textwrap import shorten
 import pandas as pd
 from ..basics.errors import HPAError
 from ..basics.paths import path_text
@@ -71,4 +72,9 @@ def report(
         return write_page(out, ModelReport(bundle, name, table, per_class).page())
     in_memory = isinstance(what, pd.DataFrame)
     predictions, name = (what, 'Predictions') if in_memory else (read_predictions(what), Path(what).name)
-    return write_page(out, RunReport(predictions, name, bundle, table, seconds, per_class).page(progress))
+    run = RunReport(predictions, name, bundle, table, seconds, per_class)
+    write_page(out, run.page(progress))
+    if run.notes:
+        several = f'{len(run.notes)} warnings' if len(run.notes)>1 else '1 warning'
+        print(f'{several} on the page: {shorten(run.notes[0], 120, placeholder=" …")}')
+    return out

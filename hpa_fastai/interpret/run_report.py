@@ -37,6 +37,7 @@ class RunReport:
     seconds: float|None = None  # that predicting took
     per_class: int = 4  # pictures of a location
     thumbnails: dict = field(default_factory=dict)  # Id -> small picture, filled by `compare_with_training`
+    notes: list = field(default_factory=list)  # warnings at the top of the page, filled by `page`
 
     def __post_init__(self):
         self.predictions, labels = as_predictions(self.predictions)
@@ -339,6 +340,7 @@ def page(self:RunReport,
         for section in self.sections(found):
             yield section
             bar.update()
+    self.notes = notes
     with page_ink(), bar:
         return build_page(self.name, sections(), text, self.facts(), notes,
                           style=MAP_STYLE, script=MAP_SCRIPT)

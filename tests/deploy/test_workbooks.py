@@ -169,3 +169,10 @@ def test_other_workbooks_are_no_results(tmp_path):
         read_predictions(tmp_path/'a.xlsx')
     pd.DataFrame({'Id': [1], 'Target': [2]}).to_excel(tmp_path/'b.xlsx', index=False)
     with pytest.raises(ResultError, match='it has no column Names'): read_predictions(tmp_path/'b.xlsx')
+
+
+@pytest.mark.parametrize('read, command', [(read_predictions, 'predict'), (read_cells, 'cells')])
+def test_the_first_sheet_saved_alone_is_known(tmp_path, read, command):
+    (tmp_path/'p.csv').write_text('Id,Names,Top class,Top probability,flags,error\nA1,Actin,Actin,0.9,,\n')
+    with pytest.raises(ResultError) as e: read(tmp_path/'p.csv')
+    assert f'give the workbook itself, or the .csv that {command} writes' in str(e.value)

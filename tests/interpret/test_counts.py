@@ -56,3 +56,13 @@ def test_a_run_that_failed_as_a_whole_is_a_line(tmp_path, capsys):
     assert main(['figure', str(tmp_path/'p.csv'), '--kind', 'counts', '--out', str(tmp_path/'n.pdf')])==2
     said = capsys.readouterr().err
     assert 'no row has a prediction; the first says: no such file' in said and said.count('\n')==1
+
+def test_the_pale_parts_of_the_bars_are_what_the_caption_counts():
+    t = table_of(['Cytosol', 'Cytosol', 'Nucleoli', '', '', ''],
+                 ['', 'uncertain', 'uncertain out-of-focus', 'no-location', 'no-location', 'blank-protein no-location'])
+    fig = plot_counts(t)
+    said = texts(fig)
+    assert [said[said.index(name)+1] for name in ('Cytosol', 'Nucleoli', 'no location')]==['1 + 1', '0 + 1', '2 + 1']
+    assert 'those with a flag other than no-location (3 in all)' in fig.caption
+    assert 'a flag (1 in all)' in plot_counts(t.iloc[:2]).caption
+    assert 'pale' not in plot_counts(t.iloc[[0, 3, 4]]).caption

@@ -260,3 +260,14 @@ def test_classes_look_the_same_on_the_page_and_in_print(points):
     found = data['groups'][0]
     for name,hue,shape in zip(found['names'], found['hues'], found['shapes']):
         assert (hue, shape)==class_styles([name])[name][:2]
+
+def test_a_map_says_what_its_colours_count(small_atlas, trained, tmp_path):
+    from hpa_fastai.deploy.predictor import Predictor
+    run = Predictor(trained[1])(small_atlas/'train').head(12)
+    run['Names'] = 'Nucleoplasm|Cytosol'
+    x = np.random.default_rng(0).random((12, 8), dtype=np.float32)
+    embedding_map(run, x, out=tmp_path/'m.pdf', method='pca')
+    said = ' '.join((tmp_path/'m.txt').read_text().split())
+    assert 'Colours and marks: the most probable of the locations that were named' in said
+    embedding_map(run, x, out=tmp_path/'m.html', method='pca')
+    assert 'coloured by, and counted at, the most probable one' in (tmp_path/'m.html').read_text()

@@ -1,5 +1,6 @@
 "Reports: one page each for a data set, a model and a run, which opens in a browser and says what is missing."
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +179,21 @@ def test_from_the_command_line(trained, small_atlas, tmp_path, monkeypatch, caps
 
 def test_nothing_to_report_on(tmp_path):
     with pytest.raises(HPAError, match='nothing there'): report(tmp_path/'none', tmp_path/'a.html')
+
+
+def test_what_the_page_warns_of_is_said_by_every_door(trained, small_atlas, tmp_path, monkeypatch, capsys):
+    from hpa_fastai.interpret.prediction import predict
+    from hpa_fastai.interpret import run_report
+    images, found = find_images(small_atlas/'train').head(6), run_report.monitor
+    changed = ['The pictures are darker than those of the training.', 'Perhaps they are blurred.']
+    monkeypatch.setattr(run_report, 'monitor', lambda *args, **kw: replace(found(*args, **kw), findings=changed[:1],
+                                                                           doubts=changed[1:]))
+    predict(images, trained[1], report=tmp_path/'a.html', progress=False)
+    assert f'2 warnings on the page: {changed[0]}' in capsys.readouterr().out
+    table = tmp_path/'p.csv'
+    Predictor(trained[1])(images).to_csv(table, index=False)
+    assert main(['report', str(table), '--reference', str(trained[1]), '--out', str(tmp_path/'b.html')]) == 0
+    assert f'2 warnings on the page: {changed[0]}' in capsys.readouterr().out
+    monkeypatch.setattr(run_report, 'monitor', lambda *args, **kw: replace(found(*args, **kw), findings=[], doubts=[]))
+    report(table, tmp_path/'c.html', trained[1])
+    assert 'warning' not in capsys.readouterr().out
