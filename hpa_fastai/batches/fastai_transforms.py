@@ -111,10 +111,18 @@ def given_figures(
     if norm.mean is None or norm.std is None: return 'dataset'
     figures = [torch.as_tensor(o).detach().cpu().flatten().tolist() for o in (norm.mean, norm.std)]
     figures = [o*4 if len(o)==1 else o for o in figures]
-    if all(len(o)==4 for o in figures): return tuple(map(tuple, figures))
-    raise HPAError(f'Normalize has figures of {len(figures[0])} channels, and these pictures have four: red, green, '
-                   "blue, yellow; leave it out (each picture is normalised by itself, which pretrained networks are "
-                   "used to), take normalize='dataset', or give four of each")
+    wrong = next((len(o) for o in figures if len(o)!=4), None)
+    if wrong is None: return tuple(map(tuple, figures))
+    raise HPAError(f'Normalize has figures of {wrong} channels, and these pictures have four: red, green, blue, '
+                   'yellow; give four of each, or take Normalize(), which measures them; HPADataLoaders normalise each '
+                   'picture by itself where it is left out, as pretrained networks are used to')
+
+def checked_figures(self, x:TensorRGBY):
+    "Figures of four channels"
+    given_figures(self)
+    return (x-self.mean)/self.std
+
+Normalize.encodes.dispatch_multi((object, TensorRGBY))(checked_figures)
 
 # %% ../../nbs/batches/55_fastai_transforms.ipynb #30b686f2
 @dataclass
@@ -123,7 +131,7 @@ class OwnTransforms:
     read_size: int|None  # side at which pictures are read, in pixels; None: as they are in their files
     size: int  # side of the network's input, in pixels
     figures: tuple|str|None = None  # mean and deviation to normalise by; 'dataset': to be measured; None: not said
-    augments: bool = False  # there are augmentations of batches among them
+    augments: bool = False  # there are augmentations of batches among them, or they say that there are none
     crops: bool = False  # training batches come out of them at the size of the network
     by_sizes: bool = False  # what is said here depends on the sizes of the pictures
     item_tfms: list = field(default_factory=list)  # those that are left to do
@@ -182,6 +190,7 @@ def sort_transforms(
         res.read_size, is_done = reading_side(resizing, size, sizes() if resizing and sizes else None)
     else: is_done = reader.size and len(resizing)==1 and isinstance(resizing[0], (Resize, RatioResize))
     res.item_tfms = [o for o in made['item_tfms'] if not (is_done and o is resizing[0])]
+    res.augments = batch_tfms is not None and not made['batch_tfms']  # an empty list: nothing of the kind
     for tfm in made['batch_tfms']:
         check_light(tfm)
         if type(tfm) is Normalize: res.figures = given_figures(tfm)

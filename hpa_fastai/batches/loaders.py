@@ -30,7 +30,7 @@ from ..data.label_tables import *
 from ..basics.environment import tqdm_bar
 from .show import *
 from .splits import *
-from .splits import split_by_function
+from .splits import check_ways, column_at, split_by_function
 from .cache import *
 from .settings import *
 from .sources import *
@@ -68,13 +68,16 @@ class HPADataLoaders(DataLoaders):
         for tfm in norms: tfm.mean, tfm.std, tfm.source, tfm.minmax = mean, std, False, channels
         return self
 
-    def new(self) -> 'HPADataLoaders':
+    def new(self,
+        **kwargs  # of fastai's `DataLoader`, such as bs, where they are to differ
+    ) -> 'HPADataLoaders':
         "Make loaders of the same images, whose size and normalisation can be changed independently."
+        if 'bs' in kwargs: kwargs['bs'] = checked(bs=kwargs['bs'])
         loaders = []
         for dl in self.loaders:
             own = [isinstance(t, (ResizeRGBY, NormalizeRGBY)) or says_size(t) for t in dl.after_batch.fs]
             tfms = [copy(t) if is_own else t for t, is_own in zip(dl.after_batch.fs, own)]
-            loaders.append(dl.new(after_batch=tfms))
+            loaders.append(dl.new(**{'after_batch': tfms, **kwargs}))
             loaders[-1].draw = dl.draw
         return type(self)(*loaders, path=self.path, device=self.device)
 
@@ -134,13 +137,12 @@ def HPADataBlock(
     item_tfms = None,  # fastai's or your own, for each picture as it is read: `TensorRGBY`, uint8 4×H×W
     batch_tfms = None,  # fastai's or your own, for batches on the device: beside ours, or in place of the same kind
     minmax: bool = False,  # normalise by one minimum and maximum of all channels of a picture, in place of the above
-    valid_col: str|None = None,  # take the images for validation that this column marks with True
+    valid_col: str|int|None = None,  # take the images for validation that this column marks, by its name or number
 ) -> DataBlock:
     "Make a fastai `DataBlock` that turns rows of a table (`attach_images`) into four-channel pictures and labels."
     labels, size = get_labels(labels), size if isinstance(size, UsualSize) else checked(size=size)
-    if valid_col and splitter: raise SplitError('valid_col and splitter each say which images are for validation; '
-                                                'give one of them')
-    if valid_col: splitter = partial(split_by_column, column=valid_col)
+    check_ways(valid_col=valid_col, splitter=splitter)
+    if valid_col is not None: splitter = partial(split_by_column, column=valid_col)
     make = partial(make_block, labels, size, reader, splitter, mean, std, augment, sources, item_tfms, batch_tfms,
                    minmax)
     block = make()
@@ -187,12 +189,24 @@ def without_cache(
 # %% ../../nbs/batches/70_loaders.ipynb #9876c304
 def _normalization(normalize, df, reader, cache):
     "Find mean and deviation of each channel, or None for each picture's own."
+    if normalize is None or normalize is False: return (0.,)*4, (1.,)*4
     if isinstance(normalize, str):
         if normalize in ('image', 'minmax'): return None, None
         if normalize in ('dataset', 'source'): return dataset_stats(df, reader, cache and cache.pixels)
-    elif len(normalize)==2 and all(len(o)==4 for o in normalize): return tuple(map(tuple, normalize))
-    raise HPAError(f"normalize={normalize!r} is not one of 'image', 'source', 'dataset', 'minmax' or (mean, std) "
-                   'with a number for each of the four channels')
+    else:
+        try: figures = np.array([[float(number) for number in o] for o in normalize])
+        except (TypeError, ValueError): figures = np.empty(0)
+        if figures.shape==(2, 4): return tuple(map(tuple, figures.tolist()))
+    raise HPAError(f"normalize={normalize!r} is not one of 'image', 'source', 'dataset', 'minmax', (mean, std) with a "
+                   'number for each of the four channels, or None, which normalises nothing')
+
+# %% ../../nbs/batches/70_loaders.ipynb #3e216ab0
+def models_folder(
+    data,  # folder of the data set, or anything else
+) -> Path:
+    "The folder in which fastai keeps models: that of the data set, or this one where nothing can be written there"
+    is_folder = isinstance(data, (str, os.PathLike)) and os.path.isdir(data) and os.access(data, os.W_OK)
+    return Path(data if is_folder else '.')
 
 # %% ../../nbs/batches/70_loaders.ipynb #139427c5
 OTHER_WORDS = dict(  # of fastai, and what is said here
@@ -217,10 +231,10 @@ def from_df(cls:HPADataLoaders,
     fold: int|None = None,  # take this fold for validation instead of `valid_pct`
     folds: int = 5,  # number of folds, if `fold` is given
     group = None,  # what the split must not divide: a column, a function of the Id, or values by row; False: nothing
-    seed: int = 42,  # of the split
-    valid_col: str|None = None,  # column that marks the images for validation with True
+    seed: int|None = 42,  # of the split; None: another one each time
+    valid_col: str|int|None = None,  # column that marks the images for validation with True, or its number
     splitter = None,  # function of the table that returns the rows for training, and for validation
-    normalize = 'image',  # by figures of each 'image', its 'source' or the 'dataset', (mean, std), or to 0..1: 'minmax'
+    normalize = 'image',  # by each 'image', its 'source' or the 'dataset', (mean, std), 'minmax' (to 0..1), None: not
     source: str|None = None,  # the column that names the sources; None: `source`, or else the folders
     augment: bool|AugmentRGBY = True,  # the default one (unless batch_tfms bring fastai's), none, or your own
     oversample: float = 0.5,  # power of rarity with which training images are drawn; 0: all equally often
@@ -235,11 +249,15 @@ def from_df(cls:HPADataLoaders,
 ) -> HPADataLoaders:
     "Make loaders from a table of labels and a folder of images."
     held_out = any(o is not None for o in (valid_pct, fold, valid_col, splitter))  # somebody asked for this split
-    valid_pct = .2 if valid_pct is None else valid_pct
+    check_ways(valid_pct, fold, valid_col, splitter, folds)
+    if isinstance(valid_col, int) and valid_col not in df: valid_col = column_at(df, valid_col)
+    if isinstance(group, str) and group=='antibody_of' and group not in df: group = antibody_of
     if not isinstance(size, UsualSize): size = checked(size=size)
-    bs, valid_pct, seed = checked(bs=bs, valid_pct=valid_pct, seed=seed)
-    fold, folds = checked(fold=fold, folds=folds)
+    bs, fold, folds = checked(bs=bs, fold=fold, folds=folds)
     oversample, num_workers = checked(oversample=oversample, num_workers=num_workers)
+    if valid_pct is not None: valid_pct = checked(valid_pct=valid_pct)
+    if seed is not None: seed = checked(seed=seed)
+    elif n_processes()>1: raise SplitError('seed=None: several processes would each split the table in another way')
     if val_bs is not None: val_bs = checked(bs=val_bs)
     labels = get_labels(labels)
     df = attach_images(df, images, (reader or ImageReader()).channels)
@@ -266,12 +284,13 @@ def from_df(cls:HPADataLoaders,
     weights = rarity_weights(labels.encode(df.Target.iloc[train]), oversample) if oversample else None
     def split(_): return train, valid
     if own.augments and augment is True: augment = False
-    block = HPADataBlock(labels, own.size, reader, split, mean, std, augment, sources, own.item_tfms, own.batch_tfms,
-                         minmax=isinstance(normalize, str) and normalize=='minmax')
+    block = HPADataBlock(labels, own.size, reader, split, mean, std, augment, sources, own.item_tfms,
+                         own.batch_tfms or None, minmax=isinstance(normalize, str) and normalize=='minmax')
     block.dls_type = cls
     bs = min(bs, max(len(train)//n_processes(), 1))
-    return block.dataloaders(df, bs=bs, device=device and torch.device(device), num_workers=num_workers, cache=store,
-                             group=group or None, oversample=oversample, held_out=held_out, val_bs=val_bs,
+    return block.dataloaders(df, path=models_folder(images), bs=bs, device=device and torch.device(device),
+                             num_workers=num_workers, cache=store, group=group or None, oversample=oversample,
+                             held_out=held_out, val_bs=val_bs,
                              dl_kwargs=[dict(weights=weights), dict(weights=None)])
 
 # %% ../../nbs/batches/70_loaders.ipynb #3804af5c
@@ -295,7 +314,9 @@ def from_csv(cls:HPADataLoaders,
     labels, reader = get_labels(labels), kwargs.get('reader') or ImageReader()
     table = find_images(images, reader.channels)
     df = read_labels(csv, labels, ids=table.Id, id_column=id_column, label_column=label_column)
-    return cls.from_df(df, table, labels=labels, **kwargs)
+    dls = cls.from_df(df, table, labels=labels, **kwargs)
+    dls.path = models_folder(path)
+    return dls
 
 # %% ../../nbs/batches/70_loaders.ipynb #096438cc
 def _order_of(table, source):

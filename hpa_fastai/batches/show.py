@@ -80,13 +80,13 @@ def label_names(
 # %% ../../nbs/batches/04_show.ipynb #ab173d11
 def picture_grid(
     n: int,  # pictures
-    ncols: int|None = None,  # columns; None: 4 at most
+    ncols: int|None = None,  # columns; None: enough for all
     figsize: tuple|None = None,  # inches; None: room for several lines above each
-    nrows: int|None = None,  # rows, in place of columns
-) -> list:  # n axes
-    "Make axes for `n` pictures, with room for several lines above each."
-    ncols = ncols or min(n, 4) if not nrows else -(-n//nrows)
-    nrows = nrows or -(-n//ncols)
+    nrows: int|None = None,  # rows; None: enough for all, or about as many as columns
+) -> list:  # n axes, or those that there are in so many rows and columns
+    "Make axes for `n` pictures in a grid like fastai's, with room for several lines above each."
+    if not nrows: nrows = -(-n//ncols) if ncols else int(n**.5)
+    ncols = ncols or -(-n//nrows)
     _,axs = plt.subplots(nrows, ncols, figsize=figsize or (2.5*ncols, 3*nrows), layout='constrained', squeeze=False)
     for ax in axs.flat: ax.axis('off')
     return list(axs.flat[:n])

@@ -19,7 +19,7 @@ from ..data.labels import is_blank
 from ..data.label_tables import find_columns
 from ..data.duplicates import *
 from .dealing import *
-from ..basics.group_columns import find_group_columns, group_note
+from ..basics.group_columns import find_group_columns, group_note, group_word
 
 # %% ../../nbs/batches/10_splits.ipynb #168aa4d1
 _all_ = ['duplicate_groups', 'duplicate_pairs']
@@ -40,6 +40,7 @@ def antibody_of(
 def _group_values(df, ids, group):
     "Turn a grouping in any form into a list with one value for each row."
     if group is None or group is False: return ids
+    if isinstance(group, str) and group=='antibody_of' and group not in df: group = antibody_of
     if isinstance(group, str):
         if group not in df:
             raise SplitError(f'no column {group!r} to group by (columns are {", ".join(map(str, df.columns))})')
@@ -161,19 +162,30 @@ class MultilabelStratifiedSplitter:
     valid_pct: float = 0.2 # share of the images to validate on
     group: object = None # what must not be divided; see `stratified_folds`
     labels: LabelSet = HPA28 # anything `get_labels` takes
-    seed: int = 42 # the same seed gives the same split, on any machine and in any order of the rows
+    seed: int|None = 42 # gives the same split on any machine and in any order of the rows; None: another each time
 
     def __call__(self, df):
         share = checked(valid_pct=self.valid_pct, error=SplitError)
-        part = stratified_parts(df, dict(train=1-share, valid=share), self.group, self.labels, self.seed)
+        seed = int(np.random.default_rng().integers(2**32)) if self.seed is None else self.seed
+        part = stratified_parts(df, dict(train=1-share, valid=share), self.group, self.labels, seed)
         return [np.flatnonzero(part==p).tolist() for p in ('train', 'valid')]
+
+# %% ../../nbs/batches/10_splits.ipynb #96e0f49c
+def column_at(
+    df: pd.DataFrame,  # any table
+    number: int,  # of a column, from 0
+):  # its name
+    "Find the name of a column by its number"
+    if -len(df.columns)<=number<len(df.columns): return df.columns[number]
+    raise SplitError(f'valid_col: the table has no column number {number}; it has {len(df.columns)}')
 
 # %% ../../nbs/batches/10_splits.ipynb #d9e654a6
 def split_by_column(
     df: pd.DataFrame,  # one row for each image
-    column: str,  # marks the images for validation with True, all others with False
+    column: str|int,  # marks the images for validation with True, all others with False; or its number
 ) -> tuple[list, list]:  # numbers of the rows for training, and for validation
     "Divide a table by a column that marks the validation images."
+    if isinstance(column, int) and column not in df: column = column_at(df, column)
     if column not in df:
         columns = ', '.join(map(str, df.columns))
         raise SplitError(f'valid_col: the table has no column {column!r}; it has {columns}')
@@ -204,31 +216,57 @@ def split_by_function(
     except Exception as e:
         raise SplitError(f'splitter: it ended with {type(e).__name__}: {e}; {SPLITTERS}') from e
 
+# %% ../../nbs/batches/10_splits.ipynb #18aef6c1
+def check_ways(
+    valid_pct=None, fold=None, valid_col=None, splitter=None, folds=5,  # of `train_valid_rows`
+) -> str:  # the one that says which images are for validation
+    "Refuse arguments that contradict each other about the images for validation"
+    ways = [name for name,o in dict(valid_pct=valid_pct, fold=fold, valid_col=valid_col, splitter=splitter).items()
+            if o is not None]
+    if len(ways)>1:
+        listed = f'{", ".join(ways[:-1])} and {ways[-1]}'
+        raise SplitError(f'{listed} each say which images are for validation; give one of them')
+    if folds!=5 and fold is None:
+        raise SplitError(f'folds={folds} says nothing without fold, the one of them to validate on; give fold=0, or '
+                         'valid_pct, the share of the images to validate on')
+    return ways[0] if ways else 'valid_pct'
+
+def refuse_divided(
+    df, train, valid, group,  # as in `train_valid_rows`
+    way: str,  # the argument that says which images are for validation
+):
+    "Refuse a split of somebody that divides somebody's groups"
+    codes = group_codes(df, group)
+    shared = np.isin(codes[train], codes[valid])
+    if not shared.any(): return
+    n, example = len(np.unique(codes[train][shared])), _ids(df)[train[int(shared.argmax())]]
+    raise SplitError(f'{way} divides {n} groups of images that group= keeps together, e.g. that of {example}; leave '
+                     f'one of the two out, or let {way} keep them together')
+
 # %% ../../nbs/batches/10_splits.ipynb #99e979fe
 def train_valid_rows(
     df: pd.DataFrame,  # Id, Target and the grouping column, one row for each image
     labels = HPA28,  # anything `get_labels` takes
-    valid_pct: float = 0.2,  # share of the images for validation
+    valid_pct: float|None = None,  # share of the images for validation; None: a fifth
     fold: int|None = None,  # take this fold for validation instead of `valid_pct`
     folds: int = 5,  # number of folds, if `fold` is given
     group = None,  # what must not be divided; see `stratified_folds`
-    seed: int = 42,  # of the split
-    valid_col: str|None = None,  # column that marks the images for validation with True
+    seed: int|None = 42,  # of the split; None: another one each time
+    valid_col: str|int|None = None,  # column that marks the images for validation with True, or its number
     splitter = None,  # function of the table that returns numbers of rows for training, and for validation
 ) -> tuple[list, list]:  # numbers of the rows for training, and for validation
     "Choose the images for training and for validation, in one of several ways."
-    ways = [name for name,o in dict(fold=fold, valid_col=valid_col, splitter=splitter).items() if o is not None]
-    if len(ways)>1: raise SplitError(f'{" and ".join(ways)} each say which images are for validation; give one of them')
+    way = check_ways(valid_pct, fold, valid_col, splitter, folds)
     if len(df)<4:
         raise SplitError(f'{len(df)} images are too few to train on: at least 4 are needed, two of them for training')
     if valid_col is not None: parts = split_by_column(df, valid_col)
     elif splitter is not None: parts = split_by_function(df, splitter)
-    elif fold is None: parts = MultilabelStratifiedSplitter(valid_pct, group, labels, seed)(df)
+    elif fold is None:
+        parts = MultilabelStratifiedSplitter(.2 if valid_pct is None else valid_pct, group, labels, seed)(df)
     else:
         if not 0<=fold<folds: raise SplitError(f'fold {fold} is not one of the {folds} folds (0..{folds-1})')
         fold_of_row = stratified_folds(df, folds, group, labels, seed)
         parts = np.flatnonzero(fold_of_row!=fold), np.flatnonzero(fold_of_row==fold)
-    way = ways[0] if ways else 'valid_pct'
     if len(parts)!=2:
         raise SplitError(f'{way}: it gives {len(parts)} parts; two are needed, '
                          'the numbers of the rows to train on and of those to validate')
@@ -237,6 +275,8 @@ def train_valid_rows(
         of_table = f'; {SPLITTERS}' if splitter is not None else ''
         raise SplitError(f'{way}: {len(train)} images to train on and {len(valid)} to validate; both need some'
                          f'{of_table}')
+    if way in ('valid_col', 'splitter') and not (group is None or group is False):
+        refuse_divided(df, train, valid, group, way)
     return train, valid
 
 # %% ../../nbs/batches/10_splits.ipynb #552c3232
@@ -349,8 +389,11 @@ def check_split(
     faults += _leaks(df, group_codes(df), parts, 'Ids')
     if group is None:
         leaks = _leaks(df, group_codes(df, antibody_of), parts, 'antibodies')
-        faults += [f'{leak}; pass group=antibody_of (--group antibody_of)' for leak in leaks]
-        faults += divided_columns(df, parts, labels)
+        of_column = divided_columns(df, parts, labels)
+        columns = find_group_columns(df, find_columns('the table', df, labels)[1])
+        if leaks and not (of_column and group_word(columns[0])=='antibody'):
+            faults += [f'{leaks[0]}; pass group=antibody_of (--group antibody_of)']
+        else: faults += of_column  # one advice
     elif group is not False: faults += _leaks(df, codes, parts, 'groups')
     if duplicates is not None: faults += _leaks(df, group_codes(df, duplicates), parts, 'sets of near-duplicates')
     return SplitCheck(table, faults)

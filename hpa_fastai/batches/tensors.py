@@ -6,6 +6,7 @@
 __all__ = ['composite', 'TensorRGBY', 'read_image', 'read_images', 'ReadFOV', 'RGBYBlock']
 
 # %% ../../nbs/batches/02_tensors.ipynb #9d342db5
+import os
 from collections import deque
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -89,7 +90,16 @@ class ReadFOV(DisplayedTransform):
     def __init__(self,
         reader:ImageReader, # settings of reading
     ): self.reader = reader
-    def encodes(self, o): return o if isinstance(o, TensorRGBY) else self.reader(o)
+    def encodes(self, o):
+        if isinstance(o, TensorRGBY): return o
+        try: return self.reader(o)
+        except ImageError as e:
+            is_one, is_absent = e.why.startswith('one grey plane'), e.kind=='no such file'
+            if not isinstance(o, (str, os.PathLike)) or not (is_one or is_absent): raise
+            why = 'a file of one channel' if is_one else 'no such file'
+            raise ImageError(f'{why}; RGBYBlock takes rows of find_images(folder), which name the files of all '
+                             'channels: pass that table to dataloaders, without get_items and get_x',
+                             e.kind, e.file) from e
 
 # %% ../../nbs/batches/02_tensors.ipynb #3951197a
 def RGBYBlock(

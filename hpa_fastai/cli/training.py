@@ -80,7 +80,7 @@ def _rehearse(args):
         fold_of_row = stratified_folds(df, args.folds, **split)
         n_training, how = (fold_of_row!=0).sum(), f'{args.folds} models, each without one of {args.folds} folds'
     else:
-        train, valid = train_valid_rows(df, valid_pct=args.valid_pct or .2, fold=args.fold, **split)
+        train, valid = train_valid_rows(df, valid_pct=args.valid_pct, fold=args.fold, **split)
         n_training, how = len(train), f'{len(train)} to train on and {len(valid)} to validate'
         if args.folds and len(valid)<ENOUGH: how += ', or five models if the whole network is trained (--folds auto)'
     network, said = args.arch or arch_of(args.pretrained), None

@@ -99,8 +99,8 @@ def as_row(
     if isinstance(row, dict):
         if not set(CHANNELS) & set(row):
             has = ', '.join(map(str, row)) or 'nothing'
-            raise ImageError(f'a row that names no files: it has {has}, but none of {", ".join(CHANNELS)}',
-                             'not an image')
+            raise ImageError(f'a row that names no files: it has {has}, but none of {", ".join(CHANNELS)} '
+                             '(attach_images(df, folder) adds them)', 'not an image')
         return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k,v in row.items()}
     if isinstance(row, (str, os.PathLike)):
         id_, _ = split_name(os.path.basename(row))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 from fastai.vision.all import (
-    ColSplitter, CropPad, DataBlock, EndSplitter, FlipItem, FuncSplitter, GrandparentSplitter, Hue, ImageDataLoaders,
-    IndexSplitter, MaskSplitter, MultiCategoryBlock, Normalize, PILImage, RandomCrop, RandomErasing,
+    ColReader, ColSplitter, CropPad, DataBlock, EndSplitter, FlipItem, FuncSplitter, GrandparentSplitter, Hue,
+    ImageDataLoaders, IndexSplitter, MaskSplitter, MultiCategoryBlock, Normalize, PILImage, RandomCrop, RandomErasing,
     RandomResizedCrop, RandomSplitter, RandomSubsetSplitter, RatioResize, Resize, ResizeMethod, Saturation,
-    TrainTestSplitter, Transform, aug_transforms, imagenet_stats)
+    TrainTestSplitter, Transform, aug_transforms, get_image_files, imagenet_stats)
 
 from hpa_fastai.all import (HPA28, AugmentRGBY, HPADataBlock, HPADataLoaders, HPAError, ImageReader, RGBYBlock,
                             SplitError, TensorRGBY, attach_images, hpa_learner, read_labels)
@@ -256,3 +256,52 @@ def test_rows_of_the_table_of_labels_name_their_pictures(make):
     assert torch.equal(learn.predict(df.iloc[0])[2], learn.predict(df.Id.iloc[0])[2])
     with learn.no_bar(), pytest.raises(HPAError, match='with_labels=True'):
         learn.get_preds(dl=dls.test_dl(df), with_loss=True)
+
+
+def test_a_list_of_no_transforms_is_for_no_augmentation(make):
+    assert 'AugmentRGBY' not in kinds(make(batch_tfms=[])) and 'AugmentRGBY' in kinds(make(batch_tfms=None))
+    assert 'AugmentRGBY' in kinds(make(batch_tfms=[], augment=AugmentRGBY(scale=1)))
+
+
+def test_a_plain_block_refuses_figures_of_three_channels(small_atlas, table):
+    items = attach_images(table.head(12), small_atlas/'train')
+    def batch(norm):
+        block = DataBlock((RGBYBlock(32), MultiCategoryBlock(vocab=list(HPA28.classes))), get_y=names, batch_tfms=norm)
+        return block.dataloaders(items, bs=4, num_workers=0).one_batch()[0]
+    with pytest.raises(HPAError, match='Normalize has figures of 3 channels, and these pictures have four'):
+        batch(Normalize.from_stats(*imagenet_stats, cuda=False))
+    for norm in (Normalize(), Normalize.from_stats([.1]*4, [.2]*4, cuda=False)): assert batch(norm).min() < 0
+
+
+def test_a_plain_block_is_told_what_its_items_are(small_atlas, table):
+    def first(source, **kwargs):
+        block = DataBlock((RGBYBlock(32), MultiCategoryBlock), get_y=lambda row: ['a'], **kwargs)
+        return block.datasets(source)
+    items = attach_images(table, small_atlas/'train')
+    takes = r'RGBYBlock takes rows of find_images\(folder\).*: pass that table to dataloaders'
+    with pytest.raises(HPAError, match=f'a file of one channel; {takes}'):
+        first(small_atlas/'train', get_items=get_image_files)[0]
+    with pytest.raises(HPAError, match=f'no such file; {takes}'): first(items, get_x=ColReader('Id'))[0]
+    with pytest.raises(HPAError, match=r'names no files: .*\(attach_images\(df, folder\) adds them\)'): first(table)[0]
+
+
+def test_loaders_are_made_anew_with_other_arguments(make):
+    dls = make().new(bs=4)
+    assert isinstance(dls, HPADataLoaders) and [len(dl.one_batch()[0]) for dl in dls.loaders] == [4, 4]
+    with pytest.raises(HPAError, match='bs: 0 is not'): dls.new(bs=0)
+
+
+def test_loaders_know_the_folder_of_the_data(make, small_atlas, table):
+    assert make().path == make().new().path == small_atlas
+    assert HPADataLoaders.from_df(table, small_atlas/'train', size=32, cache=False, progress=False
+                                  ).path == small_atlas/'train'
+
+
+def test_a_column_has_a_number_and_a_seed_may_be_none(make, small_atlas, table):
+    found = HPADataLoaders.from_df(table, small_atlas/'train', size=32, cache=False, progress=False,
+                                   valid_col=list(table).index('held_out'))
+    assert found.valid_ds.items.held_out.all() and not found.train_ds.items.held_out.any()
+    with pytest.raises(SplitError, match='no column number 99'):
+        HPADataLoaders.from_df(table, small_atlas/'train', size=32, valid_col=99)
+    splits = {tuple(make(seed=None).valid_ds.items.Id) for _ in range(3)}
+    assert len(splits) > 1

@@ -339,3 +339,36 @@ def test_a_folder_with_its_images_and_one_table(tmp_path):
     (tmp_path/'antibodies.csv').write_text('Id,antibody\n')
     with pytest.raises(HPAError, match=r'there are antibodies.csv, localisations.csv; name .*--csv FILE'):
         HPADataLoaders.from_csv(tmp_path, size=32, cache=False, progress=False)
+
+
+@pytest.mark.parametrize('off', [None, False])
+def test_normalisation_can_be_switched_off(small_atlas, cache, off):
+    dls = loaders(small_atlas, cache, normalize=off, augment=False)
+    x = dls.valid.one_batch()[0]
+    assert 0 <= x.min() < x.max() <= 1 and dls.settings.normalized_by == 'nothing' and dls.settings_suffice()
+
+
+@pytest.mark.parametrize('wrong', [True, 3, (.1, .2), 'imagenet', ([.1]*3, [.2]*3)])
+def test_other_normalisations_are_told_which_there_are(small_atlas, cache, wrong):
+    with pytest.raises(HPAError, match="is not one of 'image', .* or None, which normalises nothing"):
+        loaders(small_atlas, cache, normalize=wrong)
+
+
+@pytest.mark.parametrize('two', ['valid_pct fold', 'valid_pct valid_col', 'valid_pct splitter', 'fold valid_col',
+                                 'fold splitter', 'valid_col splitter'])
+def test_ways_to_split_that_contradict_each_other_are_refused(small_atlas, cache, two):
+    ways = dict(valid_pct=.5, fold=1, valid_col='all', splitter=lambda o: ([0, 1], [2]))
+    with pytest.raises(HPAError, match='{} and {} each say which images are for validation'.format(*two.split())):
+        loaders(small_atlas, cache, **{name: ways[name] for name in two.split()})
+
+
+def test_arguments_of_a_split_that_would_do_nothing_are_refused(small_atlas, cache):
+    with pytest.raises(HPAError, match='folds=3 says nothing without fold'): loaders(small_atlas, cache, folds=3)
+    def halves(df): return range(1, len(df)), [0]
+    with pytest.raises(HPAError, match='splitter divides .* groups of images that group= keeps together'):
+        loaders(small_atlas, cache, splitter=halves, group='antibody')
+    df = read_labels(small_atlas/'train.csv')
+    def whole(df): return np.flatnonzero(df.antibody!=df.antibody[0]), np.flatnonzero(df.antibody==df.antibody[0])
+    assert loaders(small_atlas, cache, splitter=whole, group='antibody').train.group == 'antibody'
+    kept = HPADataLoaders.from_df(df, small_atlas/'train', size=32, cache=cache, progress=False, group='antibody_of')
+    assert not set(kept.train_ds.items.antibody) & set(kept.valid_ds.items.antibody)

@@ -110,6 +110,19 @@ def test_learner_shows_results(dls):
     assert len(plt.gcf().axes) == 2
 
 
+@pytest.mark.parametrize('asked, shape, drawn', [
+    (dict(nrows=2, ncols=3), (2, 3), 6), ({}, (3, 3), 9), (dict(max_n=4), (2, 2), 4), (dict(nrows=2), (2, 5), 9),
+    (dict(ncols=2), (5, 2), 9), (dict(max_n=1), (1, 1), 1), (dict(max_n=5), (2, 3), 5)])
+def test_pictures_stand_in_the_grid_of_fastai(dls, asked, shape, drawn):
+    x, y = dls.valid.one_batch()
+    batch = x.repeat(3, 1, 1, 1)[:9], y.repeat(3, 1)[:9]
+    for show, of in ((dls.valid.show_batch, [batch]), (dls.valid.show_results, [batch, batch[1]])):
+        plt.close('all')
+        show(*of, **asked)
+        axes = plt.gcf().axes
+        assert axes[0].get_gridspec().get_geometry() == shape and sum(bool(ax.images) for ax in axes) == drawn
+
+
 def test_gallery(df):
     fig = gallery(df, n=3, reader=ImageReader(32))
     classes = np.flatnonzero(HPA28.encode(df.Target).sum(0))

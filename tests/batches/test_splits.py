@@ -262,3 +262,13 @@ def test_check_of_row_lists(table):
         check_split(table, ([0], [n]))
     with pytest.warns(UserWarning, match='rows are in several parts'):
         check_split(table, ([*range(n)], [0])).warn()
+
+
+def test_one_split_gets_one_advice_about_groups():
+    df = pd.DataFrame(dict(Id=[f'{i//2}_1_A1_{i%2}' for i in range(60)], Target=[str(i//2%3) for i in range(60)]))
+    halves = [list(range(0, 60, 2)), list(range(1, 60, 2))]
+    def advice(df): return [fault for fault in check_split(df, halves, labels=HPA28).faults if '--group' in fault]
+    (of_ids,), (of_column,) = advice(df), advice(df.assign(antibody=df.Id.str.split('_').str[0]))
+    assert 'pass group=antibody_of' in of_ids and "add group='antibody'" in of_column
+    (of_ids,) = advice(df.assign(plate=[i//20 for i in range(60)]))
+    assert 'pass group=antibody_of' in of_ids
