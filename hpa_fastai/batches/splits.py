@@ -12,8 +12,9 @@ from collections.abc import Set
 import re, warnings
 from dataclasses import dataclass
 import numpy as np, pandas as pd
-from ..basics.arguments import checked
-from ..basics.arguments import as_list
+from ..basics.arguments import as_list, checked
+from ..basics.words import near_names
+from ..data.names import CHANNELS
 from ..data.labels import *
 from ..data.labels import is_blank
 from ..data.label_tables import find_columns
@@ -43,7 +44,10 @@ def _group_values(df, ids, group):
     if isinstance(group, str) and group=='antibody_of' and group not in df: group = antibody_of
     if isinstance(group, str):
         if group not in df:
-            raise SplitError(f'no column {group!r} to group by (columns are {", ".join(map(str, df.columns))})')
+            own = [str(column) for column in df if column not in ('layout', *CHANNELS)]
+            near = near_names(group, own, 1)
+            hint = f'; did you mean {near[0]!r}?' if near else f' (columns are {", ".join(own)})'
+            raise SplitError(f'no column {group!r} to group by{hint}')
         return df[group].tolist()
     if callable(group): return [group(i) for i in ids]
     if isinstance(group, pd.Series) and group.index.name=='Id':

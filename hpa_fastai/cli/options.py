@@ -142,7 +142,7 @@ OPTIONS = dict(
     group=dict(metavar='COLUMN',
                help='column that says which images belong together, such as the antibody, plate or patient: images of '
                     'one group are never split between training and validation; antibody_of reads the antibody from '
-                    'the Ids; none: split at random without asking'),
+                    'the Ids; none: split at random, without a note'),
     valid_pct=dict(type=number('valid_pct'), metavar='FRACTION',
                    help='fraction of the images, such as 0.2, that is held out of training for validation; by default '
                         '0.2, or none if only the last layer is trained, because then each image is scored by a layer '
