@@ -1225,8 +1225,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'hpa_fastai.data.verify._digest': ('data/verify.html#_digest', 'hpa_fastai/data/verify.py'),
                                         'hpa_fastai.data.verify._example': ('data/verify.html#_example', 'hpa_fastai/data/verify.py'),
                                         'hpa_fastai.data.verify._left_out': ('data/verify.html#_left_out', 'hpa_fastai/data/verify.py'),
-                                        'hpa_fastai.data.verify._not_checked': ( 'data/verify.html#_not_checked',
-                                                                                 'hpa_fastai/data/verify.py'),
                                         'hpa_fastai.data.verify._only_ids': ('data/verify.html#_only_ids', 'hpa_fastai/data/verify.py'),
                                         'hpa_fastai.data.verify._only_table': ('data/verify.html#_only_table', 'hpa_fastai/data/verify.py'),
                                         'hpa_fastai.data.verify._summarise': ('data/verify.html#_summarise', 'hpa_fastai/data/verify.py'),

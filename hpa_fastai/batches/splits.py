@@ -191,8 +191,7 @@ def split_by_column(
     "Divide a table by a column that marks the validation images."
     if isinstance(column, int) and column not in df: column = column_at(df, column)
     if column not in df:
-        columns = ', '.join(map(str, df.columns))
-        raise SplitError(f'valid_col: the table has no column {column!r}; it has {columns}')
+        raise SplitError(f'valid_col: the table has no column {column!r}; it has {", ".join(map(str, df.columns))}')
     known = {'true': True, '1': True, '1.0': True, 'false': False, '0': False, '0.0': False}
     marked = df[column].map(lambda value: known.get(str(value).strip().lower()))
     if marked.isna().any():
@@ -215,10 +214,8 @@ def split_by_function(
     try: return splitter(df)
     except HPAError: raise
     except KeyError as e:
-        columns = ', '.join(map(str, df.columns))
-        raise SplitError(f'splitter: the table has no column {e.args[0]!r}; it has {columns}') from e
-    except Exception as e:
-        raise SplitError(f'splitter: it ended with {type(e).__name__}: {e}; {SPLITTERS}') from e
+        raise SplitError(f'splitter: the table has no column {e}; it has {", ".join(map(str, df.columns))}') from e
+    except Exception as e: raise SplitError(f'splitter: it ended with {type(e).__name__}: {e}; {SPLITTERS}') from e
 
 # %% ../../nbs/batches/10_splits.ipynb #18aef6c1
 def check_ways(

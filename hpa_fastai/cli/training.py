@@ -90,8 +90,8 @@ def _rehearse(args):
     knows_cells = network in ('smallresnet', *PUBLISHED_NETWORKS) and args.pretrained is not False
     if args.fine_tune is None and knows_cells and n_training<FEW:
         if not args.folds and args.fold is None and args.valid_pct is None: how = 'all to train on'
-        budget = (f'seconds or minutes: only the last layer is trained, because {n_training} training images are few for a '
-                  'network that was trained on cells (--fine-tune yes trains the whole network)')
+        budget = (f'seconds or minutes: only the last layer is trained, because {n_training} training images are few '
+                  'for a network that was trained on cells (--fine-tune yes trains the whole network)')
     print(f'{len(df)} labelled images, {len(labels)} classes: {how}\n'
           f'{network} would be trained for {budget}\n'
           f'and saved to {args.out}; nothing was done')

@@ -294,11 +294,6 @@ def _only_table(folder):
     try: return find_label_file(folder)
     except HPAError: return None
 
-def _not_checked(csv, problem):
-    "Say that a table was not named, and does not look like one of labels."
-    way = f'if it holds the labels, name it: csv=… (--csv {os.path.basename(csv)})'
-    return Problem('note', 'table not checked', detail=f'{problem.detail}; {way}')
-
 # %% ../../nbs/data/62_verify.ipynb #d9e3d457
 def verify_folder(
     folder, # anything `find_images` takes
@@ -331,7 +326,8 @@ def verify_folder(
     if csv is not None:
         of_csv, about = check_labels(csv, labels, list(table.Id), id_column, label_column)
         if not is_named and of_csv and of_csv[0].problem in _NO_LABELS:
-            of_csv, about = [_not_checked(csv, of_csv[0])], ''
+            way = f'if it holds the labels, name it: csv=… (--csv {os.path.basename(csv)})'
+            of_csv, about = [Problem('note', 'table not checked', detail=f'{of_csv[0].detail}; {way}')], ''
         problems += of_csv
     where = folder if isinstance(folder, str) else f'{len(table)} given'
     return _summarise(where, fields, problems, about, deep, depth.line)

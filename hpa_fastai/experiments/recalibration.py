@@ -114,7 +114,7 @@ def calibrate_model(
     data: str|Path,  # folder of the labelled images
     out: str|Path,  # folder for the new model, which may not be there
     csv: str|Path|None = None,  # table of labels, in the data folder or anywhere; None: see `find_label_file`
-    images: str|Path|None = None,  # folder of images, in the data folder or anywhere; None: see `find_image_folder`
+    images: str|Path|None = None,  # folder of images, there or anywhere; None: see `find_image_folder`
     group = None,  # what is kept whole: a column, or a function of the Id; None: antibodies, where Ids name them
     method: str|float = 'auto',  # of the thresholds; see `fit_thresholds`
     calibration: str|None = 'auto',  # of the probabilities; see `calibrate`; None: leave them as the network gives them
