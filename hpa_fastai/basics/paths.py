@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TABLE_EXTS', 'same_form', 'spell_out', 'id_form', 'path_text', 'irregular_kind', 'is_url', 'open_filesystem',
-           'file_stat', 'file_sha256', 'find_beside', 'find_label_file', 'find_image_folder', 'write_whole']
+           'file_stat', 'file_sha256', 'near_beside', 'is_empty_folder', 'find_beside', 'find_label_file',
+           'find_image_folder', 'write_whole']
 
 # %% ../../nbs/basics/20_paths.ipynb #75720db6
-import hashlib, os, stat, unicodedata
+import difflib, hashlib, os, stat, unicodedata
 from pathlib import Path
 from .errors import *
 
@@ -97,6 +98,24 @@ def file_sha256(
     return digest.hexdigest()
 
 # %% ../../nbs/basics/20_paths.ipynb #4b2cf8dd
+def near_beside(
+    name, # of a file or folder that does not exist, as it was typed
+    folder='', # that it was looked for in; '': the working folder
+) -> str: # the end of a message; '' if no name there is similar
+    "Suggest the file or folder that may be meant."
+    parent, last = os.path.split(os.path.normpath(path_text(name)))
+    try: there = os.listdir(os.path.join(folder and path_text(folder), parent) or '.')[:10_000]
+    except OSError: return ''
+    by_form = {o.casefold(): o for o in there if not o.startswith('.')}
+    near = difflib.get_close_matches(last.casefold(), by_form, 1, .8)
+    return f'; did you mean {spell_out(os.path.join(parent, by_form[near[0]]))}?' if near else ''
+
+def is_empty_folder(
+    path, # of anything
+) -> bool:
+    "Tell whether a path is a folder without anything in it."
+    return os.path.isdir(path) and not os.listdir(path)
+
 def find_beside(
     name, # of a file or folder, as it was typed; an absolute path and a URL are taken as they are
     folder, # of the data set; anything but a folder counts as empty
@@ -111,7 +130,8 @@ def find_beside(
     for place in places:
         if place.exists(): return place
     where = ' and '.join(dict.fromkeys(map(str, places)))
-    raise error(f'{where}: no such file or folder; name one that exists')
+    hint = next(filter(None, (near_beside(name, o) for o in (folder, '') if not is_url(o))), '; name one that exists')
+    raise error(f'{where}: no such file or folder{hint}')
 
 # %% ../../nbs/basics/20_paths.ipynb #9a69f294
 TABLE_EXTS = ('.csv', '.tsv', '.xlsx', '.xlsm')
@@ -128,12 +148,15 @@ def find_label_file(
 ) -> Path|str:
     "Find the table of labels of a data set."
     folder = path_text(folder)
+    if name is None and not is_url(folder) and not os.path.exists(folder):
+        raise error(f'{folder}: no such folder{near_beside(folder)}')
     if name is not None or is_url(folder) or os.path.exists(os.path.join(folder, 'train.csv')):
         return find_beside('train.csv' if name is None else name, folder, error)
     tables = _tables_in(folder)
     if len(tables)==1: return Path(folder)/tables[0]
     if tables: raise error(f'{folder}: {len(tables)} tables and no train.csv: {", ".join(tables[:5])}; '
                            'choose one: csv=… (--csv FILE)')
+    if is_empty_folder(folder): raise error(f'{folder}: the folder is empty')
     beside = _tables_in(os.path.dirname(os.path.abspath(folder)))
     hint = f'; beside it {"is" if len(beside)==1 else "are"} {", ".join(beside[:5])}' if beside else ''
     raise error(f'{folder}: no table of labels in it{hint}; name the table: csv=… (--csv FILE)')

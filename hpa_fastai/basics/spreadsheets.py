@@ -72,7 +72,9 @@ def _read_bytes(path, error):
         if not is_url(path): return Path(path).read_bytes()
         import fsspec
         with fsspec.open(path, 'rb') as f: return f.read()
-    except FileNotFoundError: raise error(f'{path} does not exist: no such file; {give}') from None
+    except FileNotFoundError:
+        hint = not is_url(path) and near_beside(path) or f'; {give}'
+        raise error(f'{path} does not exist: no such file{hint}') from None
     except (OSError, ValueError, ImportError) as e:
         if is_url(path) and isinstance(e, ModuleNotFoundError) and e.name=='fsspec':
             raise error(f'{path} is at a URL; to read it: pip install "hpa_fastai[cloud]"') from None

@@ -107,7 +107,8 @@ def map_images(
             table, features = Path(folder)/'predictions.csv', Path(folder)/'embeddings.npy'
             predictor.to_file(args.what, table, embeddings=features, progress=args.progress)
             embedding_map(table, features, args.what, reader=predictor.bundles[0].settings.reader, **how)
-    print(f'Map: {args.out}')
+    caption = args.out.with_suffix('.txt') if args.out.suffix.lower() not in ('.html', '.htm') else None
+    print(f'Map: {args.out}. Caption: {caption}.' if caption else f'Map: {args.out}')
 
 def add_map(
     commands,  # the subparsers of the command

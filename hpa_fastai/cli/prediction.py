@@ -33,7 +33,9 @@ def evaluate(
     predictions = predictor(known, args.progress)
     evaluation = evaluate_predictions(predictions, truth, predictor.labels)
     print(*filter(None, [evaluation, seen_by(predictor.bundles, known)]), sep='\n\n')
-    if args.out: write_table(evaluation.table.reset_index(names='class'), args.out, 'Classes')
+    if args.out:
+        write_table(evaluation.table.reset_index(names='class'), args.out, 'Classes')
+        print(f'Scores of each class: {args.out}')
     failed = predictions[predictions['error']!='']
     return report_failures(zip(failed.Id, failed['error']), len(predictions))
 

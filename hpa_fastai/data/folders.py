@@ -159,7 +159,7 @@ def list_files(
     elif is_url(source): entries, root, sep = list(_list_remote(str(source))), str(source).rstrip('/'), '/'
     elif os.path.isdir(source): entries, root, sep = list(_list_local(source)), os.path.normpath(source), os.sep
     else:
-        why = 'a file, give the folder it is in' if os.path.exists(source) else 'no such folder'
+        why = 'a file, give the folder it is in' if os.path.exists(source) else f'no such folder{near_beside(source)}'
         raise ImageError(why, 'no such file', str(source))
     left = [o for o in entries if isinstance(o, LeftOut)]
     return [o for o in entries if not isinstance(o, LeftOut)], left, root, sep

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from ..basics.arguments import checked
 from ..basics.errors import HPAError
-from ..basics.paths import file_sha256, path_text
+from ..basics.paths import file_sha256, near_beside, path_text
 from ..data.labels import LabelSet
 from ..data.reader import ImageReader
 from ..batches.settings import ImageSettings
@@ -54,6 +54,7 @@ def _find_folder(path):
     if path.is_file():
         raise BundleError(f'{path}: a file, where the folder of a bundle is expected; a pickle of learn.export runs '
                           'any code that is in it, and is loaded only with load_bundle(…, trust_pickle=True)')
+    if hint := near_beside(path): raise BundleError(f'{path}: no model there{hint}')
     raise BundleError(f'{path}: no model there; train one with `hpa_fastai train DATA --out {path.name}`, '
                       'or say where one is with model=… (--model)')
 

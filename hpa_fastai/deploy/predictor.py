@@ -16,7 +16,7 @@ from ..basics.arguments import checked
 from ..basics.devices import find_device, use_half
 from ..basics.environment import tqdm_bar
 from ..basics.errors import HPAError
-from ..basics.paths import is_url, path_text
+from ..basics.paths import is_empty_folder, is_url, path_text
 from ..basics.workbooks import check_rows
 from ..data.names import CHANNELS
 from ..data.folders import fov_stamp
@@ -45,6 +45,8 @@ def locate(
         if isinstance(source, (str, os.PathLike)): where = source
         elif isinstance(source, pd.DataFrame): where = 'the table'
         else: where = 'the list' if len(source) else 'nothing was given'
+        if isinstance(source, (str, os.PathLike)) and is_empty_folder(source):
+            raise HPAError(f'{where}: the folder is empty')
         left_out = ''.join(f'; {line}' for line in table.attrs.get('left_out', ()))
         raise HPAError(f'{where}: no images found; files are expected to be named <Id>_red.png, <Id>_green.png, '
                        f'<Id>_blue.png, <Id>_yellow.png{left_out}')

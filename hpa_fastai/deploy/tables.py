@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..basics.errors import HPAError
 from ..basics.packages import version_of
-from ..basics.paths import path_text, same_form, spell_out
+from ..basics.paths import near_beside, path_text, same_form, spell_out
 from ..basics.spreadsheets import find_delimiter, is_excel, read_text, to_numbers
 from ..basics.workbooks import Sheet, check_openpyxl, read_sheets, write_workbook
 from ..data.labels import HPA19, HPA28, ZTG10, LabelSet, get_labels
@@ -291,7 +291,8 @@ def _read_xlsx(path, what):
 def _read_result(path, needed, what, command):
     "Read a table of results from a file, and record its label set."
     if not path.is_file():
-        raise ResultError(f'{path}: no such file; write one with `hpa_fastai {command} --out {path.name}`')
+        hint = near_beside(path) or f'; write one with `hpa_fastai {command} --out {path.name}`'
+        raise ResultError(f'{path}: no such file{hint}')
     is_parquet = path.suffix.lower() == '.parquet'
     if is_parquet:
         import_pyarrow()

@@ -45,7 +45,7 @@ def find_start(
     cost = 'on this machine' if here[best] else f'{published.megabytes} MB to download once'
     if name==best: why = f' ({published.licence} licence, {cost}); --arch {second} starts with another'
     else: why = (f': no weights of {best}, which knows {STARTS[best]}, since {failed[best]}; '
-                 f'hpa_fastai models get {best} brings them')
+                 f'hpa_fastai models get {best} brings them (offline: with --from FOLDER)')
     return name, f'Starting with {name}, which knows {STARTS[name]}{why}.'
 
 # %% ../../nbs/experiments/00_starts.ipynb #e5f0e505

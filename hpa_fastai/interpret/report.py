@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import shorten
 import pandas as pd
 from ..basics.errors import HPAError
-from ..basics.paths import path_text
+from ..basics.paths import near_beside, path_text
 from ..data.labels import HPA28, LabelSet
 from ..data.reader import ImageReader
 from ..deploy.bundle import Bundle
@@ -37,8 +37,9 @@ def _kind(
     if path.is_file(): return 'run'
     if (path/'config.json').is_file(): return 'model'
     if path.is_dir(): return 'data'
-    raise HPAError(f'{what}: nothing there; '
-                   'give a folder of images with a csv, the folder of a model, or a table of predictions')
+    hint = near_beside(what) or ('; give a folder of images with a csv, the folder of a model, or a table of '
+                                 'predictions')
+    raise HPAError(f'{what}: nothing there{hint}')
 
 # %% ../../nbs/interpret/80_report.ipynb #270b8858
 def report(

@@ -10,6 +10,7 @@ __all__ = ['LONGEST_WAIT', 'BUSY', 'DownloadError', 'public_address', 'offline_v
 import os, re, sys, time
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 import requests
 from filelock import FileLock, Timeout
 from requests.adapters import HTTPAdapter
@@ -74,6 +75,7 @@ def _not_connected(url, error):
     "Explain why a connection failed and what to do."
     cause = getattr(error.args[0] if error.args else None, 'reason', error)  # urllib3 wraps the error that matters
     why = re.sub(r'\[Errno -?\d+\] ', '', public_address(one_line(cause)).rsplit(': ', 1)[-1]).strip('\'")( ')
+    why = why.rsplit(' (', 1)[-1]  # the cause of a cause
     if isinstance(error, requests.exceptions.Timeout): why = 'no answer in time'
     where = public_address(url)
     if isinstance(error, requests.exceptions.ProxyError):
@@ -83,8 +85,8 @@ def _not_connected(url, error):
         return DownloadError(f"{where}: its certificate can't be checked ({why}); where a proxy opens connections, "
                              'set REQUESTS_CA_BUNDLE to the file of its certificate', 'refused', url)
     if isinstance(error, (requests.exceptions.ConnectionError, requests.exceptions.Timeout)):
-        return DownloadError(f"{where} can't be reached ({why}); check the connection, or set HTTPS_PROXY where there "
-                             'is a proxy', 'offline', url)
+        return DownloadError(f"{urlsplit(where).netloc} can't be reached ({why}); check the connection, or "
+                             'HTTPS_PROXY', 'offline', url)
     return DownloadError(f"{where}: no address to download from ({why}); check it", 'refused', url)
 
 # %% ../../nbs/models/20_download.ipynb #2fb3aa4b

@@ -48,8 +48,8 @@ def _telling_how_to_carry(model):
         files = (*model.files, *model.test_files.values())
         if model.page: wanted = f'{", ".join(file.name for file in files)} from {model.page}'
         else: wanted = ', '.join(file.url for file in files)
-        raise DownloadError(f'{model.name}: {e}; or download {wanted} elsewhere, carry them over in one folder, '
-                            f'and run: hpa_fastai models get {model.name} --from FOLDER', e.kind, e.url) from None
+        raise DownloadError(f'{model.name}: {e}; or carry over {wanted} in one folder: '
+                            f'hpa_fastai models get {model.name} --from FOLDER', e.kind, e.url) from None
 
 # %% ../../nbs/models/30_published.ipynb #07d21415
 Files = namedtuple('Files', 'weights test_files')  # paths of the weights, in order; of the test case, by part

@@ -221,7 +221,7 @@ def test_an_input_of_another_shape(archive):
 def test_another_file_in_the_archive_is_refused(archive):
     archive.files[WEIGHTS] = b'another file'
     with pytest.raises(DownloadError) as e: get()
-    one_line(e, 'damaged or another file', 'carry them over', VECTORS[2], PUBLISHED[NAME].page,
+    one_line(e, 'damaged or another file', 'carry over', VECTORS[2], PUBLISHED[NAME].page,
              f'hpa_fastai models get {NAME} --from FOLDER')
     assert e.value.kind == 'damaged' and not (models_folder()/f'{NAME}.safetensors').exists()
 
