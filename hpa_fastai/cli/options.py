@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
             word, is_option = unknown[0].split('=')[0], unknown[0].startswith('-')
             known = self._option_string_actions if is_option else ()
             self.error(f'{word!r} is no option of this command{nearest(word, known)}' if is_option else
-                       f'{word!r} is one argument too many')
+                       f'{word!r} is one argument too many; put a name with spaces in quotes')
         return found, unknown
 
     def error(self, message: str):  # what is wrong
@@ -49,6 +49,9 @@ class Parser(argparse.ArgumentParser):
         from hpa_fastai.basics.errors import HPAError
         choice = re.match(r"argument COMMAND: invalid choice: '?(.*?)'? \(", message)
         if choice: message = f'there is no command {choice[1]!r}{nearest(choice[1], self.commands)}'
+        comma = re.search(r"(?:not a number|not a whole number|invalid float|invalid int).*", message) and re.search(
+            r"'(-?\d*),(\d+)'", message)
+        if comma: message += f'; write {comma[1]}.{comma[2]}'
         raise HPAError(f'{message} ({self.prog} --help says what there is)')
 
 # %% ../../nbs/cli/10_options.ipynb #e6f3b684

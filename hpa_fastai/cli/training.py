@@ -102,8 +102,10 @@ def train(
 ) -> int|None:  # the exit code
     "Train a model, or one a fold, or say what would be done"
     from hpa_fastai.basics.errors import HPAError
+    from hpa_fastai.deploy.predictor import check_place
     if args.folds and args.fold is not None:
         raise HPAError('--fold trains one model and --folds several; give one of the two')
+    check_place(args.data)
     if args.dry_run: return _rehearse(args)
     device = join_processes(args)
     return _train(args, device)

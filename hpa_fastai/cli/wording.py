@@ -17,6 +17,7 @@ def for_shell(
     text: str,  # a message
 ) -> str:
     "Keep the shell's form where a message gives an argument in Python's form and in the shell's."
+    text = re.sub(r' \(in Python: [^()]*\)', '', text)
     if '--' not in text: return text
     return _both_turned.sub(r'\1', _both.sub(r'\1', text))
 

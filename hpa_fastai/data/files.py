@@ -232,6 +232,7 @@ def find_images(
     lines = [line if line.startswith(where) else where+line for line in describe_left_out(left)]
     for line in lines: warnings.warn(line, stacklevel=2)
     if lines: table.attrs['left_out'] = lines
+    if isinstance(source, (str, os.PathLike)): table.attrs['found_in'] = spell_out(source), len(table)
     return table
 
 # %% ../../nbs/data/30_files.ipynb #32c71a1f
@@ -278,6 +279,8 @@ def attach_images(
     where = {pd.DataFrame: 'the table of images', list: 'the list of files'}.get(type(images), images)
     is_found = isinstance(images, pd.DataFrame) and {*FIELD_COLUMNS}<={*images}
     table = images if is_found else find_images(images, channels)
+    folder, n = table.attrs.get('found_in') or ('', 0)
+    if is_found and n==len(table): where = folder
     ids, table = df.Id.map(id_form), table.assign(Id=table.Id.map(id_form))
     twice = table.Id[table.Id.duplicated()]
     if len(twice):

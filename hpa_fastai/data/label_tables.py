@@ -189,7 +189,7 @@ def _id_faults(cells, ids):
     return found, faults | {n: f'Id {found[n]!r} looks rewritten by a spreadsheet{advice}' for n in odd}
 
 # %% ../../nbs/data/05_label_tables.ipynb #4fcb2aa1
-def _target_faults(cells, ids, labels, allow_empty):
+def _target_faults(cells, ids, labels, allow_empty, column='Target'):
     "Write labels in the format of the set, and say what is wrong with some of them, by row."
     places, parsed, wrong = labels.parse_column(cells)
     faults = {n: f'{wrong[p].why}; Id {ids[n]}, cell {str(cells[n])!r}' for n,p in enumerate(places) if p in wrong}
@@ -201,8 +201,9 @@ def _target_faults(cells, ids, labels, allow_empty):
                   'or with pd.read_csv(…, keep_default_na=False)')
         faults |= {n: f'no label for Id {ids[n]}; {advice}' for n in lost}
     elif not allow_empty:
-        advice = f'give a class 0..{len(labels)-1}, or leave the row out (read_labels keeps it with allow_empty=True)'
-        faults |= {n: f'no label for Id {ids[n]} ({len(empty)} such rows); {advice}' for n in empty}
+        more = f', and {len(empty)-1} more' if len(empty)>1 else ''
+        advice = 'write one, or delete the row (in Python: allow_empty=True keeps it)'
+        faults |= {n: f'{column} of {ids[n]} is empty{more}; {advice}' for n in empty}
     text = [labels.format(numbers) for numbers in parsed]
     return [text[p] for p in places], faults
 
@@ -232,7 +233,7 @@ def label_faults(
     id_col, label_col = find_columns(where, table, labels, id_column, label_column, ids)
     known, odd = _id_faults(table[id_col], ids)
     cells = list(table[label_col])
-    target, wrong = _target_faults(cells, known, labels, allow_empty)
+    target, wrong = _target_faults(cells, known, labels, allow_empty, label_col)
     other = {c: _tidy(table[c]) for c in table
              if c not in (id_col, label_col, 'Id', 'Target') and not re.fullmatch(r'(Unnamed: ?\d+)?', str(c))}
     df = pd.DataFrame({'Id': known, 'Target': target, **other}).reset_index(drop=True)

@@ -218,7 +218,8 @@ def seen_by(
     table: pd.DataFrame,  # with the columns of `find_images`
 ) -> str:  # a line; '' if the pictures are new
     "Say how many of the pictures made the model."
-    def known(use): return {d for b in bundles for d in re.findall('.{10}', (b.config.get('seen') or {}).get(use, ''))}
+    records = [b.config.get('seen') or {} for b in bundles]
+    def known(use): return {digest for seen in records for digest in re.findall('.{10}', seen.get(use, ''))}
     trained, fitted = known('trained'), known('fitted')
     if not trained | fitted: return ''
     found = [picture_digest(row) for row in table.to_dict('records')]

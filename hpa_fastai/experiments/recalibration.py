@@ -148,7 +148,8 @@ def calibrate_model(
     table = attach_images(known, table)
     codes = group_codes(table, antibody_of if group is None else group)
     told = seen_by([replace(bundle, config={'seen': {**(bundle.config.get('seen') or {}), 'fitted': ''}})], table)
-    if told: warnings.warn(f'{told.split(": ")[0]}: it is too sure of them; calibrate it on images that it has not seen')
+    if told:
+        warnings.warn(f'{told.split(": ")[0]}: it is too sure of them; calibrate it on images that it has not seen')
     depth = predictor.depth_of(table)
     bundle = read_otherwise(bundle, dict(bits=depth.bits))
     answers = _ask(predictor, table, depth, progress)

@@ -303,13 +303,10 @@ def points_of_run(
 # %% ../../nbs/interpret/30_embedding_map.ipynb #32e30046
 _method_names = dict(umap='UMAP', tsne='t-SNE', pca='principal components')
 
-def _coloured_by(column):
-    "What the colours of a map stand for, in words"
-    return 'the most probable of the locations that were named' if column=='location' else column
-
 def _draw_for_print(points, by, how, width=180.):
     "A map as a figure, with its caption"
     by = by or 'location'
+    meaning = 'the most probable of the locations that were named' if by=='location' else by
     with paper_style():
         fig = new_figure(width, .58*width)
         fig.set_layout_engine('constrained')
@@ -318,7 +315,7 @@ def _draw_for_print(points, by, how, width=180.):
         for text in ax.get_legend().get_texts(): text.set_size(FONT_SIZE)
     fig.caption = (f'Map of {len(check_points(points)):,} images by the features of the network before its last layer '
                    f'({how}). Similar images lie together; distances between groups say little. '
-                   f'Colours and marks: {_coloured_by(by)}, with the number of images.')
+                   f'Colours and marks: {meaning}, with the number of images.')
     return fig
 
 def check_map(

@@ -158,9 +158,9 @@ bad = {
         'Id,Target\na,Nucleolus\n',
         "row 2: label 'Nucleolus' is not a class of hpa28; did you mean 'Nucleoli'",
     ),
-    'no label': ('Id,Target\na,1\nb,\n', 'row 3: no label for Id b'),
-    'NaN label': ('Id,Target\na,1\nb,nan\n', 'row 3: no label for Id b'),
-    'short row': ('Id,Target\na,1\nb\n', 'row 3: no label for Id b'),
+    'no label': ('Id,Target\na,1\nb,\n', 'row 3: Target of b is empty'),
+    'NaN label': ('Id,Target\na,1\nb,nan\n', 'row 3: Target of b is empty'),
+    'short row': ('Id,Target\na,1\nb\n', 'row 3: Target of b is empty'),
     'no Id': ('Id,Target\na,1\n,2\n', 'row 3: the Id is empty'),
     'Excel number': ('Id,Target\n1.00E+05,1\n', r'row 2: Id .1.00E\+05. looks rewritten by a spreadsheet'),
     'Excel date': ('Id,Target\n01-Feb,1\n', 'row 2: Id .01-Feb. looks rewritten'),
@@ -214,7 +214,7 @@ def test_empty_labels_on_request(tmp_path):
 def test_tables_in_memory():
     df = read_labels(pd.DataFrame({'Image': [5, 6], 'Label': ['1 2', 3]}), 'ztg10')
     assert df.values.tolist() == [['5', '1 2'], ['6', '3']]
-    with pytest.raises(LabelError, match='table row 1: no label for Id 6'):
+    with pytest.raises(LabelError, match='table row 1: Label of 6 is empty'):
         read_labels(pd.DataFrame({'Image': [5, 6], 'Label': ['1', None]}), 'ztg10')
 
 
