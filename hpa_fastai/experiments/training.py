@@ -7,20 +7,22 @@ __all__ = ['ENOUGH', 'training_folder', 'note_saved', 'may_replace', 'check_trai
            'absent_classes', 'fit_and_save', 'train_model']
 
 # %% ../../nbs/experiments/25_training.ipynb #ee1aba32
-import hashlib, shutil, sys
+import hashlib, re, shutil, sys, warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+import numpy as np, pandas as pd
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from ..basics.devices import find_device
 from ..basics.errors import HPAError
-from ..basics.arguments import checked
+from ..basics.arguments import checked, known_arguments
 from ..basics.paths import find_image_folder, find_label_file, path_text
 from ..basics.processes import *
 from ..data.labels import *
 from ..data.reader import ImageReader
 from ..batches.loaders import *
+from ..batches.splits import check_split
 from ..models.architectures import *
 from ..train.losses import get_loss
 from ..train.callbacks import TrainingBar
@@ -95,7 +97,7 @@ def training_plan(
     if not fine_tune:
         budget = 'only the last layer is trained, in seconds or minutes (--fine-tune yes trains the whole network)'
     elif minutes: budget = f'{minutes:g} minutes'
-    else: budget = f'{epochs} epochs a stage'
+    else: budget = '1 epoch a stage' if epochs==1 else f'{epochs} epochs a stage'
     stages = ', '.join(map(str, sizes))
     n_train, n_valid = len(dls.train_ds), len(dls.valid_ds)
     images = f'{n_train} images to train on, {n_valid} to validate'
@@ -180,7 +182,30 @@ def fit_and_save(
         else: shutil.rmtree(folder)
     return learn
 
+# %% ../../nbs/experiments/25_training.ipynb #75df6d9e
+_OF_A_PART = r'(train|valid) (has|is) '  # how a fault of one part of a split begins
+
+@contextmanager
+def parts_unsaid():
+    "Keep back the warnings about the parts of a split, until it is known whether they are used"
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', _OF_A_PART)
+        yield
+
+def warn_of_parts(
+    dls: HPADataLoaders,  # whose parts are trained on and validated
+) -> None:
+    "Give the warnings that were kept back"
+    parts = [dl.dataset.items for dl in dls.loaders[:2]]
+    ends = np.cumsum([0, *map(len, parts)])
+    split = [np.arange(*o) for o in zip(ends, ends[1:])]
+    check = check_split(pd.concat(parts, ignore_index=True), split, dls.train.group, dls.train.labels)
+    for fault in check.faults:
+        if re.match(_OF_A_PART, fault): warnings.warn(fault, stacklevel=3)
+
 # %% ../../nbs/experiments/25_training.ipynb #a625619d
+@known_arguments(batch_size='say bs', learning_rate='say lr', loss='say loss_func', model='say arch',
+                 folder='say data', path='say data', dry_run='it is of the command: hpa_fastai train --dry-run')
 def train_model(
     data: str|Path,  # folder of the data set
     out: str|Path = 'hpa_model',  # folder for the model
@@ -233,9 +258,10 @@ def train_model(
                            arch=arch, pretrained=pretrained, loss_func=loss_func, size=size, sizes=sizes, bs=bs, lr=lr,
                            cache=cache, device=device, id_column=id_column, label_column=label_column, **budget)
     if folds not in (None, 'auto'): return by_folds(folds)
-    dls = HPADataLoaders.from_csv(data, csv, images, labels, size=size, bs=bs, valid_pct=valid_pct, fold=fold,
-                                  group=group, seed=seed, reader=reader, cache=cache, device=device, progress=progress,
-                                  id_column=id_column, label_column=label_column)
+    with parts_unsaid():
+        dls = HPADataLoaders.from_csv(data, csv, images, labels, size=size, bs=bs, valid_pct=valid_pct, fold=fold,
+                                      group=group, seed=seed, reader=reader, cache=cache, device=device,
+                                      progress=progress, id_column=id_column, label_column=label_column)
     bars = TrainingBar() if progress else None
     learn = auto_learner(dls, arch, pretrained, loss_func=loss_func, cbs=bars)
     whole_network = worth_fine_tuning(learn) if fine_tune is None else fine_tune
@@ -243,6 +269,7 @@ def train_model(
     chosen, why = choose_folds(learn, whole_network, folds=='auto')
     if why and is_first(): print(why, flush=True)
     if chosen: return by_folds(chosen)
+    if whole_network or dls.train.held_out: warn_of_parts(dls)
     if folds=='auto': check_training(out, arch, loss_func, resume, force)
     check_room(out, learn.model)
     if not resume: first_then_others(lambda: shutil.rmtree(training_folder(out), ignore_errors=True))

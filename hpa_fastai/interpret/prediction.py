@@ -9,6 +9,7 @@ __all__ = ['check_results', 'write_results', 'predict']
 import time
 from pathlib import Path
 import pandas as pd
+from ..basics.arguments import known_arguments
 from ..basics.errors import HPAError
 from ..basics.paths import path_text
 from ..deploy.journal import Journal, check_start
@@ -67,6 +68,9 @@ def write_results(
     return journal
 
 # %% ../../nbs/interpret/85_prediction.ipynb #3fac69fd
+@known_arguments(batch_size='say bs', path='say folder', images='say folder', bundle='say model', learn='say model',
+                 dry_run='it is of the command: hpa_fastai predict --dry-run', workers='say num_workers',
+                 bits='say reading=dict(bits=…)', channels='say reading=dict(channels=…)')
 def predict(
     folder,  # folder of images, nested to any depth; file, list of files, csv or table of paths, row of one; pixels
     model = None,  # folder, published name, user/name on the Hub, `Bundle`, learner; a list; None: `default_model`

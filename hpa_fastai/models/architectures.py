@@ -6,7 +6,7 @@
 __all__ = ['UnknownModelError', 'list_models', 'source_library', 'kept_weights', 'create_model', 'ModelError', 'NoWeights']
 
 # %% ../../nbs/models/40_architectures.ipynb #c13dca28
-import difflib, fnmatch, itertools, urllib.error, urllib.request
+import difflib, fnmatch, itertools, json, urllib.error, urllib.request
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -113,7 +113,8 @@ def _read_weights(file):
         else: tensors = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e:
         raise ModelError(f'{file}: not a weights file that can be read safely ({type(e).__name__}); '
-                         'give a .safetensors or .pth file of tensors') from None
+                         'give a .safetensors or .pth file of tensors; a file of learn.save can be read if it was '
+                         'saved with_opt=False, and a bundle (learn.save_bundle) always') from None
     tensors = tensors.get('state_dict', tensors)
     return {name.removeprefix('module.'): t for name,t in tensors.items()}
 
@@ -307,11 +308,67 @@ def _load_published(model, pretrained, arch, classes):
         elif not list(theirs.children()): ours.load_state_dict(theirs.state_dict())
     return [classes[i] for i in numbers]
 
+# %% ../../nbs/models/40_architectures.ipynb #1bfbfe2c
+def weights_file(
+    path: str|Path,  # a weights file, or the folder of a bundle
+) -> Path:
+    "Return the file with the weights"
+    path = Path(path)
+    return path/'model.safetensors' if path.is_dir() else path
+
+def bundle_settings(
+    path,  # what was given as `pretrained`: the folder of a bundle, the weights in one, or anything else
+) -> dict|None:  # of its config.json; None: not a bundle
+    "Read the settings of a bundle of this package"
+    if isinstance(path, bool): return None
+    file = weights_file(path).with_name('config.json')
+    if weights_file(path).name!='model.safetensors' or not file.is_file(): return None
+    try: config = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError: raise ModelError(f'{file}: damaged; copy the bundle again') from None
+    try: config['model']['arch'], config['preprocess'], list(config['labels']['classes'])
+    except (KeyError, TypeError): return None
+    return config
+
+# %% ../../nbs/models/40_architectures.ipynb #8f0942d2
+def _classes_of_bundle(path, arch):
+    "Return the names of the classes of a bundle, which must be of this network; empty for any other file"
+    config = bundle_settings(path)
+    if config is None:
+        if not isinstance(path, bool) and Path(path).is_dir():
+            raise ModelError(f'{path}: no model in this folder; name a weights file, or the folder of a bundle, which '
+                             'save_bundle or `hpa_fastai train` makes')
+        return []
+    other = config['model']['arch']
+    if other!=arch: raise ModelError(f'{path}: a model of {other}, not of {arch}; pass arch={other!r} (--arch {other})')
+    return config['labels']['classes']
+
+def _split_network(tensors):
+    "Divide the tensors of a whole network into those of its body and its head; None: they are of a body alone"
+    parts = [{k[2:]: t for k,t in tensors.items() if k.startswith(part)} for part in ('0.', '1.')]
+    others = [k for k in tensors if not k.startswith(('0.', '1.', 'training.'))]
+    return None if others or not all(parts) else parts
+
+@torch.no_grad()
+def _load_own(model, parts, file, arch, classes, known):
+    "Fill a network from another of the same kind, matching classes by their names; return the names that were found"
+    (body, head), (of_body, of_head) = model, parts
+    _load_body(body, of_body, arch, file, 'copy')
+    own = {name: t for name,t in head.state_dict().items() if t.ndim}
+    last = [name for name in own if name.startswith(f'{len(head)-1}.')]
+    rest = [name for name in own if name not in last]
+    fits = {name: own[name].shape for name in rest} | {name: (len(known), *own[name].shape[1:]) for name in last}
+    if any(name not in of_head or of_head[name].shape!=shape for name,shape in fits.items()): return []
+    for name in rest: own[name].copy_(of_head[name])
+    found = [(i, known.index(name)) for i,name in enumerate(classes) if name in known]
+    for name in last:
+        for i,k in found: own[name][i] = of_head[name][k]
+    return [classes[i] for i,_ in found]
+
 # %% ../../nbs/models/40_architectures.ipynb #00e9825f
 def create_model(
     arch: str,  # a timm or torchvision name, or 'smallresnet', 'hpa-densenet121', …; see `list_models`
     n_out: int,  # classes
-    pretrained: bool|str|Path = True,  # published weights, none, or a weights file on this machine
+    pretrained: bool|str|Path = True,  # published weights, none, a weights file, or a bundle to go on from
     size: int = 128,  # pixels: the size of pictures that the network must take
     stem: str = 'copy',  # the yellow filters of a pretrained stem: 'copy' those of red, their 'mean', or 'zero'
     dropout: float = 0.5,  # before the last layer
@@ -341,10 +398,13 @@ def create_model(
     model = nn.Sequential(body, head)
     model.config = dict(arch=arch, n_out=n_out, size=size, dropout=dropout, heads=heads)
     model.n_features, model.known = n_features, []
-    if pretrained and arch in PUBLISHED_NETWORKS:
+    names = _classes_of_bundle(pretrained, arch)
+    if pretrained and arch in PUBLISHED_NETWORKS and not names:
         model.known = _load_published(model, pretrained, arch, classes)
     elif pretrained:
-        tensors = _published_weights(arch, library) if pretrained is True else _read_weights(pretrained)
-        _load_body(body, tensors, arch, pretrained, stem)
-        model.known = _load_head(head, tensors, classes)
+        tensors = _published_weights(arch, library) if pretrained is True else _read_weights(weights_file(pretrained))
+        if parts := _split_network(tensors): model.known = _load_own(model, parts, pretrained, arch, classes, names)
+        else:
+            _load_body(body, tensors, arch, pretrained, stem)
+            model.known = _load_head(head, tensors, classes)
     return model

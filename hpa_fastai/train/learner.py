@@ -6,7 +6,7 @@
 __all__ = ['HPALearner', 'hpa_learner']
 
 # %% ../../nbs/train/70_learner.ipynb #4ac324db
-import inspect, sys, time, warnings
+import inspect, os, sys, time, warnings
 from copy import copy
 from pathlib import Path
 from typing import Callable
@@ -29,8 +29,8 @@ from ..evaluate.thresholds import Thresholds, as_thresholds, fit_thresholds
 from ..evaluate.crossfit import crossfit
 from ..evaluate.evaluation import Evaluation, evaluate
 from ..evaluate.interpretation import refuse_one_class
-from ..models.architectures import create_model, source_library
-from .losses import get_loss
+from ..models.architectures import bundle_settings, create_model, source_library
+from .losses import check_loss, get_loss
 from .callbacks import (
     EpochLines,
     ForgetDecisions, KeepStatistics, TrainingError, TrainingPrecision, amp_dtype, autocast_kept,
@@ -39,10 +39,31 @@ from .metrics import MacroF1, MeanAP, as_metric, check_monitors
 from .checkpoints import find_checkpoint, training_settings
 from .schedule import default_sizes, plan_epochs, plan_time
 from .head import fit_head
-from .published import begin_as_published, published_start
+from .published import begin_as_bundle, begin_as_published, published_start
 from .distributed import join_processes, leave_processes
 from .progressive import (
     ProgressiveRun, TrainingPlan, check_sizes, fit_head_alone, head_seconds, resume_training, search_lr)
+
+# %% ../../nbs/train/70_learner.ipynb #f439188b
+def four_channel_loaders(
+    dls,  # the loaders to check
+    who: str,  # name of the calling function
+) -> HPADataLoaders:  # the same
+    "Refuse loaders without labels and settings, and those that normalise three channels"
+    check_loaders(dls, who)
+    transforms = [t for dl in dls.loaders for t in getattr(dl.after_batch, 'fs', ())]
+    if any(isinstance(t, Normalize) and getattr(t.mean, 'ndim', 0)==4 and t.mean.shape[1]==3 for t in transforms):
+        raise HPAError(f'{who}: these loaders normalise three channels, and the pictures have four; '
+                       'vision_learner(dls, …) adds this for photographs. Make the loaders again, and give '
+                       'vision_learner n_in=4 or normalize=False')
+    return dls
+
+# %% ../../nbs/train/70_learner.ipynb #93690acf
+def knows_images(
+    dls: HPADataLoaders,  # of a learner
+) -> bool:  # not, if the learner was exported
+    "Tell whether loaders have images of their own"
+    return any(len(getattr(dl.dataset, 'items', ())) for dl in dls.loaders)
 
 # %% ../../nbs/train/70_learner.ipynb #14ceaa89
 class HPALearner(Learner):
@@ -60,7 +81,8 @@ class HPALearner(Learner):
         model: torch.nn.Module,  # B×4×size×size to B×C logits
         **kwargs
     ):
-        super().__init__(check_loaders(dls, 'HPALearner').new(), model, **kwargs)
+        check_loss(kwargs.get('loss_func'))
+        super().__init__(four_channel_loaders(dls, 'HPALearner').new(), model, **kwargs)
         self.add_cb(ForgetDecisions())
 
     @property
@@ -70,7 +92,7 @@ class HPALearner(Learner):
 
     @metrics.setter
     def metrics(self,
-        value,  # metrics of fastai or of this package, or scores: macro_f1, micro_f1, sample_f1, mean_ap
+        value,  # metrics of fastai or of this package, or scores or their names: macro_f1, micro_f1, sample_f1, mean_ap
     ):
         "Replace the metrics"
         self._metrics = L(value).map(as_metric).map(mk_metric)
@@ -148,6 +170,8 @@ class HPALearner(Learner):
         with_input: bool = False,  # the picture comes first
     ) -> tuple:  # names of the classes, and for each class whether it is given, and its probability
         "Predict the classes of a picture, by the thresholds"
+        if isinstance(item, str) and not knows_images(self.dls) and not os.path.exists(item) and '/' not in item:
+            raise HPAError(f'{item!r}: no such file; an exported learner knows no Ids, give it files or a folder')
         table = self.dls.fields(item)
         if len(table)!=1:
             raise HPAError(f'learn.predict takes one field of view and got {len(table)}; take '
@@ -165,6 +189,22 @@ class HPALearner(Learner):
         forget_decisions(self)
         return self
 
+# %% ../../nbs/train/70_learner.ipynb #f492b888
+def name_of_arch(
+    arch: str|Callable,  # a name, or a function of torchvision or timm
+) -> str:
+    "Return the name of a network, or say how to train one that has no name here"
+    if isinstance(arch, str): return arch
+    own = 'HPALearner(dls, model) takes a network of your own, which turns B×4×size×size into B×C logits'
+    if isinstance(arch, torch.nn.Module):
+        raise HPAError(f'arch: a network ({type(arch).__name__}), where the name of one is expected (list_models); '
+                       f'{own}')
+    module, name = getattr(arch, '__module__', None) or '', getattr(arch, '__name__', None)
+    if name and module.split('.')[0] in ('torchvision', 'timm'): return name
+    example = f', such as {name}(c_in=4, n_out=28)' if name and module.startswith('fastai.') else ''
+    raise HPAError(f'arch: {name or repr(arch)[:40]} is not a function of torchvision or timm; '
+                   f'give a name (list_models); {own}{example}')
+
 # %% ../../nbs/train/70_learner.ipynb #44305e3d
 @known_arguments(
     ps='say dropout', weights='say pretrained: True, or a file', loss='say loss_func', callbacks='say cbs',
@@ -175,38 +215,41 @@ class HPALearner(Learner):
 @delegates(Learner.__init__)
 def hpa_learner(
     dls: HPADataLoaders,  # or loaders of `HPADataBlock`
-    arch: str|Callable = 'resnet18',  # a timm or torchvision name, 'hpa-densenet121', 'smallresnet', …: `list_models`
-    pretrained: bool|str|Path = True,  # published weights, none, or a weights file on this machine
+    arch: str|Callable = 'resnet18',  # a name of `list_models`, or torchvision's function; `auto_learner` chooses
+    pretrained: bool|str|Path = True,  # published weights, none, a weights file, or a bundle to go on from
     stem: str = 'copy',  # the yellow filters of a pretrained stem: 'copy' those of red, their 'mean', or 'zero'
     dropout: float = 0.5,  # before the last layer
     loss_func = 'focal',  # a name for `get_loss`, or a loss
-    metrics = None,  # None: mean average precision, and macro F1 at the best single threshold
+    metrics = None,  # metrics, scores or their names; None: mean_ap, and macro_f1 at the best single threshold
     cbs = None,  # callbacks in addition to gradient clipping and mixed precision
     opt_func: Callable = Adam,  # makes the optimiser; fastai's Adam decays weights as AdamW does
     splitter: Callable = default_split,  # groups of parameters with their own rates: body and head
     wd: float = .01,  # decay of the weights
+    lr: float|None = None,  # highest rate of a fit that names none; None: 0.003 as in `train`, pretrained: 0.001
     **kwargs
 ) -> HPALearner:
     "Create a `Learner` for four-channel pictures with several labels each"
-    check_loaders(dls, 'hpa_learner')
-    if callable(arch): arch = arch.__name__  # fastai's way to name a network: resnet18 itself
+    four_channel_loaders(dls, 'hpa_learner')
+    arch = name_of_arch(arch)
     if not dls.settings_suffice():
         warnings.warn('item_tfms or batch_tfms of your own change validation pictures too: save_bundle will refuse '
                       'what it can\'t describe; make them for training alone (split_idx=0), or save with learn.export')
-    published = published_start(arch, pretrained)
+    published, bundle = published_start(arch, pretrained), bundle_settings(pretrained)
     model = create_model(arch, len(dls.vocab), pretrained, dls.settings.size, stem, dropout, dls.vocab)
     simulated = source_library(arch)=='hpa_fastai' and (pretrained is True or bool(model.known))
-    knows_cells = simulated or published is not None
+    knows_cells = simulated or published is not None or bundle is not None
     ours = [GradientClip(1.), EpochLines()]
     if amp_dtype(dls.device): ours.append(TrainingPrecision())
     if knows_cells: ours.append(KeepStatistics())
     learn = HPALearner(dls, model.to(dls.device, memory_format=torch.channels_last),
                        loss_func=get_loss(loss_func) if isinstance(loss_func, str) else loss_func,
                        metrics=[MeanAP(), MacroF1()] if metrics is None else metrics, cbs=[*ours, *L(cbs)],
-                       opt_func=opt_func, splitter=splitter, wd=wd, **kwargs)
+                       opt_func=opt_func, splitter=splitter, wd=wd,
+                       lr=lr or (1e-3 if pretrained else 3e-3), **kwargs)
     learn.pretrained, learn.knows_cells = bool(pretrained), knows_cells
     if pretrained: learn.start_weights = copy_weights(learn)
     if published: begin_as_published(learn, published)
+    elif bundle: begin_as_bundle(learn, pretrained, bundle['preprocess'])
     return learn
 
 # %% ../../nbs/train/70_learner.ipynb #45483769
@@ -229,6 +272,9 @@ def calibrate(self:HPALearner,
     dl = None,  # labelled images to fit on; None: the validation images, or all if only the head was fitted
 ) -> Calibration:
     "Fit a correction of the probabilities on images that the weights have not seen"
+    if self.thresholds is not None:
+        warnings.warn('the thresholds were for the probabilities before this calibration, and are removed; '
+                      'fit them again: learn.fit_thresholds()')
     self.calibration = self.thresholds = None
     logits, targets, *_ = _labelled_predictions(self, dl)
     self.calibration = fit_calibration(self.probabilities(logits).numpy(), targets, method)
@@ -319,8 +365,20 @@ def detach_distributed(self:HPALearner) -> HPALearner:
     "Train only in this process from now on"
     return leave_processes(self)
 
+# %% ../../nbs/train/70_learner.ipynb #08157f67
+def checked_lr(
+    lr,  # the highest rate, a number
+) -> float:
+    "Return a rate within its limits, or say what else is possible"
+    try: return checked(lr=lr)
+    except HPAError as e:
+        slices = '; fit_one_cycle and fit take a slice' if isinstance(lr, slice) else ''
+        raise HPAError(f"{e}; or 'find', to look for one{slices}") from None
+
 # %% ../../nbs/train/70_learner.ipynb #481ffe72
 @patch
+@known_arguments(n_epoch='say epochs', lr_max='say lr', size='say sizes: those of the stages',
+                 bs='give it to the loaders', cbs='give them to hpa_learner', learning_rate='say lr')
 def fit_progressive(self:HPALearner,
     sizes: tuple|None = None,  # of the stages, in pixels; None: `default_sizes` of what the network was made for
     epochs: tuple|int = 4,  # passes over the training images in each stage, or one number for all
@@ -341,7 +399,7 @@ def fit_progressive(self:HPALearner,
     if not np.isscalar(epochs): epochs = tuple(epochs)
     sizes, epochs, minutes = checked(sizes=sizes, epochs=epochs, minutes=minutes)
     if np.isscalar(epochs): epochs = (epochs,)*len(sizes)
-    if lr!='find': lr = checked(lr=lr)
+    if lr!='find': lr = checked_lr(lr)
     check_sizes(self, sizes)
     if fine_tune and self.dls.train.bs<2:
         raise HPAError('a batch of one image has no differences for batch normalisation to learn from; make the '

@@ -10,8 +10,10 @@ __all__ = ['LOSSES', 'MultilabelLoss', 'BCELoss', 'SigmoidFocalLoss', 'Asymmetri
 import difflib
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from functools import partial
+from torch import Tensor, nn
 from fastcore.basics import patch
+from fastai.losses import BaseLoss, FocalLoss, LabelSmoothingCrossEntropy
 from ..basics.errors import HPAError
 
 # %% ../../nbs/train/00_losses.ipynb #b8ef4dc5
@@ -213,3 +215,17 @@ def get_loss(name: str,             # 'focal', 'bce', 'asymmetric', 'lovasz', 's
                            "write a sum like 'focal + 0.5*lovasz'") from None
         parts.append((weight, _loss_called(loss.strip())))
     return WeightedSumLoss(parts, **kwargs)
+
+# %% ../../nbs/train/00_losses.ipynb #ec5f3297
+_FOR_ONE_CLASS = nn.CrossEntropyLoss, nn.NLLLoss, FocalLoss, LabelSmoothingCrossEntropy
+
+def check_loss(loss,   # of a learner; None: that of its loaders
+              ):       # the same
+    "Refuse a loss that is for one class an image, or a class of losses."
+    f = loss.func if isinstance(loss, (BaseLoss, partial)) else loss
+    name = getattr(loss, '__name__', type(loss).__name__)
+    if isinstance(f, type): raise HPAError(f'loss_func: {name} is a class of losses; give one of them: {name}()')
+    if isinstance(f, _FOR_ONE_CLASS) or f in (F.cross_entropy, F.nll_loss):
+        raise HPAError(f"loss_func: {name} is for one class an image, and these images have several; take a name such "
+                       "as 'focal' or 'bce' (get_loss), or BCEWithLogitsLossFlat() of fastai")
+    return loss

@@ -7,10 +7,11 @@ __all__ = ['METRICS', 'mean_ap', 'MeanAP', 'MacroF1', 'MicroF1', 'SampleF1']
 
 # %% ../../nbs/train/05_metrics.ipynb #5e45ee54
 import numpy as np
+from difflib import get_close_matches
 from functools import partial
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
-from fastai.metrics import AccumMetric, ActivationType
+from fastai.metrics import AccumMetric, ActivationType, Dice, DiceMulti
 from ..basics.errors import HPAError
 from ..evaluate.metrics import average_precision, f1_scores, macro_f1, micro_f1, sample_f1
 from ..evaluate.threshold_methods import best_constant
@@ -109,10 +110,21 @@ METRICS = {macro_f1: MacroF1, micro_f1: MicroF1, sample_f1: SampleF1, mean_ap: M
 _OF_EACH_CLASS = {average_precision: 'mean_ap', f1_scores: 'macro_f1'}
 _OF_ONE_CLASS = {'accuracy': 'accuracy_multi', 'error_rate': 'accuracy_multi', 'top_k_accuracy': 'accuracy_multi'}
 
+def metric_called(
+    name: str,  # of a score
+):  # a metric
+    "Make a metric from the name of its score"
+    by_name = {score.__name__: made for score,made in METRICS.items()}
+    if name in by_name: return by_name[name]()
+    near = get_close_matches(name.lower(), by_name, 1)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
+    raise HPAError(f'metrics: no metric is called {name!r}; {hint}give a name ({", ".join(by_name)}) or a metric')
+
 def as_metric(
-    metric,  # anything that fastai takes as a metric, or a score of this package
+    metric,  # anything that fastai takes as a metric, or a score of this package or its name
 ):  # what fastai takes
     "Return the metric that a score of decisions stands for, or say which one to use"
+    if isinstance(metric, str): return metric_called(metric)
     f = metric.func if isinstance(metric, partial) else metric
     name = getattr(f, '__name__', type(f).__name__)
     if callable(f) and not isinstance(f, type):
@@ -123,7 +135,17 @@ def as_metric(
         if name in _OF_ONE_CLASS and getattr(f, '__module__', '')=='fastai.metrics':
             raise HPAError(f'metrics: {name} is for one class an image, and these images have several; take '
                            f'{_OF_ONE_CLASS[name]}, macro_f1 or mean_ap')
-    if isinstance(metric, AccumMetric) and metric.dim_argmax is not None:
+    if isinstance(metric, (Dice, DiceMulti)):
+        raise HPAError(f'metrics: {type(metric).__name__} is for masks, where each pixel has one class; take macro_f1 '
+                       'or F1ScoreMulti')
+    if isinstance(metric, AccumMetric) and metric.name=='matthews_corrcoef':
+        raise HPAError('metrics: scikit-learn computes matthews_corrcoef for one class an image only; take '
+                       'F1ScoreMulti, macro_f1 or mean_ap')
+    ranks = isinstance(metric, AccumMetric) and metric.dim_argmax is not None  # by the one most probable class
+    if ranks and metric.activation==ActivationType.No and not metric.flatten:
+        raise HPAError(f'metrics: {metric.name} without sigmoid=True would score only the most probable class of each '
+                       'image; leave sigmoid=False away')
+    if ranks and metric.activation!=ActivationType.Sigmoid:
         raise HPAError(f'metrics: {metric.name} is for one class an image, and these images have several; take the '
                        'metric of fastai that ends in Multi, macro_f1 or mean_ap')
     return metric

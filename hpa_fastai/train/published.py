@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import safe_open
 from fastai.learner import Learner
 from ..batches.loaders import HPADataLoaders
+from ..models.architectures import weights_file
 from ..models.networks import PUBLISHED_NETWORKS
 from ..models.published import published_record, published_weights
 from ..models.registry import PUBLISHED
@@ -34,7 +35,7 @@ def published_start(
 ) -> dict|None:  # name, licence, citation, and what was `checked`; None: other weights, or none
     "Return the record of the published model that a network starts from"
     if arch not in PUBLISHED_NETWORKS or not pretrained: return None
-    return record_of_weights(published_weights(arch) if pretrained is True else Path(pretrained))
+    return record_of_weights(published_weights(arch) if pretrained is True else weights_file(pretrained))
 
 # %% ../../nbs/train/45_published.ipynb #e5f0c311
 def normalize_as_published(
@@ -64,3 +65,19 @@ def begin_as_published(
     if unverified:
         warnings.warn(f'the weights of {record["name"]} are unverified: they were never compared with what was '
                       f'published; `hpa_fastai models get {record["name"]} --force` downloads verified ones')
+
+# %% ../../nbs/train/45_published.ipynb #d888249f
+def begin_as_bundle(
+    learn: Learner,  # of `hpa_learner`, with loaders of its own
+    path: Path,  # of the bundle
+    preprocess: dict,  # of its settings
+):
+    "Make a learner normalise pictures as the bundle that it goes on from, unless the user asked for something else"
+    now = learn.dls.settings
+    mean, std = (o and tuple(o) for o in (preprocess.get('mean'), preprocess.get('std')))
+    minmax, source = bool(preprocess.get('minmax')), bool(preprocess.get('source'))
+    if (mean, std, minmax, source)==(now.mean, now.std, now.minmax, now.source): return
+    if now.mean is None and not now.minmax and not now.source and not source:
+        learn.dls.normalize_by(mean=mean, std=std, minmax=minmax)
+    else: warnings.warn(f'pictures are normalised by {now.normalized_by}, and the model in {path} was trained with '
+                        'another normalisation; give the loaders the same normalize')

@@ -41,7 +41,9 @@ class Stage:
     share: float = 1.  # share of the time and of the learning-rate cycle, in any unit
     part: tuple = (0., 1.)  # of the cycle: where the stage begins and where it ends
     valid_seconds: float = 0.  # duration of a validation
-    def __str__(self): return f'{self.size} px: {self.epochs} epochs{f" of {self.steps} steps" if self.steps else ""}'
+    def __str__(self):
+        epochs = f'{self.epochs} epoch' if self.epochs==1 else f'{self.epochs} epochs'
+        return f'{self.size} px: {epochs}{f" of {self.steps} steps" if self.steps else ""}'
 
 # %% ../../nbs/train/30_schedule.ipynb #98bed06e
 def share_cycle(

@@ -107,7 +107,7 @@ def test_a_rehearsal_refuses_what_the_run_refuses(small_atlas, trained, tmp_path
     assert sorted(p.name for p in tmp_path.rglob('*')) == ['full', 'mine.txt']
 
 
-def test_a_rehearsal_goes_on_where_a_result_exists(small_atlas, trained, tmp_path, monkeypatch, capsys):
+def test_a_rehearsal_goes_on_where_a_result_exists_and_ends_as_the_run_would(small_atlas, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path('old.csv').write_text('Id\n')
     model, images = str(trained[1]), str(small_atlas/'train')
@@ -115,8 +115,9 @@ def test_a_rehearsal_goes_on_where_a_result_exists(small_atlas, trained, tmp_pat
     rehearsals = (['train', str(small_atlas), '--pretrained', 'no', '--out', model, '--dry-run'],
                   ['predict', images, '--model', model, '--out', 'old.csv', '--dry-run'])
     for args in rehearsals:
-        assert main(args) == 0
+        assert main(args) == 2
         said = capsys.readouterr().out
+        assert said.index('exists: without') < said.index('nothing was')
         assert 'exists: without --force the command would stop here; with --force it would be replaced' in said
         assert 'nothing was' in said
         assert main([*args, '--force']) == 0 and 'would stop here' not in capsys.readouterr().out
@@ -145,3 +146,27 @@ def test_python_and_shell_write_the_same_files(small_atlas, trained, tmp_path):
 def test_the_command_can_be_started_alone():
     done = subprocess.run([sys.executable, '-m', 'hpa_fastai'], capture_output=True, text=True)
     assert done.returncode == 2 and 'verify' in done.stdout and done.stderr == ''
+
+
+def test_a_rehearsal_counts_what_the_run_would_use(small_atlas, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(['predict', str(small_atlas/'train'), '--model', str(trained[1]), '--dry-run', '--no-progress']) == 0
+    said = capsys.readouterr().out
+    assert 'one model of 28 classes' in said and 'less than a minute for all' in said
+    train = ['train', str(small_atlas), '--arch', 'smallresnet', '--dry-run']
+    assert main(train) == 0
+    said = capsys.readouterr().out
+    assert 'all to train on' in said and 'because 90 training images are few' in said
+    assert main([*train, '--fine-tune', 'yes', '--epochs', '1']) == 0
+    assert '1 epoch a stage' in capsys.readouterr().out
+    assert main([*train[:2], '--pretrained', str(trained[1]), '--dry-run']) == 0
+    assert 'resnet10t would be trained for seconds or minutes' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('more, n', [([], 0), (['--fold', '0'], 1), (['--fine-tune', 'yes'], 1)])
+def test_notes_about_a_split_are_for_trainings_that_use_it(small_atlas, tmp_path, recwarn, more, n):
+    assert main(['train', str(small_atlas), '--arch', 'smallresnet', '--size', '32', '--epochs', '1', '--no-cache',
+                 '--no-progress', '--group', 'antibody', '--out', str(tmp_path/'m'), *more]) == 0
+    said = [str(w.message) for w in recwarn]
+    assert len([s for s in said if s.startswith('valid has no image')]) == n, said
+    assert len([s for s in said if s.startswith('train has no image')]) in (0, n)

@@ -91,7 +91,7 @@ def test_the_head_alone_for_few_images_and_all_of_it_where_asked(dls, densenet):
     learn = hpa_learner(dls, NAME, densenet[1])
     with learn.no_bar(), learn.no_logging(): learn.fit_progressive(epochs=1, verbose=False, best=False)
     rates = [h['lr'] for h in learn.opt.hypers]
-    assert rates[0] == pytest.approx(rates[1]/2) and learn.history['stages'] == ['64 px: 1 epochs']
+    assert rates[0] == pytest.approx(rates[1]/2) and learn.history['stages'] == ['64 px: 1 epoch']
     state = learn.model[0].state_dict()
     moved = [k for k, v in state.items() if not torch.equal(v, body[k])]
     assert moved and not any('running' in k for k in moved), 'statistics of batch norms stay'
