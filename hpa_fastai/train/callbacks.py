@@ -133,6 +133,7 @@ def autocast_kept():
     finally:
         if autocast_depth()>depth: torch.clear_autocast_cache()  # it holds half-precision copies of old weights
         while autocast_depth()>depth: torch.autocast_decrement_nesting()
+        while autocast_depth()<depth: torch.autocast_increment_nesting()
         torch.set_autocast_cache_enabled(caches)
         for device,enabled,dtype in before:
             torch.set_autocast_enabled(device, enabled)
@@ -149,12 +150,13 @@ class TrainingPrecision(MixedPrecision):
         self.inside = False
     def before_batch(self):
         if not self.training: return
+        self.depth = autocast_depth()
         self.autocast.__enter__()
         self.inside = True
     def leave(self):
         "End the half precision of a step, whether it was completed or cancelled"
-        if self.inside: self.autocast.__exit__(None, None, None)
-        self.inside = False
+        if self.inside and autocast_depth()>self.depth: self.autocast.__exit__(None, None, None)
+        self.inside = False  # it may have been put back already
     def after_pred(self):
         self.leave()
         super().after_pred()

@@ -107,7 +107,7 @@ def test_a_rehearsal_refuses_what_the_run_refuses(small_atlas, trained, tmp_path
     assert sorted(p.name for p in tmp_path.rglob('*')) == ['full', 'mine.txt']
 
 
-def test_a_rehearsal_goes_on_where_a_result_exists_and_ends_as_the_run_would(small_atlas, trained, tmp_path, monkeypatch, capsys):
+def test_a_rehearsal_ends_as_the_run_would_where_a_result_exists(small_atlas, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path('old.csv').write_text('Id\n')
     model, images = str(trained[1]), str(small_atlas/'train')

@@ -6,7 +6,8 @@ import warnings
 import matplotlib
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
+                                  CancelTrainException)
 from fastai.callback.fp16 import MixedPrecision
 
 from hpa_fastai.all import HPAError
@@ -100,3 +101,15 @@ def test_half_precision_that_was_on_stays_on(make_learner):
         with pytest.raises(ValueError): learn.fit(1, 1e-3)
         assert torch.is_autocast_enabled('cpu') and autocast_depth() == 1
     assert not torch.is_autocast_enabled('cpu') and autocast_depth() == 0
+
+
+@pytest.mark.parametrize('cancel', [CancelBatchException, CancelTrainException, CancelEpochException,
+                                    CancelFitException])
+@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'after_loss'])
+def test_a_training_that_is_cancelled(make_learner, event, cancel):
+    "fastai's own way to end a step, whose callbacks are called after the step has put everything back"
+    before, expected = process_state(), numbers(make_learner)
+    def stop(): raise cancel()
+    make_learner(size=32, cbs=Break(event, stop)).fit(1, 1e-3)
+    assert process_state() == before
+    assert numbers(make_learner) == expected
