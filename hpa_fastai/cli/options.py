@@ -356,11 +356,12 @@ def check_free(
 # %% ../../nbs/cli/10_options.ipynb #023d1afc
 def tell_taken(
     *files: Path|None,  # to be written; None: nothing is
-) -> None:
+) -> bool:  # whether the command would stop
     "Say which results exist, and what the command would do"
-    for file in filter(None, files):
-        if file.exists():
-            print(f'{file} exists: without --force the command would stop here; with --force it would be replaced')
+    taken = [file for file in files if file and file.exists()]
+    for file in taken:
+        print(f'{file} exists: without --force the command would stop here; with --force it would be replaced')
+    return bool(taken)
 
 # %% ../../nbs/cli/10_options.ipynb #395e55fb
 def report_failures(

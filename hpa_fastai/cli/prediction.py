@@ -93,14 +93,17 @@ def _rehearse(args, predictor):
     layouts = ', '.join(f'{n} as {layout}' for layout,n in table.layout.value_counts().items())
     symmetries = ', eight symmetries' if predictor.tta else ''
     minutes = len(table)/len(rows)*seconds/60
+    how_long = 'less than a minute' if minutes<1 else f'about {minutes:.0f} minute{"s" if minutes>=1.5 else ""}'
+    n_models = 'one model' if len(predictor.bundles)==1 else f'{len(predictor.bundles)} models'
     failed = sum(bool(row[-1]) for row in rows)
+    is_taken = not args.force and tell_taken(args.out, args.embeddings, args.submission, args.report)
     print(f'{len(table)} fields of view, the first {table.Id.iat[0]}; {layouts}\n'
-          f'{len(predictor.bundles)} models of {len(predictor.labels)} classes on {predictor.where}, '
+          f'{n_models} of {len(predictor.labels)} classes on {predictor.where}, '
           f'batches of {predictor.bs}, {predictor.num_workers} threads that read{symmetries}\n'
-          f'one batch of {len(rows)} took {seconds:.1f} s: about {minutes:.1f} minutes for all; '
+          f'one batch of {len(rows)} took {seconds:.1f} s: {how_long} for all; '
           f'{failed} of them could not be read\n'
           f'to {args.out}; nothing was written')
-    if not args.force: tell_taken(args.out, args.embeddings, args.submission, args.report)
+    return 2 if is_taken else 0
 
 # %% ../../nbs/cli/40_prediction.ipynb #a9a08e7b
 def predict(

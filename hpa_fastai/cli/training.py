@@ -38,14 +38,15 @@ def _train(args, device):
 
 # %% ../../nbs/cli/30_training.ipynb #3f96f22e
 def _check_training(args):
-    "Refuse what the training would refuse, except for results that exist; say what would happen to those"
+    "Refuse what the training would refuse, except for results that exist; return whether the command would stop there"
     from hpa_fastai.basics.devices import find_device
     from hpa_fastai.basics.errors import HPAError
     from hpa_fastai.experiments.training import check_training, may_replace, training_folder
+    from hpa_fastai.models.architectures import weights_file
     reader_of(args)
     find_device(args.device)
-    if args.pretrained not in ('auto', True, False) and not path(args.pretrained).is_file():
-        raise HPAError(f'{args.pretrained}: no such file of weights')
+    if args.pretrained not in ('auto', True, False) and not weights_file(path(args.pretrained)).is_file():
+        raise HPAError(f'{args.pretrained}: no such file of weights, and no folder of a model')
     out, stopped = args.out, training_folder(args.out)
     goes_on = args.folds and out.exists()
     check_training(out.with_name(f'{out.name}.folds') if goes_on else out, args.arch, args.loss_func, args.resume, True)
@@ -54,9 +55,11 @@ def _check_training(args):
             raise HPAError(f'{out} exists and holds no folds; give another name')
         print(f'{out} exists: folds in it that were trained with the same settings are kept; --force trains them again')
     elif not args.folds and not may_replace(out, args.resume, args.force):
-        tell_taken(out)
-        if stopped.exists() and not args.resume:
-            print(f'{stopped} holds a training that was stopped: --resume continues it; --force begins again')
+        stops = tell_taken(out)
+        if not stopped.exists() or args.resume: return stops
+        print(f'{stopped} holds a training that was stopped: --resume continues it; --force begins again')
+        return True
+    return False
 
 def _rehearse(args):
     "Check all that a training needs, and say what would be done"
@@ -67,9 +70,10 @@ def _rehearse(args):
     from hpa_fastai.data.reader import check_fields
     from hpa_fastai.experiments.starts import arch_of, find_start
     from hpa_fastai.experiments.training import ENOUGH
+    from hpa_fastai.models.architectures import bundle_settings
     from hpa_fastai.models.networks import PUBLISHED_NETWORKS
     from hpa_fastai.train.fine_tuning import FEW
-    _check_training(args)
+    would_stop = _check_training(args)
     labels = get_labels(args.labels)
     csv, images = places_of(args)
     table = find_images(images, args.channels)
@@ -86,15 +90,18 @@ def _rehearse(args):
     network, said = args.arch or arch_of(args.pretrained), None
     if not args.arch and args.pretrained=='auto': network, said = find_start()
     if said: print(said)
-    budget = f'{args.minutes:g} minutes' if args.minutes else f'{args.epochs} epochs a stage'
-    knows_cells = network in ('smallresnet', *PUBLISHED_NETWORKS) and args.pretrained is not False
+    epochs = '1 epoch' if args.epochs==1 else f'{args.epochs} epochs'
+    budget = f'{args.minutes:g} minutes' if args.minutes else f'{epochs} a stage'
+    own = args.pretrained not in ('auto', True, False) and bundle_settings(args.pretrained) is not None
+    knows_cells = own or network in ('smallresnet', *PUBLISHED_NETWORKS) and args.pretrained is not False
     if args.fine_tune is None and knows_cells and n_training<FEW:
-        if not args.folds and args.fold is None and args.valid_pct is None: how = 'all to train on'
+        if not args.folds and args.fold is None and args.valid_pct is None: n_training, how = len(df), 'all to train on'
         budget = (f'seconds or minutes: only the last layer is trained, because {n_training} training images are few '
                   'for a network that was trained on cells (--fine-tune yes trains the whole network)')
     print(f'{len(df)} labelled images, {len(labels)} classes: {how}\n'
           f'{network} would be trained for {budget}\n'
           f'and saved to {args.out}; nothing was done')
+    return 2 if would_stop else 0
 
 # %% ../../nbs/cli/30_training.ipynb #7ce16f8c
 def train(

@@ -44,6 +44,11 @@ class Bundle:
     def __post_init__(self):
         self.thresholds = replace(self.thresholds, exclusive=self.labels.negative)
 
+    def __repr__(self):
+        name = (self.config.get('published') or {}).get('name') or self.config.get('model', {}).get('arch', 'a network')
+        calibrated = 'calibrated' if self.calibration else 'not calibrated'
+        return f'Bundle({name}, {len(self.labels)} classes, {self.settings.size} px, {calibrated}, on {self.device})'
+
     def probs(self,
         x: torch.Tensor,  # B×4×S×S uint8, as `settings.reader` gives it
     ) -> np.ndarray:  # B×C

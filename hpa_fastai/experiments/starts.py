@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants
 from fastai.learner import Learner
 from ..basics.processes import *
-from ..batches.loaders import *
-from ..models.architectures import is_online, kept_weights
+from ..batches.loaders import HPADataLoaders, check_loaders
+from ..models.architectures import bundle_settings, is_online, kept_weights
 from ..models.download import offline_variable
 from ..models.networks import NoWeights
 from ..models.published import file_address, models_folder
@@ -50,11 +50,12 @@ def find_start(
 
 # %% ../../nbs/experiments/00_starts.ipynb #e5f0e505
 def arch_of(
-    pretrained: bool|str|Path,  # published weights (True), none (False), or a file
+    pretrained: bool|str|Path,  # published weights (True), none (False), a file, or a bundle
 ) -> str:  # name of a network
     "Choose the network that fits the weights, if no network was named"
     best, second, last = STARTS
     if isinstance(pretrained, bool): return best if pretrained else last
+    if config := bundle_settings(pretrained): return config['model']['arch']
     record = record_of_weights(Path(pretrained))
     return PUBLISHED[record['name']].arch if record else second
 
@@ -62,10 +63,11 @@ def arch_of(
 def auto_learner(
     dls: HPADataLoaders,  # the images to train on and to validate
     arch: str|None = None,  # of `list_models`; None: the first of `STARTS` whose weights can be had
-    pretrained: bool|str = 'auto',  # published weights if they can be had, always (True), never (False), or a file
+    pretrained: bool|str = 'auto',  # published weights if they can be had, always (True), never (False), file or bundle
     **kwargs,  # of `hpa_learner`
 ) -> Learner:
     "Make a learner with published weights if they are available"
+    check_loaders(dls, 'auto_learner')
     def make(name, weights): return hpa_learner(dls, name, pretrained=weights, **kwargs)
     if pretrained!='auto': return make(arch or arch_of(pretrained), pretrained)
     failed = {}
