@@ -308,9 +308,7 @@ def from_csv(cls:HPADataLoaders,
 ) -> HPADataLoaders:
     "Make loaders from a csv and a folder of images."
     path, images = Path(path_text(path, 'path')), as_list(images)
-    if not path.is_dir():
-        hint = near_beside(path) or '; give the folder that holds the csv and the images'
-        raise HPAError(f'{path}: no such folder{hint}')
+    if not path.is_dir(): raise HPAError(f'{path}: no such folder{near_beside(path) or "; give that of the data set"}')
     if not isinstance(images, (list, pd.DataFrame)): images = find_image_folder(path, images)
     if not isinstance(csv, pd.DataFrame): csv = find_label_file(path, csv, LabelError)
     labels, reader = get_labels(labels), kwargs.get('reader') or ImageReader()

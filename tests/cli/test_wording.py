@@ -32,7 +32,7 @@ def test_help_lists_the_commands_in_the_order_of_a_project(capsys):
     ('train data --learning-rate=.1', 'did you mean --lr?'),
     ('predict data --n-workers 2', 'did you mean --num-workers?'),
     ('predict data --overwrite', 'did you mean --force?'),
-    ('predict data more', "'more' is one argument too many; put a name with spaces in quotes (hpa_fastai predict --help"),
+    ('predict data more', "'more' is one argument too many; put a name with spaces in quotes (hpa_fastai predict"),
 ])
 def test_misspelt_words_are_answered_with_the_nearest(args, meant, capsys):
     assert main(args.split()) == 2
