@@ -6,9 +6,9 @@
 __all__ = ['PRECISIONS', 'find_device', 'half_is_fast', 'use_half']
 
 # %% ../../nbs/basics/60_devices.ipynb #de5beb47
-import platform, warnings
+import platform
 import torch
-from .errors import HPAError
+from .errors import HPAError, warn_user
 
 # %% ../../nbs/basics/60_devices.ipynb #ee104015
 def find_device(
@@ -44,7 +44,7 @@ def use_half(
     if precision not in PRECISIONS: raise HPAError(f'precision {precision!r} is not one of {", ".join(PRECISIONS)}')
     if precision == 'auto': return device.type == 'cuda'
     if precision == 'half' and not half_is_fast(device):
-        warnings.warn('half precision: this processor has no instructions for bfloat16, which makes it several times '
-                      'slower than full precision; so full precision is used (force-half uses half precision anyway)')
+        warn_user('half precision: this processor has no instructions for bfloat16, which makes it several times '
+                  'slower than full precision; so full precision is used (force-half uses half precision anyway)')
         return False
     return precision != 'full'

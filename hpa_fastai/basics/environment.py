@@ -7,7 +7,7 @@ __all__ = ['open_streams', 'print_anything', 'tqdm_bar', 'temporary_home', 'cach
            'settle_in']
 
 # %% ../../nbs/basics/40_environment.ipynb #a4ad4d99
-import os, stat, sys, tempfile, warnings
+import os, stat, sys, tempfile
 from functools import cache
 from pathlib import Path
 from .errors import *
@@ -71,8 +71,8 @@ def cache_home() -> Path:
     if os.path.isabs(asked := os.environ.get('XDG_CACHE_HOME', '')): return Path(asked)
     if usual := _home_cache(): return usual
     here = temporary_home()/'.cache'
-    warnings.warn(f'no home folder that can be written to: images and models are kept in {here} '
-                  '(to keep them for longer, set HOME or XDG_CACHE_HOME to another folder)')
+    warn_user(f'no home folder that can be written to: images and models are kept in {here} '
+              '(to keep them for longer, set HOME or XDG_CACHE_HOME to another folder)')
     return here
 
 # %% ../../nbs/basics/40_environment.ipynb #07487d17
@@ -93,7 +93,7 @@ def check_backend() -> None:
     name = matplotlib.get_backend()
     try: plt.switch_backend(name)
     except (ImportError, AttributeError) as e:
-        warnings.warn(f"MPLBACKEND={name} can't be loaded ({one_line(e)[:100]}); charts are only drawn into files")
+        warn_user(f"MPLBACKEND={name} can't be loaded ({one_line(e)[:100]}); charts are only drawn into files")
         plt.switch_backend('agg')
 
 # %% ../../nbs/basics/40_environment.ipynb #b0d70115

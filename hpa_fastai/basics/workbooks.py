@@ -126,8 +126,8 @@ def read_workbook(
     _refuse_uncalculated(raw, book[title], name, error)
     others = [other for other,table in tables.items() if other!=title and len(table)>1]
     if others:
-        warnings.warn(f'{name}: the sheet {title!r} is read, not {", ".join(map(repr, others))}; '
-                      'to read another one, save it in a separate file', stacklevel=2)
+        warn_user(f'{name}: the sheet {title!r} is read, not {", ".join(map(repr, others))}; '
+                  'to read another one, save it in a separate file')
     return tables[title]
 
 # %% ../../nbs/basics/25_workbooks.ipynb #277da70a

@@ -6,7 +6,7 @@
 __all__ = ['CACHE_VERSION', 'cache_key', 'ImageCache', 'default_cache_folder', 'remove_old_caches', 'build_cache']
 
 # %% ../../nbs/batches/20_cache.ipynb #e845a00a
-import errno, hashlib, json, multiprocessing, os, platform, secrets, shutil, time, warnings
+import errno, hashlib, json, multiprocessing, os, platform, secrets, shutil, time
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import repeat
@@ -26,6 +26,7 @@ from ..data.files import *
 from ..data.channels import *
 from ..data.reader import *
 from .tensors import *
+from ..basics.errors import warn_user
 
 # %% ../../nbs/batches/20_cache.ipynb #b5f7832f
 CACHE_VERSION = 1  # raised when a change of the code gives other pixels for the same files and settings
@@ -125,8 +126,8 @@ def _has_room(folder, need):
     except OSError as e: raise _no_cache(folder, e) from None
     free = shutil.disk_usage(folder).free
     if need<=.95*free: return True
-    warnings.warn(f'{folder}: an image cache needs {need/1e9:.1f} GB and {free/1e9:.1f} GB are free; '
-                  'reading from the files instead')
+    warn_user(f'{folder}: an image cache needs {need/1e9:.1f} GB and {free/1e9:.1f} GB are free; '
+              'reading from the files instead')
     return False
 
 # %% ../../nbs/batches/20_cache.ipynb #5417dc79
@@ -260,13 +261,13 @@ def build_cache(
     _remove_abandoned(folder)
     cache = _open(file, table.Id.tolist(), reader.size, reader.dtype)
     if cache is None:
-        if file.exists(): warnings.warn(f'{file}: this image cache is damaged; it is built again')
+        if file.exists(): warn_user(f'{file}: this image cache is damaged; it is built again')
         if not _has_room(folder, len(table)*4*reader.size**2*reader.dtype.itemsize): return None
         try: _build(file, table, reader, progress, num_workers)
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise _no_cache(folder, e) from None
-            warnings.warn(f'{folder}: the disk is full, and no image cache could be built; '
-                          'reading from the files instead')
+            warn_user(f'{folder}: the disk is full, and no image cache could be built; '
+                      'reading from the files instead')
             return None
         cache = ImageCache(file)
     try: os.utime(file.with_suffix('.json'))

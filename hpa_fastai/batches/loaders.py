@@ -6,7 +6,7 @@
 __all__ = ['HPADataLoaders', 'HPADataBlock', 'rarity_weights']
 
 # %% ../../nbs/batches/70_loaders.ipynb #8e4a4dd8
-import os, warnings
+import os
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -172,7 +172,7 @@ def _readable(df, reader, cache, progress):
         errors = {df.Id.iat[i]: str(img) for i,img in seen if isinstance(img, Exception)}
     bad, reasons = df.Id.isin(errors), '; '.join(ErrorGroups(errors.items()).lines(len(df), most=3))
     if bad.all(): raise ImageError(f'none of the {len(df)} fields of view can be read: {reasons}')
-    if bad.any(): warnings.warn(f"{bad.sum()} of {len(df)} fields of view can't be read and are left out: {reasons}")
+    if bad.any(): warn_user(f"{bad.sum()} of {len(df)} fields of view can't be read and are left out: {reasons}")
     return df[~bad].reset_index(drop=True), store
 
 # %% ../../nbs/batches/70_loaders.ipynb #e8e14442
@@ -181,9 +181,9 @@ def without_cache(
 ) -> bool:
     "Say that pictures which are read as they are in their files have no cache"
     if cache:
-        warnings.warn('item_tfms cut and resize the pictures as they are in their files, which are not squares of one '
-                      'size: they are read from the files each time, without a cache; size=… alone reads them whole, '
-                      'with a black margin where they are not square, and keeps them in a cache')
+        warn_user('item_tfms cut and resize the pictures as they are in their files, which are not squares of one '
+                  'size: they are read from the files each time, without a cache; size=… alone reads them whole, '
+                  'with a black margin where they are not square, and keeps them in a cache')
     return False
 
 # %% ../../nbs/batches/70_loaders.ipynb #9876c304

@@ -9,7 +9,7 @@ __all__ = ['SplitError', 'antibody_of', 'group_codes', 'join_groups', 'stratifie
 
 # %% ../../nbs/batches/10_splits.ipynb #2f7d46d3
 from collections.abc import Set
-import re, warnings
+import re
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..basics.arguments import as_list, checked
@@ -21,6 +21,7 @@ from ..data.label_tables import find_columns
 from ..data.duplicates import *
 from .dealing import *
 from ..basics.group_columns import find_group_columns, group_note, group_word
+from ..basics.errors import warn_user
 
 # %% ../../nbs/batches/10_splits.ipynb #168aa4d1
 _all_ = ['duplicate_groups', 'duplicate_pairs']
@@ -121,7 +122,7 @@ def _check_groups(ids, codes, share):
     one = f'one group (with Id {ids[int(np.argmax(codes==sizes.argmax()))]}) holds {largest:.0%} of the images'
     if largest>max(share)/sum(share):
         raise SplitError(f'{one}, more than the largest part may; group by something finer')
-    warnings.warn(f'{one}: only the rest is used for validation', stacklevel=4)
+    warn_user(f'{one}: only the rest is used for validation')
 
 # %% ../../nbs/batches/10_splits.ipynb #66e05001
 def _deal(df, share, group, labels, seed):
@@ -227,7 +228,7 @@ def check_ways(
     if len(ways)>1:
         listed = f'{", ".join(ways[:-1])} and {ways[-1]}'
         raise SplitError(f'{listed} each say which images are for validation; give one of them')
-    if folds!=5 and fold is None:
+    if checked(folds=folds, error=SplitError)!=5 and fold is None:
         raise SplitError(f'folds={folds} says nothing without fold, the one of them to validate on; give fold=0, or '
                          'valid_pct, the share of the images to validate on')
     return ways[0] if ways else 'valid_pct'
@@ -293,7 +294,7 @@ class SplitCheck:
         return not self.faults
     def warn(self):
         "Give every fault as a Python warning."
-        for f in self.faults: warnings.warn(f, stacklevel=2)
+        for f in self.faults: warn_user(f)
     def __str__(self): return '\n'.join([self.table.to_string(), *(f'! {f}' for f in self.faults)])
     def _repr_html_(self): return self.table.to_html() + ''.join(f'<p>⚠ {f}</p>' for f in self.faults)
 

@@ -6,7 +6,7 @@
 __all__ = ['MASK_EXTS', 'find_masks', 'read_mask', 'encode_masks', 'decode_mask']
 
 # %% ../../nbs/cells/20_masks.ipynb #b5cc7884
-import base64, os, warnings, zlib
+import base64, os, zlib
 from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -18,6 +18,7 @@ from ..data.names import CHANNELS, is_hidden, split_mask, split_name
 from ..data.tiff import check_tiff_pages, check_tiff_segments, tiff_pixels
 from ..data.formats import PNG_MAGIC, open_image_file, png_pixel_chunks
 from .segmentation import CellError, enlarge_mask
+from ..basics.errors import warn_user
 
 # %% ../../nbs/cells/20_masks.ipynb #230d6528
 MASK_EXTS = ('.png', '.tif', '.tiff', '.npy')
@@ -140,8 +141,7 @@ def read_mask(
     areas, n_areas = (mask, 1) if value is None else ndi.label(mask, np.ones((3, 3)))
     if n_areas>1:
         mask = areas.astype(np.int32)
-        warnings.warn(f'a mask holds no numbers but 0 and {value:g}: each area that is connected is taken for a cell',
-                      stacklevel=2)
+        warn_user(f'a mask holds no numbers but 0 and {value:g}: each area that is connected is taken for a cell')
     h, w = mask.shape
     if height is None or (h, w)==(height, width): return mask
     if abs(h*width-w*height)>max(h, w)*max(height, width)/100:

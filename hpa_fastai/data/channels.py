@@ -8,7 +8,7 @@ __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'PILLOW_BANDS', 'Planes', 'check_size', 'da
            'assign_channels', 'full_range', 'percentile_range', 'resize_plane', 'to_grey_levels', 'grey_levels']
 
 # %% ../../nbs/data/40_channels.ipynb #b530f234
-import re, shlex, warnings
+import re, shlex
 from typing import NamedTuple
 import numpy as np
 from PIL import Image
@@ -201,9 +201,9 @@ def _assign_by_name(p, wanted):
                          f"e.g. {setting_text('channels', example)}", 'unclear channels')
     if set(got.guessed) & set(found.values()):
         left = [name for name in p.names if name not in found.values()]
-        warnings.warn(f'the planes of the files have names of dyes: {describe_channels(found, got.guessed)}'
-                      + (f'; {", ".join(left)} left out' if left else '')
-                      + f'. If that is wrong, say {setting_text("channels", found)}')
+        warn_user(f'the planes of the files have names of dyes: {describe_channels(found, got.guessed)}'
+                  + (f'; {", ".join(left)} left out' if left else '')
+                  + f'. If that is wrong, say {setting_text("channels", found)}')
     return {c: p.names.index(name) for c,name in found.items()}
 
 # %% ../../nbs/data/40_channels.ipynb #25169957
@@ -221,7 +221,7 @@ def assign_channels(
         if are_of_files and len(given)>1: # they tell apart files, and these are whole fields of view
             if p.kind=='colour' or p.names: return assign_channels(p, ''.join(c[0] for c in given), path)
             if n==len(given):
-                warnings.warn(f'planes without names are taken in the order {", ".join(given)}')
+                warn_user(f'planes without names are taken in the order {", ".join(given)}')
                 return {c: i for i,c in enumerate(given)}
         for c,plane in given.items():
             numbers[c] = names.index(plane) if plane in names else plane

@@ -6,7 +6,6 @@
 __all__ = ['fingerprint', 'symmetries', 'invariant', 'Fingerprints', 'fingerprints', 'duplicate_pairs', 'duplicate_groups']
 
 # %% ../../nbs/data/90_duplicates.ipynb #ec428a6d
-import warnings
 from dataclasses import dataclass, field
 from functools import cache
 import numpy as np, pandas as pd
@@ -160,7 +159,7 @@ def duplicate_groups(
     fp = table if isinstance(table, Fingerprints) else fingerprints(table)
     if fp.errors:
         first = ', '.join(list(fp.errors)[:3])
-        warnings.warn(f'{len(fp.errors)} fields could not be read and count as fields without a copy: {first}')
+        warn_user(f'{len(fp.errors)} fields could not be read and count as fields without a copy: {first}')
     group = _components(fp, duplicate_pairs(fp) if pairs is None else pairs)
     ids = pd.Series(fp.ids, index=pd.Index(fp.ids, name='Id'), name='duplicate', dtype=object)
     return ids.groupby(group).transform('min')

@@ -6,7 +6,7 @@
 __all__ = ['TABLE_EXTS', 'survey_images', 'find_images', 'attach_images', 'pixels_of', 'plain_source', 'image_table']
 
 # %% ../../nbs/data/30_files.ipynb #2ea26830
-import os, re, warnings
+import os, re
 from collections import namedtuple
 import numpy as np, pandas as pd
 from PIL import Image
@@ -230,7 +230,7 @@ def find_images(
     table, left = survey_images(source, channels)
     where = '' if not left or isinstance(source, (list, tuple)) else f'{spell_out(source)}: '
     lines = [line if line.startswith(where) else where+line for line in describe_left_out(left)]
-    for line in lines: warnings.warn(line, stacklevel=2)
+    for line in lines: warn_user(line)
     if lines: table.attrs['left_out'] = lines
     if isinstance(source, (str, os.PathLike)): table.attrs['found_in'] = spell_out(source), len(table)
     return table
@@ -289,8 +289,8 @@ def attach_images(
     if len(absent) or not len(df): raise ImageError(_why_no_images(ids, absent, table, where), 'no image')
     extra = table.Id[~table.Id.isin(ids)]
     if len(extra):
-        warnings.warn(f'{where}: {len(extra)} of {len(table)} fields of view have no row in the table of labels '
-                      f'and are left out: {_some(extra)}', stacklevel=2)
+        warn_user(f'{where}: {len(extra)} of {len(table)} fields of view have no row in the table of labels '
+                  f'and are left out: {_some(extra)}')
     found = table.set_index('Id')[FIELD_COLUMNS[1:]].loc[ids]
     # objects, because pandas would refuse names that are not UTF-8 as text
     columns = {c: pd.Series(found[c].to_numpy(object), index=df.index, dtype=object) for c in found}

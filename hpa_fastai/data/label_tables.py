@@ -7,7 +7,7 @@ __all__ = ['ID_NAMES', 'LABEL_NAMES', 'guess_labels', 'column_settings', 'find_c
            'label_faults', 'read_labels']
 
 # %% ../../nbs/data/05_label_tables.ipynb #b03745f0
-import re, shlex, warnings
+import re, shlex
 import numpy as np, pandas as pd
 from ..basics.arguments import *
 from ..basics.paths import *
@@ -15,6 +15,7 @@ from ..basics.spreadsheets import *
 from ..basics.words import *
 from .labels import *
 from .labels import LABEL_SETS, NO_LABEL, is_blank
+from ..basics.errors import warn_user
 
 # %% ../../nbs/data/05_label_tables.ipynb #81d59d7a
 def _share_known(cells, labels):
@@ -113,7 +114,7 @@ def _guess_columns(where, table, labels, found, ids):
     if not lacking:
         told = ', '.join(f'the column {found[i]!r} is read as {("Ids", "labels")[i]}' for i in read)
         names = ', '.join(f'{arguments[i]}=… (--{arguments[i].replace("_", "-")})' for i in read)
-        warnings.warn(f'{where}: {told}; {names} to choose another', stacklevel=4)
+        warn_user(f'{where}: {told}; {names} to choose another')
         return found
     missing = 'column' + 's'*(len(lacking)>1) + ' ' + ' and '.join(repr(wanted[i]) for i in lacking)
     why = f'{where} has no {missing} (columns are {", ".join(filter(None, map(str, table.columns)))})'
@@ -303,5 +304,5 @@ def read_labels(
     if len(out)<len(df):
         repeated = df.Id[df.Id.duplicated()].nunique()
         what = f'{len(df)-len(out)} repeated rows of {repeated} Ids with the same labels were merged'
-        warnings.warn(f'{where}: {what}', stacklevel=2)
+        warn_user(f'{where}: {what}')
     return out

@@ -372,3 +372,8 @@ def test_arguments_of_a_split_that_would_do_nothing_are_refused(small_atlas, cac
     assert loaders(small_atlas, cache, splitter=whole, group='antibody').train.group == 'antibody'
     kept = HPADataLoaders.from_df(df, small_atlas/'train', size=32, cache=cache, progress=False, group='antibody_of')
     assert not set(kept.train_ds.items.antibody) & set(kept.valid_ds.items.antibody)
+
+
+def test_warnings_point_at_the_line_of_the_user(small_atlas, cache):
+    with pytest.warns(UserWarning, match='antibody') as said: loaders(small_atlas, cache)
+    assert {Path(warning.filename).name for warning in said} == {Path(__file__).name}
