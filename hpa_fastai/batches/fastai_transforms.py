@@ -77,6 +77,18 @@ def light(self, x:TensorRGBY):
 for kind in (LightingTfm, Brightness, Contrast, Saturation, HSVTfm, Hue):
     kind.encodes.dispatch_multi((object, TensorRGBY))(light)
 
+# %% ../../nbs/batches/55_fastai_transforms.ipynb #dac73534
+def refuse_three_channels(
+    dls,  # loaders
+    who: str,  # name of the calling function
+):
+    "Refuse loaders that normalise three channels"
+    transforms = [t for dl in dls.loaders for t in getattr(dl.after_batch, 'fs', ())]
+    if any(isinstance(t, Normalize) and getattr(t.mean, 'ndim', 0)==4 and t.mean.shape[1]==3 for t in transforms):
+        raise HPAError(f'{who}: these loaders normalise three channels, and the pictures have four; '
+                       'vision_learner(dls, …) adds this for photographs. Make the loaders again, and give '
+                       'vision_learner n_in=4 or normalize=False')
+
 # %% ../../nbs/batches/55_fastai_transforms.ipynb #6fb19c3b
 def square_side(
     tfm,  # a transform with a size

@@ -226,8 +226,7 @@ def check_ways(
     ways = [name for name,o in dict(valid_pct=valid_pct, fold=fold, valid_col=valid_col, splitter=splitter).items()
             if o is not None]
     if len(ways)>1:
-        listed = f'{", ".join(ways[:-1])} and {ways[-1]}'
-        raise SplitError(f'{listed} each say which images are for validation; give one of them')
+        raise SplitError(f'{" and ".join(ways)} each say which images are for validation; give one of them')
     if checked(folds=folds, error=SplitError)!=5 and fold is None:
         raise SplitError(f'folds={folds} says nothing without fold, the one of them to validate on; give fold=0, or '
                          'valid_pct, the share of the images to validate on')

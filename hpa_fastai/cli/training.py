@@ -42,7 +42,7 @@ def _check_training(args):
     from hpa_fastai.basics.devices import find_device
     from hpa_fastai.basics.errors import HPAError
     from hpa_fastai.experiments.training import check_training, may_replace, training_folder
-    from hpa_fastai.models.architectures import weights_file
+    from hpa_fastai.models.own_models import weights_file
     reader_of(args)
     find_device(args.device)
     if args.pretrained not in ('auto', True, False) and not weights_file(path(args.pretrained)).is_file():
@@ -70,7 +70,7 @@ def _rehearse(args):
     from hpa_fastai.data.reader import check_fields
     from hpa_fastai.experiments.starts import arch_of, find_start
     from hpa_fastai.experiments.training import ENOUGH
-    from hpa_fastai.models.architectures import bundle_settings
+    from hpa_fastai.models.own_models import bundle_settings
     from hpa_fastai.models.networks import PUBLISHED_NETWORKS
     from hpa_fastai.train.fine_tuning import FEW
     would_stop = _check_training(args)

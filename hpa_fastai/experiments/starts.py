@@ -13,7 +13,8 @@ from huggingface_hub import constants
 from fastai.learner import Learner
 from ..basics.processes import *
 from ..batches.loaders import HPADataLoaders, check_loaders
-from ..models.architectures import bundle_settings, is_online, kept_weights
+from ..models.architectures import is_online, kept_weights
+from ..models.own_models import bundle_settings
 from ..models.download import offline_variable
 from ..models.networks import NoWeights
 from ..models.published import file_address, models_folder

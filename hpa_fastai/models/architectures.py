@@ -6,7 +6,8 @@
 __all__ = ['UnknownModelError', 'list_models', 'source_library', 'kept_weights', 'create_model', 'ModelError', 'NoWeights']
 
 # %% ../../nbs/models/40_architectures.ipynb #c13dca28
-import difflib, fnmatch, itertools, json, urllib.error, urllib.request
+import difflib, fnmatch, itertools, urllib.error, urllib.request
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,9 @@ from safetensors.torch import load_file
 from torch import nn
 from ..basics.packages import quick_imports
 from ..basics.arguments import checked
+from ..basics.errors import HPAError
 from .networks import *
+from .own_models import *
 _all_ = ['ModelError', 'NoWeights']
 
 # %% ../../nbs/models/40_architectures.ipynb #919f0603
@@ -54,6 +57,22 @@ def source_library(
     near = difflib.get_close_matches(arch, list_models(), n=4, cutoff=.5)
     hint = f'did you mean {", ".join(near)}?' if near else "list_models('resnet*') lists names"
     raise UnknownModelError(f'no network is called {arch!r}; {hint}')
+
+# %% ../../nbs/models/40_architectures.ipynb #90f4d13a
+def name_of_arch(
+    arch: str|Callable,  # a name, or a function of torchvision or timm
+) -> str:
+    "Return the name of a network, or say how to train one that has no name here"
+    if isinstance(arch, str): return arch
+    own = 'HPALearner(dls, model) takes a network of your own, which turns B×4×size×size into B×C logits'
+    if isinstance(arch, nn.Module):
+        raise HPAError(f'arch: a network ({type(arch).__name__}), where the name of one is expected (list_models); '
+                       f'{own}')
+    module, name = getattr(arch, '__module__', None) or '', getattr(arch, '__name__', None)
+    if name and module.split('.')[0] in ('torchvision', 'timm'): return name
+    example = f', such as {name}(c_in=4, n_out=28)' if name and module.startswith('fastai.') else ''
+    raise HPAError(f'arch: {name or repr(arch)[:40]} is not a function of torchvision or timm; '
+                   f'give a name (list_models); {own}{example}')
 
 # %% ../../nbs/models/40_architectures.ipynb #83bd93ee
 @torch.no_grad()
@@ -308,46 +327,7 @@ def _load_published(model, pretrained, arch, classes):
         elif not list(theirs.children()): ours.load_state_dict(theirs.state_dict())
     return [classes[i] for i in numbers]
 
-# %% ../../nbs/models/40_architectures.ipynb #1bfbfe2c
-def weights_file(
-    path: str|Path,  # a weights file, or the folder of a bundle
-) -> Path:
-    "Return the file with the weights"
-    path = Path(path)
-    return path/'model.safetensors' if path.is_dir() else path
-
-def bundle_settings(
-    path,  # what was given as `pretrained`: the folder of a bundle, the weights in one, or anything else
-) -> dict|None:  # of its config.json; None: not a bundle
-    "Read the settings of a bundle of this package"
-    if isinstance(path, bool): return None
-    file = weights_file(path).with_name('config.json')
-    if weights_file(path).name!='model.safetensors' or not file.is_file(): return None
-    try: config = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError: raise ModelError(f'{file}: damaged; copy the bundle again') from None
-    try: config['model']['arch'], config['preprocess'], list(config['labels']['classes'])
-    except (KeyError, TypeError): return None
-    return config
-
 # %% ../../nbs/models/40_architectures.ipynb #8f0942d2
-def _classes_of_bundle(path, arch):
-    "Return the names of the classes of a bundle, which must be of this network; empty for any other file"
-    config = bundle_settings(path)
-    if config is None:
-        if not isinstance(path, bool) and Path(path).is_dir():
-            raise ModelError(f'{path}: no model in this folder; name a weights file, or the folder of a bundle, which '
-                             'save_bundle or `hpa_fastai train` makes')
-        return []
-    other = config['model']['arch']
-    if other!=arch: raise ModelError(f'{path}: a model of {other}, not of {arch}; pass arch={other!r} (--arch {other})')
-    return config['labels']['classes']
-
-def _split_network(tensors):
-    "Divide the tensors of a whole network into those of its body and its head; None: they are of a body alone"
-    parts = [{k[2:]: t for k,t in tensors.items() if k.startswith(part)} for part in ('0.', '1.')]
-    others = [k for k in tensors if not k.startswith(('0.', '1.', 'training.'))]
-    return None if others or not all(parts) else parts
-
 @torch.no_grad()
 def _load_own(model, parts, file, arch, classes, known):
     "Fill a network from another of the same kind, matching classes by their names; return the names that were found"
@@ -398,12 +378,12 @@ def create_model(
     model = nn.Sequential(body, head)
     model.config = dict(arch=arch, n_out=n_out, size=size, dropout=dropout, heads=heads)
     model.n_features, model.known = n_features, []
-    names = _classes_of_bundle(pretrained, arch)
+    names = classes_of_bundle(pretrained, arch)
     if pretrained and arch in PUBLISHED_NETWORKS and not names:
         model.known = _load_published(model, pretrained, arch, classes)
     elif pretrained:
         tensors = _published_weights(arch, library) if pretrained is True else _read_weights(weights_file(pretrained))
-        if parts := _split_network(tensors): model.known = _load_own(model, parts, pretrained, arch, classes, names)
+        if parts := split_network(tensors): model.known = _load_own(model, parts, pretrained, arch, classes, names)
         else:
             _load_body(body, tensors, arch, pretrained, stem)
             model.known = _load_head(head, tensors, classes)

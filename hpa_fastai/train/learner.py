@@ -21,6 +21,7 @@ from fastai.vision.learner import default_split
 from ..basics.arguments import checked, known_arguments
 from ..basics.errors import HPAError
 from ..basics.processes import is_first, n_processes
+from ..batches.fastai_transforms import refuse_three_channels
 from ..batches.loaders import HPADataLoaders, check_loaders
 from ..batches.dealing import deal_images
 from ..batches.splits import group_codes
@@ -29,41 +30,20 @@ from ..evaluate.thresholds import Thresholds, as_thresholds, fit_thresholds
 from ..evaluate.crossfit import crossfit
 from ..evaluate.evaluation import Evaluation, evaluate
 from ..evaluate.interpretation import refuse_one_class
-from ..models.architectures import bundle_settings, create_model, source_library
+from ..models.own_models import bundle_settings
+from ..models.architectures import create_model, name_of_arch, source_library
 from .losses import check_loss, get_loss
 from .callbacks import (
-    EpochLines,
-    ForgetDecisions, KeepStatistics, TrainingError, TrainingPrecision, amp_dtype, autocast_kept,
+    EpochLines, ForgetDecisions, KeepStatistics, TrainingError, TrainingPrecision, amp_dtype, autocast_kept,
     copy_weights, forget_decisions)
 from .metrics import MacroF1, MeanAP, as_metric, check_monitors
 from .checkpoints import find_checkpoint, training_settings
-from .schedule import default_sizes, plan_epochs, plan_time
+from .schedule import checked_lr, default_sizes, plan_epochs, plan_time
 from .head import fit_head
 from .published import begin_as_bundle, begin_as_published, published_start
 from .distributed import join_processes, leave_processes
 from .progressive import (
     ProgressiveRun, TrainingPlan, check_sizes, fit_head_alone, head_seconds, resume_training, search_lr)
-
-# %% ../../nbs/train/70_learner.ipynb #f439188b
-def four_channel_loaders(
-    dls,  # the loaders to check
-    who: str,  # name of the calling function
-) -> HPADataLoaders:  # the same
-    "Refuse loaders without labels and settings, and those that normalise three channels"
-    check_loaders(dls, who)
-    transforms = [t for dl in dls.loaders for t in getattr(dl.after_batch, 'fs', ())]
-    if any(isinstance(t, Normalize) and getattr(t.mean, 'ndim', 0)==4 and t.mean.shape[1]==3 for t in transforms):
-        raise HPAError(f'{who}: these loaders normalise three channels, and the pictures have four; '
-                       'vision_learner(dls, …) adds this for photographs. Make the loaders again, and give '
-                       'vision_learner n_in=4 or normalize=False')
-    return dls
-
-# %% ../../nbs/train/70_learner.ipynb #93690acf
-def knows_images(
-    dls: HPADataLoaders,  # of a learner
-) -> bool:  # not, if the learner was exported
-    "Tell whether loaders have images of their own"
-    return any(len(getattr(dl.dataset, 'items', ())) for dl in dls.loaders)
 
 # %% ../../nbs/train/70_learner.ipynb #14ceaa89
 class HPALearner(Learner):
@@ -82,7 +62,9 @@ class HPALearner(Learner):
         **kwargs
     ):
         check_loss(kwargs.get('loss_func'))
-        super().__init__(four_channel_loaders(dls, 'HPALearner').new(), model, **kwargs)
+        check_loaders(dls, 'HPALearner')
+        refuse_three_channels(dls, 'HPALearner')
+        super().__init__(dls.new(), model, **kwargs)
         self.add_cb(ForgetDecisions())
 
     @property
@@ -170,13 +152,13 @@ class HPALearner(Learner):
         with_input: bool = False,  # the picture comes first
     ) -> tuple:  # names of the classes, and for each class whether it is given, and its probability
         "Predict the classes of a picture, by the thresholds"
-        if isinstance(item, str) and not knows_images(self.dls) and not os.path.exists(item) and '/' not in item:
+        is_exported = not any(len(getattr(dl.dataset, 'items', ())) for dl in self.dls.loaders)
+        if isinstance(item, str) and is_exported and not os.path.exists(item) and '/' not in item:
             raise HPAError(f'{item!r}: no such file; an exported learner knows no Ids, give it files or a folder')
         table = self.dls.fields(item)
         if len(table)!=1:
-            raise HPAError(f'learn.predict takes one field of view and got {len(table)}; take '
-                           'hpa_fastai.predict(…, model=learn), or '
-                           'learn.get_preds(dl=learn.dls.test_dl(…), with_decoded=True)')
+            raise HPAError(f'learn.predict takes one field of view and got {len(table)}; take hpa_fastai.predict(…, '
+                           'model=learn), or learn.get_preds(dl=learn.dls.test_dl(…), with_decoded=True)')
         with self.no_bar(): return super().predict(table.iloc[0], rm_type_tfms, with_input)
 
     @delegates(Learner.load)
@@ -188,22 +170,6 @@ class HPALearner(Learner):
         super().load(file, **kwargs)
         forget_decisions(self)
         return self
-
-# %% ../../nbs/train/70_learner.ipynb #f492b888
-def name_of_arch(
-    arch: str|Callable,  # a name, or a function of torchvision or timm
-) -> str:
-    "Return the name of a network, or say how to train one that has no name here"
-    if isinstance(arch, str): return arch
-    own = 'HPALearner(dls, model) takes a network of your own, which turns B×4×size×size into B×C logits'
-    if isinstance(arch, torch.nn.Module):
-        raise HPAError(f'arch: a network ({type(arch).__name__}), where the name of one is expected (list_models); '
-                       f'{own}')
-    module, name = getattr(arch, '__module__', None) or '', getattr(arch, '__name__', None)
-    if name and module.split('.')[0] in ('torchvision', 'timm'): return name
-    example = f', such as {name}(c_in=4, n_out=28)' if name and module.startswith('fastai.') else ''
-    raise HPAError(f'arch: {name or repr(arch)[:40]} is not a function of torchvision or timm; '
-                   f'give a name (list_models); {own}{example}')
 
 # %% ../../nbs/train/70_learner.ipynb #44305e3d
 @known_arguments(
@@ -229,7 +195,8 @@ def hpa_learner(
     **kwargs
 ) -> HPALearner:
     "Create a `Learner` for four-channel pictures with several labels each"
-    four_channel_loaders(dls, 'hpa_learner')
+    check_loaders(dls, 'hpa_learner')
+    refuse_three_channels(dls, 'hpa_learner')
     arch = name_of_arch(arch)
     if not dls.settings_suffice():
         warnings.warn('item_tfms or batch_tfms of your own change validation pictures too: save_bundle will refuse '
@@ -244,8 +211,7 @@ def hpa_learner(
     learn = HPALearner(dls, model.to(dls.device, memory_format=torch.channels_last),
                        loss_func=get_loss(loss_func) if isinstance(loss_func, str) else loss_func,
                        metrics=[MeanAP(), MacroF1()] if metrics is None else metrics, cbs=[*ours, *L(cbs)],
-                       opt_func=opt_func, splitter=splitter, wd=wd,
-                       lr=lr or (1e-3 if pretrained else 3e-3), **kwargs)
+                       opt_func=opt_func, splitter=splitter, wd=wd, lr=lr or (1e-3 if pretrained else 3e-3), **kwargs)
     learn.pretrained, learn.knows_cells = bool(pretrained), knows_cells
     if pretrained: learn.start_weights = copy_weights(learn)
     if published: begin_as_published(learn, published)
@@ -273,8 +239,7 @@ def calibrate(self:HPALearner,
 ) -> Calibration:
     "Fit a correction of the probabilities on images that the weights have not seen"
     if self.thresholds is not None:
-        warnings.warn('the thresholds were for the probabilities before this calibration, and are removed; '
-                      'fit them again: learn.fit_thresholds()')
+        warnings.warn('the thresholds fitted the probabilities before; fit them again: learn.fit_thresholds()')
     self.calibration = self.thresholds = None
     logits, targets, *_ = _labelled_predictions(self, dl)
     self.calibration = fit_calibration(self.probabilities(logits).numpy(), targets, method)
@@ -364,16 +329,6 @@ def to_distributed(self:HPALearner,
 def detach_distributed(self:HPALearner) -> HPALearner:
     "Train only in this process from now on"
     return leave_processes(self)
-
-# %% ../../nbs/train/70_learner.ipynb #08157f67
-def checked_lr(
-    lr,  # the highest rate, a number
-) -> float:
-    "Return a rate within its limits, or say what else is possible"
-    try: return checked(lr=lr)
-    except HPAError as e:
-        slices = '; fit_one_cycle and fit take a slice' if isinstance(lr, slice) else ''
-        raise HPAError(f"{e}; or 'find', to look for one{slices}") from None
 
 # %% ../../nbs/train/70_learner.ipynb #481ffe72
 @patch

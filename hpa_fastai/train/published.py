@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import safe_open
 from fastai.learner import Learner
 from ..batches.loaders import HPADataLoaders
-from ..models.architectures import weights_file
+from ..models.own_models import weights_file
 from ..models.networks import PUBLISHED_NETWORKS
 from ..models.published import published_record, published_weights
 from ..models.registry import PUBLISHED

@@ -17,6 +17,7 @@ from fastai.callback.all import *
 from fastai.data.all import *
 from fastai.learner import *
 from ..basics.processes import broadcast, n_processes
+from ..basics.arguments import checked
 from ..basics.errors import HPAError
 from .callbacks import TrainingError, amp_dtype
 
@@ -230,3 +231,13 @@ def plan_time(
     stages = plan_stages(sizes, seconds, stage_shares(len(sizes)), broadcast(seconds_left()), per_pass)
     for stage,bs in zip(stages, batches): stage.bs = bs
     return stages
+
+# %% ../../nbs/train/30_schedule.ipynb #82d5aae4
+def checked_lr(
+    lr,  # the highest rate, a number
+) -> float:
+    "Return a rate within its limits, or say what else is possible"
+    try: return checked(lr=lr)
+    except HPAError as e:
+        slices = '; fit_one_cycle and fit take a slice' if isinstance(lr, slice) else ''
+        raise HPAError(f"{e}; or 'find', to look for one{slices}") from None
