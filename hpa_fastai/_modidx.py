@@ -107,6 +107,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'hpa_fastai/basics/paths.py'),
                                          'hpa_fastai.basics.paths.is_empty_folder': ( 'basics/paths.html#is_empty_folder',
                                                                                       'hpa_fastai/basics/paths.py'),
+                                         'hpa_fastai.basics.paths.is_result': ('basics/paths.html#is_result', 'hpa_fastai/basics/paths.py'),
                                          'hpa_fastai.basics.paths.is_url': ('basics/paths.html#is_url', 'hpa_fastai/basics/paths.py'),
                                          'hpa_fastai.basics.paths.near_beside': ( 'basics/paths.html#near_beside',
                                                                                   'hpa_fastai/basics/paths.py'),

@@ -41,7 +41,8 @@ def one_line(
     return ' '.join(str(error).split())[:200]
 
 # %% ../../nbs/basics/00_errors.ipynb #426f0407
-_OURS = ('hpa_fastai', 'fastai', 'fastcore', 'contextlib')  # packages whose lines mean nothing to a user
+# packages whose lines mean nothing to a user
+_OURS = ('hpa_fastai', 'fastai', 'fastcore', 'contextlib', 'torch', 'pandas', 'concurrent', 'threading')
 
 def warn_user(
     message:str, # one line

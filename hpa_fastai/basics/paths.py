@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TABLE_EXTS', 'same_form', 'spell_out', 'id_form', 'path_text', 'irregular_kind', 'is_url', 'open_filesystem',
-           'file_stat', 'file_sha256', 'near_beside', 'is_empty_folder', 'find_beside', 'find_label_file',
+           'file_stat', 'file_sha256', 'near_beside', 'is_empty_folder', 'find_beside', 'is_result', 'find_label_file',
            'find_image_folder', 'write_whole']
 
 # %% ../../nbs/basics/20_paths.ipynb #75720db6
-import difflib, hashlib, os, stat, unicodedata
+import difflib, hashlib, os, re, stat, unicodedata, zipfile
 from pathlib import Path
 from .errors import *
 
@@ -114,7 +114,8 @@ def is_empty_folder(
     path, # of anything
 ) -> bool:
     "Tell whether a path is a folder without anything in it."
-    return os.path.isdir(path) and not os.listdir(path)
+    try: return os.path.isdir(path) and not os.listdir(path)
+    except OSError: return False  # not to be listed
 
 def find_beside(
     name, # of a file or folder, as it was typed; an absolute path and a URL are taken as they are
@@ -136,10 +137,23 @@ def find_beside(
 # %% ../../nbs/basics/20_paths.ipynb #9a69f294
 TABLE_EXTS = ('.csv', '.tsv', '.xlsx', '.xlsm')
 
+def is_result(
+    path, # of a table
+) -> bool:
+    "Tell whether a table was written by a prediction."
+    try:
+        if Path(path).suffix.lower() in ('.csv', '.tsv'):
+            with open(path, 'rb') as f: return bool(re.search(rb'\bPredicted\W+Names\b', f.readline()))
+        with zipfile.ZipFile(path) as book: sheets = book.read('xl/workbook.xml')
+    except (OSError, KeyError, zipfile.BadZipFile): return False
+    return all(f'name="{title}"'.encode() in sheets for title in ('Results', 'Probabilities', 'About'))
+
 def _tables_in(folder):
-    "List the tables in a folder."
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return [name for name in names if name.lower().endswith(TABLE_EXTS) and not name.startswith(('.', '~'))]
+    "List the tables in a folder that may hold labels."
+    try: names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    except OSError: return []  # not to be listed
+    tables = [n for n in names if n.lower().endswith(TABLE_EXTS) and not n.startswith(('.', '~'))]
+    return [name for name in tables if not is_result(os.path.join(folder, name))]
 
 def find_label_file(
     folder, # of the data set

@@ -308,7 +308,10 @@ def verify_folder(
 ) -> Verification:
     "Check a folder of images and its csv before they are used."
     is_named = any(o is not None for o in (csv, labels, id_column, label_column))
-    if is_named and not isinstance(csv, pd.DataFrame): csv = find_label_file(folder, csv, LabelError)
+    if is_named and not isinstance(csv, pd.DataFrame):
+        is_path = isinstance(folder, (str, bytes, os.PathLike))
+        if csv is None and not is_path: raise LabelError('labels to check need their table: csv=…')
+        csv = find_label_file(folder, csv, LabelError) if is_path else find_beside(csv, folder, LabelError)
     folder = as_source(folder)
     if not is_named: csv = _only_table(folder)
     table, left = survey_images(folder, reader.channels)

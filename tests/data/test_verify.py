@@ -521,3 +521,31 @@ def test_other_tables_are_no_labels(plate):
     assert v.exit_code == 0 and found(v) == {('note', 'table not checked')} and 'settings.csv' in str(v)
     pd.DataFrame(dict(well=['A1'], exposure=[20])).to_csv(plate/'more.csv', index=False)
     assert verify_folder(plate, progress=False).exit_code == 0
+
+
+def test_what_a_prediction_wrote_is_no_table_of_labels(plate, trained):
+    from hpa_fastai.basics.paths import find_label_file
+    from hpa_fastai.interpret.prediction import predict
+    for name in ('predictions.csv', 'predictions.xlsx'):
+        predict(plate, trained[1], plate/name, progress=False)
+        assert 'no table was checked' in str(verify_folder(plate, progress=False)), name
+    with pytest.raises(HPAError, match='no table of labels in it'): find_label_file(plate)
+    pd.DataFrame(dict(Id=IDS, Target='Nucleoli')).to_csv(plate/'labels.csv', index=False)
+    assert find_label_file(plate) == plate/'labels.csv'
+
+
+def test_a_table_of_files_has_its_labels_named(plate):
+    table = find_images(plate)
+    with pytest.raises(LabelError, match='csv='): verify_folder(table, labels='hpa28', progress=False)
+    known = pd.DataFrame(dict(Id=IDS, Target='Nucleoli'))
+    assert verify_folder(table, known, 'hpa28', progress=False).exit_code == 0
+
+
+def test_a_folder_that_may_not_be_listed_gives_no_hint(plate, monkeypatch):
+    from hpa_fastai.basics.paths import find_label_file
+    listdir = os.listdir
+    def refusing(path='.'):
+        if os.path.samefile(path, plate.parent): raise PermissionError(13, 'Permission denied', str(path))
+        return listdir(path)
+    monkeypatch.setattr(os, 'listdir', refusing)
+    with pytest.raises(HPAError, match='no table of labels in it; name'): find_label_file(plate)
