@@ -199,24 +199,29 @@ def from_learner(cls:Bundle,
 # %% ../../nbs/deploy/10_bundle.ipynb #5ee0b1a2
 def picture_digest(
     row,  # of `find_images`
-) -> str:  # ten hexadecimal digits
-    "Identify a picture by the bytes of its protein channel, or by its Id where they are not in one file."
-    path = row['green']
-    digest = hashlib.blake2b(digest_size=5)
+) -> str:  # ten hexadecimal digits; '' where it is not in a file of this machine
+    "Identify a picture by the bytes of its protein channel."
+    path, part, n_parts = row.get('green'), 2**16, 16
+    if not isinstance(path, (str, os.PathLike)): return ''
     try:
         with open(path, 'rb') as f:
             size = f.seek(0, os.SEEK_END)
-            f.seek(size//2)
-            digest.update(b'%d ' % size + f.read(4096))
-    except (OSError, TypeError, ValueError): digest.update(os.fsencode(str(row['Id'])))
+            digest = hashlib.blake2b(b'%d ' % size, digest_size=5)
+            is_small = size <= n_parts*part
+            for start in [0] if is_small else np.linspace(0, size - part, n_parts, dtype=int).tolist():
+                f.seek(start)
+                digest.update(f.read(size if is_small else part))
+    except (OSError, TypeError, ValueError): return ''
     return digest.hexdigest()
 
 def picture_digests(
     table: pd.DataFrame,  # with the columns of `find_images`
+    before: str = '',  # digests of other pictures, to add these to
 ) -> str:  # ten digits for each picture, sorted
     "Write down which pictures a table has."
-    if len(table) > 10**6: return ''  # config.json would become too large
-    return ''.join(sorted(map(picture_digest, table.to_dict('records'))))
+    if len(table) + len(before)//10 > 10**6: return before  # config.json would become too large
+    found = {picture_digest(row) for row in table.to_dict('records')}
+    return ''.join(sorted(found.union(re.findall('.{10}', before)) - {''}))
 
 def seen_by(
     bundles: list,  # that decide together

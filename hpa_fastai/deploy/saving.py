@@ -83,10 +83,11 @@ def _remove_leftovers(path):
             if free: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/deploy/20_saving.ipynb #5b50d61c
-def _said(value):
-    "A setting of a training as a person writes it"
-    if isinstance(value, dict): return ', '.join(f'{key.replace("_", " ")} {_said(v)}' for key,v in value.items())
+def _said(value, as_number=None):
+    "A setting of a training as a person writes it; `as_number`: the format of a number"
+    if isinstance(value, dict): return ', '.join(f'{str(key).replace("_", " ")} {_said(v)}' for key,v in value.items())
     if isinstance(value, (list, tuple)): return ', '.join(map(_said, value))
+    if as_number and isinstance(value, (int, float)): return f'{value:{as_number}}'
     return f'{value:.3g}' if isinstance(value, float) else str(value)
 
 def describe_training(
@@ -96,14 +97,19 @@ def describe_training(
     facts = {k: v for k,v in history.items() if v is not None}
     log, lr, kept = facts.pop('log', None), facts.pop('lr', 0), facts.pop('kept_of_start', None)
     images, stages, minutes = facts.pop('images', None), facts.pop('stages', []), facts.pop('minutes', None)
+    stages = stages if isinstance(stages, (list, tuple)) else [stages]
     head_alone = any('the head alone' in str(stage) for stage in stages)
     size = next((str(stage).split(' px')[0] for stage in stages), None)
-    what = 'Only the head was fitted; the network before it is as it was published' if head_alone else 'It was trained'
-    said = [what+(f', on {images:,} images' if images else '')+(f', at {size} px' if head_alone and size else '')]
+    start = 'published' if 'started_from' in facts else 'at the start'
+    what = f'Only the head was fitted; the network before it is as it was {start}' if head_alone else 'It was trained'
+    on, at = f', on {_said(images, ",")} images' if images else '', f', at {size} px' if head_alone and size else ''
+    said = [what+on+at]
     if stages and not head_alone: said.append(f'Stages: {_said(stages)}')
-    if lr: said.append(f'Highest learning rate: {lr:.3g}')
-    if minutes is not None: said.append(f'It took {f"{minutes:.0f} minutes" if minutes>=2 else f"{60*minutes:.0f} s"}')
-    if kept and not head_alone: said.append(f'Training helped only in part: {kept:.0%} of the start was kept')
+    if lr: said.append(f'Highest learning rate: {_said(lr)}')
+    if minutes is not None:
+        is_short = isinstance(minutes, (int, float)) and minutes<2
+        said.append(f'It took {_said(60*minutes, ".0f")} s' if is_short else f'It took {_said(minutes, ".0f")} minutes')
+    if kept and not head_alone: said.append(f'Training helped only in part: {_said(kept, ".0%")} of the start was kept')
     last = log[-1] if isinstance(log, list) and len(log)==1 and isinstance(log[-1], dict) else {}
     names = {'valid_loss': 'loss', 'mean_ap': 'mean average precision', 'macro_f1': 'macro F1'}
     ends = [f'{name} {last[key]:.3g}' for key,name in names.items() if isinstance(last.get(key), (int, float))]
@@ -279,8 +285,10 @@ def _describe_data(bundle, learn):
     group = getattr(dls, 'group', None)
     groups = group_codes(pd.concat([usual_items, items]), group if group in items else antibody_of)
     describe_pictures(bundle, usual, others, probs, groups[len(usual_items):], groups[:len(usual_items)])
-    trained, fitted = (dls.train_ds.items, dls.valid_ds.items) if scores is None else (scores.items, scores.items[:0])
-    bundle.config['seen'] = dict(trained=picture_digests(trained), fitted=picture_digests(fitted))
+    trained = dls.train_ds.items if scores is None else scores.items
+    fitted = learn.fitted_here.get('images', trained)
+    bundle.config['seen'] = dict(trained=picture_digests(trained, getattr(learn, 'seen_before', '')),
+                                 fitted='' if fitted is trained else picture_digests(fitted))
 
 
 # %% ../../nbs/deploy/20_saving.ipynb #5eb22ed5

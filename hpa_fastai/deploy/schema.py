@@ -291,7 +291,7 @@ Digests = Annotated[str, StringConstraints(max_length=10_000_000, pattern='^([0-
 class SeenConfig(ConfigPart):
     "The pictures that made the model, ten digits for each."
     trained: Digests  # those that the network, or its last layer, was fitted to
-    fitted: Digests  # those by which its thresholds were chosen, or its calibration
+    fitted: Digests  # those by which its thresholds were chosen
 
 # %% ../../nbs/deploy/00_schema.ipynb #73c809d8
 FORMAT = 1  # of the bundle; a newer format is refused with a hint to upgrade

@@ -94,7 +94,7 @@ def forget_decisions(
     learn: Learner,  # whose weights have changed
 ) -> dict:  # the removed values
     "Set thresholds, calibration and evaluation to None, because they belong to the weights they were fitted on"
-    fitted = {name: getattr(learn, name, None) for name in DECISIONS}
+    fitted = {name: getattr(learn, name, None) for name in (*DECISIONS, 'fitted_here')}
     for name in DECISIONS: setattr(learn, name, None)
     return fitted
 

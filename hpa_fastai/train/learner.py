@@ -50,7 +50,7 @@ class HPALearner(Learner):
     "A fastai `Learner` that answers like its saved model: calibrated, and by its thresholds"
     _thresholds = calibration = evaluation = None  # fitted on the outputs of the current weights
     out_of_fold = None  # scores of all images by heads that have not seen them, if only the head was fitted
-    fitted_here = {}  # what `calibrate` and `fit_thresholds` fitted on the learner's own images, and how
+    fitted_here = {}  # what was fitted on the learner's own images, and how; `images`: those that set the thresholds
     pretrained = knows_cells = False  # whether the network has pretrained weights, and such that know cells
     start_weights = None  # original weights of a pretrained network, until it has been trained
     origin = {}  # record of the published weights that the training started from
@@ -107,7 +107,7 @@ class HPALearner(Learner):
         value,  # `Thresholds`, a number, or one a class; None: nothing is fitted
     ):
         "Replace the thresholds"
-        self.fitted_here = {k: v for k,v in self.fitted_here.items() if k!='thresholds'}
+        self.fitted_here = {k: v for k,v in self.fitted_here.items() if k not in ('thresholds', 'images')}
         self._thresholds = value if value is None else as_thresholds(value, len(self.dls.vocab))
 
     def probabilities(self,
@@ -215,12 +215,12 @@ def hpa_learner(
     learn.pretrained, learn.knows_cells = bool(pretrained), knows_cells
     if pretrained: learn.start_weights = copy_weights(learn)
     if published: begin_as_published(learn, published)
-    elif bundle: begin_as_bundle(learn, pretrained, bundle['preprocess'])
+    elif bundle: begin_as_bundle(learn, pretrained, bundle)
     return learn
 
 # %% ../../nbs/train/70_learner.ipynb #45483769
 def _labelled_predictions(learn, dl, held_out=False):
-    "Return logits, targets, Ids and groups of labelled images that the weights have not seen"
+    "Return logits, targets, rows and groups of labelled images that the weights have not seen"
     scores = learn.out_of_fold
     if dl is None and scores is not None and not (held_out and getattr(learn.dls.train, 'held_out', True)):
         logits, targets, items = scores.logits, scores.targets, scores.items
@@ -229,7 +229,7 @@ def _labelled_predictions(learn, dl, held_out=False):
         items = (dl or learn.dls.valid).dataset.items
     group = getattr(learn.dls, 'group', None)
     groups = group_codes(items, group) if group in getattr(items, 'columns', ()) else None
-    return logits.as_subclass(Tensor).float().cpu(), targets.numpy(), items['Id'].to_numpy(), groups
+    return logits.as_subclass(Tensor).float().cpu(), targets.numpy(), items, groups
 
 # %% ../../nbs/train/70_learner.ipynb #9245b63d
 @patch
@@ -255,10 +255,10 @@ def fit_thresholds(self:HPALearner,
     **kwargs
 ) -> Thresholds:
     "Fit one threshold per class on images that the weights have not seen"
-    logits, targets, _, groups = _labelled_predictions(self, dl)
+    logits, targets, items, groups = _labelled_predictions(self, dl)
     exclusive, probs = self.dls.labels.negative, self.probabilities(logits).numpy()
     self.thresholds = fit_thresholds(probs, targets, method=method, groups=groups, exclusive=exclusive, **kwargs)
-    if dl is None: self.fitted_here = dict(self.fitted_here, thresholds=method)
+    self.fitted_here = dict(self.fitted_here, images=items, **(dict(thresholds=method) if dl is None else {}))
     return self.thresholds
 
 # %% ../../nbs/train/70_learner.ipynb #a7cd1ecc
@@ -287,15 +287,15 @@ def evaluate(self:HPALearner,
 ) -> Evaluation:
     "Evaluate the predictions by class; if there are no thresholds, fit them first"
     if self.thresholds is None: self.fit_thresholds()
-    logits, targets, ids, groups = _labelled_predictions(self, dl, held_out=True)
+    logits, targets, items, groups = _labelled_predictions(self, dl, held_out=True)
     probs, preds, decided = self.probabilities(logits).numpy(), self.thresholds, ''
     scores = self.out_of_fold
-    on_these = scores is None or len(scores.items)==len(ids)
+    on_these = scores is None or len(scores.items)==len(items)
     if dl is None and on_these and 'thresholds' in self.fitted_here:
         unseen = decide_unseen(self, logits, targets, groups)
         decided = 'unseen' if unseen else 'seen'
         if unseen: probs, preds = unseen
-    kwargs = dict(ids=ids, groups=groups) | kwargs
+    kwargs = dict(ids=items['Id'].to_numpy(), groups=groups) | kwargs
     self.evaluation = evaluate(probs, targets, preds, labels=self.dls.labels, decided=decided, **kwargs)
     return self.evaluation
 

@@ -50,7 +50,7 @@ def search_lr(
 ) -> float:  # between 1e-4 and 1e-2
     "Find the learning rate in the middle of the steepest descent with fastai's `lr_find`; the weights are not changed"
     path, weights = learn.path, copy_weights(learn)
-    fitted = {name: getattr(learn, name, None) for name in DECISIONS}
+    fitted = {name: getattr(learn, name, None) for name in (*DECISIONS, 'fitted_here')}
     def search(bs):
         with (tempfile.TemporaryDirectory() as folder, learn.no_bar(), learn.no_logging(),
               epoch_batches(learn.dls, 0, bs)):

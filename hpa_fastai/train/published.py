@@ -70,10 +70,11 @@ def begin_as_published(
 def begin_as_bundle(
     learn: Learner,  # of `hpa_learner`, with loaders of its own
     path: Path,  # of the bundle
-    preprocess: dict,  # of its settings
+    config: dict,  # of its config.json
 ):
-    "Make a learner normalise pictures as the bundle that it goes on from, unless the user asked for something else"
-    now = learn.dls.settings
+    "Make a learner normalise as the bundle that it goes on from, unless the user asked for something else"
+    learn.seen_before = (config.get('seen') or {}).get('trained', '')
+    now, preprocess = learn.dls.settings, config['preprocess']
     mean, std = (o and tuple(o) for o in (preprocess.get('mean'), preprocess.get('std')))
     minmax, source = bool(preprocess.get('minmax')), bool(preprocess.get('source'))
     if (mean, std, minmax, source)==(now.mean, now.std, now.minmax, now.source): return

@@ -416,3 +416,24 @@ def test_a_network_without_a_name_has_no_bundle(trained, tmp_path):
     body, head = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 28))
     learn = HPALearner(trained[0].dls, torch.nn.Sequential(body, head), loss_func=trained[0].loss_func)
     with pytest.raises(BundleError, match='Sequential: .* learn.export'): learn.save_bundle(tmp_path/'m')
+
+
+@pytest.mark.parametrize('history,said', [
+    (dict(lr='find'), 'It was trained. Highest learning rate: find.'),
+    (dict(minutes='3'), 'It was trained. It took 3 minutes.'),
+    (dict(images='many'), 'It was trained, on many images.'),
+    (dict(kept_of_start='half'), 'It was trained. Training helped only in part: half of the start was kept.'),
+    (dict(stages=2, minutes=.5), 'It was trained. Stages: 2. It took 30 s.'),
+    (dict(images=2000, lr=.003, minutes=3.2, kept_of_start=.25, note={1: 'a'}),
+     'It was trained, on 2,000 images. Highest learning rate: 0.003. It took 3 minutes. '
+     'Training helped only in part: 25% of the start was kept. Note: 1 a.'),
+])
+def test_any_record_of_a_training_can_be_described(history, said):
+    assert saving.describe_training(history) == said
+
+
+def test_only_a_published_start_is_called_published():
+    head = dict(stages=['64 px: the head alone'])
+    assert 'the network before it is as it was at the start' in saving.describe_training(head)
+    named = dict(head, started_from='hpa-densenet121')
+    assert 'the network before it is as it was published' in saving.describe_training(named)

@@ -4,11 +4,13 @@ import shutil
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
+import tifffile
 
 from hpa_fastai.all import Predictor, calibrate_model, find_images, load_bundle, simulate_atlas
 from hpa_fastai.cli.main import main
-from hpa_fastai.deploy.bundle import seen_by
+from hpa_fastai.deploy.bundle import picture_digest, picture_digests, seen_by
 from hpa_fastai.deploy.predictor import locate
 
 END = 'this is no score for new images'
@@ -53,6 +55,67 @@ def test_a_picture_is_known_by_its_pixels_and_not_by_its_name(small_atlas, head,
     assert seen_by(bundles, copies) == f'5 of these 5 images trained the model: {END}'
     assert seen_by(bundles, others.assign(Id=known.Id)) == ''
     assert seen_by(bundles, locate([np.zeros((4, 8, 8), np.uint8)])) == ''
+
+
+@pytest.mark.parametrize('size', [200, 1600])
+def test_pictures_with_the_same_dark_middle_differ(head, tmp_path, size):
+    bundle = load_bundle(head)
+    for number in range(6):
+        pixels = np.zeros((size, size), np.uint8)
+        pixels[:size//4], pixels[-size//4:] = 20 + number, 40 + number
+        tifffile.imwrite(tmp_path/f'{number}_green.tif', pixels)
+    table = find_images(tmp_path)
+    bundle.config['seen'] = dict(trained=picture_digests(table[:1]), fitted='')
+    assert seen_by([bundle], table[1:]) == ''
+    assert '1 of these 6 images' in seen_by([bundle], table)
+
+
+def test_a_picture_that_is_in_no_file_is_neither_kept_nor_compared(head):
+    bundle, table = load_bundle(head), locate([np.zeros((4, 8, 8), np.uint8)])
+    addresses = pd.DataFrame(dict(Id=['A01_s1'], green=['memory://plate/A01_s1_green.png']))
+    for rows in (table, addresses, addresses.assign(green=3)):
+        bundle.config['seen'] = dict(trained=picture_digests(rows), fitted='')
+        assert bundle.config['seen']['trained'] == '' and seen_by([bundle], rows) == ''
+        assert picture_digest(rows.iloc[0]) == ''
+
+
+def make_learner(data, folder, **kwargs):
+    from hpa_fastai.all import HPADataLoaders, hpa_learner
+    dls = HPADataLoaders.from_csv(data, size=32, bs=16, cache=folder/f'cache of {data.name}', progress=False)
+    return hpa_learner(dls, 'lenet5', **{'pretrained': False, **kwargs})
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_what_trained_a_model_is_kept_by_those_that_go_on_from_it(small_atlas, new, tmp_path):
+    older, newer = find_images(small_atlas/'train'), find_images(new/'train')
+    learn = make_learner(small_atlas, tmp_path)
+    n = len(learn.dls.train_ds)
+    for name, data in (('first', new), ('second', new)):
+        file = learn.save_bundle(tmp_path/name)
+        learn = make_learner(data, tmp_path, pretrained=file)
+        bundles = [load_bundle(learn.save_bundle(tmp_path/f'after {name}'))]
+        assert seen_by(bundles, older) == f'{n} of these 90 images trained the model: {END}'
+        assert seen_by(bundles, newer) == f'{len(learn.dls.train_ds)} of these 90 images trained the model: {END}'
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_only_the_images_of_a_fit_set_the_thresholds(small_atlas, new, tmp_path):
+    older, newer = find_images(small_atlas/'train'), find_images(new/'train')
+    learn = make_learner(small_atlas, tmp_path)
+    n, n_valid = len(learn.dls.train_ds), len(learn.dls.valid_ds)
+    trained = f'{n} of these 90 images trained the model'
+    def said(table): return seen_by([load_bundle(learn.save_bundle(tmp_path/'model', force=True))], table)
+    assert said(older) == f'{trained}: {END}'
+    learn.fit_thresholds()
+    fitted = f'{trained} and {n_valid} set its thresholds: {END}'
+    assert said(older) == fitted
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=20, show_plot=False)
+    assert said(older) == fitted and 'thresholds' in learn.fitted_here
+    learn.fit_thresholds(dl=make_learner(new, tmp_path).dls.valid)
+    assert said(older) == f'{trained}: {END}'
+    assert 'set its thresholds' in said(newer) and 'trained' not in said(newer)
+    learn.thresholds = .5
+    assert said(newer) == ''
 
 
 def test_models_that_decide_together_and_models_from_before(head, trained, small_atlas):
