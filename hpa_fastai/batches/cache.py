@@ -273,3 +273,14 @@ def build_cache(
     try: os.utime(file.with_suffix('.json'))
     except OSError: pass  # a shared cache that others keep
     return cache
+
+# %% ../../nbs/batches/20_cache.ipynb #e8e14442
+def without_cache(
+    cache,  # as somebody gave it
+) -> bool:
+    "Say that pictures which are read as they are in their files have no cache"
+    if cache:
+        warn_user('item_tfms cut and resize the pictures as they are in their files, which are not squares of one '
+                  'size: they are read from the files each time, without a cache; size=… alone reads them whole, '
+                  'with a black margin where they are not square, and keeps them in a cache')
+    return False

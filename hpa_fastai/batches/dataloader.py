@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from fastai.data.all import *
 from fastai.torch_core import TensorMultiCategory
 from ..data.labels import *
+from ..data.names import CHANNELS
 from ..data.reader import *
 from .tensors import *
 from .cache import *
@@ -183,3 +184,20 @@ def settings(self:HPADataLoader) -> ImageSettings:
     "The settings that turn a picture of this loader into the input of a network."
     resize, norm = (next(t for t in self.after_batch.fs if isinstance(t, kind)) for kind in (ResizeRGBY, NormalizeRGBY))
     return ImageSettings(self.reader, resize.size, norm.mean, norm.std, norm.source, bool(norm.minmax))
+
+# %% ../../nbs/batches/60_dataloader.ipynb #096438cc
+def order_of(
+    table: pd.DataFrame,  # of `find_images`
+    source,  # anything that `predict` takes
+) -> pd.DataFrame:
+    "Sort the rows of a table in the order in which a list or a table named them"
+    if isinstance(source, pd.DataFrame):
+        ids = next((source[c] for c in source if str(c).lower()=='id'), pd.Series(dtype=object))
+        named, of_row = ids.astype(str).tolist(), [[str(i)] for i in table.Id]
+    elif isinstance(source, (list, tuple)) and all(isinstance(o, (str, Path)) for o in source):
+        def path(p): return str(p).replace(os.sep, '/')
+        named, of_row = list(map(path, source)), [list(map(path, row)) for row in table[list(CHANNELS)].to_numpy()]
+    else: return table
+    first = {name: n for n,name in reversed(list(enumerate(named)))}
+    rank = [min(first.get(name, len(named)) for name in names) for names in of_row]
+    return table.iloc[np.argsort(rank, kind='stable')].reset_index(drop=True)

@@ -27,17 +27,20 @@ from ..data.channels import wanted_channels
 from .tensors import *
 from ..data.labels import *
 from ..data.label_tables import *
+from ..data.label_tables import read_cells
 from ..basics.environment import tqdm_bar
 from .show import *
 from .splits import *
 from .splits import check_ways, column_at, split_by_function
 from .cache import *
+from .cache import without_cache
 from .settings import *
 from .sources import *
 from .transforms import *
 from .fastai_transforms import USUAL_SIZE, UsualSize, says_size, sort_transforms
 from ..data.reader import picture_sizes
 from .dataloader import *
+from .dataloader import order_of
 
 # %% ../../nbs/batches/70_loaders.ipynb #73ef81b2
 class HPADataLoaders(DataLoaders):
@@ -85,15 +88,34 @@ class HPADataLoaders(DataLoaders):
 class _HPADataBlock(DataBlock):
     "A `DataBlock` whose loaders are `HPADataLoaders`"
     dls_type, measured = HPADataLoaders, False  # whether figures to normalise by are measured on the training images
-    make = None  # function of the sizes of pictures that makes this block; None: they do not matter
+    make = None  # function of somebody's transforms and the sizes of pictures that makes such a block
+
+    def new(self, item_tfms=None, batch_tfms=None):
+        if self.make is None: return super().new(item_tfms, batch_tfms)  # it is being made
+        self.make = partial(self.make, item_tfms=item_tfms, batch_tfms=batch_tfms)
+        return self._take(self.make())
+
+    def _take(self, other):
+        "Take from another block what transforms and the sizes of pictures decide"
+        for name in ('type_tfms', 'item_tfms', 'batch_tfms', 'made', 'measured', 'by_sizes'):
+            setattr(self, name, getattr(other, name))
+        self.dls_kwargs = dict(self.dls_kwargs, reader=other.dls_kwargs['reader'])
+        return self
 
     def _fit_to(self, source):
-        "Make this block again, where transforms mean other things for pictures of these sizes"
-        if self.make is None or not isinstance(source, pd.DataFrame): return self
-        return self.make(partial(picture_sizes, source, ImageReader()))
+        "Copy this block, with what its transforms mean for pictures of these sizes; what somebody changed stays so"
+        if not self.by_sizes or not isinstance(source, pd.DataFrame): return self
+        fresh = self.make(sizes=partial(picture_sizes, source, ImageReader()))
+        for name, made in self.made.items():
+            now = list(getattr(self, name))
+            gone = {type(o) for o in made if o not in now}
+            kept = [o for o in getattr(fresh, name) if type(o) not in gone]
+            setattr(fresh, name, L(kept+[o for o in now if o not in made]))
+        return copy(self)._take(fresh)
 
     def dataloaders(self, source, *args, **kwargs):
         block = self._fit_to(source)
+        if getattr(self.splitter, 'func', None) is not split_by_function: kwargs.setdefault('held_out', True)
         dls = super(_HPADataBlock, block).dataloaders(source, *args, **kwargs)
         if block.measured: dls.normalize_by(*dataset_stats(dls.train_ds.items, dls.train.reader))
         return dls
@@ -106,7 +128,7 @@ class _HPADataBlock(DataBlock):
 
 # %% ../../nbs/batches/70_loaders.ipynb #57ef7059
 def make_block(
-    labels, size, reader, splitter, mean, std, augment, sources, item_tfms, batch_tfms, minmax,  # of `HPADataBlock`
+    labels, size, reader, splitter, mean, std, augment, sources, minmax, item_tfms, batch_tfms,  # of `HPADataBlock`
     sizes=None,  # function that returns the sizes of the pictures in their files; None: they are not known yet
 ) -> DataBlock:
     "Make the block for pictures of these sizes"
@@ -122,6 +144,7 @@ def make_block(
         splitter=partial(split_by_function, splitter=splitter or MultilabelStratifiedSplitter(labels=labels)))
     block.dls_kwargs = dict(labels=labels, reader=settings.reader, sources=sources, held_out=splitter is not None)
     block.measured, block.by_sizes = own.figures=='dataset', own.by_sizes and sizes is None
+    block.made = dict(item_tfms=list(block.item_tfms), batch_tfms=list(block.batch_tfms))
     return block
 
 # %% ../../nbs/batches/70_loaders.ipynb #1185125f
@@ -143,10 +166,10 @@ def HPADataBlock(
     labels, size = get_labels(labels), size if isinstance(size, UsualSize) else checked(size=size)
     check_ways(valid_col=valid_col, splitter=splitter)
     if valid_col is not None: splitter = partial(split_by_column, column=valid_col)
-    make = partial(make_block, labels, size, reader, splitter, mean, std, augment, sources, item_tfms, batch_tfms,
-                   minmax)
+    make = partial(make_block, labels, size, reader, splitter, mean, std, augment, sources, minmax,
+                   item_tfms=item_tfms, batch_tfms=batch_tfms)
     block = make()
-    if block.by_sizes: block.make = make
+    block.make = make
     return block
 
 # %% ../../nbs/batches/70_loaders.ipynb #cd7a91e0
@@ -174,17 +197,6 @@ def _readable(df, reader, cache, progress):
     if bad.all(): raise ImageError(f'none of the {len(df)} fields of view can be read: {reasons}')
     if bad.any(): warn_user(f"{bad.sum()} of {len(df)} fields of view can't be read and are left out: {reasons}")
     return df[~bad].reset_index(drop=True), store
-
-# %% ../../nbs/batches/70_loaders.ipynb #e8e14442
-def without_cache(
-    cache,  # as somebody gave it
-) -> bool:
-    "Say that pictures which are read as they are in their files have no cache"
-    if cache:
-        warn_user('item_tfms cut and resize the pictures as they are in their files, which are not squares of one '
-                  'size: they are read from the files each time, without a cache; size=… alone reads them whole, '
-                  'with a black margin where they are not square, and keeps them in a cache')
-    return False
 
 # %% ../../nbs/batches/70_loaders.ipynb #9876c304
 def _normalization(normalize, df, reader, cache):
@@ -249,8 +261,8 @@ def from_df(cls:HPADataLoaders,
 ) -> HPADataLoaders:
     "Make loaders from a table of labels and a folder of images."
     held_out = any(o is not None for o in (valid_pct, fold, valid_col, splitter))  # somebody asked for this split
-    check_ways(valid_pct, fold, valid_col, splitter, folds)
-    if isinstance(valid_col, int) and valid_col not in df: valid_col = column_at(df, valid_col)
+    way = check_ways(valid_pct, fold, valid_col, splitter, folds)
+    valid_col = column_at(df.columns, valid_col)
     if isinstance(group, str) and group=='antibody_of' and group not in df: group = antibody_of
     if not isinstance(size, UsualSize): size = checked(size=size)
     bs, fold, folds = checked(bs=bs, fold=fold, folds=folds)
@@ -277,7 +289,7 @@ def from_df(cls:HPADataLoaders,
     reader = depth.of(reader)
     df, store = _readable(df, reader, cache, progress)
     train, valid = train_valid_rows(df, labels, valid_pct, fold, folds, group, seed, valid_col, splitter)
-    check_split(df, (train, valid), group, labels).warn()
+    check_split(df, (train, valid), group, labels, way=way if way in ('valid_col', 'splitter') else '').warn()
     mean, std = _normalization(normalize, df.iloc[train], reader, store)
     sources = Sources(reader, source) if isinstance(normalize, str) and normalize=='source' else None
     if sources: sources.figures(df, store and store.pixels)  # of all pictures, as they are when the folder is predicted
@@ -313,24 +325,12 @@ def from_csv(cls:HPADataLoaders,
     if not isinstance(csv, pd.DataFrame): csv = find_label_file(path, csv, LabelError)
     labels, reader = get_labels(labels), kwargs.get('reader') or ImageReader()
     table = find_images(images, reader.channels)
+    if not isinstance(column := kwargs.get('valid_col'), str|None):  # its number in the file, which reading changes
+        kwargs['valid_col'] = column_at(read_cells(csv, labels, id_column, label_column).columns, column)
     df = read_labels(csv, labels, ids=table.Id, id_column=id_column, label_column=label_column)
     dls = cls.from_df(df, table, labels=labels, **kwargs)
     dls.path = models_folder(path)
     return dls
-
-# %% ../../nbs/batches/70_loaders.ipynb #096438cc
-def _order_of(table, source):
-    "Sort the rows of a table in the order in which a list or a table named them."
-    if isinstance(source, pd.DataFrame):
-        ids = next((source[c] for c in source if str(c).lower()=='id'), pd.Series(dtype=object))
-        named, of_row = ids.astype(str).tolist(), [[str(i)] for i in table.Id]
-    elif isinstance(source, (list, tuple)) and all(isinstance(o, (str, Path)) for o in source):
-        def path(p): return str(p).replace(os.sep, '/')
-        named, of_row = list(map(path, source)), [list(map(path, row)) for row in table[list(CHANNELS)].to_numpy()]
-    else: return table
-    first = {name: n for n,name in reversed(list(enumerate(named)))}
-    rank = [min(first.get(name, len(named)) for name in names) for names in of_row]
-    return table.iloc[np.argsort(rank, kind='stable')].reset_index(drop=True)
 
 # %% ../../nbs/batches/70_loaders.ipynb #a9e0b586
 @patch
@@ -355,7 +355,7 @@ def fields(self:HPADataLoaders,
     if not len(table):
         raise ImageError('no images found; give a folder, files, a table of paths, pixels, '
                          'or Ids of images of these loaders')
-    return _order_of(table, source)
+    return order_of(table, source)
 
 # %% ../../nbs/batches/70_loaders.ipynb #a0e0f829
 @patch

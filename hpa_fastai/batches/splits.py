@@ -8,12 +8,13 @@ __all__ = ['SplitError', 'antibody_of', 'group_codes', 'join_groups', 'stratifie
            'duplicate_groups', 'duplicate_pairs']
 
 # %% ../../nbs/batches/10_splits.ipynb #2f7d46d3
-from collections.abc import Set
 import re
+from collections.abc import Set
+from numbers import Integral
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..basics.arguments import as_list, checked
-from ..basics.words import near_names
+from ..basics.words import few_names, near_names
 from ..data.names import CHANNELS
 from ..data.labels import *
 from ..data.labels import is_blank
@@ -177,12 +178,14 @@ class MultilabelStratifiedSplitter:
 
 # %% ../../nbs/batches/10_splits.ipynb #96e0f49c
 def column_at(
-    df: pd.DataFrame,  # any table
-    number: int,  # of a column, from 0
+    names,  # of the columns of a table
+    column,  # one of them, or its number, from 0
 ):  # its name
-    "Find the name of a column by its number"
-    if -len(df.columns)<=number<len(df.columns): return df.columns[number]
-    raise SplitError(f'valid_col: the table has no column number {number}; it has {len(df.columns)}')
+    "Find the name of a column that may be given by its number"
+    if isinstance(column, (bool, np.bool_)): raise SplitError(f'valid_col: {column} is no column; give its name')
+    if not isinstance(column, Integral) or column in names: return column
+    if -len(names)<=column<len(names): return names[column]
+    raise SplitError(f'valid_col: the table has no column number {column}; it has {len(names)}')
 
 # %% ../../nbs/batches/10_splits.ipynb #d9e654a6
 def split_by_column(
@@ -190,10 +193,10 @@ def split_by_column(
     column: str|int,  # marks the images for validation with True, all others with False; or its number
 ) -> tuple[list, list]:  # numbers of the rows for training, and for validation
     "Divide a table by a column that marks the validation images."
-    if isinstance(column, int) and column not in df: column = column_at(df, column)
+    column = column_at(df.columns, column)
     if column not in df:
         raise SplitError(f'valid_col: the table has no column {column!r}; it has {", ".join(map(str, df.columns))}')
-    known = {'true': True, '1': True, '1.0': True, 'false': False, '0': False, '0.0': False}
+    known = dict.fromkeys(['true', '1', '1.0'], True) | dict.fromkeys(['false', '0', '0.0'], False)
     marked = df[column].map(lambda value: known.get(str(value).strip().lower()))
     if marked.isna().any():
         odd = df[column][marked.isna()].iloc[0]
@@ -204,8 +207,7 @@ def split_by_column(
 
 # %% ../../nbs/batches/10_splits.ipynb #87f70310
 SPLITTERS = ("a splitter is called with the table, one row an image: RandomSplitter(), ColSplitter('valid'), "
-             'IndexSplitter(…) and TrainTestSplitter() fit, GrandparentSplitter, FileSplitter and FuncSplitter look at '
-             'paths')
+             'IndexSplitter(…) and TrainTestSplitter() fit; GrandparentSplitter, FileSplitter, FuncSplitter take paths')
 
 def split_by_function(
     df: pd.DataFrame,  # one row an image
@@ -241,8 +243,9 @@ def refuse_divided(
     shared = np.isin(codes[train], codes[valid])
     if not shared.any(): return
     n, example = len(np.unique(codes[train][shared])), _ids(df)[train[int(shared.argmax())]]
-    raise SplitError(f'{way} divides {n} groups of images that group= keeps together, e.g. that of {example}; leave '
-                     f'one of the two out, or let {way} keep them together')
+    what = f'{n} group of images' if n==1 else f'{n} groups of images'
+    raise SplitError(f'{way} divides {what} that group= keeps together, e.g. that of {example}; leave one of the two '
+                     f'out, or let {way} keep them together')
 
 # %% ../../nbs/batches/10_splits.ipynb #99e979fe
 def train_valid_rows(
@@ -269,8 +272,7 @@ def train_valid_rows(
         fold_of_row = stratified_folds(df, folds, group, labels, seed)
         parts = np.flatnonzero(fold_of_row!=fold), np.flatnonzero(fold_of_row==fold)
     if len(parts)!=2:
-        raise SplitError(f'{way}: it gives {len(parts)} parts; two are needed, '
-                         'the numbers of the rows to train on and of those to validate')
+        raise SplitError(f'{way}: it gives {len(parts)} parts; two are needed, the rows to train on and to validate')
     train, valid = (np.asarray(rows).tolist() for rows in parts)
     if not train or not valid:
         of_table = f'; {SPLITTERS}' if splitter is not None else ''
@@ -328,27 +330,21 @@ def _class_table(labels, onehot, codes, parts, names):
         off = np.maximum(off, np.abs(table[name]-due)/np.maximum(due, 1e-9))
     return table.assign(off=[f'{o:.1%}' if t else '' for o,t in zip(off, total)])
 
-# %% ../../nbs/batches/10_splits.ipynb #af3c4fab
-def _few(names, most=3):
-    "List the first few names."
-    names = list(names)
-    return ', '.join(map(str, names[:most])) + (f' and {len(names)-most} more' if len(names)>most else '')
-
 # %% ../../nbs/batches/10_splits.ipynb #560920de
 def _class_faults(labels, onehot, parts, names):
     "Find classes that have no image, are missing from a part, or are less even than in a random split."
     total, faults = onehot.sum(0, dtype=int), []
     absent = [labels.classes[c] for c in np.flatnonzero(total==0)]
     if absent:
-        faults.append(f'no image of {_few(absent)}: nothing is learnt of them here, and macro F1 leaves them out')
+        faults.append(f'no image of {few_names(absent)}: nothing is learnt of them here, and macro F1 leaves them out')
     for i,name in enumerate(names):
         inside, share = onehot[parts==i].sum(0, dtype=int), (parts==i).mean()
         expected, spread = total*share, np.sqrt(total*share*(1-share))
         gone = [labels.classes[c] for c in np.flatnonzero((inside==0) & (total>0))]
-        if gone: faults.append(f'{name} has no image of {_few(gone)}')
+        if gone: faults.append(f'{name} has no image of {few_names(gone)}')
         far = [f'{labels.classes[c]} ({inside[c]} images, {expected[c]:.0f} expected)'
                for c in np.flatnonzero((inside>0) & (np.abs(inside-expected)>1+3*spread))]
-        if far: faults.append(f'{name} is less even than a random split for {_few(far)}')
+        if far: faults.append(f'{name} is less even than a random split for {few_names(far)}')
     return faults
 
 # %% ../../nbs/batches/10_splits.ipynb #5da174d4
@@ -360,19 +356,20 @@ def _leaks(df, codes, parts, what):
     if not len(shared): return []
     images, example = np.isin(codes, shared).mean(), np.array(_ids(df))[codes==shared[0]]
     fault = f'{len(shared)} {what} are in more than one part, with {images:.1%} of the images'
-    return [f'{fault}, e.g. that of {_few(example)}']
+    return [f'{fault}, e.g. that of {few_names(example)}']
 
 # %% ../../nbs/batches/10_splits.ipynb #08c04bd7
 def divided_columns(
     df: pd.DataFrame,  # Id, labels, and what else is known of each image
     parts: np.ndarray,  # number of the part of each row; -1: in none
     labels,  # anything `get_labels` takes
+    advice: str|None = None,  # what else to do about it; None: `group_note`
 ) -> list:  # of one note, or empty
     "Ask for the first column that looks like groups, where a split divides it"
     target = find_columns('the table', df, labels)[1]
-    found = find_group_columns(df, target)[:1]
-    divided = any(_leaks(df, group_codes(df, column), parts, 'groups') for column in found)
-    return [group_note(df, target)] if divided else []
+    column = next(iter(find_group_columns(df, target)), None)
+    leaks = [] if column is None else _leaks(df, group_codes(df, column), parts, f'groups of column {column!r}')
+    return [f'{leak}; {advice}' if advice else group_note(df, target) for leak in leaks]
 
 # %% ../../nbs/batches/10_splits.ipynb #56aaab5c
 def check_split(
@@ -381,6 +378,7 @@ def check_split(
     group=None, # what should not be divided; None: antibodies are looked for in the Ids, and groups in the columns
     labels=HPA28, # anything `get_labels` takes
     duplicates:pd.Series|None=None, # of `duplicate_groups`: near-duplicates that should not be divided either
+    way:str='', # the argument that made the split, if groups can't be given beside it: 'valid_col' or 'splitter'
 ) -> SplitCheck:
     "Compare every part of a split with what it should hold, and look for leaks between the parts."
     labels, onehot, codes = get_labels(labels), encode_targets(df, labels), group_codes(df, group)
@@ -390,10 +388,11 @@ def check_split(
     faults += _leaks(df, group_codes(df), parts, 'Ids')
     if group is None:
         leaks = _leaks(df, group_codes(df, antibody_of), parts, 'antibodies')
-        of_column = divided_columns(df, parts, labels)
+        advice = way and f'let {way} keep them together, or pass group=False to leave it so'
+        of_column = divided_columns(df, parts, labels, advice)
         columns = find_group_columns(df, find_columns('the table', df, labels)[1])
         if leaks and not (of_column and group_word(columns[0])=='antibody'):
-            faults += [f'{leaks[0]}; pass group=antibody_of (--group antibody_of)']
+            faults += [f'{leaks[0]}; {advice or "pass group=antibody_of (--group antibody_of)"}']
         else: faults += of_column  # one advice
     elif group is not False: faults += _leaks(df, codes, parts, 'groups')
     if duplicates is not None: faults += _leaks(df, group_codes(df, duplicates), parts, 'sets of near-duplicates')

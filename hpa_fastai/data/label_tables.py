@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ID_NAMES', 'LABEL_NAMES', 'guess_labels', 'column_settings', 'find_columns', 'has_columns', 'looks_rewritten',
-           'label_faults', 'read_labels']
+           'read_cells', 'label_faults', 'read_labels']
 
 # %% ../../nbs/data/05_label_tables.ipynb #b03745f0
 import re, shlex
@@ -218,6 +218,17 @@ def _tidy(column):
     except (ValueError, TypeError): return text
 
 # %% ../../nbs/data/05_label_tables.ipynb #244d32d9
+def read_cells(
+    csv, # path of a csv, or a DataFrame that is already loaded
+    labels:LabelSet, # the classes, and the names of their columns
+    id_column:str|None=None, # column of the Ids; None: one with a usual name
+    label_column:str|None=None, # column of the labels; None: one with a usual name
+) -> pd.DataFrame: # all columns in their order, as `read_table` reads them
+    "Read a table of labels as it is, below the titles that may stand above it."
+    given = [str(column) for column in (id_column, label_column) if column is not None]
+    usual = [labels.id_col, labels.label_col, labels.pred_col, *_with_plurals(ID_NAMES), *_with_plurals(LABEL_NAMES)]
+    return read_table(csv, LabelError, [*given, *usual])
+
 def label_faults(
     csv, # path of a csv, or a DataFrame that is already loaded
     labels=HPA28, # anything `get_labels` takes
@@ -228,9 +239,7 @@ def label_faults(
 ) -> tuple[pd.DataFrame, list]: # all rows with Id, Target and the other columns; a `LabelError` for each fault
     "Read a table of labels and list its faults; a table that cannot be read at all is an error."
     labels, where = get_labels(labels), table_name(csv)
-    given = [str(column) for column in (id_column, label_column) if column is not None]
-    usual = [labels.id_col, labels.label_col, labels.pred_col, *_with_plurals(ID_NAMES), *_with_plurals(LABEL_NAMES)]
-    table = read_table(csv, LabelError, [*given, *usual])
+    table = read_cells(csv, labels, id_column, label_column)
     id_col, label_col = find_columns(where, table, labels, id_column, label_column, ids)
     known, odd = _id_faults(table[id_col], ids)
     cells = list(table[label_col])

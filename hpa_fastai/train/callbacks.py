@@ -39,7 +39,7 @@ def is_training_run(
 # %% ../../nbs/train/10_callbacks.ipynb #71d19189
 class TrainingBar(Callback):
     "One progress bar per stage for terminals and logs: time left, losses and mean average precision"
-    order = Recorder.order+1
+    order, bar = Recorder.order+1, None
     def before_fit(self):
         self.run = is_training_run(self) and is_first()
         if not self.run: return
@@ -53,7 +53,8 @@ class TrainingBar(Callback):
         figures = {name: f'{value:.3f}' for name,value in epoch_figures(self.learn).items()}
         self.bar.set_postfix(figures, refresh=False)
 
-    def after_fit(self): self.bar.close()
+    def after_fit(self):
+        if self.bar is not None: self.bar.close()
 
 # %% ../../nbs/train/10_callbacks.ipynb #91edcd98
 class EpochLines(Callback):
@@ -80,6 +81,7 @@ class EpochLines(Callback):
 class ForgetDecisions(Callback):
     "Remove thresholds, calibration and evaluation when the weights change"
     order = ParamScheduler.order+1  # after fastai's search for a learning rate has put the weights back
+    fitted = None
     def before_fit(self): self.fitted = None
     def before_train(self):
         if self.fitted is None: self.fitted = forget_decisions(self.learn)
@@ -142,12 +144,12 @@ def autocast_kept():
 # %% ../../nbs/train/10_callbacks.ipynb #83d4f94f
 class TrainingPrecision(MixedPrecision):
     "Use mixed precision in training only, so that validation gives the same numbers as the saved model"
+    inside = False
     def before_fit(self):
         half = amp_dtype(self.dls.device)
         device = self.dls.device.type
         self.autocast = torch.autocast(device, dtype=half or torch.bfloat16, enabled=half is not None)
         self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=half==torch.float16), L()
-        self.inside = False
     def before_batch(self):
         if not self.training: return
         self.depth = autocast_depth()
@@ -211,7 +213,7 @@ def set_weights(
 # %% ../../nbs/train/10_callbacks.ipynb #a8507d9c
 class AverageWeights(Callback):
     "Keep a running average of the weights, validate with it, and end with it"
-    order, remembers = Recorder.order-5, ('n_averaged', 'average')
+    order, remembers, average = Recorder.order-5, ('n_averaged', 'average'), None
     def __init__(self,
         power: float = 16.,  # the average spans about 1/`power` of the steps so far
     ): self.power = power
@@ -236,12 +238,14 @@ class AverageWeights(Callback):
         self.average = weights
 
     before_validate = after_validate = swap
-    def after_fit(self): set_weights(self.learn, self.average)
+    def after_fit(self):
+        if self.average is not None: set_weights(self.learn, self.average)
 
 # %% ../../nbs/train/10_callbacks.ipynb #00bbe118
 class KeepBest(Callback):
     "Keep the weights of the epoch with the lowest validation loss"
     order, remembers = Recorder.order+2, ('best_loss', 'best_epoch', 'best_weights')
+    best_loss, best_epoch, best_weights = float('inf'), None, None
     def before_fit(self):
         self.run, self.validated = is_training_run(self), False
         self.best_loss, self.best_epoch, self.best_weights = float('inf'), None, None
@@ -271,7 +275,7 @@ def _all_finite(tensors):
 
 class StopOnNaN(Callback):
     "Stop if the loss is not a number, say why, and restore the last good weights"
-    order = KeepBest.order+1
+    order, why = KeepBest.order+1, None
     def __init__(self,
         every: int|None = None,  # steps between checks of the loss; None: 1 on a CPU, 10 elsewhere
     ): self.every = every

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.data.core import DataLoaders
-from fastai.vision.all import DisplayedTransform, aug_transforms
+from fastai.vision.all import DisplayedTransform, FlipItem, RandomResizedCrop, aug_transforms
 
 from hpa_fastai.all import MeanAP, NormalizeRGBY, Predictor, TensorRGBY, TrainingBar, hpa_learner, predict_cells
 from hpa_fastai.batches.dataloader import HPADataLoader
@@ -66,6 +66,28 @@ def test_a_split_of_ones_own(small_atlas, cache, own):
     want = (df.Id[df.held_out == 'false'], df.Id[::4]) if own == 'valid_col' else (df.Id[:30], df.Id[60:])
     assert [ds.items.Id.tolist() for ds in (dls.train_ds, dls.valid_ds)] == [o.tolist() for o in want]
     assert len(dls.train.weights) == len(dls.train_ds)
+
+
+@pytest.mark.parametrize('loaded', [False, True])
+def test_the_number_of_a_column_is_that_of_the_file(small_atlas, cache, tmp_path, loaded):
+    "Reading puts Id and Target first, which moves the others"
+    df = read_labels(small_atlas/'train.csv')[['Id', 'Target']]
+    df = pd.DataFrame(dict(Id=df.Id, is_bad=np.arange(90) < 45, is_valid=np.arange(90) % 4 == 0, Target=df.Target))
+    df.to_csv(tmp_path/'own.csv', index=False)
+    csv = df if loaded else tmp_path/'own.csv'
+    for number in (2, -2):
+        dls = loaders(small_atlas, cache, csv=csv, valid_col=number)
+        assert dls.valid_ds.items.Id.tolist() == df.Id[df.is_valid].tolist()
+    for wrong in (True, False):
+        with pytest.raises(HPAError, match='is no column'): loaders(small_atlas, cache, csv=csv, valid_col=wrong)
+    with pytest.raises(HPAError, match='no column number 4; it has 4'):
+        loaders(small_atlas, cache, csv=csv, valid_col=4)
+
+
+def test_advice_for_a_split_of_ones_own_can_be_followed(small_atlas, cache):
+    df = read_labels(small_atlas/'train.csv').assign(is_valid=np.arange(90) < 45)
+    with pytest.warns(UserWarning, match="groups of column 'antibody' are in .*; let valid_col keep them together"):
+        loaders(small_atlas, cache, csv=df, valid_col='is_valid')
 
 
 @pytest.mark.parametrize(
@@ -284,6 +306,34 @@ def test_block_is_a_plain_datablock(small_atlas):
     items = attach_images(read_labels(small_atlas / 'train.csv'), small_atlas / 'train')
     x, y = HPADataBlock(size=24, augment=False).dataloaders(items, bs=4, num_workers=0).one_batch()
     assert x.shape == (4, 4, 24, 24) and y.shape == (4, 28)
+
+
+def test_changes_of_a_block_are_kept(small_atlas):
+    "Also where the sizes of the pictures make it anew"
+    items = attach_images(read_labels(small_atlas/'train.csv'), small_atlas/'train')
+    called = []
+    def mine(df):
+        called.append(len(df))
+        return list(range(40)), list(range(40, 90))
+    block = HPADataBlock(item_tfms=RandomResizedCrop(32))
+    block.splitter = mine
+    block = block.new(item_tfms=[RandomResizedCrop(24), Darker()])
+    dls = block.dataloaders(items, bs=4, num_workers=0)
+    assert called == [90] and len(dls.valid_ds) == 50 and dls.train.held_out
+    assert 'Darker' in [type(t).__name__ for t in dls.train.after_item.fs]
+    assert dls.one_batch()[0].shape == (4, 4, 24, 24) and dls.settings.size == 24
+    assert not dls.settings_suffice() and not HPADataBlock(size=24).dataloaders(items, num_workers=0).train.held_out
+    block.item_tfms.append(FlipItem())
+    block.batch_tfms.append(Darker())
+    dls = block.dataloaders(items, bs=4, num_workers=0)
+    assert {'FlipItem', 'Darker'} <= {type(t).__name__ for t in dls.train.after_item.fs}
+    assert 'Darker' in [type(t).__name__ for t in dls.train.after_batch.fs]
+
+
+def test_new_transforms_of_a_block_leave_ours(small_atlas):
+    items = attach_images(read_labels(small_atlas/'train.csv'), small_atlas/'train')
+    dls = HPADataBlock(size=24, mean=(.1,)*4, std=(.2,)*4).new(batch_tfms=Darker()).dataloaders(items, num_workers=0)
+    assert dls.settings.mean == (.1,)*4 and 'Darker' in [type(t).__name__ for t in dls.train.after_batch.fs]
 
 
 def test_real_mosaics_load_with_their_groups(real_data, tmp_path):

@@ -272,3 +272,29 @@ def test_one_split_gets_one_advice_about_groups():
     assert 'pass group=antibody_of' in of_ids and "add group='antibody'" in of_column
     (of_ids,) = advice(df.assign(plate=[i//20 for i in range(60)]))
     assert 'pass group=antibody_of' in of_ids
+
+
+def test_a_split_of_ones_own_is_advised_to_keep_groups_together():
+    "Groups given beside it would be refused, so no advice asks for them"
+    df = pd.DataFrame(dict(Id=[f'{i//2}_1_A1_{i%2}' for i in range(60)], Target=[str(i//2%3) for i in range(60)]))
+    halves = [list(range(0, 60, 2)), list(range(1, 60, 2))]
+    for table in (df, df.assign(antibody=df.Id.str.split('_').str[0])):
+        faults = ' | '.join(check_split(table, halves, labels=HPA28, way='valid_col').faults)
+        assert 'let valid_col keep them together, or pass group=False' in faults
+        assert 'antibody_of' not in faults and '--group' not in faults
+    marked = df.assign(is_valid=[i > 50 for i in range(60)])
+    with pytest.raises(SplitError, match='valid_col divides 1 group of images'):
+        train_valid_rows(marked, valid_col='is_valid', group=antibody_of)
+
+
+@pytest.mark.parametrize('number', [2, -2, np.int64(2)])
+def test_a_column_by_its_number(number):
+    df = pd.DataFrame(dict(Id=[*'abcdef'], is_bad=[True]*6, is_valid=[False]*4+[True]*2, Target='0'))
+    assert split_by_column(df, number) == ([0, 1, 2, 3], [4, 5])
+
+
+@pytest.mark.parametrize('wrong', [True, False, np.True_])
+def test_truth_is_no_column(wrong):
+    df = pd.DataFrame(dict(Id=[*'abcdef'], is_valid=[False]*4+[True]*2))
+    with pytest.raises(SplitError, match='valid_col: (True|False) is no column; give its name'):
+        split_by_column(df, wrong)

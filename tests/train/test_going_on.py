@@ -45,8 +45,7 @@ def test_a_file_of_fastai(make_learner):
     file, whole = learn.save('weights', with_opt=False), learn.save('whole')
     again = make_learner('resnet10t', 32, pretrained=file)
     assert torch.equal(again.model[0].conv1[0].weight, learn.model[0].conv1[0].weight) and again.model.known == []
-    try: make_learner('resnet10t', 32, pretrained=whole)
-    except HPAError as e: assert 'with_opt=False' in str(e)
+    with pytest.raises(HPAError, match='with_opt=False'): make_learner('resnet10t', 32, pretrained=whole)
 
 
 @pytest.mark.filterwarnings('ignore')

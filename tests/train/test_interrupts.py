@@ -31,6 +31,14 @@ class Break(Callback):
         return super().__call__(event)
 
 
+class First(Break):
+    "Breaks a training off before other callbacks have heard that it begins"
+    order = -100
+    def __call__(self, event):
+        if event == self.event: self.error()
+        return Callback.__call__(self, event)
+
+
 def fail(): raise ValueError('broken off')
 
 
@@ -81,7 +89,7 @@ def test_an_error_in_a_loss_or_network(make_learner, place, error):
 @pytest.mark.parametrize('do', ['fit_one_cycle', 'fit_progressive', 'find_lr', 'lr_find', 'fit_head', 'validate',
                                 'get_preds', 'calibrate', 'evaluate'])
 def test_an_error_in_any_method(make_learner, do):
-    "In the fourth batch, be it of training or of prediction"
+    "In the second batch, be it of training or of prediction"
     before, expected, seen = process_state(), numbers(make_learner), []
     learn = make_learner(size=32)
     def broken(*_):
@@ -91,7 +99,8 @@ def test_an_error_in_any_method(make_learner, do):
     settings = dict(fit_one_cycle=dict(n_epoch=1), lr_find=dict(num_it=8, show_plot=False),
                     fit_progressive=dict(sizes=(32,), epochs=1, verbose=False)).get(do, {})
     with learn.no_bar(), pytest.raises((ValueError, HPAError), match='broken off'): getattr(learn, do)(**settings)
-    assert process_state() == before
+    trains = do in ('fit_one_cycle', 'fit_progressive', 'find_lr', 'lr_find')
+    assert any(seen) == trains and process_state() == before  # only training is in half precision
     assert numbers(make_learner) == expected
 
 
@@ -111,5 +120,21 @@ def test_a_training_that_is_cancelled(make_learner, event, cancel):
     before, expected = process_state(), numbers(make_learner)
     def stop(): raise cancel()
     make_learner(size=32, cbs=Break(event, stop)).fit(1, 1e-3)
+    assert process_state() == before
+    assert numbers(make_learner) == expected
+
+
+@pytest.mark.parametrize('do', ['fit', 'fit_one_cycle', 'fit_progressive', 'lr_find'])
+def test_a_training_that_is_cancelled_before_it_begins(make_learner, do):
+    "Callbacks hear of the end of what they did not see beginning"
+    before, expected = process_state(), numbers(make_learner)
+    def stop(): raise CancelFitException()
+    learn = make_learner(size=32, cbs=First('before_fit', stop))
+    weights = [t.clone() for t in learn.model.state_dict().values()]
+    if do == 'fit_progressive': learn.fit_progressive(sizes=(32,), epochs=1, verbose=False)
+    elif do == 'lr_find':
+        with pytest.raises(Exception): learn.lr_find(num_it=8, show_plot=False)
+    else: getattr(learn, do)(1)
+    assert all(map(torch.equal, weights, learn.model.state_dict().values()))
     assert process_state() == before
     assert numbers(make_learner) == expected
