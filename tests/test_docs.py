@@ -170,7 +170,7 @@ def code_blocks(page, lang):
 
 SHORTER = {"group='Antibody')": "group='Antibody', size=64)",
            '--arch smallresnet': '--arch smallresnet --size 64 --no-progress',
-           '--n 3': '--n 1 --dpi 72', ' --model subcell-vit': ''}
+           '--n 3': '--n 1 --dpi 72', ' --model subcell-vit': '', 'calibrate hpa-densenet121': 'calibrate hpa_model'}
 
 def shortened(text):
     for long, short in SHORTER.items(): text = text.replace(long, short)

@@ -387,7 +387,7 @@ def test_a_folder_with_its_images_and_one_table(tmp_path):
     dls = HPADataLoaders.from_csv(tmp_path, size=32, cache=False, progress=False)
     assert len(dls.train_ds)+len(dls.valid_ds) == 6
     (tmp_path/'antibodies.csv').write_text('Id,antibody\n')
-    with pytest.raises(HPAError, match=r'there are antibodies.csv, localisations.csv; name .*--csv FILE'):
+    with pytest.raises(HPAError, match=r'2 tables and no train.csv: antibodies.csv, localisations.csv; choose one: .*--csv FILE'):
         HPADataLoaders.from_csv(tmp_path, size=32, cache=False, progress=False)
 
 

@@ -77,6 +77,7 @@ def test_every_cell_is_judged_by_its_crop(plate, models, tmp_path, kind):
     assert len(cells_submission(df)) == 3
 
 
+@pytest.mark.slow
 def test_batches_precision_and_symmetries(plate, models):
     one, many = (predict_cells(models/'square', plate, bs=bs, progress=False)[CLASSES] for bs in (1, 32))
     assert np.abs(one-many).to_numpy().max() < 1e-5

@@ -92,7 +92,7 @@ def test_a_name_that_the_hub_cannot_have(monkeypatch):
 def test_a_folder_wins(the_hub, trained, tmp_path):
     shutil.copytree(trained[1], tmp_path/'lab'/'model')
     Predictor('lab/model')
-    with pytest.raises(BundleError, match='train one'):
+    with pytest.raises(BundleError, match='no model there; did you mean lab/model'):
         Predictor('lab/modle')  # a slip of the pen is not looked for elsewhere
     assert not the_hub
 

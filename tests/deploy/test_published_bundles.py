@@ -153,6 +153,7 @@ def test_offline_the_line_says_what_to_carry_and_how_to_do_without(archive, plat
     with pytest.raises(NoWeights): predict(plate, progress=False)
 
 
+@pytest.mark.slow
 def test_cells_have_a_default_of_their_own(archive, plate, capsys):
     assert main(['cells', str(plate), '--no-progress']) == 0
     err = capsys.readouterr().err
@@ -181,6 +182,7 @@ def test_wrong_usage_is_one_line(archive, line, capsys):
     assert main(line) == 2 and capsys.readouterr().err.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_another_file_is_unverified_wherever_it_is_used(archive, plate, tmp_path):
     other, _ = densenet_onnx(tmp_path/'fold3.onnx', seed=3)
     with pytest.raises(HPAError, match='no-verify'): fetch_model(NAME, other, progress=False)
@@ -217,6 +219,7 @@ def test_an_altered_bundle_is_refused(here, plate, part, capsys):
     assert f'models get {NAME} --force' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_the_files_need_otherwise_can_be_said(here, plate, capsys):
     one = ['predict', str(plate), '--no-progress', '--model', NAME]
     assert main([*one, '--out', 'plain.csv']) == 0

@@ -68,7 +68,7 @@ def test_the_same_classes_are_known_at_once(dls, densenet, monkeypatch, tmp_path
     with pytest.warns(UserWarning, match='no thresholds were fitted'): learn.save_bundle(tmp_path/'model')
     bundle = load_bundle(tmp_path/'model')
     assert bundle.settings == learn.dls.settings and np.abs(bundle.probs(pixels(dls)) - want.numpy()).max() < 1e-5
-    assert f'started_from: {NAME} ({PUBLISHED[NAME].licence}; ' in (tmp_path/'model'/'README.md').read_text()
+    assert f'Started from: {NAME} ({PUBLISHED[NAME].licence}; ' in (tmp_path/'model'/'README.md').read_text()
 
 
 def test_other_classes_keep_what_they_share(small_atlas, cache, densenet):

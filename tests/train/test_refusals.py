@@ -94,7 +94,7 @@ def test_a_calibration_says_that_it_removes_thresholds(make_learner, recwarn):
     learn.calibrate('platt')
     assert not [w for w in recwarn if 'thresholds' in str(w.message)]
     learn.fit_thresholds()
-    with pytest.warns(UserWarning, match='thresholds were for.*learn.fit_thresholds'): learn.calibrate('platt')
+    with pytest.warns(UserWarning, match='thresholds fitted .* before.*learn.fit_thresholds'): learn.calibrate('platt')
     assert learn.thresholds is None
 
 
