@@ -45,13 +45,14 @@ class HPADataLoader(TfmdDL):
         weights=None,  # one an item of `dataset`, for drawing when shuffling; None: each once an epoch
         oversample:float=0.,  # power of rarity that `weights` come from
         held_out:bool=True,  # whether somebody asked for this split, so that nothing is fitted on the validation images
+        normalize_asked:bool=False,  # whether somebody said how pictures are normalised
         sources:Sources|None=None,  # knows the figures of each picture's source, to normalise by
         **kwargs):
         if cache is not None: kwargs['num_workers'] = 0  # indexing is faster than handing over between processes
         super().__init__(dataset, *args, **kwargs)
         self.labels, self.reader, self.group = labels, reader, group
         self.cache, self.weights, self.sources, self.draw = cache, weights, sources, None
-        self.oversample, self.held_out = oversample, held_out
+        self.oversample, self.held_out, self.normalize_asked = oversample, held_out, normalize_asked
         self._look_up(dataset.items)
 
 # %% ../../nbs/batches/60_dataloader.ipynb #45204217
@@ -139,7 +140,7 @@ def new(self:HPADataLoader,
     **kwargs):
     "Make a loader like this one, of the same items or of others."
     own = dict(labels=self.labels, reader=self.reader, group=self.group, sources=self.sources,
-               oversample=self.oversample, held_out=self.held_out)
+               oversample=self.oversample, held_out=self.held_out, normalize_asked=self.normalize_asked)
     if dataset is None: own.update(cache=self.cache, weights=self.weights)
     return super(HPADataLoader, self).new(dataset, cls, **{**own, **kwargs})
 

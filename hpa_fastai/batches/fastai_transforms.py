@@ -45,6 +45,8 @@ def crop_pad(self:TensorRGBY,
     "Cut a picture, with a margin where the cut is larger, and resize it, as fastai does with Pillow's pictures"
     (w, h), (wide, high) = (sz, sz) if isinstance(sz, int) else sz, (self.shape[-1], self.shape[-2])
     left, top = ((wide-w)//2, (high-h)//2) if tl is None else tl
+    if max(left-wide, top-high, -left-w, -top-h)>0:
+        raise HPAError(f'crop_pad: a cut of {w}×{h} pixels at {left}, {top} lies outside of a picture of {wide}×{high}')
     x = self[..., max(top, 0):top+h, max(left, 0):left+w]
     left, right, top, bottom = max(-left, 0), max(left+w-wide, 0), max(-top, 0), max(top+h-high, 0)
     if pad_mode==PadMode.Zeros: x = F.pad(x, (left, right, top, bottom))
@@ -153,6 +155,11 @@ class UsualSize(int):
     "A size that nobody said"
 
 USUAL_SIZE = UsualSize(384)  # pixels
+
+class UsualWord(str):
+    "A word that nobody said"
+
+USUAL_WAY = UsualWord('image')  # to normalise
 
 def is_letterbox(
     tfm,  # the first transform that resizes

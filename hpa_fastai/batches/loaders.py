@@ -37,7 +37,7 @@ from .cache import without_cache
 from .settings import *
 from .sources import *
 from .transforms import *
-from .fastai_transforms import USUAL_SIZE, UsualSize, says_size, sort_transforms
+from .fastai_transforms import USUAL_SIZE, USUAL_WAY, UsualSize, UsualWord, says_size, sort_transforms
 from ..data.reader import picture_sizes
 from .dataloader import *
 from .dataloader import order_of
@@ -246,7 +246,7 @@ def from_df(cls:HPADataLoaders,
     seed: int|None = 42,  # of the split; None: another one each time
     valid_col: str|int|None = None,  # column that marks the images for validation with True, or its number
     splitter = None,  # function of the table that returns the rows for training, and for validation
-    normalize = 'image',  # by each 'image', its 'source' or the 'dataset', (mean, std), 'minmax' (to 0..1), None: not
+    normalize = USUAL_WAY,  # by each 'image', its 'source' or the 'dataset', (mean, std), 'minmax' (to 0..1), None: not
     source: str|None = None,  # the column that names the sources; None: `source`, or else the folders
     augment: bool|AugmentRGBY = True,  # the default one (unless batch_tfms bring fastai's), none, or your own
     oversample: float = 0.5,  # power of rarity with which training images are drawn; 0: all equally often
@@ -302,7 +302,7 @@ def from_df(cls:HPADataLoaders,
     bs = min(bs, max(len(train)//n_processes(), 1))
     return block.dataloaders(df, path=models_folder(images), bs=bs, device=device and torch.device(device),
                              num_workers=num_workers, cache=store, group=group or None, oversample=oversample,
-                             held_out=held_out, val_bs=val_bs,
+                             held_out=held_out, val_bs=val_bs, normalize_asked=not isinstance(normalize, UsualWord),
                              dl_kwargs=[dict(weights=weights), dict(weights=None)])
 
 # %% ../../nbs/batches/70_loaders.ipynb #3804af5c

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from ..basics.packages import quick_imports
 from ..basics.arguments import checked
-from ..basics.errors import HPAError
+from ..basics.errors import HPAError, warn_user
 from .networks import *
 from .own_models import *
 _all_ = ['ModelError', 'NoWeights']
@@ -336,8 +336,13 @@ def _load_own(model, parts, file, arch, classes, known):
     own = {name: t for name,t in head.state_dict().items() if t.ndim}
     last = [name for name in own if name.startswith(f'{len(head)-1}.')]
     rest = [name for name in own if name not in last]
-    fits = {name: own[name].shape for name in rest} | {name: (len(known), *own[name].shape[1:]) for name in last}
-    if any(name not in of_head or of_head[name].shape!=shape for name,shape in fits.items()): return []
+    fits = {name: own[name].shape for name in rest}
+    if known: fits |= {name: (len(known), *own[name].shape[1:]) for name in last}
+    lost = 'head is of another kind' if any(name not in of_head or of_head[name].shape!=shape
+                                            for name,shape in fits.items()) else 'classes have no names'
+    if not known or 'head' in lost:
+        warn_user(f'{file}: its {lost}, so the last layer begins anew; a bundle (save_bundle) keeps it')
+    if 'head' in lost: return []
     for name in rest: own[name].copy_(of_head[name])
     found = [(i, known.index(name)) for i,name in enumerate(classes) if name in known]
     for name in last:

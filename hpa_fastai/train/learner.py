@@ -88,7 +88,7 @@ class HPALearner(Learner):
     ):
         "Run fastai's loop; first refuse a callback that watches a metric which is not measured"
         check_monitors(self, L(cbs))
-        with autocast_kept(): super().fit(n_epoch, *args, cbs=cbs, **kwargs)
+        super().fit(n_epoch, *args, cbs=cbs, **kwargs)
 
     def one_batch(self,
         i: int,  # its number
@@ -205,13 +205,13 @@ def hpa_learner(
     model = create_model(arch, len(dls.vocab), pretrained, dls.settings.size, stem, dropout, dls.vocab)
     simulated = source_library(arch)=='hpa_fastai' and (pretrained is True or bool(model.known))
     knows_cells = simulated or published is not None or bundle is not None
-    ours = [GradientClip(1.), EpochLines()]
-    if amp_dtype(dls.device): ours.append(TrainingPrecision())
+    lr = (1e-3 if pretrained else 3e-3) if lr is None else lr if isinstance(lr, slice) else checked(lr=lr)
+    ours = [GradientClip(1.), EpochLines(), *[TrainingPrecision()]*(amp_dtype(dls.device) is not None)]
     if knows_cells: ours.append(KeepStatistics())
     learn = HPALearner(dls, model.to(dls.device, memory_format=torch.channels_last),
                        loss_func=get_loss(loss_func) if isinstance(loss_func, str) else loss_func,
                        metrics=[MeanAP(), MacroF1()] if metrics is None else metrics, cbs=[*ours, *L(cbs)],
-                       opt_func=opt_func, splitter=splitter, wd=wd, lr=lr or (1e-3 if pretrained else 3e-3), **kwargs)
+                       opt_func=opt_func, splitter=splitter, wd=wd, lr=lr, **kwargs)
     learn.pretrained, learn.knows_cells = bool(pretrained), knows_cells
     if pretrained: learn.start_weights = copy_weights(learn)
     if published: begin_as_published(learn, published)

@@ -223,9 +223,11 @@ def check_loss(loss,   # of a learner; None: that of its loaders
               ):       # the same
     "Refuse a loss that is for one class an image, or a class of losses."
     f = loss.func if isinstance(loss, (BaseLoss, partial)) else loss
-    name = getattr(loss, '__name__', type(loss).__name__)
-    if isinstance(f, type): raise HPAError(f'loss_func: {name} is a class of losses; give one of them: {name}()')
-    if isinstance(f, _FOR_ONE_CLASS) or f in (F.cross_entropy, F.nll_loss):
+    named = f if isinstance(loss, partial) else loss
+    name, kind = getattr(named, '__name__', type(named).__name__), f if isinstance(f, type) else type(f)
+    if f is kind and not issubclass(kind, _FOR_ONE_CLASS):
+        raise HPAError(f'loss_func: {name} is a class of losses; give one of them: {name}()')
+    if issubclass(kind, _FOR_ONE_CLASS) or f in (F.cross_entropy, F.nll_loss):
         raise HPAError(f"loss_func: {name} is for one class an image, and these images have several; take a name such "
                        "as 'focal' or 'bce' (get_loss), or BCEWithLogitsLossFlat() of fastai")
     return loss

@@ -7,10 +7,12 @@ __all__ = ['record_of_weights', 'published_start', 'normalize_as_published', 'be
 
 # %% ../../nbs/train/45_published.ipynb #e5f0c303
 import json, warnings
+from functools import partial
 from pathlib import Path
 from safetensors import safe_open
 from fastai.learner import Learner
 from ..batches.loaders import HPADataLoaders
+from ..data.reader import ImageReader
 from ..models.own_models import weights_file
 from ..models.networks import PUBLISHED_NETWORKS
 from ..models.published import published_record, published_weights
@@ -46,7 +48,7 @@ def normalize_as_published(
     known, now = PUBLISHED[record['name']].settings, dls.settings
     figures = dict(mean=known.mean, std=known.std, minmax=known.minmax)
     if figures=={name: getattr(now, name) for name in figures} and not now.source: return
-    if now.mean is None and not now.minmax: dls.normalize_by(**figures)
+    if now.mean is None and not now.minmax and not dls.train.normalize_asked: dls.normalize_by(**figures)
     else: warnings.warn(f'pictures are normalised by {now.normalized_by}, as you asked; {record["name"]} was '
                         f'trained with {known.normalized_by}; leave out normalize to use that')
 
@@ -67,6 +69,19 @@ def begin_as_published(
                       f'published; `hpa_fastai models get {record["name"]} --force` downloads verified ones')
 
 # %% ../../nbs/train/45_published.ipynb #d888249f
+def warn_of_reading(
+    reader: ImageReader,  # of the loaders
+    path: Path,  # of the bundle
+    known: dict,  # the settings of its reader
+):
+    "Warn of grey levels and scales that a bundle was not trained with"
+    names = [name for name in ('scale', 'bits', 'pixel_size') if name in known and known[name]!=getattr(reader, name)]
+    if not names: return
+    now, there = (', '.join(f'{name}={value(name)!r}' for name in names)
+                  for value in (partial(getattr, reader), known.get))
+    warnings.warn(f'pictures are read with {now}, and the model in {path} was trained with {there}; give the loaders '
+                  f'reader=ImageReader(…, {there}) to read them as it does')
+
 def begin_as_bundle(
     learn: Learner,  # of `hpa_learner`, with loaders of its own
     path: Path,  # of the bundle
@@ -75,10 +90,12 @@ def begin_as_bundle(
     "Make a learner normalise as the bundle that it goes on from, unless the user asked for something else"
     learn.seen_before = (config.get('seen') or {}).get('trained', '')
     now, preprocess = learn.dls.settings, config['preprocess']
+    warn_of_reading(now.reader, path, config.get('reader') or {})
     mean, std = (o and tuple(o) for o in (preprocess.get('mean'), preprocess.get('std')))
     minmax, source = bool(preprocess.get('minmax')), bool(preprocess.get('source'))
     if (mean, std, minmax, source)==(now.mean, now.std, now.minmax, now.source): return
-    if now.mean is None and not now.minmax and not now.source and not source:
+    usual = now.mean is None and not now.minmax and not now.source and not learn.dls.train.normalize_asked
+    if usual and not source:
         learn.dls.normalize_by(mean=mean, std=std, minmax=minmax)
     else: warnings.warn(f'pictures are normalised by {now.normalized_by}, and the model in {path} was trained with '
                         'another normalisation; give the loaders the same normalize')

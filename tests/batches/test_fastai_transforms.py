@@ -305,3 +305,11 @@ def test_a_column_has_a_number_and_a_seed_may_be_none(make, small_atlas, table):
         HPADataLoaders.from_df(table, small_atlas/'train', size=32, valid_col=99)
     splits = {tuple(make(seed=None).valid_ds.items.Id) for _ in range(3)}
     assert len(splits) > 1
+
+
+def test_a_cut_that_lies_outside_is_refused():
+    "As Pillow does, where it would be a black picture of another size"
+    x = TensorRGBY(torch.ones(4, 6, 10, dtype=torch.uint8))
+    for tl in ((20, 20), (20, 0), (0, 7), (-5, 0)):
+        with pytest.raises(HPAError, match=r'lies outside of a picture of 10×6'): x.crop_pad(4, tl=tl)
+    assert x.crop_pad(4, tl=(-2, 4)).shape == (4, 4, 4)

@@ -45,20 +45,37 @@ def test_a_file_of_fastai(make_learner):
     file, whole = learn.save('weights', with_opt=False), learn.save('whole')
     again = make_learner('resnet10t', 32, pretrained=file)
     assert torch.equal(again.model[0].conv1[0].weight, learn.model[0].conv1[0].weight) and again.model.known == []
+    assert torch.equal(again.model[1][2].running_mean, learn.model[1][2].running_mean)
+    with pytest.warns(UserWarning, match='classes have no names, so the last layer begins anew'):
+        make_learner('resnet10t', 32, pretrained=file)
     with pytest.raises(HPAError, match='with_opt=False'): make_learner('resnet10t', 32, pretrained=whole)
 
 
 @pytest.mark.filterwarnings('ignore')
 def test_pictures_are_normalised_as_in_the_bundle(make_learner, small_atlas, tmp_path):
     from hpa_fastai.all import HPADataLoaders, hpa_learner
-    def loaders(normalize):
-        return HPADataLoaders.from_csv(small_atlas, size=32, bs=16, cache=False, progress=False, normalize=normalize)
+    def loaders(*said):
+        return HPADataLoaders.from_csv(small_atlas, size=32, bs=16, cache=False, progress=False,
+                                       **dict(zip(['normalize'], said)))
     hpa_learner(loaders('dataset'), 'lenet5', pretrained=False).save_bundle(tmp_path/'b')
     there = load_bundle(tmp_path/'b').settings
-    here = hpa_learner(loaders('image'), 'lenet5', pretrained=tmp_path/'b').dls.settings
+    here = hpa_learner(loaders(), 'lenet5', pretrained=tmp_path/'b').dls.settings
     assert here.mean == pytest.approx(there.mean) and there.mean is not None
     with pytest.warns(UserWarning, match='another normalisation'):
         hpa_learner(loaders('minmax'), 'lenet5', pretrained=tmp_path/'b')
+    with pytest.warns(UserWarning, match='normalised by each picture, .* another normalisation'):
+        assert hpa_learner(loaders('image'), 'lenet5', pretrained=tmp_path/'b').dls.settings.mean is None
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_pictures_that_are_read_in_another_way_than_those_of_the_bundle(make_learner, small_atlas, tmp_path):
+    from hpa_fastai.all import HPADataLoaders, ImageReader, hpa_learner
+    def loaders(**kwargs):
+        return HPADataLoaders.from_csv(small_atlas, size=32, bs=16, cache=False, progress=False,
+                                       reader=ImageReader(32, **kwargs))
+    hpa_learner(loaders(scale='percentile', pixel_size=.1), 'lenet5', pretrained=False).save_bundle(tmp_path/'b')
+    with pytest.warns(UserWarning, match="read with scale='dtype', pixel_size=None, and .* with scale='percentile'"):
+        hpa_learner(loaders(), 'lenet5', pretrained=tmp_path/'b')
 
 
 def test_a_bundle_says_what_it_is_in_a_line(bundle):

@@ -1,4 +1,6 @@
 "What a learner refuses when it is made, in words that say what to do, and what it takes in several forms."
+from functools import partial
+
 import pytest
 import torch
 from fastai import metrics
@@ -37,7 +39,8 @@ def test_metrics_by_name(make_learner):
 
 
 @pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), FocalLossFlat(), LabelSmoothingCrossEntropy(),
-                                  nn.CrossEntropyLoss(), nn.functional.cross_entropy])
+                                  nn.CrossEntropyLoss(), nn.functional.cross_entropy, nn.CrossEntropyLoss,
+                                  partial(nn.CrossEntropyLoss)])
 def test_losses_for_one_class_an_image(make_learner, loaders, loss):
     with pytest.raises(HPAError, match='one class an image'): make_learner(loss_func=loss)
     with pytest.raises(HPAError, match='one class an image'): HPALearner(loaders, nn.Linear(4, 28), loss_func=loss)
@@ -45,8 +48,15 @@ def test_losses_for_one_class_an_image(make_learner, loaders, loss):
 
 def test_losses_that_suit(make_learner):
     with pytest.raises(HPAError, match=r'BCEWithLogitsLoss\(\)'): make_learner(loss_func=nn.BCEWithLogitsLoss)
+    with pytest.raises(HPAError, match=r'BCEWithLogitsLoss\(\)'): make_learner(loss_func=partial(nn.BCEWithLogitsLoss))
     for loss in (BCEWithLogitsLossFlat(), nn.BCEWithLogitsLoss(), lambda p, t: (p - t).abs().mean()):
         make_learner(loss_func=loss)
+
+
+def test_rates_that_are_none(make_learner):
+    for lr in (0, -1, 'high', True):
+        with pytest.raises(HPAError, match=f'lr: {lr!r} is not a number'): make_learner(lr=lr)
+    assert [make_learner(lr=lr).lr for lr in (None, .01, slice(1e-4, 1e-2))] == [3e-3, .01, slice(1e-4, 1e-2)]
 
 
 def test_networks_without_a_name(loaders):
