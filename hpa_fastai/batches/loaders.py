@@ -262,7 +262,7 @@ def from_df(cls:HPADataLoaders,
     "Make loaders from a table of labels and a folder of images."
     held_out = any(o is not None for o in (valid_pct, fold, valid_col, splitter))  # somebody asked for this split
     way = check_ways(valid_pct, fold, valid_col, splitter, folds)
-    valid_col = column_at(df.columns, valid_col)
+    valid_col = column_at(getattr(df, 'columns', ()), valid_col)
     if isinstance(group, str) and group=='antibody_of' and group not in df: group = antibody_of
     if not isinstance(size, UsualSize): size = checked(size=size)
     bs, fold, folds = checked(bs=bs, fold=fold, folds=folds)
