@@ -63,6 +63,8 @@ def _check_training(args):
 
 def _rehearse(args):
     "Check all that a training needs, and say what would be done"
+    from hpa_fastai.basics.errors import warn_user
+    from hpa_fastai.basics.group_columns import group_note
     from hpa_fastai.batches.splits import stratified_folds, train_valid_rows
     from hpa_fastai.data.files import attach_images, find_images
     from hpa_fastai.data.labels import get_labels
@@ -79,6 +81,7 @@ def _rehearse(args):
     table = find_images(images, args.channels)
     df = attach_images(read_labels(csv, labels, ids=table.Id, **columns_of(args)), table)
     check_fields(table, reader_of(args))
+    if group_of(args) is None and (note := group_note(df)): warn_user(note)
     split = dict(group=group_of(args), labels=labels, seed=args.seed)
     if args.folds and args.folds!='auto':
         fold_of_row = stratified_folds(df, args.folds, **split)

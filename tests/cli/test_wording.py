@@ -170,3 +170,11 @@ def test_notes_about_a_split_are_for_trainings_that_use_it(small_atlas, tmp_path
     said = [str(w.message) for w in recwarn]
     assert len([s for s in said if s.startswith('valid has no image')]) == n, said
     assert len([s for s in said if s.startswith('train has no image')]) in (0, n)
+
+
+def test_a_rehearsal_asks_for_groups_too(small_atlas, tmp_path, monkeypatch, recwarn):
+    monkeypatch.chdir(tmp_path)
+    how = ['train', str(small_atlas), '--arch', 'lenet5', '--pretrained', 'no', '--dry-run']
+    def asked(): return [str(w.message) for w in recwarn if '--group antibody' in str(w.message)]
+    for group in ('antibody', 'none'): assert main([*how, '--group', group]) == 0 and not asked()
+    assert main(how) == 0 and len(asked()) == 1
