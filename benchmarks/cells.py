@@ -53,7 +53,7 @@ def with_nucleus(img, masks):
 
 
 def outlines(a):
-    fovs = [simulate_fov([k % len(HPA28)], a.size, seed=[a.seed, k]) for k in range(a.n)]
+    fovs = [simulate_fov([k % len(HPA28)], a.size, seed=[a.seed, k], difficulty='easy') for k in range(a.n)]
     print(
         f'{a.n} simulated fields of {a.size} px, seed {a.seed}, {sum(len(np.unique(m)) - 1 for _, m in fovs)} cells, '
         f'{sum(len(np.unique(with_nucleus(i, m))) - 1 for i, m in fovs)} with their nucleus in the picture',
@@ -79,7 +79,7 @@ def outlines(a):
 
 def speed(a):
     for size in (512, 2048):
-        img, _ = simulate_fov([7], size, seed=[a.seed, 0])
+        img, _ = simulate_fov([7], size, seed=[a.seed, 0], difficulty='easy')
         segment_cells(img)
         times = []
         for f in (components, voronoi, segment_cells):
@@ -100,7 +100,7 @@ def speed(a):
 def mixed_fov(rng, seed, size):
     "A field in which each cell has one of two patterns: image, mask, truth cells × classes"
     u, v = rng.choice(len(EIGHT), 2, replace=False)
-    (img, masks), (other, _) = (simulate_fov([k], size, seed=seed, labels=EIGHT) for k in (u, v))
+    (img, masks), (other, _) = (simulate_fov([k], size, seed=seed, labels=EIGHT, difficulty='easy') for k in (u, v))
     second = rng.random(masks.max()+1)<.5
     img[1] = np.where(second[masks], other[1], img[1])
     truth = np.zeros((masks.max(), len(EIGHT)))
@@ -117,7 +117,8 @@ def prior(a):
     from hpa_fastai.cells.cells import predict_cells
     warnings.simplefilter('ignore')
     with tempfile.TemporaryDirectory() as tmp:
-        simulate_atlas(f'{tmp}/atlas', n=480, size=192, labels=EIGHT, balance='even', seed=11, progress=False)
+        simulate_atlas(f'{tmp}/atlas', n=480, size=192, labels=EIGHT, balance='even', seed=11,
+                       difficulty='easy', progress=False)
         set_seed(0)
         dls = HPADataLoaders.from_csv(
             f'{tmp}/atlas', labels=EIGHT, size=96, bs=16, group='antibody', cache=f'{tmp}/cache', progress=False

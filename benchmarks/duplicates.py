@@ -113,7 +113,7 @@ def main():
     p.add_argument('--speed-fields', type=int, default=10_000, help='fields to decode and fingerprint for the speed')
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
-        atlas = simulate_atlas(tmp, n=a.n, size=a.size, progress=False)
+        atlas = simulate_atlas(tmp, n=a.n, size=a.size, difficulty='easy', progress=False)
         sources = {f'simulated, {a.size} px': (find_images(f'{tmp}/train'), dict(zip(atlas.Id, atlas.antibody)))}
         if a.real_data:
             labels = pd.read_csv(f'{a.real_data}/mosaic/train.csv')

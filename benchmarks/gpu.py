@@ -91,7 +91,8 @@ class Lab:
     def atlas(self, name, n, size, seed=0):
         "Simulated cells, made once"
         folder = self.tmp/name
-        if not folder.exists(): simulate_atlas(folder, n=n, size=size, balance='even', seed=seed, progress=False)
+        if not folder.exists(): simulate_atlas(folder, n=n, size=size, balance='even', seed=seed,
+                                               difficulty='easy', progress=False)
         return folder
 
     def few(self):

@@ -46,7 +46,7 @@ def field(name, size, seed):
         kept.append(draw(cells))
         return kept[0]
     PATTERNS[name.casefold()] = watched
-    try: img, _ = simulate_fov([LABELS.numbers[name.casefold()]], size, seed, labels=LABELS)
+    try: img, _ = simulate_fov([LABELS.numbers[name.casefold()]], size, seed, labels=LABELS, difficulty='easy')
     finally: PATTERNS[name.casefold()] = draw
     return img, kept[0] > .4
 
@@ -59,7 +59,8 @@ def share(maps, masks):
 
 def train(path, arch, minutes, size):
     set_seed(0)
-    simulate_atlas(path/'atlas', n=1200, size=size, labels=LABELS, balance='even', seed=0, progress=False)
+    simulate_atlas(path/'atlas', n=1200, size=size, labels=LABELS, balance='even', seed=0,
+                   difficulty='easy', progress=False)
     dls = HPADataLoaders.from_csv(
         path / 'atlas', labels=LABELS, size=size, bs=32, group='antibody', cache=path / 'cache', progress=False
     )
@@ -97,7 +98,8 @@ def by_class(model, n, size, tta):
 
 
 def clock(model, path, size):
-    simulate_atlas(path/'hundred', n=100, size=size, labels=LABELS, balance='even', seed=5, progress=False)
+    simulate_atlas(path/'hundred', n=100, size=size, labels=LABELS, balance='even', seed=5,
+                   difficulty='easy', progress=False)
     table = find_images(path/'hundred'/'train')
     predictor = Predictor(model)
     for what, f in (

@@ -100,7 +100,7 @@ def look(dl):
 def speed(tmp, a):
     import torch
     from hpa_fastai.all import HPADataLoaders, ImageReader, attach_images, build_cache, read_labels, simulate_atlas
-    simulate_atlas(tmp/'large', n=48, size=512, balance='even', progress=False)
+    simulate_atlas(tmp/'large', n=48, size=512, balance='even', difficulty='easy', progress=False)
     folder = clone(tmp/'large', tmp/'many', a.n)
     df = read_labels(folder/'train.csv')
     table, plain = attach_images(df, folder/'train'), plain_loaders(folder, 128, 64)
@@ -136,7 +136,7 @@ def speed(tmp, a):
 
 def memory(tmp, a):
     from hpa_fastai.all import simulate_atlas
-    simulate_atlas(tmp/'little', n=48, size=64, balance='even', progress=False)
+    simulate_atlas(tmp/'little', n=48, size=64, balance='even', difficulty='easy', progress=False)
     found = []
     for n in (500, a.many):
         folder = clone(tmp/'little', tmp/f'memory{n}', n)
@@ -167,7 +167,8 @@ def memory(tmp, a):
 def starvation(tmp, a):
     import torch
     from hpa_fastai.all import HPADataLoaders, hpa_learner, simulate_atlas
-    if not (tmp/'few').exists(): simulate_atlas(tmp/'few', n=64, size=a.size, balance='even', progress=False)
+    if not (tmp/'few').exists(): simulate_atlas(tmp/'few', n=64, size=a.size, balance='even',
+                                                difficulty='easy', progress=False)
     dls = HPADataLoaders.from_csv(
         tmp / 'few', size=a.size, bs=32, cache=tmp / 'few-cache', progress=False, device=torch.device(a.device)
     )

@@ -68,7 +68,8 @@ def main(folder, a):
     from hpa_fastai.deploy.predictor import Predictor
     for name, n, seed in (('atlas', a.n_train, 0), ('plate', a.n_plate, 1)):
         if not (folder / name).exists():
-            simulate_atlas(folder / name, n=n, size=a.size, balance='even', seed=seed, progress=False)
+            simulate_atlas(folder / name, n=n, size=a.size, balance='even', seed=seed,
+                           difficulty='easy', progress=False)
     model = folder/'model' if (folder/'model').exists() else make_model(folder, a)
     predictor, table, rng = (
         Predictor(model, device='cpu'),

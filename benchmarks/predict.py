@@ -24,7 +24,8 @@ def make_model(tmp, arch, size, n=80):
     "A bundle that was trained for a moment"
     import torch
     from hpa_fastai.all import HPADataLoaders, hpa_learner, simulate_atlas
-    if not (tmp/'atlas').exists(): simulate_atlas(tmp/'atlas', n=n, size=64, balance='even', progress=False)
+    if not (tmp/'atlas').exists(): simulate_atlas(tmp/'atlas', n=n, size=64, balance='even',
+                                                  difficulty='easy', progress=False)
     dls = HPADataLoaders.from_csv(
         tmp / 'atlas', size=size, bs=16, cache=tmp / 'cache', progress=False, device=torch.device('cpu')
     )
@@ -55,7 +56,7 @@ def speed(tmp, a):
     from hpa_fastai.all import find_images, simulate_atlas
     from hpa_fastai.deploy.predictor import Predictor
     learn, model = make_model(tmp, 'resnet18', 128)
-    simulate_atlas(tmp/'large', n=48, size=512, balance='even', progress=False)
+    simulate_atlas(tmp/'large', n=48, size=512, balance='even', difficulty='easy', progress=False)
     folder = clone(tmp/'large', tmp/'many', a.n)
     table, p = find_images(folder), Predictor(model, device='cpu')
     b, rows = p.bundles[0], table.to_dict('records')
@@ -170,8 +171,8 @@ def odd(tmp, a):
     from hpa_fastai.deploy.loading import load_bundle
     from hpa_fastai.data.reader import ImageReader
     from hpa_fastai.deploy.predictor import Predictor
-    simulate_atlas(tmp/'train', n=400, size=192, balance='even', progress=False)
-    simulate_atlas(tmp/'unseen', n=100, size=192, balance='even', seed=5, progress=False)
+    simulate_atlas(tmp/'train', n=400, size=192, balance='even', difficulty='easy', progress=False)
+    simulate_atlas(tmp/'unseen', n=100, size=192, balance='even', seed=5, difficulty='easy', progress=False)
     dls = HPADataLoaders.from_csv(tmp/'train', size=64, bs=32, group='antibody', cache=tmp/'cache', progress=False)
     learn = hpa_learner(dls, 'resnet10t', pretrained=False)
     with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(48, 64), minutes=.25, verbose=False)

@@ -82,8 +82,8 @@ def main():
     half = (a.size//2, a.size*3//4, a.size)
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
-        simulate_atlas(d/'atlas', n=a.n, size=a.size, balance='even', seed=31, progress=False)
-        simulate_atlas(d/'test', n=400, size=a.size, balance='even', seed=32, progress=False)
+        simulate_atlas(d/'atlas', n=a.n, size=a.size, balance='even', seed=31, difficulty='easy', progress=False)
+        simulate_atlas(d/'test', n=400, size=a.size, balance='even', seed=32, difficulty='easy', progress=False)
         runs = {}
         for seed in a.seeds:
             for name, sizes, minutes in (

@@ -34,7 +34,7 @@ def simulated_fields(tmp, n, ending):
     from hpa_fastai.all import find_images, simulate_atlas
     folder = tmp/'fields'
     folder.mkdir()
-    simulate_atlas(tmp/'drawn', n=-(-n//4), size=1024, progress=False)
+    simulate_atlas(tmp/'drawn', n=-(-n//4), size=1024, difficulty='easy', progress=False)
     drawn = find_images(tmp/'drawn'/'train').to_dict('records')
     with ProcessPoolExecutor(mp_context=get_context('forkserver')) as pool:
         jobs = [(drawn[i//4], folder/f'field{i:04}', i%4, ending) for i in range(n)]

@@ -30,7 +30,7 @@ def main(tmp, a):
     from hpa_fastai.interpret.report import report
 
     for name, n, size, seed in (('atlas', 80, 64, 0), ('plate', 60, a.size, 1)):
-        simulate_atlas(tmp / name, n=n, size=size, balance='even', seed=seed, progress=False)
+        simulate_atlas(tmp / name, n=n, size=size, balance='even', seed=seed, difficulty='easy', progress=False)
     learn = hpa_learner(
         HPADataLoaders.from_csv(tmp / 'atlas', size=a.read, bs=16, cache=tmp / 'cache', progress=False),
         a.arch,

@@ -7,7 +7,8 @@ def speed(n, size, num_workers, balance):
     "FOVs a second, start of the processes included, and CPU seconds of this process a FOV"
     with tempfile.TemporaryDirectory() as d:
         start, cpu = time.perf_counter(), time.process_time()
-        simulate_atlas(Path(d)/'atlas', n=n, size=size, balance=balance, num_workers=num_workers, progress=False)
+        simulate_atlas(Path(d)/'atlas', n=n, size=size, balance=balance, num_workers=num_workers,
+                       difficulty='easy', progress=False)
         return n/(time.perf_counter() - start), (time.process_time() - cpu)/n
 
 if __name__ == '__main__':

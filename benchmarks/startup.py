@@ -21,8 +21,8 @@ STARTS = [('bare python', [sys.executable, '-c', 'pass'], None),
 def first_predictions(folder):
     "Starts that end with the first prediction: a network that was not trained, and one field of view"
     from hpa_fastai.all import HPADataLoaders, hpa_learner, simulate_atlas
-    simulate_atlas(folder/'atlas', n=40, size=64, balance='even', progress=False)
-    simulate_atlas(folder/'one', n=1, size=512, progress=False)
+    simulate_atlas(folder/'atlas', n=40, size=64, balance='even', difficulty='easy', progress=False)
+    simulate_atlas(folder/'one', n=1, size=512, difficulty='easy', progress=False)
     dls = HPADataLoaders.from_csv(folder/'atlas', size=128, bs=16, cache=folder/'cache', progress=False)
     model = hpa_learner(dls, 'resnet18', pretrained=False).save_bundle(folder/'model')
     command = [

@@ -30,7 +30,7 @@ def small_atlas(tmp_path_factory):
     "A simulated atlas of 90 small fields of view, all classes; read only"
     from hpa_fastai.simulate.atlas import simulate_atlas
     path = tmp_path_factory.mktemp('data')/'atlas'
-    simulate_atlas(path, n=90, size=64, balance='even', seed=0, progress=False)
+    simulate_atlas(path, n=90, size=64, balance='even', seed=0, difficulty='easy', progress=False)
     return path
 
 

@@ -128,7 +128,7 @@ def test_all_that_is_written_follows_the_umask(small_atlas, trained, tmp_path):
             )
         predict_cells(predictor, few, out=tmp_path/'cells.csv', progress=False)
         write_checkpoint(tmp_path/'checkpoint.pt', {})
-        simulate_atlas(tmp_path/'atlas', n=2, size=64, masks=True, progress=False)
+        simulate_atlas(tmp_path/'atlas', n=2, size=64, masks=True, difficulty='easy', progress=False)
         explore(small_atlas, out=tmp_path/'explore.html')
         report(tmp_path/'p.csv', tmp_path/'report.html')
         export_onnx(trained[1], tmp_path/'model.onnx')

@@ -38,8 +38,8 @@ def sample_picture(
 ) -> torch.Tensor:  # 1×4×S×S uint8
     "Draw a simulated picture of the kind that a published model judges."
     size = model.settings.size
-    if model.task=='fields': return torch.from_numpy(simulate_fov([25], size=size)[0])[None]
-    img, mask = simulate_fov([25], size=256)
+    if model.task=='fields': return torch.from_numpy(simulate_fov([25], size=size, difficulty='easy')[0])[None]
+    img, mask = simulate_fov([25], size=256, difficulty='easy')
     largest = np.bincount(mask[mask>0]).argmax()
     rows, columns = (np.flatnonzero((mask==largest).any(axis)) for axis in (1, 0))
     box = np.s_[rows[0]:rows[-1]+1, columns[0]:columns[-1]+1]

@@ -40,11 +40,12 @@ def _expose(
     return out
 
 # %% ../../nbs/simulate/50_atlas.ipynb #661000c7
-def _draw_fov(drawings, divisions, size, seed, stain_seed, n_cells=None):
+def _draw_fov(drawings, divisions, size, seed, stain_seed, difficulty, n_cells=None):
     "Image and mask of a field whose protein is drawn by the functions `drawings`"
     rng, stain = np.random.default_rng(seed), np.random.default_rng(stain_seed)
     by_chance = [kind for kind, p in (('spindle', .05), ('bridge', .03)) if rng.random() < p]   # as cells do
     cells = Cells(rng, size, n_cells, {*divisions, *by_chance})
+    if difficulty == 'atlas': cells.brightness[:, 1] *= np.exp(stain.uniform(.1, .6)*rng.normal(0, 1, len(cells)))
     share, unspecific = stain.uniform(.6, 1, len(drawings)), stain.uniform(.01, .05)
     protein = unspecific*(cells.cytoplasm + .5*cells.nucleus)
     for weight, draw in zip(share/share.max(initial=.1), drawings): protein = protein + weight*draw(cells)
@@ -72,9 +73,12 @@ def _drawings_of(targets, labels):
         if name.casefold() in DIVISIONS: divisions.add(DIVISIONS[name.casefold()])
     return drawings, divisions
 
-def _check_size(size):
-    "Refuse a field too small to show cells"
+def _check_field(size, difficulty):
+    "Refuse a field too small to show cells, and an unknown difficulty"
     if size < 32: raise SimulateError(f'size={size}: a field needs at least 32 pixels a side')
+    if difficulty not in ('easy', 'atlas'):
+        raise SimulateError(f"difficulty={difficulty!r}: choose 'easy' (every location is clear) "
+                            "or 'atlas' (about as hard as real pictures)")
 
 # %% ../../nbs/simulate/50_atlas.ipynb #ba4a0682
 def simulate_fov(
@@ -83,14 +87,15 @@ def simulate_fov(
     seed:int|Sequence[int]=0,       # the same seed gives the same cells
     n_cells:int|None=None,          # cells with their centre in the field; None draws 5 to 10
     labels:LabelSet|str=HPA28,      # names the classes
+    difficulty:str='atlas',         # 'atlas': about as hard as real pictures; 'easy': every location is clear
 )->tuple[np.ndarray, np.ndarray]:   # uint8 4×size×size, and int32 size×size: 0 between cells, then 1, 2, …
     "A field of view (red, green, blue, yellow) of a protein in given locations, and the mask of its cells"
     size = checked(size=size, error=SimulateError)
     if np.ndim(seed)==0: seed = checked(seed=seed, error=SimulateError)
-    _check_size(size)
+    _check_field(size, difficulty)
     if n_cells is not None and n_cells < 1: raise SimulateError(f'n_cells={n_cells}: a field needs at least one cell')
     drawings, divisions = _drawings_of(targets, get_labels(labels))
-    return _draw_fov(drawings, divisions, size, seed, seed, n_cells)
+    return _draw_fov(drawings, divisions, size, seed, seed, difficulty, n_cells)
 
 # %% ../../nbs/simulate/50_atlas.ipynb #e71429f1
 def _prepare_folder(path, about, masks, force):
@@ -110,9 +115,9 @@ def _prepare_folder(path, about, masks, force):
     except OSError as e: raise SimulateError(f'cannot write in {path}: {e.strerror}; choose another folder') from e
 
 # %% ../../nbs/simulate/50_atlas.ipynb #d5f01f18
-def _write_fov(path, fov, masks, drawings, divisions, size, seed, stain_seed):
+def _write_fov(path, fov, masks, drawings, divisions, size, seed, stain_seed, difficulty):
     "Draw one field and write its files"
-    image, mask = _draw_fov(drawings, divisions, size, seed, stain_seed)
+    image, mask = _draw_fov(drawings, divisions, size, seed, stain_seed, difficulty)
     files = {path/'train'/f'{fov}_{name}.png': plane for name, plane in zip(CHANNELS, image)}
     if masks: files[path/'masks'/f'{fov}.png'] = mask.astype(np.uint8)
     try:
@@ -127,6 +132,7 @@ def simulate_atlas(
     labels:LabelSet|str=HPA28,      # classes, and how the csv writes them
     seed:int=0,                     # another seed gives other cells
     balance:str='atlas',            # 'atlas': classes as frequent as in the 2018 competition; 'even': equally often
+    difficulty:str='atlas',         # 'atlas': about as hard as real pictures; 'easy': every location is clear
     masks:bool=False,               # write `masks/<Id>.png` too: 0 between cells, then 1, 2, …
     num_workers:int|None=None,      # processes; None takes one a core
     progress:bool=True,             # show a progress bar
@@ -137,12 +143,12 @@ def simulate_atlas(
     from hpa_fastai.basics.environment import tqdm_bar
     n, size, seed, num_workers = checked(n=n, size=size, seed=seed, num_workers=num_workers, error=SimulateError)
     path, labels = Path(path_text(path, 'path', SimulateError)), get_labels(labels)
-    _check_size(size)
+    _check_field(size, difficulty)
     _drawings_of(range(len(labels)), labels)
     plan = plan_atlas(n, labels, seed, balance)
-    about = dict(n=n, size=size, labels=labels.name, seed=seed, balance=balance, masks=masks)
+    about = dict(n=n, size=size, labels=labels.name, seed=seed, balance=balance, difficulty=difficulty, masks=masks)
     _prepare_folder(path, about, masks, force)
-    jobs = [(path, fov, masks, *_drawings_of(targets, labels), size, [seed, 0, i], [seed, 5, number])
+    jobs = [(path, fov, masks, *_drawings_of(targets, labels), size, [seed, 0, i], [seed, 5, number], difficulty)
             for i, (fov, number, targets) in enumerate(zip(plan.Id, plan.number, plan.targets))]
     with ExitStack() as processes:
         few = n < 16 or num_workers in (0, 1)     # not worth the start of processes

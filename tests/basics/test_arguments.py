@@ -31,8 +31,8 @@ def doors(atlas, bundle, tmp):
         'folds trained_folds minutes': lambda **number: compare(df, images, tmp/'compared', archs=['lenet5'], **number),
         'bs num_workers': lambda **number: Predictor(bundle, **number),
         'prior diameter pixel_size bs num_workers': lambda **number: predict_cells(bundle, images, **number),
-        'n size seed num_workers': lambda **number: simulate_atlas(tmp/'atlas', **quiet, **number),
-        'size seed': lambda **number: simulate_fov([0], **number),
+        'n size seed num_workers': lambda **number: simulate_atlas(tmp/'atlas', **quiet, **number, difficulty='easy'),
+        'size seed': lambda **number: simulate_fov([0], **number, difficulty='easy'),
         'timeout settle': lambda **number: watch(tmp, None, **number),
         'size minutes': lambda **number: run_demo(tmp/'demo', **number),
         'most alpha seed': lambda **number: monitor(tmp/'p.csv', bundle, **number)}
@@ -103,7 +103,7 @@ def path_doors(atlas, bundle, tmp):
     yield 'watch folder', lambda o: watch(o, predictor)
     yield 'watch predictor', lambda o: watch(tmp, o, tmp/'w.csv', timeout=.1)
     yield 'watch out', lambda o: watch(tmp, predictor, o)
-    yield 'simulate_atlas path', lambda o: simulate_atlas(o, n=1)
+    yield 'simulate_atlas path', lambda o: simulate_atlas(o, n=1, difficulty='easy')
     yield 'run_demo out', lambda o: run_demo(o)
     yield 'train_folds out', lambda o: train_folds(df, atlas/'train', o)
     yield 'get_labels', get_labels
@@ -181,7 +181,7 @@ def test_home_folders_in_paths_that_no_shell_saw(small_atlas, trained, tmp_path,
     settings = dict(size=32, cache=False, progress=False)
     dls = HPADataLoaders.from_csv('~/atlas', '~/atlas/train.csv', '~/atlas/train', **settings)
     assert len(dls.items) and len(read_labels('~/atlas/train.csv')) == 90
-    simulate_atlas('~/simulated', n=1, size=32, progress=False)
+    simulate_atlas('~/simulated', n=1, size=32, difficulty='easy', progress=False)
     assert main(['predict', '~/simulated', '--model=~/model', '--out=~/p.csv', '--no-progress']) in (0, None)
     report('~/p.csv', '~/r.html')
     assert {o.name for o in tmp_path.iterdir()} >= {'simulated', 'p.csv', 'r.html'} and not (tmp_path/'~').exists()

@@ -380,7 +380,7 @@ def test_training_and_prediction_where_processes_are_spawned(small_atlas, tmp_pa
 
 def test_a_folder_with_its_images_and_one_table(tmp_path):
     "Where there is no train.csv and no folder train, the only table and the folder itself are the data set"
-    simulate_atlas(tmp_path, n=6, size=32, progress=False)
+    simulate_atlas(tmp_path, n=6, size=32, difficulty='easy', progress=False)
     for image in list((tmp_path/'train').iterdir()): image.rename(tmp_path/image.name)
     (tmp_path/'train').rmdir()
     (tmp_path/'train.csv').rename(tmp_path/'localisations.csv')

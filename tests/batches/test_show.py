@@ -21,7 +21,8 @@ def close():
 @pytest.fixture(scope='module')
 def df(tmp_path_factory):
     folder = tmp_path_factory.mktemp('show') / 'atlas'
-    return attach_images(simulate_atlas(folder, n=8, size=64, seed=1, progress=False, num_workers=1), folder / 'train')
+    return attach_images(simulate_atlas(folder, n=8, size=64, seed=1, progress=False, num_workers=1,
+                                        difficulty='easy'), folder / 'train')
 
 
 @pytest.fixture(scope='module')

@@ -18,7 +18,7 @@ from hpa_fastai.simulate.atlas import simulate_fov
 
 
 @pytest.fixture(scope='module')
-def truth(): return simulate_fov([0], size=256, seed=400)[1]
+def truth(): return simulate_fov([0], size=256, seed=400, difficulty='easy')[1]
 
 
 def test_masks_from_files(truth, tmp_path):

@@ -29,7 +29,7 @@ def write_folder(folder, tokens, n=12):
     rows = []
     for k in range(n):
         id_ = f'Exp12_A{k//4 + 1:02}_s{k%4 + 1}'
-        img = np.asarray(simulate_fov([k%3], size=64, seed=k)[0]).astype(np.uint16)*16
+        img = np.asarray(simulate_fov([k%3], size=64, seed=k, difficulty='easy')[0]).astype(np.uint16)*16
         for token, plane in zip(tokens, img): tifffile.imwrite(folder/f'{id_}_{token}.tif', plane)
         rows.append((id_, str(k%3)))
     pd.DataFrame(rows, columns=['Id', 'Target']).to_csv(folder.parent/'labels.csv', index=False)

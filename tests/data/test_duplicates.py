@@ -17,7 +17,7 @@ def save(folder, name, fov, ending='png'):
 
 @pytest.fixture(scope='module')
 def fovs():
-    return [simulate_fov([t], size=128, seed=t)[0] for t in range(0, 28, 2)]
+    return [simulate_fov([t], size=128, seed=t, difficulty='easy')[0] for t in range(0, 28, 2)]
 
 
 def found(folder, **settings):

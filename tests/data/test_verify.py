@@ -16,7 +16,7 @@ from hpa_fastai.data.verify import verify_folder
 @pytest.fixture(scope='module')
 def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp('sound') / 'atlas'
-    simulate_atlas(folder, n=8, size=128, seed=7, progress=False, num_workers=1)
+    simulate_atlas(folder, n=8, size=128, seed=7, progress=False, num_workers=1, difficulty='easy')
     return folder
 
 

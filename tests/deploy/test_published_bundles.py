@@ -82,7 +82,7 @@ def here(archive, gotten, tmp_path):
 def plate(tmp_path_factory):
     "Three fields of view of simulated cells"
     folder = tmp_path_factory.mktemp('plate')
-    simulate_atlas(folder, n=3, size=128, seed=1, balance='even', progress=False)
+    simulate_atlas(folder, n=3, size=128, seed=1, balance='even', difficulty='easy', progress=False)
     return folder/'train'
 
 

@@ -30,7 +30,7 @@ def head(small_atlas, tmp_path_factory):
 @pytest.fixture(scope='module')
 def new(tmp_path_factory):
     folder = tmp_path_factory.mktemp('new')
-    simulate_atlas(folder, n=90, size=64, balance='even', seed=5, progress=False)
+    simulate_atlas(folder, n=90, size=64, balance='even', seed=5, difficulty='easy', progress=False)
     return folder
 
 

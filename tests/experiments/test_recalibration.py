@@ -34,7 +34,7 @@ def known(tmp_path_factory):
     import torch
     from hpa_fastai.all import HPADataLoaders, hpa_learner
     folder = tmp_path_factory.mktemp('known')
-    simulate_atlas(folder/'atlas', n=150, size=64, balance='even', seed=1, progress=False)
+    simulate_atlas(folder/'atlas', n=150, size=64, balance='even', seed=1, difficulty='easy', progress=False)
     dls = HPADataLoaders.from_csv(folder/'atlas', size=64, bs=50, cache=folder/'cache', progress=False)
     learn = hpa_learner(dls, 'smallresnet')
     with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(64,), fine_tune=False, verbose=False)
@@ -49,7 +49,7 @@ def known(tmp_path_factory):
 def mine(tmp_path_factory):
     "A hundred labelled images that the model has not seen"
     folder = tmp_path_factory.mktemp('mine')
-    simulate_atlas(folder, n=100, size=64, balance='even', seed=2, progress=False)
+    simulate_atlas(folder, n=100, size=64, balance='even', seed=2, difficulty='easy', progress=False)
     return folder
 
 

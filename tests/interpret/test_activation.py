@@ -70,7 +70,7 @@ def test_classes_by_name_number_or_list(bundle, table):
     assert not np.allclose(every[:,2], every[:,19], atol=.05)
 
 def test_average_over_symmetries_turns_with_the_cells(bundle):
-    img = simulate_fov([2], 48, seed=3)[0]
+    img = simulate_fov([2], 48, seed=3, difficulty='easy')[0]
     a, b, c = activation_maps(bundle, [img, np.rot90(img, axes=(1, 2)), img[:, ::-1]], 2, tta=True)
     np.testing.assert_allclose(np.rot90(a), b, atol=2e-3)
     np.testing.assert_allclose(a[::-1], c, atol=2e-3)

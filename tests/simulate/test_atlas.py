@@ -1,5 +1,5 @@
 "Simulated fields of view and atlases: what is drawn and written, and that it is the same every time."
-import subprocess, sys
+import json, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
@@ -12,7 +12,10 @@ from hpa_fastai.simulate.patterns import PATTERNS, pattern
 
 def number(name): return HPA28.classes.index(name)
 
-def quick(path, **kw): return simulate_atlas(path, **dict(n=5, size=48, progress=False) | kw)
+def quick(path, **kw): return simulate_atlas(path, **dict(n=5, size=48, difficulty='easy', progress=False) | kw)
+
+def easy_fov(targets, size=256, seed=0, **kw):
+    return simulate_fov(targets, size, seed, **dict(difficulty='easy') | kw)
 
 def files(path):
     "The contents of all files of a folder, but for the one that says how it was made"
@@ -23,14 +26,14 @@ def files(path):
 
 @pytest.mark.parametrize('size', [32, 100, 256])
 def test_fov_contract(size):
-    img, mask = simulate_fov([0, 25], size=size, seed=3)
+    img, mask = easy_fov([0, 25], size=size, seed=3)
     assert img.shape == (4, size, size) and img.dtype == np.uint8
     assert mask.shape == (size, size) and np.issubdtype(mask.dtype, np.integer)
     assert np.array_equal(np.unique(mask), np.arange(mask.max() + 1))
 
 def test_channels_are_what_they_are_called():
     "Blue is in the middle of cells, red and yellow around it, and nothing between the cells"
-    img, mask = simulate_fov([0], seed=12)
+    img, mask = easy_fov([0], seed=12)
     red, green, blue, yellow = img.astype(float)
     nucleus = blue > 60
     assert .05 < nucleus.mean() < .4
@@ -41,33 +44,46 @@ def test_channels_are_what_they_are_called():
 
 @pytest.mark.parametrize('seed', range(3))
 def test_a_larger_field_shows_the_same_cells(seed):
-    small, large = simulate_fov([0], 128, seed)[1], simulate_fov([0], 384, seed)[1]
+    small, large = easy_fov([0], 128, seed)[1], easy_fov([0], 384, seed)[1]
     assert (small == large[1::3, 1::3]).mean() > .95
 
 def test_cells_touch_and_leave_gaps():
-    masks = [simulate_fov([], 128, s)[1] for s in range(8)]
+    masks = [easy_fov([], 128, s)[1] for s in range(8)]
     def border(m): return ((m[:, 1:] != m[:, :-1]) & (m[:, 1:] > 0) & (m[:, :-1] > 0)).sum()
     assert np.median([border(m) for m in masks]) > 40
     assert np.mean([(m == 0).mean() for m in masks]) > .05
 
 def test_no_protein_without_targets():
-    assert simulate_fov([], seed=2)[0][1].mean() < 12
-    assert simulate_fov([HPA19.negative], labels=HPA19, seed=1)[0][1].mean() < 10
+    assert easy_fov([], seed=2)[0][1].mean() < 12
+    assert easy_fov([HPA19.negative], labels=HPA19, seed=1)[0][1].mean() < 10
 
 def test_same_seed_same_field():
-    a, b, other = simulate_fov([7], seed=5), simulate_fov([7], seed=5), simulate_fov([7], seed=6)
+    a, b, other = easy_fov([7], seed=5), easy_fov([7], seed=5), easy_fov([7], seed=6)
     assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1])
     assert not np.array_equal(a[1], other[1])
 
+@pytest.mark.parametrize('targets, seed, brightness', [
+    ([0, 25], 3, (40.09, 50.57, 20.63, 30.92)), ([7], 4, (24.02, 8.52, 16.97, 49.25)),
+    ([17], 5, (26.72, 9.85, 16.57, 24.98)), ([6, 21], 6, (39.71, 46.02, 25.59, 38.58))])
+def test_easy_fields_stay_as_they_were(targets, seed, brightness):
+    img, _ = easy_fov(targets, 96, seed)
+    assert img.mean((1, 2)).tolist() == pytest.approx(brightness, abs=.03)
+
+def test_the_atlas_level_draws_other_pictures_and_says_so(tmp_path):
+    assert not np.array_equal(easy_fov([7], seed=5)[0], simulate_fov([7], seed=5)[0])
+    for name, kw in dict(easy={}, atlas=dict(difficulty='atlas')).items():
+        quick(tmp_path/name, **kw)
+        assert json.loads((tmp_path/name/'simulated.json').read_text())['difficulty'] == name
+
 def test_mixtures_show_every_part():
-    both, c = simulate_fov([number('Nucleoplasm'), number('Plasma membrane')], seed=4)
-    alone, _ = simulate_fov([number('Nucleoplasm')], seed=4)
+    both, c = easy_fov([number('Nucleoplasm'), number('Plasma membrane')], seed=4)
+    alone, _ = easy_fov([number('Nucleoplasm')], seed=4)
     nucleus = alone[2] > 60
     assert both[1][nucleus].mean() > 30 and both[1][~nucleus].mean() > 2*alone[1][~nucleus].mean()
 
 @pytest.mark.parametrize('name', ['Mitotic spindle', 'Cytokinetic bridge'])
 def test_classes_of_division_have_dividing_cells(name):
-    for seed in range(4): assert (simulate_fov([number(name)], seed=seed)[0][1] > 100).sum() > 20
+    for seed in range(4): assert (easy_fov([number(name)], seed=seed)[0][1] > 100).sum() > 20
 
 # ---- an atlas
 
@@ -99,7 +115,7 @@ def test_processes_change_nothing_and_a_script_needs_no_main_guard(tmp_path):
     script = tmp_path/'make.py'
     script.write_text(f'''
 from hpa_fastai.simulate.atlas import simulate_atlas
-df = simulate_atlas({str(tmp_path/'2')!r}, n=16, size=48, num_workers=2, progress=False)
+df = simulate_atlas({str(tmp_path/'2')!r}, n=16, size=48, difficulty='easy', num_workers=2, progress=False)
 print('fields', len(df))''')
     out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert out.stdout.split() == ['fields', '16'], out.stderr[-500:]
@@ -133,6 +149,7 @@ def test_your_own_class_is_drawn_in_other_processes_too(tmp_path):
 
 @pytest.mark.parametrize('args, says', [
     (dict(n=0), 'n: 0'), (dict(size=16), 'size=16'), (dict(balance='fair'), "choose 'atlas'"),
+    (dict(difficulty='hard'), "choose 'easy'"),
     (dict(labels=LabelSet('mine', ('Nucleoplasm', 'Fish'))), "no drawing for the class 'Fish'")])
 def test_bad_arguments_write_nothing(tmp_path, args, says):
     with pytest.raises(HPAError, match=says) as e: quick(tmp_path/'a', **args)
@@ -161,7 +178,7 @@ def test_a_path_that_cannot_be_written(tmp_path):
     ([28], {}, r'label 28 is not one of the 28 classes \(0..27\)'), ([-1], {}, 'label -1'),
     ([0], dict(size=8), 'size=8'), ([0], dict(n_cells=0), 'n_cells=0')])
 def test_bad_fields(targets, kw, says):
-    with pytest.raises(SimulateError, match=says): simulate_fov(targets, **kw)
+    with pytest.raises(SimulateError, match=says): easy_fov(targets, **kw)
 
 def test_importing_needs_no_torch():
     heavy = ('torch', 'fastai', 'scipy', 'joblib', 'loky')
