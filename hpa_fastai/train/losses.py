@@ -14,6 +14,7 @@ from functools import partial
 from torch import Tensor, nn
 from fastcore.basics import patch
 from fastai.losses import BaseLoss, FocalLoss, LabelSmoothingCrossEntropy
+from ..basics.arguments import checked
 from ..basics.errors import HPAError
 
 # %% ../../nbs/train/00_losses.ipynb #b8ef4dc5
@@ -82,7 +83,7 @@ class BCELoss(MultilabelLoss):
                  smoothing: float = 0.,    # 0.1 trains towards 0.05 and 0.95: for labels that are sometimes wrong
                  thresh: float = 0.5):     # of `decodes`
         super().__init__(thresh)
-        self.smoothing = smoothing
+        self.smoothing = checked(smoothing=smoothing)
 
     def elements(self,
                  x: Tensor,   # logits, images × classes
@@ -92,6 +93,13 @@ class BCELoss(MultilabelLoss):
         smooth = y*(1 - self.smoothing) + self.smoothing/2
         return F.binary_cross_entropy_with_logits(x, smooth, reduction='none')
 
+# %% ../../nbs/train/00_losses.ipynb #9bb5bfbd
+def safe_power(p: Tensor,       # from 0 to 1; what is below counts as 0
+               gamma: float,    # 0 or above
+              ) -> Tensor:
+    "Compute p to the power γ, with a finite slope at 0."
+    return p.clamp(min=torch.finfo(p.dtype).tiny)**gamma
+
 # %% ../../nbs/train/00_losses.ipynb #f6bf77b4
 class SigmoidFocalLoss(MultilabelLoss):
     "Cross entropy with less weight on right answers ([Lin et al. 2017](https://arxiv.org/abs/1708.02002))."
@@ -99,7 +107,7 @@ class SigmoidFocalLoss(MultilabelLoss):
                  gamma: float = 2.,      # how fast the weight falls; 2 in the paper and in the best systems of 2018
                  thresh: float = 0.5):   # of `decodes`
         super().__init__(thresh)
-        self.gamma = gamma
+        self.gamma = checked(gamma=gamma)
 
     def elements(self,
                  x: Tensor,   # logits, images × classes
@@ -107,7 +115,7 @@ class SigmoidFocalLoss(MultilabelLoss):
                 ) -> Tensor:  # the same shape
         "The loss of each class of each image."
         wrong = torch.sigmoid(x)*(1 - y) + torch.sigmoid(-x)*y
-        return wrong**self.gamma * F.binary_cross_entropy_with_logits(x, y, reduction='none')
+        return safe_power(wrong, self.gamma) * F.binary_cross_entropy_with_logits(x, y, reduction='none')
 
 # %% ../../nbs/train/00_losses.ipynb #936d5bfe
 class AsymmetricLoss(MultilabelLoss):
@@ -118,16 +126,16 @@ class AsymmetricLoss(MultilabelLoss):
                  clip: float = 0.05,     # negatives below this cost nothing; this also tolerates some missing labels
                  thresh: float = 0.5):   # of `decodes`
         super().__init__(thresh)
-        self.gamma_neg, self.gamma_pos, self.clip = gamma_neg, gamma_pos, clip
+        self.gamma_neg, self.gamma_pos, self.clip = checked(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip)
 
     def elements(self,
                  x: Tensor,   # logits, images × classes
                  y: Tensor,   # 0/1, images × classes
                 ) -> Tensor:  # the same shape
         "The loss of each class of each image."
-        clipped = (torch.sigmoid(x) - self.clip).clamp(min=0)
-        if_positive = torch.sigmoid(-x)**self.gamma_pos * F.softplus(-x)
-        if_negative = -clipped**self.gamma_neg * torch.log((1 - clipped).clamp(min=1e-8))
+        if_positive = safe_power(torch.sigmoid(-x), self.gamma_pos) * F.softplus(-x)
+        log_right = torch.logaddexp(-F.softplus(x), x.new_tensor(self.clip).log()).clamp(max=0)  # of 1 - (p - clip)
+        if_negative = -safe_power(torch.sigmoid(x) - self.clip, self.gamma_neg) * log_right
         return y*if_positive + (1 - y)*if_negative
 
 # %% ../../nbs/train/00_losses.ipynb #9a358ce9
@@ -163,7 +171,7 @@ class SoftF1Loss(MultilabelLoss):
                  eps: float = 1.,        # added to both: a class neither present nor predicted counts as right
                  thresh: float = 0.5):   # of `decodes`
         super().__init__(thresh)
-        self.eps = eps
+        self.eps = checked(eps=eps)
 
     def per_image(self, x, y): return 1 - _soft_f1(torch.sigmoid(x), y, 1, self.eps)
     def reduce(self, x, y):

@@ -129,3 +129,37 @@ def test_unknown_names(bad, words):
 
 def test_shape_mismatch_is_told():
     with pytest.raises(HPAError, match='multi-hot'): SigmoidFocalLoss()(torch.zeros(4, 3), torch.zeros(4))
+
+
+STEEP = [SigmoidFocalLoss(g) for g in (0, .01, .1, .5, .99, 1, 2, 5)] \
+    + [AsymmetricLoss(n, p, clip) for n in (0, .3, 4) for p in (0, .5, 1) for clip in (0, .05)] \
+    + [BCELoss(), BCELoss(.1), SymmetricLovaszLoss(), SoftF1Loss(), get_loss('focal + 0.5*lovasz')]
+FAR = torch.tensor([1., 10, 16, 20, 40, 88, 90, 100, 104, 200, 1000, 1e4])
+
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize('loss', STEEP, ids=repr)
+def test_gradients_are_finite_however_sure_the_network_is(loss, dtype, autocast):
+    "A power below 1 has no slope at 0, and the probability of the wrong side is exactly 0 from a logit of 104 on"
+    for y in (0., 1., .5):
+        x = torch.cat([-FAR, torch.zeros(1), FAR]).to(dtype)[None].requires_grad_()
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast): value = loss(x, torch.full_like(x, y))
+        value.backward()
+        assert torch.isfinite(value) and torch.isfinite(x.grad).all(), (y, x.grad)
+
+@pytest.mark.parametrize('loss', [SigmoidFocalLoss(.3), AsymmetricLoss(.3, .3, 0), AsymmetricLoss(4, 1, 0)], ids=repr)
+def test_gradients_are_right_however_sure_the_network_is(loss):
+    "In single precision as in double"
+    for y in (0., 1.):
+        slopes = []
+        for dtype in (torch.float32, torch.float64):
+            x = torch.linspace(-80, 80, 41, dtype=dtype)[None].requires_grad_()
+            loss(x, torch.full_like(x, y)).backward()
+            slopes.append(x.grad.double())
+        torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-9)
+
+@pytest.mark.parametrize('bad', [lambda: SigmoidFocalLoss(-1), lambda: get_loss('asymmetric', gamma_neg=-.1),
+                                 lambda: AsymmetricLoss(gamma_pos=float('nan')), lambda: AsymmetricLoss(clip=1),
+                                 lambda: BCELoss(1.5), lambda: SoftF1Loss(0)])
+def test_settings_without_a_loss_are_refused(bad):
+    with pytest.raises(HPAError, match='is not a number from'): bad()
