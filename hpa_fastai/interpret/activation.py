@@ -114,17 +114,16 @@ def layer_maps(
     try: from captum.attr import LayerActivation, LayerGradientXActivation
     except ImportError:
         raise InterpretError("activation maps need Captum: pip install 'hpa_fastai[interpret]'") from None
-    targets, coarsest = torch.as_tensor(targets, device=x.device), layers[0]
+    targets = torch.as_tensor(targets, device=x.device)
+    if method=='gradcam': layers = layers[:1]
+    modules, maps = [layer.module for layer in layers], []
     with torch.enable_grad():
-        if method=='gradcam':
-            attribution = LayerGradientXActivation(model, coarsest.module, multiply_by_inputs=False)
-            gradient = coarsest.to_map(attribution.attribute(x, target=targets))
-            features = coarsest.to_map(LayerActivation(model, coarsest.module).attribute(x))
-            maps = [(gradient.mean((2, 3), keepdim=True)*features).sum(1).clamp_min(0).detach()]
-        else:
-            products = LayerGradientXActivation(model, [l.module for l in layers]).attribute(x, target=targets)
-            maps = [l.to_map(o.detach()).clamp_min(0).sum(1) for l,o in zip(layers, products)]
-    maps = [_scale_maps(_resize_maps(m.float(), x.shape[-1])) for m in maps]
+        gradients = LayerGradientXActivation(model, modules, multiply_by_inputs=False).attribute(x, target=targets)
+        features = LayerActivation(model, modules).attribute(x)
+    for layer,gradient,feature in zip(layers, gradients, features):
+        weight, feature = layer.to_map(gradient.detach()), layer.to_map(feature.detach())
+        weight = weight.mean((2, 3), keepdim=True) if method=='gradcam' else weight.clamp_min(0)
+        maps.append(_scale_maps(_resize_maps((weight*feature).sum(1).clamp_min(0).float(), x.shape[-1])))
     return _scale_maps(torch.stack(maps).prod(0))
 
 # %% ../../nbs/interpret/20_activation.ipynb #e45b9a1b

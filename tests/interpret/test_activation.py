@@ -45,6 +45,30 @@ def test_map_is_where_the_evidence_is(method):
     assert green>.999 and blue>.999
     if method=='layercam': assert maps[0, 2:8, 2:8].sum()/maps[0].sum()>.9
 
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('act', [nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh])
+def test_maps_are_those_of_the_papers(act, method):
+    "Gradients are cut at zero, not their products with features, which may be negative unless a ReLU made them"
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), act(), nn.AvgPool2d(2), nn.Conv2d(8, 8, 3, padding=1), act())
+    head = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), act(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    model, x = nn.Sequential(body, head).eval(), torch.randn(2, 4, 16, 16)
+    layers = place_layers(model, 16)
+    maps = []
+    for layer in layers if method=='layercam' else layers[:1]:
+        end = 1+next((i for i,module in enumerate(body) if module is layer.module), 4)
+        features = body[:end](x)
+        out = head(body[end:](features))
+        gradient, = torch.autograd.grad(out[0, 1]+out[1, 2], features)
+        weight = gradient.clamp_min(0) if method=='layercam' else gradient.mean((2, 3), keepdim=True)
+        heat = (weight*features).sum(1, keepdim=True).clamp_min(0)
+        maps.append(nn.functional.interpolate(heat, (16, 16), mode='bilinear')[:,0])
+        maps[-1] = maps[-1]/maps[-1].amax((1, 2), keepdim=True)
+    by_hand = torch.stack(maps).prod(0)
+    by_hand = by_hand/by_hand.amax((1, 2), keepdim=True)
+    assert len(layers)==2 and (by_hand>.1).float().mean()>.02
+    torch.testing.assert_close(layer_maps(model, x, [1, 2], layers, method), by_hand.detach(), rtol=1e-4, atol=1e-5)
+
 def test_evidence_against_a_class_is_not_shown():
     model = Seer().eval()
     model[1][2].weight.data = torch.tensor([[1., -1], [0, 1]])
