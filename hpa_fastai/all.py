@@ -31,8 +31,8 @@ from .interpret.explore import (channel_stats, class_counts, cooccurrence, explo
 from .batches.cache import ImageCache, build_cache, default_cache_folder, remove_old_caches
 from .batches.settings import CellCrop, ImageSettings
 from .batches.transforms import AugmentRGBY, NormalizeRGBY, ResizeRGBY, random_affine
-from .batches.dataloader import HPADataLoader
-from .batches.loaders import HPADataBlock, HPADataLoaders, rarity_weights
+from .batches.dataloader import HPADataLoader, rarity_weights
+from .batches.loaders import HPADataBlock, HPADataLoaders
 from .models.architectures import (LeNet5, ModelError, NoWeights, SmallResNet, create_model, four_channels,
                                              list_models)
 from .models.networks import published_body

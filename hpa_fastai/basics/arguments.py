@@ -29,6 +29,7 @@ RANGES = dict(
     lr = _Range(1e-10, 10),
     dropout = _Range(0, .99),
     oversample = _Range(0, 10),
+    most_draws = _Range(1, 1e6),
     gamma = _Range(0, 100),
     gamma_neg = _Range(0, 100),
     gamma_pos = _Range(0, 100),

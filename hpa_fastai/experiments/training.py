@@ -21,6 +21,7 @@ from ..basics.paths import find_image_folder, find_label_file, path_text
 from ..basics.processes import *
 from ..data.labels import *
 from ..data.reader import ImageReader
+from ..batches.dataloader import effective_sample
 from ..batches.loaders import *
 from ..batches.splits import check_split
 from ..models.architectures import *
@@ -103,6 +104,9 @@ def training_plan(
     images = f'{n_train} images to train on, {n_valid} to validate'
     if not fine_tune and not dls.train.held_out:
         images = f'{n_train+n_valid} images, each scored by a layer that was trained without it'
+    if dls.train.weights is not None and fine_tune:
+        images += (f', those of rare classes up to {max(dls.train.weights):.1f} times an epoch, '
+                   f'which is worth {effective_sample(dls.train.weights):.0f} drawn alike')
     parts = [images,
              f'{learn.model.config["arch"]} at {stages} px on {dls.device}, {budget}',
              f'batches of {dls.bs}, {loss_func} loss, learning rate {lr}',

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastai.data.all import *
 from fastai.learner import *
 from ..batches.dealing import deal_images
-from ..batches.loaders import rarity_weights
+from ..batches.dataloader import MOST_DRAWS, rarity_weights
 from ..batches.splits import group_codes
 from .head import best_head, head_inputs, put_head
 
@@ -79,7 +79,7 @@ def fit_head_by_folds(
     if len(items)>most: items = items.sample(most, random_state=0).sort_values('Id').reset_index(drop=True)
     z, dl = head_inputs(learn, items), learn.dls.train
     targets, power = dl.labels.encode(items['Target']), getattr(dl, 'oversample', 0)
-    weights = rarity_weights(targets, power) if power else None
+    weights = rarity_weights(targets, power, getattr(dl, 'most_draws', MOST_DRAWS)) if power else None
     scores = score_out_of_fold(learn, z, items, weights, seed)
     put_head(learn, best_head(learn, z, torch.from_numpy(targets), weights))
     learn.out_of_fold = scores

@@ -24,9 +24,9 @@ def doors(atlas, bundle, tmp):
     df = read_labels(atlas/'train.csv')
     images, quiet = atlas/'train', dict(progress=False)
     several = {
-        'size bs valid_pct fold folds seed oversample num_workers':
+        'size bs valid_pct fold folds seed oversample most_draws num_workers':
             lambda **number: HPADataLoaders.from_df(df, images, cache=False, **quiet, **number),
-        'folds seed size bs lr minutes epochs dropout oversample':
+        'folds seed size bs lr minutes epochs dropout oversample most_draws':
             lambda **number: train_folds(df, images, tmp/'folds', **number),
         'folds trained_folds minutes': lambda **number: compare(df, images, tmp/'compared', archs=['lenet5'], **number),
         'bs num_workers': lambda **number: Predictor(bundle, **number),

@@ -15,7 +15,8 @@ from fastai.vision.all import DisplayedTransform, FlipItem, RandomResizedCrop, a
 
 from hpa_fastai.all import MeanAP, NormalizeRGBY, Predictor, TensorRGBY, TrainingBar, hpa_learner, predict_cells
 from hpa_fastai.batches.dataloader import HPADataLoader
-from hpa_fastai.batches.loaders import HPADataBlock, HPADataLoaders, rarity_weights
+from hpa_fastai.batches.dataloader import effective_sample, rarity_weights
+from hpa_fastai.batches.loaders import HPADataBlock, HPADataLoaders
 from hpa_fastai.batches.settings import ImageSettings
 from hpa_fastai.batches.sources import dataset_stats
 from hpa_fastai.basics.errors import ImageError
@@ -184,6 +185,35 @@ def test_rare_classes_are_drawn_more_often():
     w = rarity_weights(targets, 1.0)
     assert np.isclose(w[:95].sum(), w[95:].sum())
     assert (rarity_weights(targets, 0) == 1).all()
+
+
+@pytest.mark.parametrize('power', [.5, 1, 3, 10])
+@pytest.mark.parametrize('most', [1, 2, 5, 20, 1000])
+def test_no_image_is_drawn_over_and_over(power, most):
+    "Eleven images of the rarest class among 31,072 were drawn 117 times an epoch each, at a power of 1"
+    n = (12885, 8228, 3777, 2513, 1254, 537, 172, 53, 28, 21, 11)
+    w = rarity_weights(np.repeat(np.eye(len(n)), n, axis=0), power, most)
+    assert w.mean() == pytest.approx(1) and w.max() <= most*(1 + 1e-9)
+    assert (np.diff(w) >= -1e-9).all()  # a rarer class is never drawn less often
+    if most == 1000 and power == 1: assert w.max() > 50
+    capped = w > most*(1 - 1e-9)
+    free = rarity_weights(np.repeat(np.eye(len(n)), n, axis=0), power, 1e9)
+    ratio = (w/free)[~capped]
+    assert not len(ratio) or np.allclose(ratio, ratio[0])  # all others as before, a little more often
+
+
+def test_an_epoch_draws_no_image_more_often_than_asked(small_atlas, cache):
+    for most in (1, 3):
+        dl = loaders(small_atlas, cache, oversample=2, most_draws=most).train
+        assert dl.weights.max() <= most*(1 + 1e-9) and dl.new().most_draws == most
+        drawn = np.mean([np.bincount(dl.get_idxs(), minlength=len(dl.dataset)) for _ in range(400)], 0)
+        assert drawn.max() < most + 4*(most/400)**.5
+
+
+def test_an_epoch_that_is_worth_little_says_so(small_atlas, cache):
+    assert effective_sample(np.ones(7)) == 7 and effective_sample([1, 0, 0, 0]) == 1
+    with pytest.warns(UserWarning, match=r'oversample=10: .* worth \d+ drawn alike'):
+        loaders(small_atlas, cache, oversample=10, most_draws=1000)
 
 
 def test_an_epoch_can_have_any_number_of_steps(small_atlas, cache):
