@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['deviation_weights', 'Deal', 'deal_leftovers', 'fill_gaps', 'move_groups', 'swap_best', 'swap_groups', 'search_nearby',
-           'hash_names', 'distinct_rows', 'deal_groups', 'deal_images']
+           'hash_names', 'distinct_rows', 'deal_groups', 'deal_images', 'join_groups', 'uneven_parts']
 
 # %% ../../nbs/batches/00_dealing.ipynb #c8a05486
 from dataclasses import dataclass
 from hashlib import blake2b
 import numpy as np
+import pandas as pd
+from ..basics.words import few_names
 
 # %% ../../nbs/batches/00_dealing.ipynb #8d55a610
 def deviation_weights(
@@ -237,3 +239,40 @@ def deal_images(
     n_parts = min(n_parts, len(counts))
     part = deal_groups(counts, list(range(len(counts))), [1]*n_parts, seed)[groups]
     return np.unique(part, return_inverse=True)[1]
+
+# %% ../../nbs/batches/00_dealing.ipynb #ef5fc166
+def join_groups(
+    *codes, # two or more groupings of the same rows, each with one value for each row
+) -> np.ndarray: # number of the joined group of each row
+    "Join groups that share a row in any of the groupings, directly or through others."
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    n = nodes = len(codes[0])  # rows come first, then the groups of each grouping
+    rows, groups = [], []
+    for grouping in codes:
+        number = pd.factorize(np.asarray(grouping))[0]
+        rows.append(np.arange(n))
+        groups.append(nodes+number)
+        nodes += number.max(initial=-1)+1
+    ties = np.concatenate(rows), np.concatenate(groups)
+    graph = coo_array((np.ones(len(ties[0]), bool), ties), shape=(nodes, nodes))
+    return pd.factorize(connected_components(graph)[1][:n])[0]
+
+# %% ../../nbs/batches/00_dealing.ipynb #1e7bc787
+def uneven_parts(
+    part: np.ndarray,  # of each image, 0..P-1
+    groups: np.ndarray,  # name of the group of each image
+    share,  # P: the proportion of the parts
+    names: list,  # of the parts
+) -> str:  # empty if all are about as large as they should be
+    "Name the parts that are much larger or smaller than asked, and the groups in the way, in one line."
+    got, due = np.bincount(part, minlength=len(share)), len(part)*np.asarray(share)/np.sum(share)
+    far = np.flatnonzero(np.abs(got-due)>np.maximum(due/4, 2))
+    sizes = pd.Series(groups, dtype=object).value_counts()
+    sizes = sizes[sizes>due.min()/4]
+    if not len(far) or not len(sizes): return ''
+    far = far[np.argsort(-np.abs(got-due)[far], kind='stable')]
+    n = len(part)
+    held = few_names(f'{names[p]} holds {got[p]/n:.0%} of the images instead of {due[p]/n:.0%}' for p in far)
+    large = few_names(f'{str(group)[:40]} has {size/n:.0%}' for group,size in sizes.items())
+    return f'{held}, because a group is not divided: {large}'

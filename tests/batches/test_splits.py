@@ -1,6 +1,7 @@
 "Splits: nothing divided, every class everywhere, the same on every machine"
 
 import hashlib
+import re
 import numpy as np, pandas as pd, pytest
 from hpa_fastai.data.labels import *
 from hpa_fastai.data.label_tables import *
@@ -298,3 +299,38 @@ def test_truth_is_no_column(wrong):
     df = pd.DataFrame(dict(Id=[*'abcdef'], is_valid=[False]*4+[True]*2))
     with pytest.raises(SplitError, match='valid_col: (True|False) is no column; give its name'):
         split_by_column(df, wrong)
+
+
+def said_of(split):
+    "Warnings of a split"
+    import warnings
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        split()
+    return [str(one.message) for one in said]
+
+
+def test_two_huge_groups_are_named_where_they_make_validation_small():
+    "Twenty per cent were asked for, and 46 % fit in no part of that size: half of it was left, without a word"
+    groups = ['plate 1']*46 + ['plate 2']*44 + [f'well {i}' for i in range(10)]
+    df = pd.DataFrame({'Id': [f'i{i}' for i in range(100)], 'Target': ['0', '5']*50, 'plate': groups})
+    for split in (MultilabelStratifiedSplitter(.2, 'plate'), lambda df: train_valid_rows(df, group='plate'),
+                  lambda df: stratified_parts(df, dict(train=.8, valid=.2), 'plate')):
+        assert said_of(lambda split=split: split(df)) == [
+            'valid holds 10% of the images instead of 20%, because a group is not divided: plate 1 has 46%, '
+            'plate 2 has 44%']
+    said, = said_of(lambda: stratified_folds(df, 5, 'plate'))
+    assert re.search(r'fold \d holds 46% of the images instead of 20%', said) and 'plate 1 has 46%' in said
+
+
+def test_an_even_split_says_nothing(table):
+    assert said_of(lambda: MultilabelStratifiedSplitter(.2, antibody_of)(table)) == []
+    assert said_of(lambda: stratified_folds(table, 5, antibody_of)) == []
+    few = pd.DataFrame({'Id': list('abcdefg'), 'Target': ['0']*7})
+    assert said_of(lambda: MultilabelStratifiedSplitter(.2)(few)) == []
+
+
+def test_middling_groups_that_fit_nowhere_are_said():
+    df = pd.DataFrame({'Id': [f'i{i}' for i in range(120)], 'Target': '0', 'plate': np.repeat(list('abcdef'), 20)})
+    said, = said_of(lambda: stratified_folds(df, 5, 'plate'))
+    assert 'holds 33% of the images instead of 20%' in said and 'a has 17%' in said and '3 more' in said
