@@ -275,4 +275,4 @@ def uneven_parts(
     n = len(part)
     held = few_names(f'{names[p]} holds {got[p]/n:.0%} of the images instead of {due[p]/n:.0%}' for p in far)
     large = few_names(f'{str(group)[:40]} has {size/n:.0%}' for group,size in sizes.items())
-    return f'{held}, because a group is not divided: {large}'
+    return f'{held}, because no group may be divided: {large}'

@@ -256,7 +256,8 @@ def from_df(cls:HPADataLoaders,
     if isinstance(group, str) and group=='antibody_of' and group not in df: group = antibody_of
     if not isinstance(size, UsualSize): size = checked(size=size)
     bs, fold, folds = checked(bs=bs, fold=fold, folds=folds)
-    oversample, most_draws, num_workers = checked(oversample=oversample, most_draws=most_draws, num_workers=num_workers)
+    oversample, most_draws = checked(oversample=oversample, most_draws=most_draws)
+    num_workers = checked(num_workers=num_workers)
     if valid_pct is not None: valid_pct = checked(valid_pct=valid_pct)
     if seed is not None: seed = checked(seed=seed)
     elif n_processes()>1: raise SplitError('seed=None: several processes would each split the table in another way')

@@ -317,7 +317,7 @@ def test_two_huge_groups_are_named_where_they_make_validation_small():
     for split in (MultilabelStratifiedSplitter(.2, 'plate'), lambda df: train_valid_rows(df, group='plate'),
                   lambda df: stratified_parts(df, dict(train=.8, valid=.2), 'plate')):
         assert said_of(lambda split=split: split(df)) == [
-            'valid holds 10% of the images instead of 20%, because a group is not divided: plate 1 has 46%, '
+            'valid holds 10% of the images instead of 20%, because no group may be divided: plate 1 has 46%, '
             'plate 2 has 44%']
     said, = said_of(lambda: stratified_folds(df, 5, 'plate'))
     assert re.search(r'fold \d holds 46% of the images instead of 20%', said) and 'plate 1 has 46%' in said
