@@ -425,6 +425,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'hpa_fastai/batches/settings.py'),
                                              'hpa_fastai.batches.settings.ImageSettings.normalized_by': ( 'batches/settings.html#imagesettings.normalized_by',
                                                                                                           'hpa_fastai/batches/settings.py'),
+                                             'hpa_fastai.batches.settings._filter': ( 'batches/settings.html#_filter',
+                                                                                      'hpa_fastai/batches/settings.py'),
                                              'hpa_fastai.batches.settings.min_max': ( 'batches/settings.html#min_max',
                                                                                       'hpa_fastai/batches/settings.py'),
                                              'hpa_fastai.batches.settings.normalize': ( 'batches/settings.html#normalize',

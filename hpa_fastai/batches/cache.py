@@ -29,7 +29,7 @@ from .tensors import *
 from ..basics.errors import warn_user
 
 # %% ../../nbs/batches/20_cache.ipynb #b5f7832f
-CACHE_VERSION = 1  # raised when a change of the code gives other pixels for the same files and settings
+CACHE_VERSION = 2  # raised when a change of the code gives other pixels for the same files and settings
 
 # %% ../../nbs/batches/20_cache.ipynb #7119c01e
 def cache_key(

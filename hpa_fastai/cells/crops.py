@@ -28,7 +28,7 @@ def interpolate(
     x: torch.Tensor,  # n×4×H×W, as a reader gives it
     height: int,  # of the result, in pixels
     width: int,  # likewise
-    smooth: bool,  # reduce by averaging areas; False: by thinning out
+    smooth: bool,  # reduce with an antialiased filter; False: by thinning out
 ) -> torch.Tensor:  # n×4×height×width, of the same type
     "Bring pictures to another size, linearly between pixels"
     if x.shape[-2:]==(height, width): return x

@@ -102,7 +102,7 @@ def pixels(self:Bundle,
         if x is None: return torch.zeros(4, size, size, dtype=dtype)
         x = x.as_subclass(torch.Tensor)
         if x.shape[1:] == (size, size): return x
-        small = resize(x[None].float(), size)[0]
+        small = resize(x[None].float()/255, size)[0]*255
         return (small.round() if dtype == torch.uint8 else small).to(dtype)
     return torch.stack([fit(o) for o in imgs])
 

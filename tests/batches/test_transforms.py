@@ -1,10 +1,15 @@
 "Batch transforms: the same numbers for training, validation and prediction; augmentation that keeps what it must."
+import math
+
+import numpy as np
 import pytest
 import torch
 
 from hpa_fastai.batches.tensors import TensorRGBY
 from hpa_fastai.batches.settings import ImageSettings, normalize, resize
 from hpa_fastai.batches.transforms import AugmentRGBY, NormalizeRGBY, ResizeRGBY, random_affine
+from hpa_fastai.data.channels import resize_plane
+from hpa_fastai.data.reader import ImageReader
 
 
 @pytest.fixture
@@ -18,6 +23,52 @@ def test_resizing_averages_areas():
     x[..., ::2, ::2] = 1
     assert torch.equal(resize(x, 4), torch.full((1, 4, 4, 4), .25))
     assert resize(x, 16).shape[-1] == 16
+
+
+def waves(period, n=128):
+    "A sine and a cosine of a period in pixels, across a picture"
+    at = (torch.arange(n)+.5)*2*math.pi/period
+    return torch.stack([.5+.5*torch.sin(at), .5+.5*torch.cos(at)]).expand(1, n, 2, n).permute(0, 2, 1, 3)
+
+
+def amplitude(x):
+    "Of a sine and a cosine that are side by side, without the edges of the picture"
+    return (2*x[0, :, 8:-8, 8:-8]-1).square().sum(0).mean().sqrt().item()
+
+
+def by_reader(x, size):
+    "What the reader does when it reads at that size"
+    return torch.stack([torch.from_numpy(np.array(resize_plane(p.numpy(), (size, size)))) for p in x[0]])[None]
+
+
+@pytest.mark.parametrize('shrink', [resize, by_reader])
+def test_three_quarters_of_the_size_keep_more_detail_than_half(shrink):
+    noise = torch.rand(1, 4, 128, 128, generator=torch.Generator().manual_seed(0))
+    half, more, whole = (shrink(noise, size).std().item() for size in (64, 96, 128))
+    assert 1.15*half < more < .8*whole
+    for period in (5, 6, 8, 12):  # pixels: all of them can be shown at half the size
+        half, more, whole = (amplitude(shrink(waves(period).contiguous(), size)) for size in (64, 96, 128))
+        assert half+.01 < more < whole+1e-3 and more > .9, period
+    too_fine = waves(2.1).contiguous()  # cannot be shown at three quarters, and must not turn into something else
+    assert amplitude(shrink(too_fine, 96)) < .35
+
+
+def test_reading_small_and_shrinking_what_was_read_agree():
+    from hpa_fastai.simulate.atlas import simulate_fov
+    img = simulate_fov([7], size=128, seed=1)[0]
+    for size in (64, 96, 100):
+        small = resize(torch.from_numpy(img)[None].float()/255, size)[0].numpy()*255
+        assert np.abs(small-ImageReader(size).array(img)).max() < 1.1
+
+
+def test_each_side_is_resized_by_itself_and_figures_stay():
+    x = TensorRGBY(torch.rand(2, 4, 96, 32))
+    x.figures = torch.ones(2, 2, 4)
+    out = ResizeRGBY(48)(x)
+    assert out.shape == (2, 4, 48, 48) and type(out) is TensorRGBY and out.figures.shape == (2, 2, 4)
+    rows = torch.rand(1, 4, 96, 1)
+    narrow, square = (resize(rows.expand(-1, -1, 96, width), 48) for width in (32, 96))
+    assert torch.allclose(narrow, square, atol=1e-6)
 
 
 def test_blank_channel_becomes_zeros_not_nan(batch):
