@@ -227,6 +227,10 @@ OPTIONS = dict(
                     help='the probability at which a class is given. model: as the model was fitted. NUMBER: this '
                          'number for all classes. prevalence: so that each class is given as often as it occurs in '
                          'the training images of the 2018 competition; only for large folders of many proteins'),
+    normalize=dict(choices=('model', 'measure', 'training'), default='model',
+                   help='for a model that was trained with normalize=source. model: by the brightness that was '
+                        'measured when the folder was first predicted, or is measured now; measure: measured now in '
+                        'any case; training: by that of the training pictures'),
     precision=dict(default='auto',
                    help='precision of the numbers: full, half (if this device is fast at it), force-half, or auto '
                         '(half on a GPU)'),
@@ -299,8 +303,8 @@ def add_prediction_options(
     parser: argparse.ArgumentParser,  # of a command
 ) -> None:
     "Give a command the settings of `Predictor`"
-    settings = ('model', 'bs', 'tta', 'at_least_one', 'thresholds', 'device', 'precision', 'num_workers')
-    add_options(parser, *settings, 'progress', title='prediction', bs=PREDICTION_BATCH)
+    settings = ('model', 'bs', 'tta', 'at_least_one', 'thresholds', 'normalize', 'device', 'precision')
+    add_options(parser, *settings, 'num_workers', 'progress', title='prediction', bs=PREDICTION_BATCH)
     add_reading_options(parser, remembered=True)
 
 def predictor_of(
@@ -316,7 +320,7 @@ def predictor_of(
     if task=='cells': reading.pop('pixel_size', None)  # of the files, for the outlines and crops of cells
     model = args.model or default_model(task, progress=args.progress)
     predictor = Predictor(model, args.device, args.bs, args.tta, args.at_least_one, args.precision, args.num_workers,
-                          args.thresholds, reading)
+                          args.thresholds, reading, args.normalize)
     if not args.progress: print(f'predicting on {predictor.where}', file=sys.stderr)  # otherwise the bar says it
     return predictor
 

@@ -24,11 +24,11 @@ from ..data.files import image_table, plain_source
 from ..data.reader import check_fields
 from ..data.formats import count_workers
 from ..data.depth import Depth, find_depth
-from ..batches.sources import Sources, read_pictures
+from ..batches.sources import Sources
 from ..batches.streaming import *
 from ..evaluate.picture_statistics import is_blank, picture_figures
 from .bundle import Bundle
-from .hub import load_models
+from .hub import load_models, normalize_otherwise
 from .tables import *
 from .journal import *
 from .embeddings import EmbeddingFile
@@ -111,16 +111,17 @@ class Predictor:
         num_workers: int|None = None,  # threads that read images; None: one per core, at most 16
         thresholds: str|float|list = 'model',  # 'model': its own; 'prevalence': matched; one number, or one a class
         reading: dict|None = None,  # settings of `ImageReader` for these files, instead of the model's own
+        normalize: str = 'model',  # by figures of a source that are kept ('model'), 'measure'd anew, or of 'training'
     ):
         self.num_workers = count_workers(num_workers)
         if bs is not None: bs = checked(bs=bs)
-        self.bundles = load_models(model, find_device(device), reading)
+        self.bundles = normalize_otherwise(load_models(model, find_device(device), reading), normalize)
         self.folded, first = [b.folded() for b in self.bundles], self.bundles[0]
         self.labels, self.device, self.half = first.labels, first.device, use_half(precision, first.device)
         self.chosen = thresholds if isinstance(thresholds, str) else np.asarray(thresholds).tolist()
         self.thresholds, self.prevalence = choose_thresholds(thresholds, self.bundles)
         self.readers = list(dict.fromkeys(b.settings.reader for b in self.bundles))
-        self.sources = {b.settings.reader: Sources(b.settings.reader) for b in self.bundles if b.settings.source}
+        self.normalize, self.sources = normalize, {}  # what was measured, by the settings of reading
         self.bs = bs or min(usual_batch(b.settings.size) for b in self.bundles)
         self.tta, self.at_least_one = tta, at_least_one
         self.n_threads = torch.get_num_threads()
@@ -178,8 +179,11 @@ def read(self:Predictor,
     "Decode beside the network, with the figures of each picture's source where a model wants them."
     depth = depth or self.depth_of(table)
     here = {r: depth.of(r) for r in (*self.readers, *more)}  # by the settings of a model: those for these files
-    def measure(r, source): return source.figures(table, lambda rows: read_pictures(rows, here[r]), part)
-    figures = {r: torch.from_numpy(measure(r, source)) for r, source in self.sources.items()}
+    def measure(settings):
+        r, usual = here[settings.reader], (settings.mean, settings.std)
+        if r not in self.sources: self.sources[r] = Sources(r, keep=True, anew=self.normalize=='measure', usual=usual)
+        return torch.from_numpy(self.sources[r].figures(table, part=part))
+    figures = {b.settings.reader: measure(b.settings) for b in self.bundles if b.settings.source}
     readers, todo = list(dict.fromkeys(here.values())), range(len(table)) if todo is None else todo
     n_bytes = sum(4*(r.size or 2048)**2*r.dtype.itemsize for r in readers)
     ahead = max(2*self.num_workers, min(2*self.bs, 2**28//n_bytes))
@@ -319,7 +323,8 @@ def about(self:Predictor) -> dict:
     "Collect everything that determines this predictor's results."
     return dict(models=[_model_digest(b) for b in self.bundles], bs=self.bs, tta=self.tta,
                 at_least_one=self.at_least_one, thresholds=self.chosen, device=self.device.type,
-                precision='half' if self.half else 'full')
+                precision='half' if self.half else 'full',
+                **(dict(normalize=self.normalize) if self.normalize!='model' else {}))
 
 # %% ../../nbs/deploy/80_predictor.ipynb #9cd6911f
 def about_source(

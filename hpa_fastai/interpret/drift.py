@@ -39,7 +39,7 @@ def run_traits(
 ) -> tuple:  # Ids of those that can be read, trait -> one value each, and their embeddings (n×D)
     "Measure brightness, sharpness and unlikeness of pictures"
     settings, reader = bundle.settings, reader_for(table, bundle.settings.reader)
-    figures = torch.from_numpy(Sources(reader).figures(table)) if settings.source else None
+    figures = torch.from_numpy(Sources(reader, keep=True).figures(table)) if settings.source else None
     readable = ((i, img) for i,img in read_images(table, reader) if not isinstance(img, ImageError))
     ids, traits, embeddings = [], [], []
     while batch := list(islice(readable, bs)):

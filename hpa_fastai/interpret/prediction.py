@@ -86,6 +86,7 @@ def predict(
     embeddings: str|Path|None = None,  # .npy or .parquet for the features before the head; needs `out`
     thresholds: str|float|list = 'model',  # 'model': its own; 'prevalence': matched; one number, or one a class
     reading: dict|None = None,  # settings of `ImageReader` that these files need otherwise than the model's own
+    normalize: str = 'model',  # by figures of a source that are kept ('model'), 'measure'd anew, or of 'training'
     submission: str|Path|None = None,  # csv for a competition; needs `sample`
     sample: str|Path|None = None,  # the sample submission of that competition
     report: str|Path|None = None,  # .html for a page about the run
@@ -94,7 +95,7 @@ def predict(
     check_results(out, force, embeddings, submission, sample, report)
     check_place(folder)
     folder = plain_source(folder)
-    predictor = Predictor(model, device, bs, tta, at_least_one, precision, num_workers, thresholds, reading)
+    predictor = Predictor(model, device, bs, tta, at_least_one, precision, num_workers, thresholds, reading, normalize)
     if out is not None:
         journal = write_results(predictor, folder, out, force, embeddings, submission, sample, report, progress)
         return with_labels(read_predictions(journal.out), predictor.labels)

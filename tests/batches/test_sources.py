@@ -1,6 +1,7 @@
 "Normalising by source: a model sees the same cells whichever microscope is brighter, in training and in prediction."
 
 import shutil
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,13 @@ from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.interpret.activation import activation_maps
 from hpa_fastai.interpret.drift import run_traits
+
+
+@pytest.fixture(autouse=True)
+def kept_here(tmp_path, monkeypatch):
+    "Figures are kept in the folder of the test"
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
+    return tmp_path / 'home' / 'hpa_fastai' / 'sources'
 
 
 @pytest.fixture(scope='module')
@@ -52,7 +60,7 @@ def test_sources_look_alike_and_pictures_keep_their_brightness(two_microscopes, 
     assert not hasattr(dls.one_batch()[0], 'figures') and dls.settings.source
 
 
-def test_the_model_predicts_what_it_validated(two_microscopes, tmp_path):
+def test_the_model_predicts_what_it_validated(two_microscopes, tmp_path, kept_here):
     folder, df, cache = two_microscopes
     set_seed(0)
     dls = loaders(folder, df, cache)
@@ -68,11 +76,13 @@ def test_the_model_predicts_what_it_validated(two_microscopes, tmp_path):
     both = found.loc[df.Id[:90]], found.loc['d' + df.Id[:90]]
     probs = [o[list(dls.labels.classes)].to_numpy(float) for o in both]
     assert np.abs(probs[0] - probs[1]).max() < 0.05
-    # one picture alone is a source of its own, and a picture with others of its plate is not
     one = find_images(folder / 'dim')[:1]
-    tables = one, find_images(folder / 'dim')
-    alone, together = (Predictor(tmp_path / 'model')(t).set_index('Id').loc[one.Id] for t in tables)
-    assert np.abs(alone.iloc[0, 2:30].to_numpy(float) - together.iloc[0, 2:30].to_numpy(float)).max() > 1e-4
+    def alone(): return Predictor(tmp_path / 'model')(one)[list(dls.labels.classes)].to_numpy(float)
+    in_folder = found.loc[one.Id, list(dls.labels.classes)].to_numpy(float)
+    assert np.abs(alone() - in_folder).max() < 1e-5
+    shutil.rmtree(kept_here)  # a picture whose folder was never seen is a source of its own
+    assert np.abs(alone() - in_folder).max() > 1e-4
+    shutil.rmtree(kept_here)
     assert np.isfinite(activation_maps(tmp_path / 'model', find_images(folder / 'dim')[:2])).all()
     ids, traits, embs = run_traits(find_images(folder / 'dim')[:8], load_bundle(tmp_path / 'model'))
     assert len(ids) == 8 and np.isfinite(embs).all()
@@ -178,3 +188,89 @@ def test_a_broken_picture_does_not_spoil_its_source(two_microscopes, tmp_path):
     reader = ImageReader(size=48)
     assert np.allclose(Sources(reader).figures(table)[0], Sources(reader).figures(table[1:].reset_index(drop=True))[0])
     assert np.isnan(Sources(reader).figures(table[:1])).all()
+
+
+def told_by(call):
+    "What a call returns, and the warnings about brightness"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        found = call()
+    return found, [t for w in told if '--normalize training' in (t := str(w.message))]
+
+
+@pytest.mark.parametrize('n', [12, 40])
+@pytest.mark.parametrize('first', ['whole', 'half'])
+def test_halves_of_a_folder_are_normalised_as_the_whole(by_source, tmp_path, n, first):
+    "In either order, with few pictures and with many; each call is of a program of its own"
+    dim, bright = pictures(n // 2, 60), pictures(n // 2, 250, seed=99)
+    table = find_images(write(tmp_path / 'plate', [*dim, *bright]))
+    parts = [table[table.index % 2 == k].reset_index(drop=True) for k in (0, 1)]
+    def predicted(rows): return Predictor(by_source, device='cpu')(rows).set_index('Id').iloc[:, 2:30].astype(float)
+    if first == 'whole': whole = predicted(table)
+    halves = [pd.concat([predicted(part) for part in parts]) for _ in range(2)]
+    if first == 'half' and n < 32: whole = predicted(table)  # 40 are enough, and are measured as a whole
+    pd.testing.assert_frame_equal(halves[0], halves[1])
+    if first == 'whole' or n < 32: assert np.abs(halves[0].loc[whole.index] - whole).to_numpy().max() < 1e-5
+    if first == 'half': return  # the first half was measured
+    anew = Predictor(by_source, device='cpu', normalize='measure')(parts[0]).set_index('Id').iloc[:, 2:30].astype(float)
+    assert np.abs(anew - halves[0].loc[anew.index]).to_numpy().max() > 1e-4
+
+
+def test_few_pictures_and_proteins_of_one_kind_are_noted(by_source, tmp_path):
+    few, usual = write(tmp_path / 'few', pictures(5, 100)), write(tmp_path / 'usual', pictures(40, 100))
+    found, told = told_by(lambda: Predictor(by_source, device='cpu')(few))
+    assert len(told) == 1 and 'measured on 5 pictures' in told[0] and 'is kept until more' in told[0]
+    assert told_by(lambda: Predictor(by_source, device='cpu')(few))[1] == told  # as long as they are used
+    assert told_by(lambda: Predictor(by_source, device='cpu')(usual))[1] == []
+    arrays = pictures(40, 100)
+    for a in arrays: a[1] //= 2
+    _, told = told_by(lambda: Predictor(by_source, device='cpu')(write(tmp_path / 'faint', arrays)))
+    assert len(told) == 1 and 'the protein varies 0.5 times as much as in training' in told[0]
+    _, told = told_by(lambda: Predictor(by_source, device='cpu')(pictures(3, 100)))
+    assert len(told) == 1 and 'is measured at each call' in told[0]
+
+
+def test_figures_of_training_do_not_depend_on_the_folder(by_source, trained, tmp_path):
+    table = find_images(write(tmp_path / 'plate', [*pictures(20, 40), *pictures(20, 250, seed=50)]))
+    fixed = Predictor(by_source, device='cpu', normalize='training')
+    (whole, alone), told = told_by(lambda: (fixed(table), fixed(table[3:4].reset_index(drop=True))))
+    pd.testing.assert_frame_equal(alone.iloc[:, 3:31], whole.iloc[3:4, 3:31].reset_index(drop=True), atol=1e-5)
+    assert told == [] and not list((tmp_path / 'home').rglob('*.json'))
+    other = predict(table, by_source, normalize='model', progress=False)
+    assert np.abs(other.iloc[:, 3:31].astype(float) - whole.iloc[:, 3:31].astype(float)).to_numpy().max() > 1e-4
+    assert fixed.about() == {**Predictor(by_source, device='cpu').about(), 'normalize': 'training'}
+    with pytest.raises(HPAError, match="normalises by each picture: leave it out"):
+        Predictor(trained[1], normalize='training')
+    with pytest.raises(HPAError, match="'image' is not one of"):
+        Predictor(by_source, normalize='image')
+
+
+def test_what_is_kept_belongs_to_pictures_and_settings(tmp_path, kept_here):
+    reader, folder = ImageReader(size=48), write(tmp_path / 'plate', pictures(40, 60))
+    table = find_images(folder)
+    def figures(rows=table, reader=reader): return Sources(reader, keep=True).figures(rows, part=False)[0]
+    first = figures()
+    assert (figures(table[:9]) == first).all() and len(list(kept_here.iterdir())) == 1
+    assert (figures(table[:9], ImageReader(size=48, bits=12)) != first).any()  # read otherwise
+    other = find_images(write(tmp_path / 'other', pictures(40, 200)))
+    named = [figures(t.assign(source='A')) for t in (table, other)]  # the same name in two folders
+    assert (named[0] == first).all() and (named[1] > first).all()
+    for file in kept_here.iterdir(): file.write_text('{"figures": [1')
+    assert (figures() == first).all()
+    write(folder, pictures(40, 200))
+    assert (figures() == figures(other)).all()
+    shutil.rmtree(kept_here)
+    kept_here.write_text('no folder')  # nothing can be kept, and nothing fails
+    assert (figures() == figures(other)).all()
+
+
+def test_few_pictures_at_a_time_add_up_while_a_microscope_writes(tmp_path):
+    reader, table = ImageReader(size=48), find_images(write(tmp_path / 'plate', pictures(40, 60)))
+    watching, looked = Sources(reader, keep=True), []
+    def read(rows):
+        looked.append(len(rows))
+        return read_pictures(rows, reader)
+    for k in range(0, 40, 4): last = watching.figures(table[k : k + 4].reset_index(drop=True), read)
+    assert looked == [4] * 8  # 32 are enough
+    assert np.allclose(last[0], Sources(reader).figures(table[:32])[0], atol=1e-6)
+    assert (Sources(reader, keep=True).figures(table, read, part=False)[0] == last[0]).all() and len(looked) == 8
