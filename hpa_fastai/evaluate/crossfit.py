@@ -27,13 +27,13 @@ def crossfit(
     probs: np.ndarray,  # images × classes, as the networks give them
     targets: np.ndarray,  # images × classes, 0/1
     parts: np.ndarray,  # the part of each image, such as its fold
-    groups = None,  # group of each image (antibody): the expected F1 of the thresholds keeps groups whole
+    groups = None,  # group of each image (antibody): of its images, one tells less than alone
     method = 'auto',  # of the thresholds; see `fit_thresholds`
     calibration: str | None = 'auto',  # see `calibrate`; None: leave the probabilities as they are
     exclusive: int | None = None,  # number of the class that stands alone: `LabelSet.negative`
 ) -> Decisions:
     "Decide about each part by calibration and thresholds fitted on the other parts."
-    chosen = calibrate(probs, targets, calibration) if calibration else None
+    chosen = calibrate(probs, targets, calibration, groups=groups) if calibration else None
     unseen_probs = np.array(probs, float)
     preds, undecided = np.zeros(probs.shape, bool), np.zeros(probs.shape, bool)
     names = np.unique(parts)
@@ -41,10 +41,11 @@ def crossfit(
         here = parts == part
         rest = ~here if len(names) > 1 else here
         p_here, p_rest = probs[here], probs[rest]
+        of_rest = None if groups is None else np.asarray(groups)[rest]
         if chosen is not None:
-            calibrated = calibrate(p_rest, targets[rest], chosen.method)
+            calibrated = calibrate(p_rest, targets[rest], chosen.method, groups=of_rest)
             p_here, p_rest = calibrated(p_here), calibrated(p_rest)
-        thresholds = fit_thresholds(p_rest, targets[rest], method, folds=0, exclusive=exclusive)
+        thresholds = fit_thresholds(p_rest, targets[rest], method, groups=of_rest, folds=0, exclusive=exclusive)
         unseen_probs[here] = p_here
         preds[here], undecided[here] = thresholds.predict(p_here), thresholds.undecided(p_here)
     final = probs if chosen is None else chosen(probs)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MetricError', 'check_labels', 'check_same_shape', 'check_probs', 'class_names', 'simulate_scores', 'confusion_counts',
            'f1_scores', 'macro_f1', 'micro_f1', 'sample_f1', 'average_precision', 'class_table', 'plot_class_table',
-           'bootstrap_f1', 'f1_interval']
+           'group_numbers', 'bootstrap_f1', 'count_groups', 'few_image_variance', 'f1_interval']
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #0ec8e3d7
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 from ..data.labels import HPAError, HPA28
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #5075f99b
@@ -84,24 +85,33 @@ def simulate_scores(n: int = 1000,         # images
                     skill: float = 4.,     # distance of positives and negatives, in standard deviations
                     noise: float = 0.5,    # spread of each class's calibration, in logits; 0: a calibrated model
                     seed: int = 0,         # another seed, another model and other images
+                    sample: int = 0,       # another number, other images of the same model
+                    group_size: int = 1,   # so many images in a row share their labels and half of their noise
+                    prevalence=None,       # share of images with each class; None: the shares that the model expects
                    ) -> tuple:             # probabilities and bool targets, both images × classes
     "Simulate a model's scores for classes as unequal in size as those of the atlas."
     from hpa_fastai.simulate.plan import CLASS_FREQUENCY
-    images, model = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    images = np.random.default_rng([seed, 2, sample] if sample else seed)
+    model = np.random.default_rng([seed, 1])
     n_classes = len(labels)
     from_common_to_rare = np.argsort([-CLASS_FREQUENCY.get(c.lower(), .03) for c in labels.classes], kind='stable')
-    prevalence = np.empty(n_classes)
-    prevalence[from_common_to_rare] = np.geomspace(.35, .002, n_classes)
+    expected = np.empty(n_classes)
+    expected[from_common_to_rare] = np.geomspace(.35, .002, n_classes)
+    prevalence = expected if prevalence is None else np.asarray(prevalence)
     distance = model.normal(skill, 1, n_classes).clip(2)
     slope = np.exp(model.normal(0, noise/3, n_classes))
     offset = model.normal(0, noise, n_classes)
-    missed, mimics = .08, .02*prevalence
+    missed, mimics = .08, .02*expected
 
-    targets = images.random((n, n_classes)) < prevalence
+    group, n_groups = np.arange(n)//group_size, -(-n//group_size)
+    targets = (images.random((n_groups, n_classes)) < prevalence)[group]
     looks = targets ^ (images.random(targets.shape) < np.where(targets, missed, mimics))
     latent = images.normal(distance*looks, 1)
+    if group_size > 1:
+        own, shared = latent - distance*looks, images.standard_normal((n_groups, n_classes))[group]
+        latent = distance*looks + (own + shared)/np.sqrt(2)
     ratio = np.exp(distance*(latent - distance/2))
-    odds = prevalence/(1 - prevalence)*((1 - missed)*ratio + missed)/(mimics*ratio + 1 - mimics)
+    odds = expected/(1 - expected)*((1 - missed)*ratio + missed)/(mimics*ratio + 1 - mimics)
     return 1/(1 + np.exp(-slope*np.log(odds) - offset)), targets
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #47df6d06
@@ -202,6 +212,17 @@ def plot_class_table(table: pd.DataFrame,  # from `class_table`, with or without
     ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=3, frameon=False, fontsize=8)
     return ax
 
+# %% ../../nbs/evaluate/00_metrics.ipynb #d9c0f87f
+def group_numbers(groups,          # group of each image (antibody, well, plate), of any type; None: each image alone
+                  n: int,          # images
+                 ) -> np.ndarray:  # int, one an image, from 0
+    "Number the groups of images; an image without a group is one by itself."
+    if groups is None: return np.arange(n)
+    numbers = pd.factorize(np.asarray(groups))[0]
+    if len(numbers) != n: raise MetricError(f'groups names {len(numbers)} images but there are {n}')
+    alone = numbers < 0
+    return np.where(alone, numbers.max(initial=-1) + alone.cumsum(), numbers)
+
 # %% ../../nbs/evaluate/00_metrics.ipynb #aa41ea9c
 def bootstrap_f1(preds,               # bool, images × classes
                  targets,             # bool, images × classes
@@ -214,8 +235,7 @@ def bootstrap_f1(preds,               # bool, images × classes
     check_same_shape(p, 'preds', t, 'targets')
     counts = np.concatenate([p & t, p.astype(np.float32) + t, t], axis=1).astype(np.float32)
     if groups is not None:
-        group = pd.factorize(np.asarray(groups))[0]
-        if len(group) != len(t): raise MetricError(f'groups names {len(group)} images but there are {len(t)}')
+        group = group_numbers(groups, len(t))
         of_groups = np.zeros((group.max() + 1, counts.shape[1]), np.float32)
         np.add.at(of_groups, group, counts)
         counts = of_groups
@@ -227,6 +247,28 @@ def bootstrap_f1(preds,               # bool, images × classes
     hits, given_and_there, there = np.split(np.concatenate(sums), 3, axis=1)
     return np.where(there > 0, 2*hits/np.maximum(given_and_there, 1), np.nan)
 
+# %% ../../nbs/evaluate/00_metrics.ipynb #f0385daa
+def count_groups(there,             # bool, images × classes
+                 groups=None,       # group of each image; None: each image alone
+                ) -> np.ndarray:    # int, one a class
+    "Count the groups with at least one image of each class."
+    if groups is None: return np.count_nonzero(there, axis=0)
+    of_groups = pd.DataFrame(np.asarray(there)).groupby(group_numbers(groups, len(there))).any()
+    return of_groups.to_numpy().sum(0)
+
+# %% ../../nbs/evaluate/00_metrics.ipynb #edba3869
+def few_image_variance(preds,         # bool, images × classes
+                       targets,       # bool, images × classes
+                       groups=None,   # group of each image, which then counts as one
+                      ) -> np.ndarray:  # one a class
+    "Estimate the variance of each class's F1 from the number of images alone, as if one more was right and one wrong."
+    p, t = check_labels(preds, 'preds'), check_labels(targets)
+    hits, either = (p & t).sum(0), p | t
+    share = hits/np.maximum(either.sum(0), 1)
+    n = count_groups(either, groups)
+    share = (share*n + 1)/(n + 2)
+    return (2/(1 + share)**2)**2*share*(1 - share)/(n + 3)
+
 # %% ../../nbs/evaluate/00_metrics.ipynb #01bda2aa
 def f1_interval(preds,                # bool, images × classes
                 targets,              # bool, images × classes
@@ -234,8 +276,20 @@ def f1_interval(preds,                # bool, images × classes
                 level: float = 0.95,  # coverage of the interval
                 n_draws: int = 500,   # bootstrap draws
                 seed: int = 0,        # of the draws
+                draws=None,           # of `bootstrap_f1`, if they are there already
                ) -> tuple:            # low and high end
-    "Compute a bootstrap interval of macro F1."
-    macro = np.nanmean(bootstrap_f1(preds, targets, groups, n_draws, seed), axis=1)
-    low, high = np.quantile(macro, [(1 - level)/2, (1 + level)/2])
-    return float(low), float(high)
+    "Compute an interval of macro F1 over the classes present: bootstrap, and what few images of a class cannot tell."
+    if draws is None: draws = bootstrap_f1(preds, targets, groups, n_draws, seed)
+    f1 = f1_scores(preds, targets)
+    present = ~np.isnan(f1)
+    if not present.any(): return np.nan, np.nan
+    of_draws = np.where(np.isnan(draws), f1, draws)[:, present].var(0)
+    unseen = (few_image_variance(preds, targets, groups)[present] - of_draws).clip(0)
+    has_class = ~np.isnan(draws).all(1)
+    variance = np.nanmean(draws[has_class], axis=1).var() + unseen.sum()/present.sum()**2
+    score = f1[present].mean()
+    inside = score.clip(.01, .99)
+    half_width = ndtri((1 + level)/2)*np.sqrt(variance)/(inside*(1 - inside))
+    odds = np.log(inside/(1 - inside)) + np.array([-half_width, half_width])
+    low, high = 1/(1 + np.exp(-odds))
+    return float(min(low, score)), float(max(high, score))

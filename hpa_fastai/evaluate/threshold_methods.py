@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['WORTH', 'f1_of_counts', 'counts_above', 'best_constant', 'f1_optimum', 'optimum_or_constant', 'match_prevalence',
-           'crossfit_draws', 'expected_positives', 'auto_draws']
+           'draw_counts', 'crossfit_draws', 'expected_positives', 'auto_draws', 'simple_draws']
 
 # %% ../../nbs/evaluate/20_threshold_methods.ipynb #3eac67bd
 import numpy as np
-from .calibration import EDGE, N_BINS, BIN_LOGITS, logit, expit, score_counts, fit_platt
+from scipy.sparse import csr_matrix
+from .metrics import group_numbers
+from .calibration import EDGE, N_BINS, BIN_LOGITS, bin_numbers, effective_counts, expit, fit_platt
+from .calibration import logit, score_counts
 
 # %% ../../nbs/evaluate/20_threshold_methods.ipynb #09303585
 def f1_of_counts(tp,        # hits, an array of any shape
@@ -70,15 +73,50 @@ def optimum_or_constant(probs,           # probabilities, images × classes
 # %% ../../nbs/evaluate/20_threshold_methods.ipynb #0e08786f
 def match_prevalence(probs,           # probabilities, images × classes
                      share,           # share of images that should get each class
+                     targets=None,    # bool, images × classes, weighed as if they came in these shares; None: as they are
                     ) -> np.ndarray:  # one a class
     "Find the threshold that predicts each class as often as it should occur."
     n_images, n_classes = probs.shape
-    n_called = np.rint(np.asarray(share)*n_images).astype(int).clip(0, n_images)
-    ranked = np.sort(np.ascontiguousarray(probs.T), axis=1)[:, ::-1].astype(float)
+    share, columns = np.asarray(share), np.ascontiguousarray(probs.T)
+    n_called = np.rint(share*n_images).astype(int).clip(0, n_images)
+    if targets is not None:
+        here = targets.mean(0)
+        of_positive, of_negative = (new/np.maximum(old, 1e-12) for new, old in ((share, here), (1 - share, 1 - here)))
+        weights = np.where(targets, of_positive, of_negative).T
+        from_the_top = np.take_along_axis(weights, np.argsort(-columns, axis=1, kind='stable'), 1).cumsum(1)
+        called = np.pad(from_the_top, ((0, 0), (1, 0)))/np.maximum(from_the_top[:, -1:], 1e-12)
+        n_called = np.abs(called - share[:, None]).argmin(1)
+    ranked = np.sort(columns, axis=1)[:, ::-1].astype(float)
     ranked = np.pad(ranked, ((0, 0), (1, 1)), constant_values=((0, 0), (1, 0)))   # 1, from high to low, 0
     last_called = ranked[np.arange(n_classes), n_called]
     first_left_out = ranked[np.arange(n_classes), n_called + 1]
     return (last_called + first_left_out)/2
+
+# %% ../../nbs/evaluate/20_threshold_methods.ipynb #f528db52
+def _weighted_counts(weights, probs, targets):
+    "Count the images and positives in each bin, draws × classes × bins, with a weight for each image in each draw."
+    columns, shape = bin_numbers(probs), (len(probs), probs.shape[1]*N_BINS)
+    rows = np.broadcast_to(np.arange(len(probs))[:, None], columns.shape)
+    counts = []
+    for there in (np.ones_like(targets), targets):
+        in_bins = csr_matrix((np.ones(there.sum()), (rows[there], columns[there])), shape)
+        counts.append((in_bins.T @ weights.T).T.reshape(len(weights), -1, N_BINS))
+    return counts
+
+def draw_counts(rng: np.random.Generator,
+                probs,           # probabilities, images × classes
+                targets,         # bool, images × classes
+                groups=None,     # group of each image, drawn whole; None: each image alone
+                n_draws: int=50,
+               ):                # of positives and negatives in each bin, both classes × bins
+    "Yield the positives and negatives in each bin of sets of images drawn with replacement."
+    if groups is None:
+        n_all, n_pos = score_counts(probs, targets)
+        for _ in range(n_draws): yield rng.poisson(n_pos), rng.poisson(n_all - n_pos)
+        return
+    group = group_numbers(groups, len(probs))
+    weights = rng.poisson(1., (n_draws, group.max() + 1))[:, group].astype(float)
+    for n_all, n_pos in zip(*_weighted_counts(weights, probs, targets)): yield n_pos, n_all - n_pos
 
 # %% ../../nbs/evaluate/20_threshold_methods.ipynb #84025ed5
 def _half(rng, counts):
@@ -102,14 +140,20 @@ def crossfit_draws(probs,               # probabilities, images × classes
                    odds=1.,             # weight of a negative against a positive, one number or one a class
                    n_draws: int = 100,  # random halves of the images
                    seed: int = 0,       # of the halves
+                   groups=None,         # group of each image, which is not divided
                   ) -> np.ndarray:      # draws × classes
     "Find the logit of each class's F1 optimum in random halves of the images."
     rng = np.random.default_rng(seed)
     n_all, n_pos = score_counts(probs, targets)
     fallback, odds = logit(best_constant(probs, targets, odds)), np.reshape(odds, (-1, 1))
+    if groups is None: halves = ((_half(rng, n_pos), _half(rng, n_all - n_pos)) for _ in range(n_draws))
+    else:
+        group = group_numbers(groups, len(probs))
+        is_in = rng.integers(0, 2, (n_draws, group.max() + 1))[:, group].astype(float)
+        halves = ((pos, both - pos) for both, pos in zip(*_weighted_counts(is_in, probs, targets)))
     cuts = []
-    for _ in range(n_draws):
-        tp, fp = counts_above(_half(rng, n_pos)), counts_above(_half(rng, n_all - n_pos))
+    for pos, neg in halves:
+        tp, fp = counts_above(pos), counts_above(neg)
         support = tp[:, :1]
         f1 = f1_of_counts(tp, fp, support, odds)
         cuts.append(np.where(support[:, 0] > 0, _best_cut(f1), fallback))
@@ -156,21 +200,22 @@ def auto_draws(probs,               # probabilities, images × classes
                odds=1.,             # weight of a negative against a positive, one number or one a class
                n_draws: int = 50,   # sets of images drawn with replacement
                seed: int = 0,       # of the draws
+               groups=None,         # group of each image, drawn whole; None: each image alone
               ) -> np.ndarray:      # draws × classes
     "Draw the logit of each class's best threshold, with help from the other classes."
     rng, odds = np.random.default_rng(seed), np.reshape(odds, (-1, 1))
     n_all, n_pos = score_counts(probs, targets)
-    support = n_pos.sum(1, keepdims=True)
+    worth_all, worth_pos, _ = effective_counts(probs, targets, groups)
+    support = worth_pos.sum(1, keepdims=True)
     trust = support/(support + WORTH)
-    line, cov = fit_platt(n_all, n_pos)
+    line, cov = fit_platt(worth_all, worth_pos)
     root = np.linalg.cholesky(cov)
     calibrated = line[:, :1]*BIN_LOGITS + line[:, 1:]
     average = _average_class(n_all, expected_positives(n_pos, n_all, line, trust), line)
     average_hits, average_calls = (np.interp(calibrated, BIN_LOGITS, counts) for counts in average)
 
     cuts, unseen = [], []
-    for _ in range(n_draws):
-        pos, neg = rng.poisson(n_pos), rng.poisson(n_all - n_pos)
+    for pos, neg in draw_counts(rng, probs, targets, groups, n_draws):
         drawn_line = line + (root @ rng.standard_normal((len(line), 2, 1)))[..., 0]
         drawn_line[:, 0] = drawn_line[:, 0].clip(.2)
         no_positive = pos.sum(1, keepdims=True) == 0
@@ -179,3 +224,30 @@ def auto_draws(probs,               # probabilities, images × classes
         cuts.append(_best_cut(f1_of_counts(hits, calls - hits, hits[:, :1], odds)))
         unseen.append(no_positive[:, 0])
     return _widen_unseen(rng, np.array(cuts), np.array(unseen), line)
+
+# %% ../../nbs/evaluate/20_threshold_methods.ipynb #854ca859
+def simple_draws(probs,               # probabilities, images × classes
+                 targets,             # bool, images × classes
+                 method: str,         # 'constant', 'f1' or 'prevalence'
+                 odds=1.,             # weight of a negative against a positive, one number or one a class
+                 share=None,          # share of images with each class, for 'prevalence'; None: that of the draw
+                 n_draws: int = 40,   # sets of images drawn with replacement
+                 seed: int = 0,       # of the draws
+                 groups=None,         # group of each image, drawn whole; None: each image alone
+                ) -> np.ndarray:      # draws × classes
+    "Draw the logit of the threshold that a simple method finds for each class."
+    rng, odds = np.random.default_rng(seed), np.reshape(odds, (-1, 1))
+    fallback, cuts = logit(best_constant(probs, targets, odds.ravel())), []
+    for pos, neg in draw_counts(rng, probs, targets, groups, n_draws):
+        hits, alarms = counts_above(pos), counts_above(neg)
+        there = hits[:, 0] > 0
+        if method == 'prevalence':
+            share_here = hits[:, 0]/np.maximum(hits[:, 0] + alarms[:, 0], 1) if share is None else share
+            weight = odds if share is not None else 1
+            called = (hits + weight*alarms)/np.maximum(hits[:, :1] + weight*alarms[:, :1], 1)
+            cuts.append(_best_cut(-np.abs(called - np.reshape(share_here, (-1, 1)))))
+            continue
+        f1 = f1_of_counts(hits, alarms, hits[:, :1], odds)
+        if method == 'constant' and there.any(): f1, there = np.broadcast_to(f1[there].mean(0), f1.shape), there | True
+        cuts.append(np.where(there, _best_cut(f1), fallback))
+    return np.array(cuts)
