@@ -11,15 +11,15 @@ import argparse
 import warnings
 from dataclasses import replace
 import numpy as np
+from hpa_fastai.data.labels import HPA28
 from hpa_fastai.evaluate.crossfit import crossfit
 from hpa_fastai.evaluate.evaluation import compare_models
 from hpa_fastai.evaluate.metrics import f1_scores
 from hpa_fastai.evaluate.thresholds import plain_thresholds
 from hpa_fastai.experiments.recalibration import deal_parts
-from hpa_fastai.models.registry import PUBLISHED
+from hpa_fastai.simulate.plan import CLASS_FREQUENCY
 
-SHARES = PUBLISHED['hpa-densenet121'].prevalence
-SHARES = np.array(list(SHARES.values()) if isinstance(SHARES, dict) else SHARES, float)
+SHARES = np.array([CLASS_FREQUENCY[name.casefold()] for name in HPA28.classes])
 N = len(SHARES)
 
 

@@ -295,7 +295,7 @@ def from_df(cls:HPADataLoaders,
     block.dls_type = cls
     bs = min(bs, max(len(train)//n_processes(), 1))
     return block.dataloaders(df, path=models_folder(images), bs=bs, device=device and torch.device(device),
-                             num_workers=num_workers, cache=store, group=group or None, oversample=oversample,
+                             num_workers=num_workers, cache=store, group=group, oversample=oversample,
                              most_draws=most_draws, held_out=held_out, val_bs=val_bs,
                              normalize_asked=not isinstance(normalize, UsualWord),
                              dl_kwargs=[dict(weights=weights), dict(weights=None)])

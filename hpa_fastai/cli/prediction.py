@@ -31,7 +31,7 @@ def evaluate(
     truth = read_labels(csv, predictor.labels, ids=table.Id, **columns_of(args))
     known = attach_images(truth, table)
     predictions = predictor(known, args.progress)
-    evaluation = evaluate_predictions(predictions, truth, predictor.labels)
+    evaluation = evaluate_predictions(predictions, truth, predictor.labels, group_of(args))
     print(*filter(None, [evaluation, seen_by(predictor.bundles, known)]), sep='\n\n')
     if args.out:
         write_table(evaluation.table.reset_index(names='class'), args.out, 'Classes')
@@ -46,7 +46,10 @@ def add_evaluate(
     parser = commands.add_parser('evaluate', help='score a model on images whose labels are known',
                                  description='Predict the images of a folder, and compare with their labels.')
     parser.add_argument('data', metavar='DATA', type=path, help='folder with the images and their table of labels')
-    add_options(parser, 'csv', 'id_column', 'label_column', 'images', 'out', 'force', title='data',
+    add_options(parser, 'csv', 'id_column', 'label_column', 'images', 'group', 'out', 'force', title='data',
+                group=dict(help='column of what images share, such as the antibody, well or plate: the intervals then '
+                                'take them as one, and not as independent; antibody_of reads the antibody from the '
+                                'Ids; none: the images share nothing; by default antibodies, where the Ids name them'),
                 out=dict(help='file for the scores of each class, .csv or .xlsx'))
     add_prediction_options(parser)
     parser.set_defaults(run=evaluate)

@@ -19,7 +19,7 @@ from ..basics.processes import is_first, n_processes
 from ..batches.settings import ImageSettings
 from ..batches.splits import antibody_of, group_codes
 from ..batches.streaming import usual_batch
-from ..evaluate.evaluation import DECIDED, FEW_IMAGES
+from ..evaluate.evaluation import DECIDED, EXPECTED, FEW_IMAGES, of_classes, of_groups
 from ..evaluate.flags import Flagger
 from ..evaluate.picture_statistics import PictureMeasures
 from ..evaluate.reference import Reference
@@ -152,9 +152,13 @@ def score_headline(
     f1 = [r['f1'] for r in metrics if r.get('f1') is not None and r.get('support')]
     decided, (low, high) = validation.get('decided', ''), validation.get('interval') or (None, None)
     interval = '' if low is None or high is None else f' (95 % interval {low:.3f} to {high:.3f})'
-    on = f' on {validation["n_images"]:,} images' if validation else ''
-    name, how = 'Expected macro F1' if decided=='unseen' else 'Macro F1', DECIDED[decided]
-    return f'{name} {np.mean(f1):.3f}{interval}{on}, {len(f1)} of {len(metrics)} classes{how and f"; {how}"}'
+    n_images, n_groups = validation.get('n_images'), validation.get('n_groups')
+    groups = f' in {n_groups:,} groups' if n_groups and n_groups<n_images else ''
+    on = f' on {n_images:,} images{groups}' if validation else ''
+    name = 'Expected macro F1' if decided in EXPECTED else 'Macro F1'
+    notes = [DECIDED[decided], of_groups(n_images, n_groups) if validation else '']
+    return '; '.join([f'{name} {np.mean(f1):.3f}{interval}{on}: {of_classes([r["support"] for r in metrics])}',
+                      *filter(None, notes)])
 
 def model_card(
     config: dict,  # as in config.json

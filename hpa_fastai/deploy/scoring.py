@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..basics.error_groups import ErrorGroups
-from ..basics.errors import HPAError
+from ..basics.errors import HPAError, warn_user
+from ..basics.group_columns import find_group_columns
 from ..basics.paths import same_form, write_whole
 from ..basics.spreadsheets import read_table
 from ..data.labels import HPA28, LabelSet
 from ..data.label_tables import read_labels
+from ..batches.splits import antibody_of, group_codes
 from ..simulate.plan import CLASS_FREQUENCY
 from ..evaluate.evaluation import Evaluation, evaluate
 from ..evaluate.thresholds import Thresholds, as_thresholds, average_thresholds, prevalence_thresholds
@@ -52,19 +54,37 @@ def judged(
     return dict(probs=both[list(labels.classes)].to_numpy(float), targets=labels.encode(both.Target) > 0,
                 preds=labels.encode(both.Predicted) > 0, ids=both.Id.to_numpy(), labels=labels)
 
+# %% ../../nbs/deploy/70_scoring.ipynb #108100b3
+def groups_of(
+    known: pd.DataFrame,  # Id, Target and the other columns of the scored images
+    group = None,  # a column, a function of the Id, or a value for each image; None: antibodies, where Ids name them
+) -> np.ndarray|None:  # number of the group of each image; None: not known
+    "Number the groups of scored images, or say which column may name them."
+    if group is not None: return group_codes(known, group)
+    codes = group_codes(known, antibody_of)
+    if codes.max(initial=-1)+1 < len(codes): return codes
+    found = find_group_columns(known)
+    if found: warn_user(f'the table of labels has a column {found[0]}; if images of one {found[0]} share cells or labels, '
+                        f"the interval is too narrow: give group='{found[0]}' (--group {found[0]}), or False (none)")
+    return None
+
 # %% ../../nbs/deploy/70_scoring.ipynb #0da0df34
 def evaluate_predictions(
     predictions: pd.DataFrame | str | Path,  # of `predict`, `read_predictions` or `pd.read_csv`; or its file
     truth: pd.DataFrame | str | Path,  # anything `read_labels` takes
     labels: LabelSet | str | None = None,  # the classes of both; None: those of the predictions
-    groups = None,  # group of each image that has both (antibody, plate): the intervals draw groups whole
+    groups = None,  # what images share: a column of the truth, a function of the Id; False: nothing; see below
     n_draws: int = 500,  # of the bootstrap
     seed: int = 0,  # of the bootstrap
     id_column: str | None = None,  # of the truth: its column of Ids; None: found by its name
     label_column: str | None = None,  # of the truth: its column of labels; None: found by its name
 ) -> Evaluation:
     "Score a table of predictions against the truth."
-    found = judged(predictions, truth, labels, id_column, label_column)
+    predictions, labels = as_predictions(predictions, labels)
+    truth = read_labels(truth, labels, allow_empty=True, ids=predictions.Id, id_column=id_column,
+                        label_column=label_column)
+    found = judged(predictions, truth, labels)
+    if groups is not False: groups = groups_of(truth.set_index('Id').loc[found['ids']].reset_index(), groups)
     return evaluate(**found, groups=groups, n_draws=n_draws, seed=seed)
 
 # %% ../../nbs/deploy/70_scoring.ipynb #d4fe08bc

@@ -25,7 +25,7 @@ from ..data.names import CHANNELS
 from ..data.reader import ImageReader
 from ..batches.loaders import HPADataLoaders
 from ..batches.splits import group_codes, stratified_folds
-from ..evaluate.calibration import calibration_error, reliability
+from ..evaluate.calibration import calibration_scores, reliability
 from ..evaluate.crossfit import crossfit
 from ..evaluate.evaluation import Evaluation
 from ..evaluate.thresholds import Thresholds
@@ -196,13 +196,13 @@ def _renew_flags(flags, decisions):
 # %% ../../nbs/experiments/20_folds.ipynb #05c5f828
 def groups_by_id(
     df: pd.DataFrame,  # Id, and what `group` needs
-    group,  # as in `stratified_folds`; None: there are no groups
+    group,  # as in `stratified_folds`; None or False: there are no groups
     ids,  # images of `df`
 ) -> np.ndarray | None:  # number of the group of each
     "The group of each image."
     return None if group is None or group is False else pd.Series(group_codes(df, group), df.Id).loc[ids].to_numpy()
 
-def _decide_out_of_fold(predictions, df, labels, group, seed, calibration):
+def _decide_out_of_fold(predictions, df, labels, group, seed, calibration, epoch_chosen):
     "The table of predictions decided out of fold, the decisions, and how good they are."
     ok = (predictions['error'] == '').to_numpy()
     known = df.set_index('Id').loc[predictions.Id[ok]].reset_index()
@@ -220,11 +220,12 @@ def _decide_out_of_fold(predictions, df, labels, group, seed, calibration):
     table.loc[ok, 'Predicted'] = labels.decode(decisions.preds)
     table.loc[ok, 'Names'] = ['|'.join(names) for names in labels.to_names(decisions.preds)]
     table.loc[ok, 'flags'] = _renew_flags(predictions['flags'][ok], decisions)
-    evaluation = evaluate_predictions(table, known, labels, groups=groups)
+    evaluation = evaluate_predictions(table, known, labels, False if group is False else groups)
     unseen = decisions.unseen_probs
-    scores = {**evaluation.scores, 'calibration_error': calibration_error(unseen, targets)}
-    judged = dict(scores=scores, reliability=reliability(unseen, targets), decided='unseen')
-    return table, decisions, replace(evaluation, **judged)
+    scores = {**evaluation.scores, **calibration_scores(unseen, targets, groups)}
+    judged = dict(scores=scores, reliability=reliability(unseen, targets), decided='epoch' if epoch_chosen else 'unseen')
+    thresholds = replace(decisions.thresholds, expected_f1=evaluation.macro_f1)
+    return table, replace(decisions, thresholds=thresholds), replace(evaluation, **judged)
 
 # %% ../../nbs/experiments/20_folds.ipynb #4daceff2
 def _update_bundle(path, decisions, evaluation):
@@ -290,8 +291,9 @@ def train_folds(
         _save_fold(learn, out, k)
 
     raw = _read_folds(out, trained, df, images, channels)
-    predictions, decisions, evaluation = _decide_out_of_fold(raw, df, labels, group, seed, calibration)
     models = [out/f'fold{k}' for k in trained]
+    epoch_chosen = any('weights' in load_bundle(model).config['training'] for model in models)
+    predictions, decisions, evaluation = _decide_out_of_fold(raw, df, labels, group, seed, calibration, epoch_chosen)
     if is_first():
         for model in models: _update_bundle(model, decisions, evaluation)
         table = predictions.assign(fold=predictions.fold.astype(object).fillna(''))   # what is in no fold has none

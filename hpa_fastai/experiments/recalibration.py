@@ -88,9 +88,7 @@ class Recalibration:
                   'fitted on a part of these, and what is fitted on all is a little better') if high < 0 else ''
         alone = ('' if self.after.n_groups else '\nimages were dealt out one by one: if several are of one '
                  'antibody, well or plate, name what they share with group=… (--group), or this flatters the model')
-        return (f'{self.difference}{advice}{alone}\nthe interval knows the chance of these images, not that of the '
-                'fitting: '
-                f'it holds the truth in about five cases of six\n'
+        return (f'{self.difference}{advice}{alone}\n'
                 f'probabilities {probs}; {self.bundle.thresholds}\n{self.after}')
 
 # %% ../../nbs/experiments/05_recalibration.ipynb #c474f11f
@@ -165,11 +163,14 @@ def calibrate_model(
     decisions = crossfit(answers.probs, targets, parts, groups, method, calibration, labels.negative)
     old_probs = bundle.calibration(answers.probs) if bundle.calibration else answers.probs
     ids, old_decisions = table.Id.to_numpy(), bundle.thresholds.predict(old_probs)
-    before, after = (evaluate(probs, targets, preds, labels, groups, ids) for probs, preds in
+    judged_by = False if group is False else groups
+    before, after = (evaluate(probs, targets, preds, labels, judged_by, ids) for probs, preds in
                      ((old_probs, old_decisions), (decisions.unseen_probs, decisions.preds)))
     difference = compare_models(old_probs, decisions.unseen_probs, targets, old_decisions, decisions.preds, labels,
                                 groups, names=('as it was', 'calibrated'))
     after = replace(after, decided='unseen')
+    thresholds = replace(decisions.thresholds, expected_f1=after.macro_f1)
+    decisions = replace(decisions, thresholds=thresholds)
     about = f'{len(table)} images of {Path(data).absolute().name}'
     new = _assemble(bundle, answers, decisions, after, codes, seed, about)
     new.config['seen'] = dict(trained=(bundle.config.get('seen') or {}).get('trained', ''),

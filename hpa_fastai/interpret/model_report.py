@@ -16,7 +16,7 @@ from ..batches.settings import ImageSettings
 from ..deploy.saving import describe_training
 from ..deploy.bundle import Bundle
 from ..deploy.predictor import Predictor
-from ..evaluate.evaluation import DECIDED, FEW_IMAGES
+from ..evaluate.evaluation import DECIDED, EXPECTED, FEW_IMAGES, of_classes, of_groups
 from .drawing import *
 from .pages import *
 from .run_report import RunReport, example_maps, explain_thresholds, list_names, pixel_gallery, read_pixels
@@ -37,10 +37,11 @@ class ModelReport:
 def score_text(self:ModelReport) -> str:
     "What decided the images that the scores come from"
     validation, how = self.validation or {}, DECIDED[(self.validation or {}).get('decided', '')]
-    present = sum(1 for record in self.config['metrics'] if record.get('support'))
-    on = f'{validation["n_images"]:,} images' if validation else 'the scored images'
-    text = f'On {on}, with {present} of {len(self.config["metrics"])} classes'
-    return f'{text}; {how}.' if how else f'{text}.'
+    on, n_groups = f'{validation["n_images"]:,} images' if validation else 'the scored images', validation.get('n_groups')
+    if n_groups and n_groups<validation['n_images']: on += f' in {n_groups:,} groups'
+    text = f'On {on}; macro F1 is the {of_classes([record.get("support", 0) for record in self.config["metrics"]])}'
+    notes = [how, of_groups(validation['n_images'], n_groups) if validation else '']
+    return f'{"; ".join([text, *filter(None, notes)])}.'
 
 @patch
 def class_section(self:ModelReport) -> Section:
@@ -123,7 +124,14 @@ def reliability_section(self:ModelReport) -> Section:
                        'confusion or hardest image to show; run learn.evaluate() and save it again.')
     text = 'On the line, a probability of 0.8 is right in eight of ten decisions. Bars are 95 % intervals.'
     error = self.validation['scores'].get('calibration_error')
-    if error is not None: text += f' Mean distance from the line, over all decisions: {error:.4f}.'
+    if error is not None:
+        scores = self.validation['scores']
+        def said(name):
+            perfect = scores.get(f'perfect_{name}')
+            return f'{scores[name]:.4f}' + ('' if perfect is None else f' (a perfect model: {perfect:.4f})')
+        text += f' Mean distance from the line, over all decisions: {said("calibration_error")}'
+        by_class = f', by class: {said("calibration_error_by_class")}' if 'calibration_error_by_class' in scores else ''
+        text += f'{by_class}.'
     return Section('Reliability', text, [plot_reliability_table(self.validation['reliability'])])
 
 # %% ../../nbs/interpret/70_model_report.ipynb #9900c04a
@@ -253,7 +261,7 @@ def facts(self:ModelReport) -> dict:  # name -> value
     if f1 is not None and low is not None and high is not None: score += f' ({low:.2f}–{high:.2f})'
     present = sum(1 for record in self.config['metrics'] or [] if record.get('support'))
     return {
-        'expected macro F1' if validation.get('decided')=='unseen' else 'macro F1': score,
+        'expected macro F1' if validation.get('decided') in EXPECTED else 'macro F1': score,
         'classes with images': f'{present} of {len(self.config["labels"]["classes"])}',
         'network': self.config['model']['arch'],
         'picture size': f'{self.config["preprocess"]["size"]} px',

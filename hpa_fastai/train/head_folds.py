@@ -11,9 +11,11 @@ import numpy as np, pandas as pd, torch
 from torch import Tensor
 from fastai.data.all import *
 from fastai.learner import *
+from fastai.torch_core import noop
 from ..batches.dealing import deal_images
 from ..batches.dataloader import MOST_DRAWS, rarity_weights
-from ..batches.splits import group_codes
+from ..batches.splits import antibody_of, group_codes
+from ..evaluate.crossfit import crossfit
 from .head import best_head, head_inputs, put_head
 
 # %% ../../nbs/train/42_head_folds.ipynb #a7fe0e1c
@@ -84,6 +86,61 @@ def fit_head_by_folds(
     put_head(learn, best_head(learn, z, torch.from_numpy(targets), weights))
     learn.out_of_fold = scores
     return learn
+
+# %% ../../nbs/train/42_head_folds.ipynb #a9ac3108
+def shared_groups(
+    learn: Learner,  # whose loaders may know a column of groups
+    items: pd.DataFrame,  # labelled images
+) -> np.ndarray|None:  # number of the group of each; None: none are known, or they share nothing
+    "Number the groups of images"
+    group, columns = getattr(learn.dls, 'group', None), getattr(items, 'columns', ())
+    if isinstance(group, str) and group in columns: return group_codes(items, group)
+    if group is False or 'Id' not in columns: return None
+    codes = group_codes(items, antibody_of)
+    return codes if codes.max(initial=-1)+1<len(codes) else None
+
+def labelled_predictions(
+    learn: Learner,  # of `hpa_learner`
+    dl,  # loader of labelled images; None: the validation images, or those with scores by folds
+    held_out: bool = False,  # take the validation images, if they were held out, and not the folds of the others
+) -> tuple:  # logits (n×C), targets (n×C), the table of images, and their groups or None
+    "Predict labelled images that the weights have not seen"
+    scores = learn.out_of_fold
+    if dl is None and scores is not None and not (held_out and getattr(learn.dls.train, 'held_out', True)):
+        logits, targets, items = scores.logits, scores.targets, scores.items
+    else:
+        with learn.no_bar(), learn.no_logging(): logits, targets = learn.get_preds(dl=dl, act=noop)
+        items = (dl or learn.dls.valid).dataset.items
+    return logits.as_subclass(Tensor).float().cpu(), targets.numpy(), items, shared_groups(learn, items)
+
+# %% ../../nbs/train/42_head_folds.ipynb #d8058832
+def decide_unseen(
+    learn: Learner,  # whose thresholds were fitted on these images
+    logits: Tensor,  # n×C
+    targets: np.ndarray,  # n×C, 0/1
+    groups: np.ndarray|None,  # number of the group of each image
+) -> tuple|None:  # probabilities and decisions; None: too few images
+    "Decide each image by a calibration and thresholds fitted on others"
+    here, calibration = learn.fitted_here, learn.calibration
+    own = calibration is not None and here.get('calibration') is calibration
+    probs = (logits.sigmoid() if own else learn.probabilities(logits)).numpy()
+    parts = deal_images(targets, np.arange(len(probs)) if groups is None else groups)
+    if any(not targets[parts!=part].any() for part in np.unique(parts)): return None
+    found = crossfit(probs, targets, parts, groups, here['thresholds'], calibration.method if own else None,
+                     learn.dls.labels.negative)
+    return found.unseen_probs, found.preds
+
+# %% ../../nbs/train/42_head_folds.ipynb #9635c82b
+def use_of_images(
+    learn: Learner,  # of `hpa_learner`
+    items: pd.DataFrame,  # labelled images
+) -> str:  # a key of `DECIDED`: 'trained', 'seen' or ''
+    "Tell whether images trained the network, or set the thresholds"
+    def names(table): return set(zip(table['Id'].astype(str), table.get('green', table['Id']).astype(str)))
+    trained = learn.dls.train.dataset.items if learn.out_of_fold is None else learn.out_of_fold.items
+    fitted = learn.fitted_here.get('images')
+    if names(items)&names(trained): return 'trained'
+    return 'seen' if fitted is not None and names(items)&names(fitted) else ''
 
 # %% ../../nbs/train/42_head_folds.ipynb #a961139b
 def scores_to_save(

@@ -8,6 +8,7 @@ __all__ = ['HPALearner', 'hpa_learner']
 # %% ../../nbs/train/70_learner.ipynb #4ac324db
 import inspect, os, sys, time, warnings
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 import numpy as np, torch
@@ -23,11 +24,8 @@ from ..basics.errors import HPAError
 from ..basics.processes import is_first, n_processes
 from ..batches.fastai_transforms import refuse_three_channels
 from ..batches.loaders import HPADataLoaders, check_loaders
-from ..batches.dealing import deal_images
-from ..batches.splits import group_codes
 from ..evaluate.calibration import Calibration, calibrate as fit_calibration
 from ..evaluate.thresholds import Thresholds, as_thresholds, fit_thresholds
-from ..evaluate.crossfit import crossfit
 from ..evaluate.evaluation import Evaluation, evaluate
 from ..evaluate.interpretation import refuse_one_class
 from ..models.own_models import bundle_settings
@@ -40,6 +38,7 @@ from .metrics import MacroF1, MeanAP, as_metric, check_monitors
 from .checkpoints import find_checkpoint, training_settings
 from .schedule import checked_lr, default_sizes, plan_epochs, plan_time
 from .head import fit_head
+from .head_folds import decide_unseen, labelled_predictions, use_of_images
 from .published import begin_as_bundle, begin_as_published, published_start
 from .distributed import join_processes, leave_processes
 from .progressive import (
@@ -218,19 +217,6 @@ def hpa_learner(
     elif bundle: begin_as_bundle(learn, pretrained, bundle)
     return learn
 
-# %% ../../nbs/train/70_learner.ipynb #45483769
-def _labelled_predictions(learn, dl, held_out=False):
-    "Return logits, targets, rows and groups of labelled images that the weights have not seen"
-    scores = learn.out_of_fold
-    if dl is None and scores is not None and not (held_out and getattr(learn.dls.train, 'held_out', True)):
-        logits, targets, items = scores.logits, scores.targets, scores.items
-    else:
-        with learn.no_bar(), learn.no_logging(): logits, targets = learn.get_preds(dl=dl, act=noop)
-        items = (dl or learn.dls.valid).dataset.items
-    group = getattr(learn.dls, 'group', None)
-    groups = group_codes(items, group) if group in getattr(items, 'columns', ()) else None
-    return logits.as_subclass(Tensor).float().cpu(), targets.numpy(), items, groups
-
 # %% ../../nbs/train/70_learner.ipynb #9245b63d
 @patch
 def calibrate(self:HPALearner,
@@ -241,8 +227,8 @@ def calibrate(self:HPALearner,
     if self.thresholds is not None:
         warnings.warn('the thresholds fitted the probabilities before; fit them again: learn.fit_thresholds()')
     self.calibration = self.thresholds = None
-    logits, targets, *_ = _labelled_predictions(self, dl)
-    self.calibration = fit_calibration(self.probabilities(logits).numpy(), targets, method)
+    logits, targets, _, groups = labelled_predictions(self, dl)
+    self.calibration = fit_calibration(self.probabilities(logits).numpy(), targets, method, groups=groups)
     self.fitted_here = dict(calibration=self.calibration) if dl is None else {}
     return self.calibration
 
@@ -255,28 +241,11 @@ def fit_thresholds(self:HPALearner,
     **kwargs
 ) -> Thresholds:
     "Fit one threshold per class on images that the weights have not seen"
-    logits, targets, items, groups = _labelled_predictions(self, dl)
+    logits, targets, items, groups = labelled_predictions(self, dl)
     exclusive, probs = self.dls.labels.negative, self.probabilities(logits).numpy()
     self.thresholds = fit_thresholds(probs, targets, method=method, groups=groups, exclusive=exclusive, **kwargs)
     self.fitted_here = dict(self.fitted_here, images=items, **(dict(thresholds=method) if dl is None else {}))
     return self.thresholds
-
-# %% ../../nbs/train/70_learner.ipynb #a7cd1ecc
-def decide_unseen(
-    learn: HPALearner,  # whose thresholds were fitted on these images
-    logits: Tensor,  # n×C
-    targets: np.ndarray,  # n×C, 0/1
-    groups: np.ndarray|None,  # number of the group of each image
-) -> tuple|None:  # probabilities and decisions; None: too few images
-    "Decide each image by a calibration and thresholds fitted on others"
-    here, calibration = learn.fitted_here, learn.calibration
-    own = calibration is not None and here.get('calibration') is calibration
-    probs = (logits.sigmoid() if own else learn.probabilities(logits)).numpy()
-    parts = deal_images(targets, np.arange(len(probs)) if groups is None else groups)
-    if any(not targets[parts!=part].any() for part in np.unique(parts)): return None
-    found = crossfit(probs, targets, parts, groups, here['thresholds'], calibration.method if own else None,
-                     learn.dls.labels.negative)
-    return found.unseen_probs, found.preds
 
 # %% ../../nbs/train/70_learner.ipynb #cbeded91
 @patch
@@ -287,16 +256,19 @@ def evaluate(self:HPALearner,
 ) -> Evaluation:
     "Evaluate the predictions by class; if there are no thresholds, fit them first"
     if self.thresholds is None: self.fit_thresholds()
-    logits, targets, items, groups = _labelled_predictions(self, dl, held_out=True)
+    logits, targets, items, groups = labelled_predictions(self, dl, held_out=True)
     probs, preds, decided = self.probabilities(logits).numpy(), self.thresholds, ''
     scores = self.out_of_fold
     on_these = scores is None or len(scores.items)==len(items)
-    if dl is None and on_these and 'thresholds' in self.fitted_here:
+    if dl is not None: decided = use_of_images(self, items)
+    elif on_these and 'thresholds' in self.fitted_here:
         unseen = decide_unseen(self, logits, targets, groups)
-        decided = 'unseen' if unseen else 'seen'
+        decided = 'seen' if not unseen else 'epoch' if 'weights' in getattr(self, 'history', {}) else 'unseen'
         if unseen: probs, preds = unseen
+    if groups is None and getattr(self.dls, 'group', None) is False: groups = False
     kwargs = dict(ids=items['Id'].to_numpy(), groups=groups) | kwargs
     self.evaluation = evaluate(probs, targets, preds, labels=self.dls.labels, decided=decided, **kwargs)
+    if self.evaluation.expected: self._thresholds = replace(self._thresholds, expected_f1=self.evaluation.macro_f1)
     return self.evaluation
 
 # %% ../../nbs/train/70_learner.ipynb #ede8f11c

@@ -137,6 +137,8 @@ class ProgressiveRun:
                 self.run_stage(number)
                 if self.stop.asked: break
             if not broadcast(self.stop.asked): self.go_back()
+        if self.plan.best and len(self.learn.dls.valid_ds):
+            self.learn.history['weights'] = 'of the epoch with the lowest loss on the validation images'
         self.note_progress()
         if self.stop.asked: self.say_stopped(number)
         elif self.folder: write_finished(self.learn, self.plan, self.folder)

@@ -84,7 +84,6 @@ def test_what_is_said_of_it_is_honest(calibrated, known, mine, tmp_path):
     better = calibrate_model(without_rule, mine, tmp_path/'better', group='antibody', progress=False)
     assert better.difference.interval[0] > 0 and 'calibrated is better' in repr(better)
     assert better.after.macro_f1 == calibrated.after.macro_f1
-    assert all('holds the truth in about five cases of six' in repr(o) for o in (better, calibrated))
     noise = pd.read_csv(mine/'train.csv').assign(Target=lambda t: np.random.default_rng(0).permutation(t.Target))
     noise.to_csv(tmp_path/'noise.csv', index=False)
     of_noise = calibrate_model(known, mine, tmp_path/'model', csv=tmp_path/'noise.csv', method='f1', progress=False)
