@@ -16,8 +16,8 @@ import pandas as pd
 
 from hpa_fastai.evaluate.calibration import calibrate, calibration_error, expit, log_losses, logit
 from hpa_fastai.evaluate.calibration import perfect_calibration_error, score_counts, wilson_interval
-from hpa_fastai.evaluate.evaluation import compare_models
-from hpa_fastai.evaluate.metrics import bootstrap_f1, confusion_counts, f1_interval, f1_scores, macro_f1, simulate_scores
+from hpa_fastai.evaluate.evaluation import class_intervals, compare_models
+from hpa_fastai.evaluate.metrics import bootstrap_f1, confusion_counts, f1_interval, macro_f1, simulate_scores
 from hpa_fastai.evaluate.threshold_methods import best_constant, counts_above, f1_of_counts, match_prevalence
 from hpa_fastai.evaluate.threshold_methods import optimum_or_constant
 from hpa_fastai.evaluate.thresholds import WIDER, fit_thresholds
@@ -158,8 +158,8 @@ def ranges(runs):
         f1 = f1_of_counts(tp, counts_above(n_all) - tp, tp[:, :1])
         smooth = pd.DataFrame(f1.T).rolling(9, center=True, min_periods=1).mean().to_numpy().T
         best = 28*(smooth.argmax(1) + 0.)/560 - 14
-        true = dict(auto=best, crossfit=best, f1=best,
-                    constant=logit(best_constant(probs, targets)), prevalence=logit(match_prevalence(probs, targets.mean(0))))
+        true = dict(auto=best, crossfit=best, f1=best, constant=logit(best_constant(probs, targets)),
+                    prevalence=logit(match_prevalence(probs, targets.mean(0))))
         for method, at in true.items():
             for n, size in ((120, 1), (600, 1), (2000, 1), (600, 6), (2000, 6)):
                 for run in range(max(runs//20, 3)):
@@ -168,7 +168,8 @@ def ranges(runs):
                     low, value, high = logit(th.low), logit(th.values), logit(th.high)
                     narrow_low, narrow_high = value + (low - value)/WIDER, value + (high - value)/WIDER
                     blind = fit_thresholds(p, t, method, folds=0)
-                    blind_low, blind_high = (value + (logit(end) - logit(blind.values))/WIDER for end in (blind.low, blind.high))
+                    ends = (logit(end) - logit(blind.values) for end in (blind.low, blind.high))
+                    blind_low, blind_high = (value + end/WIDER for end in ends)
                     known = slice(None) if method in ('auto', 'constant') else t.any(0)
                     doubtful = th.undecided(p)
                     sure = ~(th.predict(p) & ~doubtful).any(1) & doubtful.any(1)
@@ -204,7 +205,8 @@ def prior(runs):
                         true=true[there].mean(), expected_here=blind.expected_f1, true_28=true.mean(),
                         of_ranks_28=f1_of_all(probs, targets, ranks).mean() if method == 'prevalence' else np.nan,
                         best_possible_28=best))
-    show('6. expected F1 and thresholds under other frequencies', rows, ['times_as_frequent', 'images', 'group_of', 'method'])
+    show('6. expected F1 and thresholds under other frequencies', rows,
+         ['times_as_frequent', 'images', 'group_of', 'method'])
 
 
 def error(runs):

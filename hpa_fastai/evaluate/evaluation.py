@@ -85,7 +85,7 @@ class Evaluation:
     confusion: pd.DataFrame   # true classes × classes given instead
     hardest: pd.DataFrame     # the images that surprise the model most, of `top_losses`
     n_images: int             # evaluated
-    n_groups: int | None      # number of groups, drawn whole by the bootstrap; None: whether images share anything is unknown
+    n_groups: int | None      # number of groups, drawn whole; None: it is not known whether images share anything
     reliability: pd.DataFrame | None = None  # by tenths of the probability, of `reliability`
     mistakes: pd.DataFrame | None = None     # the most confident ones of each class, of `find_failures`
     decided: str = ''         # a key of `DECIDED`: what decided these images
@@ -143,15 +143,17 @@ def of_classes(support,    # images of each class
     "Say which classes a mean over the classes present is of."
     present = np.asarray(support)[np.asarray(support) > 0]
     if not len(present): return f'none of {len(support)} classes present'
-    which = f'all {len(support)} classes' if len(present) == len(support) else f'the {len(present)} of {len(support)} classes present'
+    n, n_all = len(present), len(support)
+    which = f'all {n_all} classes' if n == n_all else f'the {n} of {n_all} classes present'
     return f'mean of {which} (support at least {int(present.min()):,})'
 
 def of_groups(n_images: int,         # evaluated
               n_groups: int | None,  # that they come from; None: not known
              ) -> str:               # '': nothing to say
     "Say what an interval does not know about groups of images."
-    if n_groups is None: return ('each image counts as independent; if several share an antibody, well or plate, name it '
-                                 'with group=… (--group)')
+    if n_groups is None:
+        return ('each image counts as independent; if several share an antibody, well or plate, name it with group=… '
+                '(--group)')
     few = n_groups < min(FEW_GROUPS, n_images)
     return f'{n_groups} groups are few: the uncertainty is larger than this interval' if few else ''
 
@@ -259,8 +261,9 @@ def compare_models(probs_a,             # probabilities of the first model, imag
     of_difference, present = f1_b - f1_a, t.any(0)
     either = a | b | t
     n = count_groups(either, groups)
-    differing = ((a != b).sum(0)/np.maximum(either.sum(0), 1)*n + .25)/(n + 2)
-    few_images = differing/(n + 2)
+    differ = (a != b).sum(0)
+    differing = (differ/np.maximum(either.sum(0), 1)*n + 2*differ.sum()/max(either.sum(), 1))/(n + 2)
+    few_images = differing/(2*(n + 2))
     low, high = np.transpose([_interval(difference) for difference in draws.T])
     low = np.fmin(low, (of_difference - 1.96*np.sqrt(few_images)).clip(-1))
     high = np.fmax(high, (of_difference + 1.96*np.sqrt(few_images)).clip(max=1))

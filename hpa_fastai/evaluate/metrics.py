@@ -10,7 +10,7 @@ __all__ = ['MetricError', 'check_labels', 'check_same_shape', 'check_probs', 'cl
 # %% ../../nbs/evaluate/00_metrics.ipynb #0ec8e3d7
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
+from scipy.special import stdtrit
 from ..data.labels import HPAError, HPA28
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #5075f99b
@@ -289,7 +289,8 @@ def f1_interval(preds,                # bool, images × classes
     variance = np.nanmean(draws[has_class], axis=1).var() + unseen.sum()/present.sum()**2
     score = f1[present].mean()
     inside = score.clip(.01, .99)
-    half_width = ndtri((1 + level)/2)*np.sqrt(variance)/(inside*(1 - inside))
+    deviations = stdtrit(max(present.sum() - 1, 4), (1 + level)/2)
+    half_width = deviations*np.sqrt(variance)/(inside*(1 - inside))
     odds = np.log(inside/(1 - inside)) + np.array([-half_width, half_width])
     low, high = 1/(1 + np.exp(-odds))
     return float(min(low, score)), float(max(high, score))

@@ -73,7 +73,7 @@ def optimum_or_constant(probs,           # probabilities, images × classes
 # %% ../../nbs/evaluate/20_threshold_methods.ipynb #0e08786f
 def match_prevalence(probs,           # probabilities, images × classes
                      share,           # share of images that should get each class
-                     targets=None,    # bool, images × classes, weighed as if they came in these shares; None: as they are
+                     targets=None,    # bool, images × classes: weigh them as if they came in these shares
                     ) -> np.ndarray:  # one a class
     "Find the threshold that predicts each class as often as it should occur."
     n_images, n_classes = probs.shape

@@ -251,7 +251,9 @@ def fit_thresholds(probs,               # probabilities, images × classes, of i
     fold = (np.random.default_rng(seed).permutation(group.max() + 1) % max(folds, 1))[group]
 
     values, draws = _fit(p, t, method, share, seed, groups)
-    def refit(rest): return _fit(p[rest], t[rest], method, share, seed, None if groups is None else group[rest], True)[0]
+    def refit(rest):
+        of_rest = None if groups is None else group[rest]
+        return _fit(p[rest], t[rest], method, share, seed, of_rest, quick=True)[0]
     expected_f1 = _expected_f1(p, t, fold, refit, exclusive, prior_odds(t, share))
     low = high = values
     if draws is not None:

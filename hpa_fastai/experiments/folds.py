@@ -223,7 +223,8 @@ def _decide_out_of_fold(predictions, df, labels, group, seed, calibration, epoch
     evaluation = evaluate_predictions(table, known, labels, False if group is False else groups)
     unseen = decisions.unseen_probs
     scores = {**evaluation.scores, **calibration_scores(unseen, targets, groups)}
-    judged = dict(scores=scores, reliability=reliability(unseen, targets), decided='epoch' if epoch_chosen else 'unseen')
+    decided = 'epoch' if epoch_chosen else 'unseen'
+    judged = dict(scores=scores, reliability=reliability(unseen, targets), decided=decided)
     thresholds = replace(decisions.thresholds, expected_f1=evaluation.macro_f1)
     return table, replace(decisions, thresholds=thresholds), replace(evaluation, **judged)
 

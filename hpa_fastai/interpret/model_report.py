@@ -37,7 +37,8 @@ class ModelReport:
 def score_text(self:ModelReport) -> str:
     "What decided the images that the scores come from"
     validation, how = self.validation or {}, DECIDED[(self.validation or {}).get('decided', '')]
-    on, n_groups = f'{validation["n_images"]:,} images' if validation else 'the scored images', validation.get('n_groups')
+    on = f'{validation["n_images"]:,} images' if validation else 'the scored images'
+    n_groups = validation.get('n_groups')
     if n_groups and n_groups<validation['n_images']: on += f' in {n_groups:,} groups'
     text = f'On {on}; macro F1 is the {of_classes([record.get("support", 0) for record in self.config["metrics"]])}'
     notes = [how, of_groups(validation['n_images'], n_groups) if validation else '']

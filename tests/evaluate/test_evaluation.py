@@ -81,7 +81,7 @@ def test_hardest(scores):
 def test_paired_difference_is_known_better_than_the_scores(scores):
     p, t = scores
     rng = np.random.default_rng(0)
-    q = 1/(1 + np.exp(-np.log(p/(1 - p)) - 1.5*rng.standard_normal(p.shape)))
+    q = 1/(1 + np.exp(-np.log(p/(1 - p)) - 2*rng.standard_normal(p.shape)))
     duel = compare_models(q, p, t, .4, .4, HPA28, names=('noisy', 'clean'))
     assert duel.difference == pytest.approx(macro_f1(p > .4, t) - macro_f1(q > .4, t))
     assert duel.interval[0] > 0 and duel.p_better > .97 and 'clean is better' in repr(duel)
