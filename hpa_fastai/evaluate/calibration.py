@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['EDGE', 'N_BINS', 'BIN_LOGITS', 'LEAN', 'CALIBRATION_METHODS', 'logit', 'expit', 'bin_numbers', 'score_counts',
-           'fit_platt', 'design_effect', 'effective_counts', 'Calibration', 'fit_temperature', 'fit_isotonic',
-           'calibrate', 'log_losses', 'crossfit_calibration', 'calibration_error', 'perfect_calibration_error',
-           'calibration_scores', 'wilson_interval', 'reliability', 'plot_reliability', 'check_shares', 'shift_prior']
+           'fit_platt', 'effective_counts', 'Calibration', 'fit_temperature', 'fit_isotonic', 'calibrate', 'log_losses',
+           'crossfit_calibration', 'calibration_error', 'perfect_calibration_error', 'calibration_scores',
+           'wilson_interval', 'reliability', 'plot_reliability', 'check_shares', 'shift_prior']
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #53957e46
 import numpy as np
 import pandas as pd
 from dataclasses import dataclass, field
 from fastcore.basics import patch
-from .metrics import MetricError, check_probs, check_labels, group_numbers
+from .metrics import MetricError, check_probs, check_labels, design_effect, group_numbers
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #678208c9
 EDGE = 14.   # logits beyond ±14 (8e-7) count as ±14: float32 sigmoids saturate not far from there
@@ -82,17 +82,6 @@ def fit_platt(n_all,         # images in each bin, classes × bins
         spread = (n_pseudo*pseudo_spread + cov.sum(0) + off.T @ off)/(len(line) + n_pseudo)
     line[:, 0] = line[:, 0].clip(.2)
     return line, cov
-
-# %% ../../nbs/evaluate/10_calibration.ipynb #4e83e878
-def design_effect(residuals,     # errors of the probabilities, images × classes
-                  groups,        # group of each image (antibody, well, plate); None: each image alone
-                 ) -> float:     # 1: as good as independent; 6: six images are worth one
-    "Compute how many images of these groups are worth as much as one independent image."
-    if groups is None: return 1.
-    r = np.asarray(residuals, float)
-    of_groups = pd.DataFrame(r).groupby(group_numbers(groups, len(r))).sum().to_numpy()
-    squares = (r**2).sum(0)
-    return max(1., float(((of_groups**2).sum(0)[squares > 0]/squares[squares > 0]).mean())) if squares.any() else 1.
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #a4d4bfbb
 def effective_counts(probs,        # probabilities, images × classes
@@ -250,18 +239,19 @@ def calibration_error(probs,           # probabilities, images × classes
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #65acea8b
 def perfect_calibration_error(probs,        # probabilities, images × classes
-                              groups=None,  # group of each image, whose labels go together
+                              targets=None, # labels of these images, which say what the groups are worth
+                              groups=None,  # group of each image; None: each image alone
                               bins: int = 15,          # as for `calibration_error`
                               by_class: bool = False,  # as for `calibration_error`
                               n_draws: int = 20,       # sets of labels
                               seed: int = 0,           # of the sets
                              ) -> float:
     "Compute the calibration error that a perfect model would have on so many images."
-    p, rng = check_probs(probs), np.random.default_rng(seed)
-    group = group_numbers(groups, len(p))
-    shape = group.max() + 1, p.shape[1]
-    draws = [calibration_error(p, rng.random(shape)[group] < p, bins, by_class) for _ in range(n_draws)]
-    return float(np.mean(draws))
+    p, rng = check_probs(probs, targets), np.random.default_rng(seed)
+    draws = [calibration_error(p, rng.random(p.shape) < p, bins, by_class) for _ in range(n_draws)]
+    if targets is None or groups is None: return float(np.mean(draws))
+    errors = check_labels(targets) - p
+    return float(np.mean(draws)*np.sqrt(design_effect(errors - errors.mean(0), groups)))
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #5fc4078d
 def calibration_scores(probs,        # probabilities, images × classes
@@ -272,7 +262,7 @@ def calibration_scores(probs,        # probabilities, images × classes
     scores = {}
     for ending, by_class in (('', False), ('_by_class', True)):
         scores[f'calibration_error{ending}'] = calibration_error(probs, targets, by_class=by_class)
-        scores[f'perfect_calibration_error{ending}'] = perfect_calibration_error(probs, groups, by_class=by_class)
+        scores[f'perfect_calibration_error{ending}'] = perfect_calibration_error(probs, targets, groups, by_class=by_class)
     return scores
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #e97cdca9

@@ -58,8 +58,7 @@ def class_intervals(preds,         # bool, images × classes
                    ) -> tuple:     # low and high ends, one a class
     "Compute the 95 % interval of each class's F1: the wider of bootstrap and Wilson."
     tp, fp, fn = confusion_counts(preds, targets)
-    n_groups = count_groups(check_labels(preds, 'preds') | check_labels(targets), groups)
-    share = wilson_interval(tp/np.maximum(tp + fp + fn, 1), np.maximum(n_groups, 1))
+    share = wilson_interval(tp/np.maximum(tp + fp + fn, 1), np.maximum(independent_images(preds, targets, groups), 1))
     wilson_low, wilson_high = 2*share/(1 + share)
     low, high = np.transpose([_interval(f1) for f1 in draws.T])
     there = tp + fn > 0
@@ -260,7 +259,7 @@ def compare_models(probs_a,             # probabilities of the first model, imag
     draws = bootstrap_f1(b, t, groups, n_draws, seed) - bootstrap_f1(a, t, groups, n_draws, seed)
     of_difference, present = f1_b - f1_a, t.any(0)
     either = a | b | t
-    n = count_groups(either, groups)
+    n = either.sum(0)/design_effect((a != b)*(2.*(b == t) - 1), groups)
     differ = (a != b).sum(0)
     differing = (differ/np.maximum(either.sum(0), 1)*n + 2*differ.sum()/max(either.sum(), 1))/(n + 2)
     few_images = differing/(2*(n + 2))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MetricError', 'check_labels', 'check_same_shape', 'check_probs', 'class_names', 'simulate_scores', 'confusion_counts',
            'f1_scores', 'macro_f1', 'micro_f1', 'sample_f1', 'average_precision', 'class_table', 'plot_class_table',
-           'group_numbers', 'bootstrap_f1', 'count_groups', 'few_image_variance', 'f1_interval']
+           'group_numbers', 'design_effect', 'bootstrap_f1', 'independent_images', 'few_image_variance', 'f1_interval']
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #0ec8e3d7
 import numpy as np
@@ -223,6 +223,17 @@ def group_numbers(groups,          # group of each image (antibody, well, plate)
     alone = numbers < 0
     return np.where(alone, numbers.max(initial=-1) + alone.cumsum(), numbers)
 
+# %% ../../nbs/evaluate/00_metrics.ipynb #e02e33a4
+def design_effect(residuals,     # errors of the probabilities, images × classes
+                  groups,        # group of each image (antibody, well, plate); None: each image alone
+                 ) -> float:     # 1: as good as independent; 6: six images are worth one
+    "Compute how many images of these groups are worth as much as one independent image."
+    if groups is None: return 1.
+    r = np.asarray(residuals, float)
+    of_groups = pd.DataFrame(r).groupby(group_numbers(groups, len(r))).sum().to_numpy()
+    squares = (r**2).sum(0)
+    return max(1., float(((of_groups**2).sum(0)[squares > 0]/squares[squares > 0]).mean())) if squares.any() else 1.
+
 # %% ../../nbs/evaluate/00_metrics.ipynb #aa41ea9c
 def bootstrap_f1(preds,               # bool, images × classes
                  targets,             # bool, images × classes
@@ -248,24 +259,29 @@ def bootstrap_f1(preds,               # bool, images × classes
     return np.where(there > 0, 2*hits/np.maximum(given_and_there, 1), np.nan)
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #f0385daa
-def count_groups(there,             # bool, images × classes
-                 groups=None,       # group of each image; None: each image alone
-                ) -> np.ndarray:    # int, one a class
-    "Count the groups with at least one image of each class."
-    if groups is None: return np.count_nonzero(there, axis=0)
-    of_groups = pd.DataFrame(np.asarray(there)).groupby(group_numbers(groups, len(there))).any()
-    return of_groups.to_numpy().sum(0)
+def independent_images(preds,         # bool, images × classes
+                       targets,       # bool, images × classes
+                       groups=None,   # group of each image; None: each image alone
+                      ) -> np.ndarray:  # one a class
+    "Compute how many independent images the images in which a class is present or was given are worth."
+    p, t = check_labels(preds, 'preds'), check_labels(targets)
+    either = p | t
+    n = either.sum(0)
+    if groups is None: return n
+    wrong = either*((p & t) - (p & t).sum(0)/np.maximum(n, 1))
+    n_groups = pd.DataFrame(either).groupby(group_numbers(groups, len(t))).any().to_numpy().sum(0)
+    return np.maximum(n/design_effect(wrong, groups), n_groups) if wrong.any() else n_groups
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #edba3869
 def few_image_variance(preds,         # bool, images × classes
                        targets,       # bool, images × classes
-                       groups=None,   # group of each image, which then counts as one
+                       groups=None,   # group of each image; None: each image alone
                       ) -> np.ndarray:  # one a class
     "Estimate the variance of each class's F1 from the number of images alone, as if one more was right and one wrong."
     p, t = check_labels(preds, 'preds'), check_labels(targets)
     hits, either = (p & t).sum(0), p | t
     share = hits/np.maximum(either.sum(0), 1)
-    n = count_groups(either, groups)
+    n = independent_images(p, t, groups)
     share = (share*n + 1)/(n + 2)
     return (2/(1 + share)**2)**2*share*(1 - share)/(n + 3)
 
