@@ -286,7 +286,7 @@ def from_df(cls:HPADataLoaders,
     if sources: sources.figures(df, store and store.pixels)  # of all pictures, as they are when the folder is predicted
     weights = rarity_weights(labels.encode(df.Target.iloc[train]), oversample, most_draws) if oversample else None
     if oversample and (worth := effective_sample(weights))<len(train)/2:
-        warn_user(f'oversample={oversample:g}: an epoch of {len(train)} draws is worth {worth:.0f} drawn alike, because '
+        warn_user(f'oversample={oversample:g}: an epoch of {len(train)} draws is worth {worth:.0f} drawn alike, as '
                   f'some images are drawn {weights.max():.0f} times; a smaller oversample or most_draws evens this out')
     def split(_): return train, valid
     if own.augments and augment is True: augment = False

@@ -65,8 +65,8 @@ def groups_of(
     if codes.max(initial=-1)+1 < len(codes): return codes
     found = find_group_columns(known)
     if found:
-        warn_user(f'the table of labels has a column {found[0]}; if images of one {found[0]} share cells or labels, the '
-                  f"interval is too narrow: give groups='{found[0]}' (--group {found[0]}), or False (none)")
+        warn_user(f'the table of labels has a column {found[0]}; if images of one {found[0]} share cells or labels, '
+                  f"the interval is too narrow: give groups='{found[0]}' (--group {found[0]}), or False (none)")
     return None
 
 # %% ../../nbs/deploy/70_scoring.ipynb #0da0df34

@@ -262,7 +262,8 @@ def calibration_scores(probs,        # probabilities, images × classes
     scores = {}
     for ending, by_class in (('', False), ('_by_class', True)):
         scores[f'calibration_error{ending}'] = calibration_error(probs, targets, by_class=by_class)
-        scores[f'perfect_calibration_error{ending}'] = perfect_calibration_error(probs, targets, groups, by_class=by_class)
+        perfect = perfect_calibration_error(probs, targets, groups, by_class=by_class)
+        scores[f'perfect_calibration_error{ending}'] = perfect
     return scores
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #e97cdca9
