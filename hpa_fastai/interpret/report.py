@@ -49,7 +49,7 @@ def report(
     images: str|Path|pd.DataFrame|None = None,  # of predictions and models: folder of pictures, or its `find_images`
     csv: str|Path|None = None,  # of a data set: table of labels, in the folder or anywhere; None: see `find_label_file`
     labels: str|LabelSet = HPA28,  # of a data set: its classes
-    group: str|None = None,  # of a data set: column whose members a split must not divide
+    group = None,  # what pictures share, such as the well: a column, or a function of the Id; of a data set or a run
     reader: ImageReader = ImageReader(),  # how files are read; unless given, as the model reads them
     seconds: float|None = None,  # of predictions: how long they took
     per_class: int = 4,  # pictures of a location
@@ -73,7 +73,7 @@ def report(
         return write_page(out, ModelReport(bundle, name, table, per_class).page())
     in_memory = isinstance(what, pd.DataFrame)
     predictions, name = (what, 'Predictions') if in_memory else (read_predictions(what), Path(what).name)
-    run = RunReport(predictions, name, bundle, table, seconds, per_class)
+    run = RunReport(predictions, name, bundle, table, seconds, per_class, group)
     write_page(out, run.page(progress))
     if run.notes:
         several = f'{len(run.notes)} warnings' if len(run.notes)>1 else '1 warning'

@@ -36,6 +36,7 @@ class RunReport:
     table: pd.DataFrame|None = None  # of `find_images`: where the pictures are
     seconds: float|None = None  # that predicting took
     per_class: int = 4  # pictures of a location
+    group: object = None  # what pictures have in common, as in `monitor`
     thumbnails: dict = field(default_factory=dict)  # Id -> small picture, filled by `compare_with_training`
     notes: list = field(default_factory=list)  # warnings at the top of the page, filled by `page`
 
@@ -248,7 +249,7 @@ def compare_with_training(self:RunReport) -> Monitoring|None:  # None: one of bo
     if not (self.bundle and self.bundle.config.get('reference') and len(self.read)): return None
     def keep(i, img): self.thumbnails[i] = thumbnail(img)
     most = min(200, max(60, len(self.read)//2))  # to look at all of them again would take as long as the prediction
-    return monitor(self.predictions, self.bundle, self.table, most, keep=keep)
+    return monitor(self.predictions, self.bundle, self.table, most, keep=keep, group=self.group)
 
 # %% ../../nbs/interpret/60_run_report.ipynb #88313fdc
 @patch
@@ -265,7 +266,7 @@ def training_section(self:RunReport,
                  'brightness, sharpness and unlikeness need them (--images). ')
     text += 'A difference is reported if it is large and unlikely to be chance. '
     if not found.findings: text += 'None was found. '
-    text += found.noticed
+    text += ' '.join(filter(None, [found.noticed, found.level]))
     parts = [table_block(rows, {'p': '.2g', 'training': '.3g', 'run': '.3g'}, search=True)]
     if found.n: parts.insert(0, plot_names(found))
     if found.quantiles: parts.insert(0, plot_traits(found, Reference(**self.bundle.config['reference'])))

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.basics.errors import HPAError
 from hpa_fastai.data.names import CHANNELS
-from hpa_fastai.interpret.drift import monitor, plot_names, plot_traits, run_traits
+from hpa_fastai.interpret.drift import compare_run, monitor, plot_names, plot_traits, run_traits
 from hpa_fastai.evaluate.reference import *
 from hpa_fastai.batches.splits import antibody_of
 
@@ -173,3 +174,72 @@ def test_a_dark_plate_does_not_pass_as_the_same(tmp_path):
     p = shift_test(reference.quantiles['green'], dark, (reference.worth['green'], 40))
     alone = Reference.fit({c: v[:24] for c, v in traits.items()}, np.ones((24, 1), bool), np.arange(24)//5)
     assert p < 1e-5 and reference.worth['green'] > 3*alone.worth['green']
+
+
+def drawn(groups, icc, n_classes=28, seed=0):
+    "Traits and decisions of pictures, `icc` of whose variance lies between groups"
+    rng = np.random.default_rng(seed)
+    def numbers(k):
+        return icc**.5*rng.normal(size=(groups.max()+1, k))[groups]+(1-icc)**.5*rng.normal(size=(len(groups), k))
+    z = .5*numbers(6)
+    traits = dict(zip((*CHANNELS, 'sharpness'), z.T)) | dict(unlikeness=np.exp(z[:, 5]))
+    return traits, numbers(n_classes) > np.linspace(-1, 1.5, n_classes)
+
+
+def compared(model, groups, group, n=30, ids='scan{g}x{i}', icc=.5):
+    "Comparisons of unchanged runs with a model that knows its antibodies"
+    for seed in range(n):
+        of_model = np.arange(180)//6
+        model.config['reference'] = vars(Reference.fit(*drawn(of_model, icc, seed=2*seed), of_model))
+        traits, decisions = drawn(groups, icc, seed=2*seed+1)
+        ids_ = [ids.format(g=g, i=i) for i, g in enumerate(groups)]
+        table = pd.DataFrame(dict(Id=ids_, Predicted=[' '.join(map(str, np.flatnonzero(row))) for row in decisions],
+                                  Names='', flags='', error='', plate=groups))
+        table = table.join(pd.DataFrame(decisions.astype(float), columns=model.labels.classes))
+        yield compare_run(table, ids_, traits, model, group=group)
+
+
+@pytest.fixture
+def any_model(trained): return load_bundle(trained[1])
+
+
+@pytest.mark.parametrize('groups', [np.repeat(np.arange(20), 6), np.repeat(np.arange(8), 30)], ids=['sixes', 'wells'])
+def test_alike_pictures_raise_no_more_alarms_than_promised(any_model, groups):
+    "Six images an antibody raised 30 %, eight wells of thirty 98 %, where the Ids do not name their groups"
+    alarms = {group: np.mean([bool(found.kinds) for found in compared(any_model, groups, group)])
+              for group in ('plate', None)}
+    assert alarms['plate'] <= .17 < alarms[None]
+    hpa = [bool(found.kinds) for found in compared(any_model, groups, None, ids='{g}_1_A1_{i}')]
+    assert np.mean(hpa) == alarms['plate']
+
+
+def test_a_level_that_is_not_promised_says_so(any_model, model, pixels):
+    def level(group, **kw): return next(compared(any_model, np.repeat(np.arange(20), 6), group, 1, **kw)).level
+    assert 'holds for independent pictures only' in level(None) and 'group=… (--group)' in level(None)
+    assert level('plate') == level(False) == level(None, ids='{g}_1_A1_{i}') == ''
+    found = next(compared(any_model, np.arange(40), None, 1))
+    assert found.level in repr(found) and 'at most 5% of cases' in found.level
+    run, table = run_of(model, pixels)
+    reference = model.config['reference'] | dict(icc=dict.fromkeys(model.config['reference']['icc'], 0.))
+    alone = replace(model, config=model.config | dict(reference=reference))
+    assert 'train it with group=' in monitor(run, alone, group=lambda Id: int(Id.split()[1])//6).level
+
+
+@pytest.mark.parametrize('group', ['plate', 'Well', 'column of the images', 'function', 'array', 'series'])
+def test_groups_by_every_door(model, pixels, group):
+    run, table = run_of(model, pixels)
+    n = len(run)
+    ids = [f'scan_{"ABCDEFGH"[i//6]}02_{i:03}' for i in range(n)]
+    run, table = run.assign(Id=ids, plate=np.arange(n)//6), table.assign(Id=ids, donor=np.arange(n)//6)
+    run.loc[3, 'error'] = 'cut off'
+    given = dict(plate='plate', Well='Well', function=lambda Id: Id[5], array=np.arange(n)//6,
+                 series=pd.Series(np.arange(n)//6, pd.Index(ids, name='Id')))
+    found = monitor(run, model, table, group=given.get(group, 'donor'))
+    assert found.level == '' and found.n == n-1
+    assert found.noticed == monitor(run, model, table, group='plate').noticed != monitor(run, model, table).noticed
+    with pytest.raises(HPAError, match="no column 'plates'.*did you mean 'plate'"): monitor(run, model, group='plates')
+
+
+def test_three_wells_prove_little_but_do_not_fail(any_model):
+    for groups in (np.zeros(30, int), np.repeat(np.arange(3), 30)):
+        assert [found.kinds for found in compared(any_model, groups, 'plate', 5)] == [[]]*5

@@ -1,0 +1,138 @@
+"""Do the monitor and the flag `unlike-training` keep the level that they promise? Nominal and measured, by simulation.
+
+    python benchmarks/coverage_monitor.py [--runs 400] [--only monitor|flags]
+
+The monitor: a reference of 200 validation images and a run of the same kind, drawn again and again; every alarm is
+false. Half of the variance of every trait, and three quarters of what decides a name, lies between groups: antibodies
+of six images, or wells of 30. `found` is the share of runs in which a protein channel at 60 % brightness is reported.
+
+The flag: distances of training, validation and new pictures of one kind, from a cloud that is fitted to the training
+pictures as a model does it; `measured` is the share of new pictures that get the flag, on average over models, and
+`worst` that of the worst model in twenty.
+"""
+import argparse
+import inspect
+from types import SimpleNamespace
+import numpy as np, pandas as pd
+from scipy.stats import chi2, norm
+from hpa_fastai.data.labels import HPA28
+from hpa_fastai.evaluate.flags import Flagger
+from hpa_fastai.evaluate.reference import Reference
+from hpa_fastai.interpret.drift import compare_run
+
+TRAITS = dict(red=.5, green=.6, blue=.5, yellow=.5, sharpness=.3, unlikeness=.3)  # standard deviations of logarithms
+SHARES = np.linspace(.02, .4, 28)  # of the images that get each name
+PLATE_IDS = dict(antibody='{g}_1_A1_{i}', other='scan{g}x{i}')  # Ids that name their group, and Ids that do not
+
+
+def grouped(rng, groups, shape, icc):
+    "Normal numbers of variance 1, of which `icc` lies between groups"
+    groups = np.unique(groups, return_inverse=True)[1]
+    between = rng.normal(size=(groups.max() + 1, shape))[groups]
+    return np.sqrt(icc)*between + np.sqrt(1 - icc)*rng.normal(size=(len(groups), shape))
+
+
+def pictures(rng, groups, icc, dim=1.):
+    "Traits and decisions of pictures, in groups"
+    z = grouped(rng, groups, len(TRAITS), icc)
+    traits = {name: sd*z[:, k] for k, (name, sd) in enumerate(TRAITS.items())}
+    traits['green'] = traits['green'] + np.log(dim)
+    traits['unlikeness'] = np.exp(traits['unlikeness'] - 1)
+    return traits, grouped(rng, groups, 28, 1.5*icc) > norm.ppf(1 - SHARES)
+
+
+def predictions(rng, groups, decisions, ids):
+    "A table of predictions"
+    flags = np.where(grouped(rng, groups, 1, .5)[:, 0] > norm.ppf(.99), 'saturated', '')
+    table = pd.DataFrame(dict(
+        Id=[ids.format(g=g, i=i) for i, g in enumerate(groups)],
+        Predicted=[' '.join(map(str, np.flatnonzero(row))) for row in decisions], Names='', flags=flags, error='',
+        well=groups))
+    return pd.concat([table, pd.DataFrame(decisions.astype(float), columns=list(HPA28.classes))], axis=1)
+
+
+WELLS, FEW = np.repeat(np.arange(8), 30), np.repeat(np.arange(3), 30)
+ALONE, SIXES, TWELVE = np.arange(120), np.repeat(np.arange(20), 6), np.repeat(np.arange(12), 10)
+SETTINGS = {  # groups of the run, correlation in it, Ids, group=, whether the model knows the groups of its own images
+    '120 independent images, nothing said': (ALONE, 0., 'other', None, True),
+    '20 antibodies of 6, HPA Ids': (SIXES, .5, 'antibody', None, True),
+    '20 antibodies of 6, other Ids, group=': (SIXES, .5, 'other', 'well', True),
+    '20 antibodies of 6, other Ids, nothing said': (SIXES, .5, 'other', None, True),
+    '12 wells of 10, group=': (TWELVE, .5, 'other', 'well', True),
+    '8 wells of 30, HPA Ids': (WELLS, .5, 'antibody', None, True),
+    '8 wells of 30, other Ids, group=': (WELLS, .5, 'other', 'well', True),
+    '8 wells of 30, other Ids, nothing said': (WELLS, .5, 'other', None, True),
+    '8 wells of 30, group=, more alike (0.66)': (WELLS, .66, 'other', 'well', True),
+    '8 wells of 30, group=, model without groups': (WELLS, .5, 'other', 'well', False),
+    '3 wells of 30, group=': (FEW, .5, 'other', 'well', True),
+}
+
+
+def monitor_rates(runs=400, alpha=.05, seed=0):
+    "False alarms of a run of the same kind, and how often a dark channel is found, by setting"
+    takes_group = 'group' in inspect.signature(compare_run).parameters
+    rows = []
+    for setting, (groups, icc, ids, group, known) in SETTINGS.items():
+        rng, alarms, found = np.random.default_rng(seed), np.zeros(runs, bool), np.zeros(runs, bool)
+        of_model = np.arange(200) if not icc else np.arange(200)//6
+        for i in range(runs):
+            traits, decisions = pictures(rng, of_model, min(icc, .5))
+            ref = Reference.fit(traits, decisions, of_model if known else np.arange(200))
+            bundle = SimpleNamespace(config=dict(reference=vars(ref)), labels=HPA28,
+                                     settings=SimpleNamespace(mean=None, source=False))
+            for dim, out in ((1., alarms), (.6, found)):
+                traits, decisions = pictures(rng, groups, icc, dim)
+                table = predictions(rng, groups, decisions, PLATE_IDS[ids])
+                more = dict(group=group) if takes_group else {}
+                result = compare_run(table, table.Id.tolist(), traits, bundle, alpha, **more)
+                out[i] = bool(result.kinds) if dim == 1 else 'brightness' in result.kinds
+        rows.append(dict(setting=setting, nominal=f'{alpha:.0%}', measured=f'{alarms.mean():.1%}',
+                         found=f'{found.mean():.0%}'))
+        print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1), flush=True)
+    return pd.DataFrame(rows)
+
+
+def draw_pictures(rng, kind, groups, mix):
+    "Embeddings and figures of pictures: normal, with heavy tails, or one in ten from another cluster"
+    wide, tall = mix
+    x, y = grouped(rng, groups, len(wide), .5 if len(set(groups)) < len(groups) else 0), None
+    y = grouped(rng, groups, len(tall), .5 if len(set(groups)) < len(groups) else 0)
+    u = norm.cdf(grouped(rng, groups, 1, .5 if len(set(groups)) < len(groups) else 0)[:, 0])
+    stretch = dict(normal=np.ones(len(u)), heavy=1/np.sqrt(chi2.ppf(u, 5)/5), clusters=np.where(u > .9, 1.7, 1.))[kind]
+    return (x*wide)*stretch[:, None], (y*tall)*stretch[:, None]
+
+
+def flag_rates(models=60, n_new=3000, seed=0):
+    "Share of new pictures of the same kind that are flagged unlike-training, by setting"
+    takes_groups = 'groups' in inspect.signature(Flagger.fit).parameters
+    rows = []
+    for size in (1, 6):
+        for kind in ('normal', 'heavy', 'clusters'):
+            for dim in (64, 512):
+                for n in (30, 60, 120, 300):
+                    rng, rates = np.random.default_rng(seed), []
+                    mix = 1/np.sqrt(np.arange(1, dim + 1)), np.ones(26)
+                    for _ in range(models):
+                        train, valid, new = (draw_pictures(rng, kind, np.arange(m)//s, mix)
+                                             for m, s in ((4*n, size), (n, size), (n_new, 1)))
+                        measured = [SimpleNamespace(embeddings=x, figures=y, saturation=np.zeros(len(x)))
+                                    for x, y in (train, valid)]
+                        more = dict(groups=np.arange(n)//size) if takes_groups else {}
+                        flagger = Flagger.fit(*measured, **more)
+                        rates.append((flagger.unlikeness(None, *new) > 1).mean())
+                    rows.append({'images in a group': size, 'pictures': kind, 'embedding': dim, 'validation': n,
+                                 'nominal': '1%', 'measured': f'{np.mean(rates):.1%}',
+                                 'worst': f'{np.quantile(rates, .95):.1%}'})
+                    print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1), flush=True)
+    return pd.DataFrame(rows)
+
+
+if __name__ == '__main__':
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('--runs', type=int, default=400, help='of the monitor, a setting')
+    ap.add_argument('--models', type=int, default=60, help='with flags, a setting')
+    ap.add_argument('--alpha', type=float, default=.05, help='promised rate of false alarms of the monitor')
+    ap.add_argument('--only', choices=('monitor', 'flags'))
+    a = ap.parse_args()
+    if a.only != 'flags': print(monitor_rates(a.runs, a.alpha).to_string(index=False))
+    if a.only != 'monitor': print(flag_rates(a.models).to_string(index=False))
