@@ -1,6 +1,7 @@
-"""Cells: how well outlines fit simulated cells beside two baselines, how fast they are found, and what the field
-of view adds to predictions of cells."""
+"""Cells: how well outlines fit simulated cells beside two baselines, and real cells that were cut out and laid on black
+(`mosaics`, with --real-data); how fast they are found; and what the field of view adds to predictions of cells."""
 import argparse, time
+from pathlib import Path
 import numpy as np
 from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
@@ -77,6 +78,26 @@ def outlines(a):
     print('wanted: F1 0.85, mean IoU 0.75')
 
 
+def mosaics(a):
+    "Real cells on black: their outlines are where the light ends, and none touches another"
+    from hpa_fastai.data.files import find_images
+    from hpa_fastai.data.reader import ImageReader
+    table, rows = find_images(a.real_data/'mosaic'/'images').iloc[::12], dict(voronoi=[], segment_cells=[])
+    n = 0
+    for row in table.to_dict('records'):
+        img = ImageReader().array(row)
+        cells = ndi.label(ndi.binary_closing(img.max(0) > 0, iterations=2))[0]
+        cells = np.where((np.bincount(cells.ravel()) > 500)[cells], cells, 0)
+        cells = np.unique(cells, return_inverse=True)[1].reshape(cells.shape)
+        n += cells.max()
+        for name, f in dict(voronoi=voronoi, segment_cells=segment_cells).items():
+            rows[name].append(compare_masks(cells, f(img)))
+    print(f'{len(table)} mosaics of {n} real cells, each on black')
+    for name, found in rows.items():
+        f1, precision, recall, iou = total(found)
+        print(f'{name:14} F1 at IoU 0.5 {f1:.3f} (precision {precision:.3f}, recall {recall:.3f}), mean IoU {iou:.3f}')
+
+
 def speed(a):
     for size in (512, 2048):
         img, _ = simulate_fov([7], size, seed=[a.seed, 0], difficulty='easy')
@@ -109,12 +130,15 @@ def mixed_fov(rng, seed, size):
 
 
 def prior(a):
-    "Mean average precision over cells, for several weights of the field of view"
+    """Mean average precision over cells, for several weights of the field of view; and macro F1 with the model's own
+    thresholds, which were fitted to fields, beside that with thresholds fitted to the other half of the cells"""
     import tempfile, warnings
     from fastai.torch_core import set_seed
     from sklearn.metrics import average_precision_score
     from hpa_fastai.all import HPADataLoaders, Predictor, hpa_learner, simulate_atlas
     from hpa_fastai.cells.cells import predict_cells
+    from hpa_fastai.evaluate.metrics import macro_f1
+    from hpa_fastai.evaluate.thresholds import fit_thresholds
     warnings.simplefilter('ignore')
     with tempfile.TemporaryDirectory() as tmp:
         simulate_atlas(f'{tmp}/atlas', n=480, size=192, labels=EIGHT, balance='even', seed=11,
@@ -125,11 +149,15 @@ def prior(a):
         )
         learn = hpa_learner(dls, 'resnet10t', pretrained=False)
         with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(64, 96), minutes=a.minutes, verbose=False)
+        learn.fit_thresholds()
+        print(f'on its own validation fields: macro F1 {learn.evaluate().macro_f1:.3f} with these thresholds')
         p = Predictor(learn.save_bundle(f'{tmp}/model'), device='cpu')
     rng = np.random.default_rng(a.seed)
     fovs = [mixed_fov(rng, [a.seed, 1, k], 192) for k in range(a.mixed)]
     truth = np.concatenate([t for *_, t in fovs])
     large = np.concatenate([np.bincount(m.ravel())[1:] for _, m, _ in fovs])>800
+    half = np.concatenate([np.full(len(t), k % 2) for k, (*_, t) in enumerate(fovs)])[large]
+    thresholds = p.bundles[0].thresholds
     print(
         f'{large.sum()} cells of at least 800 px in {a.mixed} fields with two patterns each; mean average precision '
         'over the classes, by weight of the field of view:'
@@ -138,8 +166,14 @@ def prior(a):
         df = predict_cells(p, [i for i, *_ in fovs], masks=[m for _, m, _ in fovs], prior=w, progress=False)
         probs = df[list(EIGHT.classes)].to_numpy()
         score = np.mean([average_precision_score(truth[large, c], probs[large, c]) for c in range(len(EIGHT))])
+        of_cells, known = probs[large], truth[large]
+        fitted = np.zeros_like(known, bool)
+        for part in (0, 1):
+            own = fit_thresholds(of_cells[half != part], known[half != part], folds=0, exclusive=EIGHT.negative)
+            fitted[half == part] = own.predict(of_cells[half == part])
         print(
-            f'   {w:4}: {score:.3f}'
+            f'   {w:4}: {score:.3f}; macro F1 with the thresholds of fields '
+            f'{macro_f1(thresholds.predict(of_cells), known):.3f}, of cells {macro_f1(fitted, known):.3f}'
             + {0: ' (the cell alone)', 0.5: ' (the default)', 1: ' (the field alone: baseline)'}.get(w, ''),
             flush=True,
         )
@@ -147,7 +181,7 @@ def prior(a):
 
 if __name__=='__main__':
     ap = argparse.ArgumentParser(description=__doc__)
-    parts = dict(outlines=outlines, speed=speed, prior=prior)
+    parts = dict(outlines=outlines, mosaics=mosaics, speed=speed, prior=prior)
     ap.add_argument('parts', nargs='*', metavar='PART', help=f'{", ".join(parts)}; all unless given')
     ap.add_argument('--n', type=int, default=100, help='fields for the outlines')
     ap.add_argument('--size', type=int, default=512, help='px of a field for the outlines')
@@ -155,5 +189,6 @@ if __name__=='__main__':
     ap.add_argument('--repeat', type=int, default=5, help='runs of the speed')
     ap.add_argument('--mixed', type=int, default=60, help='fields with two patterns')
     ap.add_argument('--minutes', type=float, default=3, help='of training for the prior')
+    ap.add_argument('--real-data', type=Path, help='folder with mosaic/, for the mosaics')
     a = ap.parse_args()
-    for name in a.parts or parts: parts[name](a)
+    for name in a.parts or [part for part in parts if part != 'mosaics' or a.real_data]: parts[name](a)

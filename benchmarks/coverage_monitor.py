@@ -11,15 +11,25 @@ pictures as a model does it; `measured` is the share of new pictures that get th
 `worst` that of the worst model in twenty.
 """
 import argparse
-import inspect
+from dataclasses import fields
 from types import SimpleNamespace
 import numpy as np, pandas as pd
 from scipy.stats import chi2, norm
-from hpa_fastai.data.labels import HPA28
+from hpa_fastai.data.labels import HPA28, LabelSet
 from hpa_fastai.evaluate.flags import Flagger
 from hpa_fastai.evaluate.reference import Reference
 from hpa_fastai.interpret.drift import compare_run
 
+
+class Quick(LabelSet):
+    "The 28 classes, for tables of numbers alone"
+    def encode(self, column):
+        onehot = np.zeros((len(column), 28), np.uint8)
+        for i, cell in enumerate(column): onehot[i, [int(k) for k in cell.split()]] = 1
+        return onehot
+
+
+LABELS = Quick(**{f.name: getattr(HPA28, f.name) for f in fields(HPA28) if f.init})
 TRAITS = dict(red=.5, green=.6, blue=.5, yellow=.5, sharpness=.3, unlikeness=.3)  # standard deviations of logarithms
 SHARES = np.linspace(.02, .4, 28)  # of the images that get each name
 PLATE_IDS = dict(antibody='{g}_1_A1_{i}', other='scan{g}x{i}')  # Ids that name their group, and Ids that do not
@@ -46,8 +56,8 @@ def predictions(rng, groups, decisions, ids):
     flags = np.where(grouped(rng, groups, 1, .5)[:, 0] > norm.ppf(.99), 'saturated', '')
     table = pd.DataFrame(dict(
         Id=[ids.format(g=g, i=i) for i, g in enumerate(groups)],
-        Predicted=[' '.join(map(str, np.flatnonzero(row))) for row in decisions], Names='', flags=flags, error='',
-        well=groups))
+        Predicted=[' '.join(map(str, np.flatnonzero(row))) for row in decisions], Names='as above', flags=flags,
+        error='', well=groups))
     return pd.concat([table, pd.DataFrame(decisions.astype(float), columns=list(HPA28.classes))], axis=1)
 
 
@@ -70,7 +80,6 @@ SETTINGS = {  # groups of the run, correlation in it, Ids, group=, whether the m
 
 def monitor_rates(runs=400, alpha=.05, seed=0):
     "False alarms of a run of the same kind, and how often a dark channel is found, by setting"
-    takes_group = 'group' in inspect.signature(compare_run).parameters
     rows = []
     for setting, (groups, icc, ids, group, known) in SETTINGS.items():
         rng, alarms, found = np.random.default_rng(seed), np.zeros(runs, bool), np.zeros(runs, bool)
@@ -78,13 +87,12 @@ def monitor_rates(runs=400, alpha=.05, seed=0):
         for i in range(runs):
             traits, decisions = pictures(rng, of_model, min(icc, .5))
             ref = Reference.fit(traits, decisions, of_model if known else np.arange(200))
-            bundle = SimpleNamespace(config=dict(reference=vars(ref)), labels=HPA28,
+            bundle = SimpleNamespace(config=dict(reference=vars(ref)), labels=LABELS,
                                      settings=SimpleNamespace(mean=None, source=False))
             for dim, out in ((1., alarms), (.6, found)):
                 traits, decisions = pictures(rng, groups, icc, dim)
                 table = predictions(rng, groups, decisions, PLATE_IDS[ids])
-                more = dict(group=group) if takes_group else {}
-                result = compare_run(table, table.Id.tolist(), traits, bundle, alpha, **more)
+                result = compare_run(table, table.Id.tolist(), traits, bundle, alpha, group)
                 out[i] = bool(result.kinds) if dim == 1 else 'brightness' in result.kinds
         rows.append(dict(setting=setting, nominal=f'{alpha:.0%}', measured=f'{alarms.mean():.1%}',
                          found=f'{found.mean():.0%}'))
@@ -95,16 +103,15 @@ def monitor_rates(runs=400, alpha=.05, seed=0):
 def draw_pictures(rng, kind, groups, mix):
     "Embeddings and figures of pictures: normal, with heavy tails, or one in ten from another cluster"
     wide, tall = mix
-    x, y = grouped(rng, groups, len(wide), .5 if len(set(groups)) < len(groups) else 0), None
-    y = grouped(rng, groups, len(tall), .5 if len(set(groups)) < len(groups) else 0)
-    u = norm.cdf(grouped(rng, groups, 1, .5 if len(set(groups)) < len(groups) else 0)[:, 0])
+    icc = .5 if len(set(groups)) < len(groups) else 0
+    x, y, u = (grouped(rng, groups, k, icc) for k in (len(wide), len(tall), 1))
+    u = norm.cdf(u[:, 0])
     stretch = dict(normal=np.ones(len(u)), heavy=1/np.sqrt(chi2.ppf(u, 5)/5), clusters=np.where(u > .9, 1.7, 1.))[kind]
     return (x*wide)*stretch[:, None], (y*tall)*stretch[:, None]
 
 
 def flag_rates(models=60, n_new=3000, seed=0):
     "Share of new pictures of the same kind that are flagged unlike-training, by setting"
-    takes_groups = 'groups' in inspect.signature(Flagger.fit).parameters
     rows = []
     for size in (1, 6):
         for kind in ('normal', 'heavy', 'clusters'):
@@ -117,8 +124,7 @@ def flag_rates(models=60, n_new=3000, seed=0):
                                              for m, s in ((4*n, size), (n, size), (n_new, 1)))
                         measured = [SimpleNamespace(embeddings=x, figures=y, saturation=np.zeros(len(x)))
                                     for x, y in (train, valid)]
-                        more = dict(groups=np.arange(n)//size) if takes_groups else {}
-                        flagger = Flagger.fit(*measured, **more)
+                        flagger = Flagger.fit(*measured, np.arange(n)//size)
                         rates.append((flagger.unlikeness(None, *new) > 1).mean())
                     rows.append({'images in a group': size, 'pictures': kind, 'embedding': dim, 'validation': n,
                                  'nominal': '1%', 'measured': f'{np.mean(rates):.1%}',

@@ -172,7 +172,7 @@ _flag_meanings = {
     'blank-protein': 'the protein channel is empty',
     'saturated': 'more full pixels than in training',
     'out-of-focus': 'less fine detail than in training',
-    'unlike-training': 'less like the training pictures than 99 % of the validation pictures',
+    'unlike-training': 'less like the training pictures than about 99 % of new pictures of their kind',
     'uncertain': 'a probability is so near its threshold that the name may be chance',
     'no-location': 'no probability passed its threshold',
 }

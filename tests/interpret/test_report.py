@@ -15,6 +15,7 @@ from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.interpret.activation import activation_maps
 from hpa_fastai.interpret.model_report import ModelReport
+from hpa_fastai.interpret.prediction import predict
 from hpa_fastai.interpret.report import report
 from hpa_fastai.interpret.run_report import RunReport
 from hpa_fastai.train.learner import hpa_learner
@@ -197,3 +198,27 @@ def test_what_the_page_warns_of_is_said_by_every_door(trained, small_atlas, tmp_
     monkeypatch.setattr(run_report, 'monitor', lambda *args, **kw: replace(found(*args, **kw), findings=[], doubts=[]))
     report(table, tmp_path/'c.html', trained[1])
     assert 'warning' not in capsys.readouterr().out
+
+
+def test_the_page_says_whether_its_level_holds(trained, small_atlas, tmp_path, monkeypatch):
+    "By the function, by predict and by the command: pictures with Ids of their own need a group"
+    images = find_images(small_atlas/'train').head(24)
+    images = images.assign(Id=[f'scan_{"ABCD"[i//6]}02_{i:02}' for i in range(24)], donor=np.arange(24)//6)
+    said = 'holds for independent pictures only'
+    run, out = Predictor(trained[1])(images), tmp_path/'p.html'
+    for group, unsure in ((None, True), ('donor', False), ('Well', False), (lambda i: i[5], False), (False, False)):
+        page = report(run, out, trained[1], images, group=group, force=True).read_text(encoding='utf-8')
+        assert (said in page) == unsure
+        predict(images, trained[1], report=out, group=group, force=True, progress=False)
+        assert (said in out.read_text(encoding='utf-8')) == unsure
+    with pytest.raises(HPAError, match='name the page with report=… .--report.'):
+        predict(images, trained[1], group='donor')
+    images.to_csv(tmp_path/'paths.csv', index=False)
+    monkeypatch.chdir(tmp_path)
+    command = ['predict', 'paths.csv', '--model', str(trained[1]), '--report', 'q.html', '--force', '--no-progress']
+    for group, unsure in (([], True), (['--group', 'donor'], False), (['--group', 'none'], False)):
+        assert main([*command, *group]) in (0, None)
+        assert (said in Path('q.html').read_text(encoding='utf-8')) == unsure
+    for group, unsure in (([], True), (['--group', 'Well'], False)):
+        main(['report', 'predictions.csv', '--reference', str(trained[1]), '--force', '--out', 'r.html', *group])
+        assert (said in Path('r.html').read_text(encoding='utf-8')) == unsure
