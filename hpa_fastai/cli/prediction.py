@@ -118,6 +118,7 @@ def predict(
         from hpa_fastai.interpret.prediction import check_results, write_results
     if args.watch: return _watch(args)
     files = {name: getattr(args, name) for name in ('out', 'embeddings', 'submission', 'sample', 'report')}
+    files['group'] = group_of(args)
     check_results(force=args.force or args.dry_run, **files)
     check_place(args.folder)
     predictor = predictor_of(args)
@@ -146,8 +147,11 @@ def add_predict(
     parser.add_argument('--report', type=path, metavar='PAGE',
                         help='HTML page about the run: locations, pictures, flags, failures, comparison with the '
                              "labelled images of the model's training")
-    add_options(parser, 'force', 'dry_run', force=dict(
-        help='overwrite existing results; start an unfinished run again from the beginning'))
+    add_options(parser, 'group', 'force', 'dry_run', force=dict(
+        help='overwrite existing results; start an unfinished run again from the beginning'), group=dict(help=
+        'for --report: column of the csv of paths that says which images belong together, such as the plate or '
+        'patient; Well reads the well from the Ids, antibody_of the antibody; none: images are independent. Without '
+        'it, the antibody is read from HPA Ids'))
     add_prediction_options(parser)
     group = parser.add_argument_group('predict while a microscope writes')
     group.add_argument('--watch', action='store_true',
@@ -260,6 +264,10 @@ def add_report(
                 out=dict(default=Path('report.html'), help='page to write'),
                 images=dict(metavar='FOLDER',
                             help='for predictions and models: folder with the pictures'))
-    add_options(parser, 'csv', 'id_column', 'label_column', 'labels', 'group', title='for a data set')
+    add_options(parser, 'csv', 'id_column', 'label_column', 'labels', title='for a data set')
+    add_options(parser, 'group', group=dict(help=
+        'column that says which images belong together, such as the antibody, plate or patient: of the labels of a '
+        'data set, or of the predictions; Well reads the well from the Ids, antibody_of the antibody; none: images '
+        'are independent. Without it, the antibody is read from HPA Ids'))
     add_reading_options(parser)
     parser.set_defaults(run=report)

@@ -269,7 +269,7 @@ def describe_pictures(
     usual_groups,  # group of each usual picture
 ) -> None:
     "Add measurements of usual and held-out pictures to a bundle."
-    bundle.flagger = Flagger.fit(usual, held_out)
+    bundle.flagger = Flagger.fit(usual, held_out, np.unique(groups, return_inverse=True)[1])
     unlikeness = bundle.flagger.unlikeness(None, held_out.embeddings, held_out.figures)
     traits = {**held_out.traits, 'unlikeness': unlikeness}
     bundle.config['reference'] = asdict(Reference.fit(

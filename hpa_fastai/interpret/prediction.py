@@ -25,8 +25,12 @@ def check_results(
     submission: str|Path|None = None,  # csv for a competition; needs `sample`
     sample: str|Path|None = None,  # the sample submission of that competition
     report: str|Path|None = None,  # .html for the page
+    group = None,  # of the page: what pictures share, as in `monitor`
 ) -> None:
     "Refuse files that can't be written, before any work."
+    if group is not None and report is None:
+        raise HPAError('group=… (--group) is for the page, which compares the run with training: name the page with '
+                       'report=… (--report)')
     if out is not None: check_start(out, force)
     elif embeddings is not None:
         raise HPAError(f'{embeddings}: embeddings are written beside a table of predictions; '
@@ -41,12 +45,12 @@ def check_results(
         raise HPAError(f'{sample}: no such sample submission')
 
 # %% ../../nbs/interpret/85_prediction.ipynb #0a17bda4
-def _write_more(predictions, predictor, folder, submission, sample, report, seconds, force, progress):
+def _write_more(predictions, predictor, folder, submission, sample, report, group, seconds, force, progress):
     "Write what is made of a table of predictions: a submission, a page, or both"
     if submission is not None: write_submission(predictions, sample, submission, predictor.labels, force)
     if report is not None:
         from hpa_fastai.interpret.report import report as write_report
-        write_report(predictions, report, predictor.bundles[0], folder, seconds=seconds, force=force,
+        write_report(predictions, report, predictor.bundles[0], folder, group=group, seconds=seconds, force=force,
                      progress=progress)
 
 def write_results(
@@ -59,12 +63,13 @@ def write_results(
     sample: str|Path|None = None,  # the sample submission of that competition
     report: str|Path|None = None,  # .html for the page
     progress: bool = True,  # show a bar
+    group = None,  # of the page: what pictures share, as in `monitor`
 ) -> Journal:  # of the table; says what failed
     "Predict a folder into a table, and write what is wanted beside it."
     start, went_on = time.perf_counter(), Path(f'{out}.part').exists()
     journal = predictor.to_file(folder, out, force, embeddings, progress)
     seconds = None if went_on else time.perf_counter()-start
-    _write_more(journal.out, predictor, folder, submission, sample, report, seconds, force, progress)
+    _write_more(journal.out, predictor, folder, submission, sample, report, group, seconds, force, progress)
     return journal
 
 # %% ../../nbs/interpret/85_prediction.ipynb #3fac69fd
@@ -90,17 +95,18 @@ def predict(
     submission: str|Path|None = None,  # csv for a competition; needs `sample`
     sample: str|Path|None = None,  # the sample submission of that competition
     report: str|Path|None = None,  # .html for a page about the run
+    group = None,  # of the page: what pictures share, such as the well: a column of the images, a function of the Id
 ) -> pd.DataFrame:  # Id, Predicted, Names, a probability a class, flags, error
     "Say where the protein is, for every field of view in a folder."
-    check_results(out, force, embeddings, submission, sample, report)
+    check_results(out, force, embeddings, submission, sample, report, group)
     check_place(folder)
     folder = plain_source(folder)
     predictor = Predictor(model, device, bs, tta, at_least_one, precision, num_workers, thresholds, reading, normalize)
     if out is not None:
-        journal = write_results(predictor, folder, out, force, embeddings, submission, sample, report, progress)
+        journal = write_results(predictor, folder, out, force, embeddings, submission, sample, report, progress, group)
         return with_labels(read_predictions(journal.out), predictor.labels)
     start = time.perf_counter()
     predictions = predictor(folder, progress)
     seconds = time.perf_counter()-start
-    _write_more(predictions, predictor, folder, submission, sample, report, seconds, force, progress)
+    _write_more(predictions, predictor, folder, submission, sample, report, group, seconds, force, progress)
     return predictions
