@@ -17,7 +17,8 @@ def simulate(
     "Write a folder of simulated cells"
     from hpa_fastai.simulate.atlas import simulate_atlas
     df = simulate_atlas(args.out, n=args.n, size=args.size, labels=args.labels, seed=args.seed, balance=args.balance,
-                        difficulty=args.difficulty, masks=args.masks, progress=args.progress, force=args.force)
+                        difficulty=args.difficulty, label_noise=args.label_noise, masks=args.masks,
+                        progress=args.progress, force=args.force)
     print(f'{len(df)} simulated fields of view in {args.out}')
 
 def add_simulate(
@@ -34,6 +35,8 @@ def add_simulate(
                         help='atlas: classes as frequent as in the atlas; even: all classes equally often')
     parser.add_argument('--difficulty', choices=('easy', 'atlas'), default='atlas',
                         help='atlas: about as hard as real pictures; easy: every location is clear')
+    parser.add_argument('--label-noise', type=number('label_noise'), default=0.,
+                        help='share of the locations that the csv names wrongly or leaves out; TrueTarget has all')
     parser.add_argument('--masks', action='store_true', help='also write the true outlines of the cells')
     add_options(parser, 'size', 'labels', 'seed', 'force', 'progress',
                 labels=dict(help='hpa28, hpa19, ztg10, a table of class names, or the names: Nucleus,Cytosol'),

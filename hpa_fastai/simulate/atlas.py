@@ -16,61 +16,64 @@ from ..basics.arguments import checked
 from ..basics.paths import path_text
 from ..data.labels import HPA28, LabelSet, get_labels
 from ..data.names import CHANNELS
-from .field import PSF_UM, SimulateError
+from .field import SimulateError
 from .cells import Cells
-from .patterns import DIVISIONS, PATTERNS
+from .lines import ATLAS_LINES
+from .patterns import ATLAS_PATTERNS, DIVISIONS, PATTERNS
+import hpa_fastai.simulate.atlas_patterns
 from .plan import plan_atlas
-
-# %% ../../nbs/simulate/50_atlas.ipynb #743aea50
-def _expose(
-    channels,       # four maps, about 0 to 1
-    cells,          # for the brightness of each cell
-    rng,            # for the black level and shot noise
-    gain,           # of each channel
-)->np.ndarray:      # 4×size×size uint8
-    "What the camera makes of the light"
-    shape = cells.size, cells.size
-    lamp = np.clip(1 + .1*cells.noise(45), .6, 1.4)
-    out = np.empty((4, *shape), np.uint8)
-    for k, light in enumerate(channels):
-        light = np.asarray(light*cells.cell_map(cells.brightness[:, k], 1), np.float32)
-        light = np.maximum(cells.blur(light, PSF_UM)*lamp*np.float32(gain[k]), 0) + rng.uniform(0, .012)
-        light += np.sqrt(light*rng.uniform(.001, .004) + 1e-5)*rng.standard_normal(shape, dtype=np.float32)
-        out[k] = np.clip(205*light - 1, 0, 255)
-    return out
+from .staining import VISIBILITY, Visibility, expose, stain_protein
 
 # %% ../../nbs/simulate/50_atlas.ipynb #661000c7
-def _draw_fov(drawings, divisions, size, seed, stain_seed, difficulty, n_cells=None):
-    "Image and mask of a field whose protein is drawn by the functions `drawings`"
-    rng, stain = np.random.default_rng(seed), np.random.default_rng(stain_seed)
-    by_chance = [kind for kind, p in (('spindle', .05), ('bridge', .03)) if rng.random() < p]   # as cells do
-    cells = Cells(rng, size, n_cells, {*divisions, *by_chance})
-    if difficulty == 'atlas': cells.brightness[:, 1] *= np.exp(stain.uniform(.1, .6)*rng.normal(0, 1, len(cells)))
-    share, unspecific = stain.uniform(.6, 1, len(drawings)), stain.uniform(.01, .05)
+def _easy_image(cells, drawings, stain):
+    "Image of a protein whose locations are all clear"
+    rng, share, unspecific = cells.rng, stain.uniform(.6, 1, len(drawings)), stain.uniform(.01, .05)
     protein = unspecific*(cells.cytoplasm + .5*cells.nucleus)
     for weight, draw in zip(share/share.max(initial=.1), drawings): protein = protein + weight*draw(cells)
     protein = 1.6*np.tanh(protein/1.6)          # where locations overlap they do not outshine everything
     gain = np.exp(rng.normal(np.log([.6, .72, .78, .68]), [.25, .15, .25, .25]))
     gain *= [1, np.exp(stain.normal(0, .2)), 1, 1]
-    image = _expose([cells.red(), protein, cells.blue(), cells.yellow()], cells, rng, gain)
+    return expose([cells.red(), protein, cells.blue(), cells.yellow()], cells, gain)
+
+def _atlas_image(cells, drawings):
+    "Image of a protein as hard to locate as real ones"
+    rng, protein = cells.rng, stain_protein(cells, drawings)
+    gain = np.exp(rng.normal(np.log([.55, .6, .7, .6]), [.35, .25, .35, .35]))
+    gain *= [1, np.exp(cells.stain.normal(0, .45)), 1, 1]
+    focus, haze, noise = rng.uniform(.2, .5), rng.uniform(.05, .35), np.exp(rng.normal(.4, .6))
+    return expose([cells.red(), protein, cells.blue(), cells.yellow()], cells, gain, focus, haze, noise)
+
+def _draw_fov(drawings, divisions, size, seed, stain_seed, difficulty, n_cells=None):
+    "Image and mask of a field whose protein is drawn by the functions `drawings`"
+    rng, stain, hard = np.random.default_rng(seed), np.random.default_rng(stain_seed), difficulty == 'atlas'
+    chances = ('spindle', .05), ('bridge', .12 if hard else .03)
+    by_chance = [kind for kind, p in chances if rng.random() < p]       # as cells do
+    line = None
+    if hard:
+        stained = stain.choice(list(ATLAS_LINES), 3, replace=False)     # an antibody is tried on a few lines
+        line = ATLAS_LINES[stained[rng.integers(3)]]
+    cells = Cells(rng, size, n_cells, {*divisions, *by_chance}, line, stain)
+    image = _atlas_image(cells, drawings) if hard else _easy_image(cells, drawings, stain)
     seen = np.bincount(cells.label.ravel()) > 0
     seen[0] = False
     number = (seen.cumsum()*seen).astype(np.int32)
     return image, number[cells.label]
 
 # %% ../../nbs/simulate/50_atlas.ipynb #5bb6caa9
-def _drawings_of(targets, labels):
+def _drawings_of(targets, labels, difficulty):
     "The functions that draw classes given by number, and the divisions they need"
     drawings, divisions = [], set()
     for k in targets:
         if not 0 <= k < len(labels):
             raise SimulateError(f'label {k} is not one of the {len(labels)} classes (0..{len(labels) - 1})')
-        name = labels.classes[int(k)]
-        if name.casefold() not in PATTERNS:
-            raise SimulateError(f"no drawing for the class '{name}' of {labels.name}: "
-                                f"register a function with @pattern('{name}')")
-        drawings.append(PATTERNS[name.casefold()])
-        if name.casefold() in DIVISIONS: divisions.add(DIVISIONS[name.casefold()])
+        name = labels.classes[int(k)].casefold()
+        if name not in PATTERNS:
+            raise SimulateError(f"no drawing for the class '{labels.classes[int(k)]}' of {labels.name}: "
+                                f"register a function with @pattern('{labels.classes[int(k)]}')")
+        if difficulty == 'easy': drawings.append(PATTERNS[name])
+        elif name in ATLAS_PATTERNS: drawings.append((ATLAS_PATTERNS[name], VISIBILITY.get(name, Visibility())))
+        else: drawings.append((PATTERNS[name], Visibility()))
+        if name in DIVISIONS: divisions.add(DIVISIONS[name])
     return drawings, divisions
 
 def _check_field(size, difficulty):
@@ -94,7 +97,7 @@ def simulate_fov(
     if np.ndim(seed)==0: seed = checked(seed=seed, error=SimulateError)
     _check_field(size, difficulty)
     if n_cells is not None and n_cells < 1: raise SimulateError(f'n_cells={n_cells}: a field needs at least one cell')
-    drawings, divisions = _drawings_of(targets, get_labels(labels))
+    drawings, divisions = _drawings_of(targets, get_labels(labels), difficulty)
     return _draw_fov(drawings, divisions, size, seed, seed, difficulty, n_cells)
 
 # %% ../../nbs/simulate/50_atlas.ipynb #e71429f1
@@ -133,28 +136,32 @@ def simulate_atlas(
     seed:int=0,                     # another seed gives other cells
     balance:str='atlas',            # 'atlas': classes as frequent as in the 2018 competition; 'even': equally often
     difficulty:str='atlas',         # 'atlas': about as hard as real pictures; 'easy': every location is clear
+    label_noise:float=0.,           # share of the locations that the csv names wrongly or leaves out, as people do
     masks:bool=False,               # write `masks/<Id>.png` too: 0 between cells, then 1, 2, …
     num_workers:int|None=None,      # processes; None takes one a core
     progress:bool=True,             # show a progress bar
     force:bool=False,               # replace a simulated atlas that is there
-)->pd.DataFrame:                    # Id, Target, antibody
+)->pd.DataFrame:                    # Id, Target, antibody; with label noise also TrueTarget, what is drawn
     "Write a Kaggle-style folder of simulated fields of view"
     from loky import ProcessPoolExecutor
     from hpa_fastai.basics.environment import tqdm_bar
     n, size, seed, num_workers = checked(n=n, size=size, seed=seed, num_workers=num_workers, error=SimulateError)
+    label_noise = checked(label_noise=label_noise, error=SimulateError)
     path, labels = Path(path_text(path, 'path', SimulateError)), get_labels(labels)
     _check_field(size, difficulty)
-    _drawings_of(range(len(labels)), labels)
-    plan = plan_atlas(n, labels, seed, balance)
-    about = dict(n=n, size=size, labels=labels.name, seed=seed, balance=balance, difficulty=difficulty, masks=masks)
+    _drawings_of(range(len(labels)), labels, difficulty)
+    plan = plan_atlas(n, labels, seed, balance, difficulty, label_noise)
+    about = dict(n=n, size=size, labels=labels.name, seed=seed, balance=balance, difficulty=difficulty,
+                 label_noise=label_noise, masks=masks)
     _prepare_folder(path, about, masks, force)
-    jobs = [(path, fov, masks, *_drawings_of(targets, labels), size, [seed, 0, i], [seed, 5, number], difficulty)
+    jobs = [(path, fov, masks, *_drawings_of(targets, labels, difficulty), size, [seed, 0, i], [seed, 5, number],
+             difficulty)
             for i, (fov, number, targets) in enumerate(zip(plan.Id, plan.number, plan.targets))]
     with ExitStack() as processes:
         few = n < 16 or num_workers in (0, 1)     # not worth the start of processes
         run = map if few else processes.enter_context(ProcessPoolExecutor(num_workers)).map
         written = run(_write_fov, *zip(*jobs))
         for _ in tqdm_bar(written, total=n, desc='simulating', unit='FOV', disable=not progress): pass
-    table = plan[['Id', 'Target', 'antibody']]
+    table = plan[['Id', 'Target', 'antibody', *(['TrueTarget'] if label_noise else [])]]
     table.rename(columns={'Id': labels.id_col, 'Target': labels.label_col}).to_csv(path/'train.csv', index=False)
     return table

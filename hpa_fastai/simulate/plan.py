@@ -42,9 +42,24 @@ def _plan_frequent(n, labels, seed):
         antibody += 1
     return plan[:n]
 
+# %% ../../nbs/simulate/40_plan.ipynb #db7e06bc
+# share of the images of a class that have no other label, in the 2018 competition
+_ALONE_2018 = (.19, .22, .22, .42, .58, .39, .62, .41, .58, .38, 0, .55, .34, .29, .45, 0, .05, 0, .35, .35, .57, .28,
+               .27, .56, .38, .18, .41, .09)
+_ALONE = {name.casefold(): share for name, share in zip(HPA28.classes, _ALONE_2018)}
+
+def _companions(rng, main, others, names):
+    "Up to two of the classes `others` beside a main one: those that are frequent in the atlas, as often as there"
+    n = 0 if rng.random() < _ALONE.get(names[main], .4) else 1 + (rng.random() < .25)
+    frequency = np.array([CLASS_FREQUENCY.get(names[k], .03) for k in others])
+    found = rng.choice(others, min(n, len(others)), replace=False, p=frequency/frequency.sum()).tolist() if n else []
+    lysosomes = 'lysosomes' in [names[k] for k in (main, *found)]
+    return [*found, names.index('endosomes')] if lysosomes and 'endosomes' in names else found
+
 # %% ../../nbs/simulate/40_plan.ipynb #46282af4
-def _plan_even(n, labels, seed):
+def _plan_even(n, labels, seed, difficulty):
     "Antibody and classes of `n` fields, all classes about equally frequent"
+    names = [name.casefold() for name in labels.classes]
     n_classes, rng = len(labels), np.random.default_rng([seed, 2])
     order, n_fields = rng.permutation(n_classes), rng.integers(3, 7, n_classes)
     plan = []
@@ -53,10 +68,34 @@ def _plan_even(n, labels, seed):
         antibody = int(main + n_classes*(run//n_fields[main]))
         rng = np.random.default_rng([seed, 3, antibody])
         others = [] if main == labels.negative else [k for k in range(n_classes) if k not in (main, labels.negative)]
-        n_others = min(len(others), int(rng.choice(3, p=[.6, .32, .08])))
-        if n_others: others = rng.choice(others, n_others, replace=False).tolist()
-        plan.append((antibody, sorted([main, *others[:n_others]])))
+        if difficulty == 'atlas': others = _companions(rng, main, others, names) if others else []
+        else:
+            n_others = min(len(others), int(rng.choice(3, p=[.6, .32, .08])))
+            others = rng.choice(others, n_others, replace=False).tolist() if n_others else []
+        plan.append((antibody, sorted({main, *others})))
     return plan
+
+# %% ../../nbs/simulate/40_plan.ipynb #b87a4708
+_ALIKE = [group.split(', ') for group in (
+    'nucleoplasm, nuclear speckles, nuclear bodies', 'nucleoplasm, nuclear membrane',
+    'nucleoli, nucleoli fibrillar center', 'nuclear bodies, nucleoli fibrillar center',
+    'cytosol, endoplasmic reticulum', 'cytosol, plasma membrane', 'plasma membrane, cell junctions',
+    'plasma membrane, actin filaments', 'actin filaments, focal adhesion sites', 'endoplasmic reticulum, mitochondria',
+    'peroxisomes, endosomes, lysosomes, lipid droplets, cytoplasmic bodies', 'endosomes, golgi apparatus',
+    'intermediate filaments, microtubules', 'microtubules, microtubule ends', 'microtubules, cytokinetic bridge',
+    'microtubules, mitotic spindle', 'centrosome, microtubule organizing center',
+    'golgi apparatus, microtubule organizing center', 'golgi apparatus, aggresome', 'rods & rings, cytoplasmic bodies')]
+
+def _mislabel(targets, names, share, rng):
+    "Classes that somebody would note who errs in a `share` of them"
+    noted = set(targets)
+    for k in targets:
+        if rng.random() >= share: continue
+        alike = sorted({names.index(o) for group in _ALIKE if names[k] in group for o in group if o in names} - noted)
+        leave_out = len(noted) > 1 and rng.random() < .5
+        if leave_out or alike: noted.remove(k)
+        if alike and not leave_out: noted.add(int(rng.choice(alike)))
+    return sorted(noted)
 
 # %% ../../nbs/simulate/40_plan.ipynb #f6deffdd
 def plan_atlas(
@@ -64,17 +103,20 @@ def plan_atlas(
     labels:LabelSet,        # classes, and how a table writes them
     seed:int=0,             # another seed gives other antibodies
     balance:str='atlas',    # 'atlas': classes as frequent as in the 2018 competition; 'even': about equally often
-)->pd.DataFrame:            # Id, Target, antibody; its number from 0 and the numbers of the classes (`targets`)
+    difficulty:str='atlas', # 'atlas': in an even atlas too, other locations join a main one as often as in real images
+    label_noise:float=0.,   # share of the locations that are named wrongly or left out in `Target`
+)->pd.DataFrame:            # Id, Target, TrueTarget, antibody, its number from 0, and the true classes by number
     "Id, antibody and protein locations of each field of a simulated atlas"
     if balance not in ('atlas', 'even'):
         raise SimulateError(f"balance={balance!r}: choose 'atlas' (the imbalance of the competition) or 'even'")
-    plan = _plan_even(n, labels, seed) if balance == 'even' else _plan_frequent(n, labels, seed)
-    n_fields, rows = Counter(), []
+    plan = _plan_even(n, labels, seed, difficulty) if balance == 'even' else _plan_frequent(n, labels, seed)
+    n_fields, rows, names = Counter(), [], [name.casefold() for name in labels.classes]
     for number, targets in plan:
         n_fields[number] += 1
         rng = np.random.default_rng([seed, 4, number])
         antibody = str(10000 + 97*number + seed % 97)
         plate, row, column = rng.integers(1, 2000), 'ABCDEFGH'[rng.integers(8)], rng.integers(1, 13)
         fov = f'{antibody}_{plate}_{row}{column}_{n_fields[number]}'
-        rows.append((fov, labels.format(targets), antibody, number, targets))
-    return pd.DataFrame(rows, columns=['Id', 'Target', 'antibody', 'number', 'targets'])
+        noted = _mislabel(targets, names, label_noise, rng) if label_noise else targets
+        rows.append((fov, labels.format(noted), labels.format(targets), antibody, number, targets))
+    return pd.DataFrame(rows, columns=['Id', 'Target', 'TrueTarget', 'antibody', 'number', 'targets'])
