@@ -139,12 +139,14 @@ def pretrain(
     seed: int = 11,  # of cells and training
     lr: float = 3e-3,  # the highest learning rate
     bs: int = 32,  # pictures in a batch
+    pretrained: bool = False,  # go on from the weights that come with the package
     progress: bool = True,  # show bars
 ) -> float:  # loss over the last tenth of the time
     "Train `smallresnet` on simulated cells, and save it in half precision"
     set_seed(seed)
     cells = _MaskedCells(Path(atlas), n, 2*max(sizes), seed, progress)
-    model = create_model('smallresnet', len(HPA28), pretrained=False, dropout=.3).to(memory_format=torch.channels_last)
+    model = create_model('smallresnet', len(HPA28), pretrained, dropout=.3, classes=HPA28.classes)
+    model = model.to(memory_format=torch.channels_last)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.05, betas=(.9, .99))
     bar = tqdm_bar(total=100, desc='pretraining', unit='%', disable=not progress)
     start, when, losses = time.monotonic(), [], []
@@ -155,6 +157,8 @@ def pretrain(
         when.append(done)
         bar.update(int(100*done)-bar.n)
     bar.close()
-    _save_weights(model, Path(out), f'{len(cells.rows)} simulated fields of view, seed {seed}, {seconds:g} s')
+    before = 'the weights before, then ' if pretrained else ''
+    seen = f'{before}{len(cells.rows)} simulated fields of view, seed {seed}, {seconds:g} s'
+    _save_weights(model, Path(out), seen)
     last = np.array(when)>=min(.9, when[-1])
     return float(np.array(losses)[last].mean())
