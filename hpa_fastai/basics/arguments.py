@@ -38,6 +38,7 @@ RANGES = dict(
     eps = _Range(1e-6, 1e6),
     seed = _Range(0, 2**32-1, whole=True),
     valid_pct = _Range(.001, .999),
+    label_noise = _Range(0, 1),
     fold = _Range(0, 99, whole=True, optional=True),
     folds = _Range(2, 100, whole=True),
     trained_folds = _Range(1, 100, whole=True),

@@ -16,44 +16,37 @@ from ..basics.arguments import checked
 from ..basics.paths import path_text
 from ..data.labels import HPA28, LabelSet, get_labels
 from ..data.names import CHANNELS
-from .field import SimulateError
+from .field import PSF_UM, SimulateError
 from .cells import Cells
 from .lines import ATLAS_LINES
-from .patterns import ATLAS_PATTERNS, DIVISIONS, PATTERNS
-import hpa_fastai.simulate.atlas_patterns
+from .atlas_patterns import ATLAS_PATTERNS
+from .patterns import DIVISIONS, PATTERNS
 from .plan import plan_atlas
 from .staining import VISIBILITY, Visibility, expose, stain_protein
 
 # %% ../../nbs/simulate/50_atlas.ipynb #661000c7
-def _easy_image(cells, drawings, stain):
-    "Image of a protein whose locations are all clear"
-    rng, share, unspecific = cells.rng, stain.uniform(.6, 1, len(drawings)), stain.uniform(.01, .05)
-    protein = unspecific*(cells.cytoplasm + .5*cells.nucleus)
-    for weight, draw in zip(share/share.max(initial=.1), drawings): protein = protein + weight*draw(cells)
-    protein = 1.6*np.tanh(protein/1.6)          # where locations overlap they do not outshine everything
-    gain = np.exp(rng.normal(np.log([.6, .72, .78, .68]), [.25, .15, .25, .25]))
-    gain *= [1, np.exp(stain.normal(0, .2)), 1, 1]
-    return expose([cells.red(), protein, cells.blue(), cells.yellow()], cells, gain)
-
-def _atlas_image(cells, drawings):
-    "Image of a protein as hard to locate as real ones"
-    rng, protein = cells.rng, stain_protein(cells, drawings)
-    gain = np.exp(rng.normal(np.log([.55, .6, .7, .6]), [.35, .25, .35, .35]))
-    gain *= [1, np.exp(cells.stain.normal(0, .45)), 1, 1]
-    focus, haze, noise = rng.uniform(.2, .5), rng.uniform(.05, .35), np.exp(rng.normal(.4, .6))
-    return expose([cells.red(), protein, cells.blue(), cells.yellow()], cells, gain, focus, haze, noise)
-
 def _draw_fov(drawings, divisions, size, seed, stain_seed, difficulty, n_cells=None):
     "Image and mask of a field whose protein is drawn by the functions `drawings`"
-    rng, stain, hard = np.random.default_rng(seed), np.random.default_rng(stain_seed), difficulty == 'atlas'
+    rng, stain, hard, line = np.random.default_rng(seed), np.random.default_rng(stain_seed), difficulty == 'atlas', None
     chances = ('spindle', .05), ('bridge', .12 if hard else .03)
     by_chance = [kind for kind, p in chances if rng.random() < p]       # as cells do
-    line = None
     if hard:
         stained = stain.choice(list(ATLAS_LINES), 3, replace=False)     # an antibody is tried on a few lines
         line = ATLAS_LINES[stained[rng.integers(3)]]
     cells = Cells(rng, size, n_cells, {*divisions, *by_chance}, line, stain)
-    image = _atlas_image(cells, drawings) if hard else _easy_image(cells, drawings, stain)
+    if hard:
+        protein = stain_protein(cells, drawings)
+        means, spread, spread_of_stain = [.55, .6, .7, .6], [.35, .25, .35, .35], .45
+    else:
+        share, unspecific = stain.uniform(.6, 1, len(drawings)), stain.uniform(.01, .05)
+        protein = unspecific*(cells.cytoplasm + .5*cells.nucleus)
+        for weight, draw in zip(share/share.max(initial=.1), drawings): protein = protein + weight*draw(cells)
+        protein = 1.6*np.tanh(protein/1.6)      # where locations overlap they do not outshine everything
+        means, spread, spread_of_stain = [.6, .72, .78, .68], [.25, .15, .25, .25], .2
+    gain = np.exp(rng.normal(np.log(means), spread))*[1, np.exp(stain.normal(0, spread_of_stain)), 1, 1]
+    focus, haze, noise = PSF_UM, 0., 1.
+    if hard: focus, haze, noise = rng.uniform(.2, .5), rng.uniform(.05, .35), np.exp(rng.normal(.4, .6))
+    image = expose([cells.red(), protein, cells.blue(), cells.yellow()], cells, gain, focus, haze, noise)
     seen = np.bincount(cells.label.ravel()) > 0
     seen[0] = False
     number = (seen.cumsum()*seen).astype(np.int32)
@@ -71,8 +64,7 @@ def _drawings_of(targets, labels, difficulty):
             raise SimulateError(f"no drawing for the class '{labels.classes[int(k)]}' of {labels.name}: "
                                 f"register a function with @pattern('{labels.classes[int(k)]}')")
         if difficulty == 'easy': drawings.append(PATTERNS[name])
-        elif name in ATLAS_PATTERNS: drawings.append((ATLAS_PATTERNS[name], VISIBILITY.get(name, Visibility())))
-        else: drawings.append((PATTERNS[name], Visibility()))
+        else: drawings.append((ATLAS_PATTERNS[name], VISIBILITY.get(name, Visibility())))
         if name in DIVISIONS: divisions.add(DIVISIONS[name])
     return drawings, divisions
 

@@ -12,16 +12,16 @@ from .cells import *
 
 # %% ../../nbs/simulate/30_patterns.ipynb #34c625a2
 PATTERNS:dict[str, Callable] = {}       # class name in lower case -> function that draws it on `Cells`
-ATLAS_PATTERNS:dict[str, Callable] = {} # the same for fields as hard as real ones, where they differ
+ATLAS_PATTERNS:dict[str, Callable] = {} # the same for fields as hard as real ones
 
 def pattern(
     *names:str,         # classes, in any case
+    difficulty:str|None=None,   # 'atlas': only in fields as hard as real ones; None: in easy ones too
 )->Callable:            # decorator of a function that takes `Cells` and returns a map
     "Register a function as the drawing of classes"
     def register(draw):
-        for name in names:
-            PATTERNS[name.casefold()] = draw
-            ATLAS_PATTERNS.pop(name.casefold(), None)
+        for known in (ATLAS_PATTERNS, *([PATTERNS] if difficulty is None else [])):
+            known.update((name.casefold(), draw) for name in names)
         return draw
     return register
 

@@ -1,14 +1,17 @@
 "Simulated fields of view and atlases: what is drawn and written, and that it is the same every time."
 import json, subprocess, sys
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from PIL import Image
 from hpa_fastai.data.labels import HPA28, HPA19, ZTG10, HPAError, LabelSet
 from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.data.files import find_images
 from hpa_fastai.simulate.atlas import simulate_atlas, simulate_fov
+from hpa_fastai.simulate.cells import Cells
 from hpa_fastai.simulate.field import SimulateError
-from hpa_fastai.simulate.patterns import PATTERNS, pattern
+from hpa_fastai.simulate.lines import ATLAS_LINES
+from hpa_fastai.simulate.patterns import ATLAS_PATTERNS, PATTERNS, pattern
+from hpa_fastai.simulate.plan import plan_atlas
 
 def number(name): return HPA28.classes.index(name)
 
@@ -145,11 +148,84 @@ def test_your_own_class_is_drawn_in_other_processes_too(tmp_path):
         assert np.asarray(Image.open(tmp_path/'a'/'train'/f'{df.Id[9]}_green.png')).min() > 100
     finally: del PATTERNS['ghost']
 
+# ---- as hard as the real atlas
+
+def atlas_fovs(name, n=6, size=128): return [simulate_fov([number(name)], size, seed)[0] for seed in range(n)]
+
+@pytest.mark.parametrize('line', ATLAS_LINES)
+def test_every_line_grows_and_has_nuclei(line):
+    for seed in range(3):
+        cells = Cells(np.random.default_rng(seed), 128, line=ATLAS_LINES[line])
+        from_middle = cells.centres - (41 + 41j)
+        in_field = np.maximum(np.abs(from_middle.real), np.abs(from_middle.imag)) < 41
+        fewest, most = ATLAS_LINES[line].cells
+        assert fewest <= in_field.sum() <= most
+        assert .02 < cells.nucleus.mean() < .7 and (cells.label > 0).mean() > .12
+
+def test_lines_differ_in_shape_and_packing():
+    def share_of_glass(line):
+        fields = [Cells(np.random.default_rng(seed), 96, line=ATLAS_LINES[line]) for seed in range(6)]
+        return np.mean([(cells.label == 0).mean() for cells in fields])
+    assert share_of_glass('HaCaT') < .1 < share_of_glass('MCF7') < share_of_glass('THP-1')
+    round_cells, spindles = (Cells(np.random.default_rng(0), 64, line=ATLAS_LINES[o]) for o in ('K-562', 'BJ'))
+    assert round_cells.elongation.mean() < 1.2 < spindles.elongation.mean()
+
+def test_hard_fields_have_less_contrast_and_more_variation_between_cells():
+    def contrast(fovs): return np.mean([np.quantile(img[1], .98) - np.quantile(img[1], .5) for img in fovs])
+    easy = [easy_fov([number('Plasma membrane')], 128, seed)[0] for seed in range(6)]
+    assert contrast(atlas_fovs('Plasma membrane')) < .8*contrast(easy)
+
+def test_an_antibody_stains_all_its_fields_in_the_same_way(tmp_path):
+    "The fields of an antibody differ less in brightness than those of different ones"
+    df = quick(tmp_path/'a', n=60, difficulty='atlas', balance='even', num_workers=1)
+    green = {i: np.asarray(Image.open(tmp_path/'a'/'train'/f'{i}_green.png')).astype(float) for i in df.Id}
+    level = np.log(df.Id.map(lambda i: np.quantile(green[i], .95) + 1))
+    assert level.groupby(df.antibody).std().mean() < .7*level.std()
+
+def test_your_own_drawing_of_a_class_is_used_at_both_levels():
+    mine, hard = PATTERNS['nucleoplasm'], ATLAS_PATTERNS['nucleoplasm']
+    pattern('Nucleoplasm')(lambda c: np.ones((c.size, c.size), np.float32))
+    try:
+        for level in ('easy', 'atlas'):
+            img, mask = simulate_fov([0], 96, seed=3, difficulty=level)
+            assert np.median(img[1][mask == 0]) > 20, level       # on the glass, too
+    finally: PATTERNS['nucleoplasm'], ATLAS_PATTERNS['nucleoplasm'] = mine, hard
+
+def test_companions_are_those_of_real_images():
+    targets = HPA28.encode(plan_atlas(2800, HPA28, 0, 'even').Target)
+    alone = (targets.sum(1) == 1)
+    er, bridge = number('Endoplasmic reticulum'), number('Cytokinetic bridge')
+    assert alone[targets[:, er] > 0].mean() > 3*alone[targets[:, bridge] > 0].mean()
+    assert targets.sum(0).argmax() == number('Nucleoplasm') and targets.sum(0).min() >= 100
+    assert (targets[:, number('Endosomes')] >= targets[:, number('Lysosomes')]).all()
+
+# ---- labels with errors
+
+def test_label_noise_keeps_the_truth_and_the_pictures(tmp_path):
+    clean = quick(tmp_path/'clean', n=30, balance='even', num_workers=1)
+    noisy = quick(tmp_path/'noisy', n=30, balance='even', num_workers=1, label_noise=.3)
+    assert 'TrueTarget' not in clean and noisy.TrueTarget.tolist() == clean.Target.tolist()
+    wrong = noisy.Target != noisy.TrueTarget
+    assert .1 < wrong.mean() < .8
+    assert (noisy.groupby('antibody').Target.nunique() == 1).all()        # an antibody is labelled as a whole
+    written = files(tmp_path/'noisy')
+    assert all(written[name] == content for name, content in files(tmp_path/'clean').items() if name != 'train.csv')
+    table = pd.read_csv(tmp_path/'noisy'/'train.csv', dtype=str)
+    assert table.TrueTarget.tolist() == clean.Target.tolist() and table.Target.tolist() == noisy.Target.tolist()
+    assert json.loads((tmp_path/'noisy'/'simulated.json').read_text())['label_noise'] == .3
+
+@pytest.mark.parametrize('labels', [HPA28, HPA19, ZTG10])
+def test_label_noise_errs_as_often_as_asked_and_leaves_a_label(labels):
+    table = plan_atlas(3000, labels, 1, 'even', label_noise=.1)
+    noted, true = (labels.encode(table[name]) > 0 for name in ('Target', 'TrueTarget'))
+    kept = (noted & true).sum()/true.sum()
+    assert .87 < kept < .93 and noted.any(1).all()
+
 # ---- what goes wrong
 
 @pytest.mark.parametrize('args, says', [
     (dict(n=0), 'n: 0'), (dict(size=16), 'size=16'), (dict(balance='fair'), "choose 'atlas'"),
-    (dict(difficulty='hard'), "choose 'easy'"),
+    (dict(difficulty='hard'), "choose 'easy'"), (dict(label_noise=1.5), 'label_noise: 1.5'),
     (dict(labels=LabelSet('mine', ('Nucleoplasm', 'Fish'))), "no drawing for the class 'Fish'")])
 def test_bad_arguments_write_nothing(tmp_path, args, says):
     with pytest.raises(HPAError, match=says) as e: quick(tmp_path/'a', **args)

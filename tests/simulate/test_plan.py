@@ -23,8 +23,10 @@ def test_the_imbalance_is_that_of_the_competition():
 @pytest.mark.parametrize('seed', [0, 7])
 def test_even_has_every_class(labels, seed):
     n = len(labels)
-    assert {k for targets in plan_atlas(n, labels, seed, 'even').targets for k in targets} == set(range(n))
-    plan = plan_atlas(n*80, labels, seed, 'even').targets
+    for difficulty in ('easy', 'atlas'):
+        first = plan_atlas(n, labels, seed, 'even', difficulty).targets
+        assert {k for targets in first for k in targets} == set(range(n))
+    plan = plan_atlas(n*80, labels, seed, 'even', 'easy').targets
     counts = np.bincount([k for targets in plan for k in targets])
     if labels.negative is not None: counts = np.delete(counts, labels.negative)
     assert np.abs(counts/counts.mean() - 1).max() < .4
