@@ -36,7 +36,9 @@ class Thresholds:
 @patch
 def __repr__(self: Thresholds):
     ends = f'{self.values.min():.3f} to {self.values.max():.3f}'
-    return f'Thresholds({self.method!r}, {len(self)} classes, {ends}, expected macro F1 {self.expected_f1:.3f})'
+    present = np.count_nonzero(self.support)
+    of = f' of the {present} classes present' if 0 < present < len(self) else ''
+    return f'Thresholds({self.method!r}, {len(self)} classes, {ends}, expected macro F1 {self.expected_f1:.3f}{of})'
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #e2a8a9d8
 @patch

@@ -70,7 +70,7 @@ def read_experiments(
     return check_experiments(found, file)
 
 # %% ../../nbs/experiments/30_compare.ipynb #bc747cec
-COLUMNS = ['macro_f1', 'low', 'high', 'mean_ap', 'difference', 'difference_low', 'difference_high',
+COLUMNS = ['macro_f1', 'low', 'high', 'classes', 'mean_ap', 'difference', 'difference_low', 'difference_high',
            'minutes', 'parameters', 'images_per_second', 'error']
 
 # %% ../../nbs/experiments/30_compare.ipynb #7249d189
@@ -153,7 +153,8 @@ def _run(run, folder):
         speeds = [training['images_per_second'] or np.nan for training in trainings]
         n_parameters = sum(p.numel() for p in bundles[0].model.parameters())
         return result, dict(
-            macro_f1=evaluation.macro_f1, low=low, high=high, mean_ap=evaluation.scores['mean_ap'],
+            macro_f1=evaluation.macro_f1, low=low, high=high, classes=evaluation.n_classes,
+            mean_ap=evaluation.scores['mean_ap'],
             minutes=sum(training['minutes'] for training in trainings), parameters=n_parameters/1e6,
             images_per_second=float(np.mean(speeds)), error='')
     except Exception as e:

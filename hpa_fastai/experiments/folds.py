@@ -24,7 +24,7 @@ from ..data.label_tables import read_labels
 from ..data.names import CHANNELS
 from ..data.reader import ImageReader
 from ..batches.loaders import HPADataLoaders
-from ..batches.splits import group_codes, stratified_folds
+from ..batches.splits import antibody_of, group_codes, stratified_folds
 from ..evaluate.calibration import calibration_scores, reliability
 from ..evaluate.crossfit import crossfit
 from ..evaluate.evaluation import Evaluation
@@ -196,11 +196,13 @@ def _renew_flags(flags, decisions):
 # %% ../../nbs/experiments/20_folds.ipynb #05c5f828
 def groups_by_id(
     df: pd.DataFrame,  # Id, and what `group` needs
-    group,  # as in `stratified_folds`; None or False: there are no groups
+    group,  # as in `stratified_folds`; None: antibodies, where Ids name them; False: there are no groups
     ids,  # images of `df`
-) -> np.ndarray | None:  # number of the group of each
-    "The group of each image."
-    return None if group is None or group is False else pd.Series(group_codes(df, group), df.Id).loc[ids].to_numpy()
+) -> np.ndarray | None:  # number of the group of each; None: not known
+    "Number the group of each image."
+    codes = group_codes(df, antibody_of if group is None else group)
+    if group is False or group is None and codes.max(initial=-1) + 1 == len(codes): return None
+    return pd.Series(codes, df.Id).loc[ids].to_numpy()
 
 def _decide_out_of_fold(predictions, df, labels, group, seed, calibration, epoch_chosen):
     "The table of predictions decided out of fold, the decisions, and how good they are."
