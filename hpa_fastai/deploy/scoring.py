@@ -66,7 +66,7 @@ def groups_of(
     found = find_group_columns(known)
     if found:
         warn_user(f'the table of labels has a column {found[0]}; if images of one {found[0]} share cells or labels, '
-                  f"the interval is too narrow: give groups='{found[0]}' (--group {found[0]}), or False (none)")
+                  f"the interval is too narrow: give group='{found[0]}' (--group {found[0]}), or False (none)")
     return None
 
 # %% ../../nbs/deploy/70_scoring.ipynb #0da0df34
@@ -74,7 +74,7 @@ def evaluate_predictions(
     predictions: pd.DataFrame | str | Path,  # of `predict`, `read_predictions` or `pd.read_csv`; or its file
     truth: pd.DataFrame | str | Path,  # anything `read_labels` takes
     labels: LabelSet | str | None = None,  # the classes of both; None: those of the predictions
-    groups = None,  # what images share: a column of the truth, a function of the Id; False: nothing; see below
+    group = None,  # what images share: a column of the truth, a function of the Id or a value an image; False: nothing
     n_draws: int = 500,  # of the bootstrap
     seed: int = 0,  # of the bootstrap
     id_column: str | None = None,  # of the truth: its column of Ids; None: found by its name
@@ -85,8 +85,8 @@ def evaluate_predictions(
     truth = read_labels(truth, labels, allow_empty=True, ids=predictions.Id, id_column=id_column,
                         label_column=label_column)
     found = judged(predictions, truth, labels)
-    if groups is not False: groups = groups_of(truth.set_index('Id').loc[found['ids']].reset_index(), groups)
-    return evaluate(**found, groups=groups, n_draws=n_draws, seed=seed)
+    if group is not False: group = groups_of(truth.set_index('Id').loc[found['ids']].reset_index(), group)
+    return evaluate(**found, groups=group, n_draws=n_draws, seed=seed)
 
 # %% ../../nbs/deploy/70_scoring.ipynb #d4fe08bc
 DECISION_FLAGS = ('uncertain', 'no-location')

@@ -103,12 +103,12 @@ def _weighted_counts(weights, probs, targets):
         counts.append((in_bins.T @ weights.T).T.reshape(len(weights), -1, N_BINS))
     return counts
 
-def draw_counts(rng: np.random.Generator,
-                probs,           # probabilities, images × classes
-                targets,         # bool, images × classes
-                groups=None,     # group of each image, drawn whole; None: each image alone
-                n_draws: int=50,
-               ):                # of positives and negatives in each bin, both classes × bins
+def draw_counts(rng: np.random.Generator,  # draws the sets
+                probs,                     # probabilities, images × classes
+                targets,                   # bool, images × classes
+                groups=None,               # group of each image, drawn whole; None: each image alone
+                n_draws: int=50,           # sets
+               ):                          # yields positives and negatives, both classes × bins
     "Yield the positives and negatives in each bin of sets of images drawn with replacement."
     if groups is None:
         n_all, n_pos = score_counts(probs, targets)

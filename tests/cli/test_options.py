@@ -23,7 +23,7 @@ CALLS = {  # of each command: the functions that take its options
     'compare': ['experiments.compare.compare', 'experiments.folds.train_folds', 'data.reader.ImageReader',
                 'experiments.starts.auto_learner', 'train.learner.hpa_learner', LOADERS, FIT],
     'calibrate': ['experiments.recalibration.calibrate_model'],
-    'evaluate': ['deploy.predictor.Predictor', 'data.label_tables.read_labels'],
+    'evaluate': ['deploy.predictor.Predictor', 'data.label_tables.read_labels', 'deploy.scoring.evaluate_predictions'],
     'predict': ['interpret.prediction.predict', 'deploy.watch.watch'],
     'cells': ['cells.cells.predict_cells', 'deploy.predictor.Predictor'],
     'report': ['interpret.report.report', 'data.reader.ImageReader'],

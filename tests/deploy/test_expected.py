@@ -25,6 +25,15 @@ def head(small_atlas, tmp_path_factory):
     return learn
 
 
+@pytest.fixture
+def as_trained(trained):
+    "The learner that all tests share, which keeps its evaluation and its thresholds"
+    learn, bundle = trained
+    evaluation, thresholds = learn.evaluation, learn._thresholds
+    yield learn, bundle
+    learn.evaluation, learn._thresholds = evaluation, thresholds
+
+
 @pytest.fixture(scope='module')
 def plain(small_atlas, tmp_path_factory):
     "The small atlas with Ids that say nothing, and a column of slides"
@@ -53,18 +62,18 @@ def test_expected_score_is_one_number(head, tmp_path):
     assert f'in {evaluation.n_groups} groups: mean of ' in said and 'expect this score on new images' in said
 
 
-def test_images_that_were_used_are_named_for_it(head, trained):
+def test_images_that_were_used_are_named_for_it(head, as_trained):
     if head.thresholds is None: head.fit_thresholds()
     assert head.evaluate(head.dls.valid).decided == 'trained'
-    learn, _ = trained
+    learn, _ = as_trained
     assert learn.evaluate(learn.dls.train).decided == 'trained'
     seen = learn.evaluate(learn.dls.valid)
     assert seen.decided == 'seen' and 'on the images that the thresholds were fitted on' in str(seen)
     assert not seen.expected and str(seen).startswith('macro F1')
 
 
-def test_the_best_epoch_was_chosen_on_these_images(trained):
-    learn, bundle = trained
+def test_the_best_epoch_was_chosen_on_these_images(as_trained):
+    learn, bundle = as_trained
     evaluation = learn.evaluate()
     text = ' '.join(str(evaluation).split())
     assert evaluation.decided == 'epoch' and 'the best epoch was chosen on these images' in text
@@ -104,13 +113,13 @@ def test_evaluate_command_takes_groups(plain, trained, capsys):
 def test_predictions_take_groups_in_any_form(small_atlas, plain, trained):
     predictions = predict(plain/'train', model=trained[1], progress=False)
     truth = pd.read_csv(plain/'train.csv')
-    by_column = evaluate_predictions(predictions, truth, groups='Slide')
+    by_column = evaluate_predictions(predictions, truth, group='Slide')
     slides = truth.set_index('Id').Slide
-    by_values = evaluate_predictions(predictions, truth, groups=slides.loc[predictions.Id].tolist())
-    by_function = evaluate_predictions(predictions, truth, groups=lambda name: slides[name])
+    by_values = evaluate_predictions(predictions, truth, group=slides.loc[predictions.Id].tolist())
+    by_function = evaluate_predictions(predictions, truth, group=lambda name: slides[name])
     assert by_column.interval == by_values.interval == by_function.interval
     with pytest.warns(UserWarning, match='column Slide'): alone = evaluate_predictions(predictions, truth)
-    assert alone.n_groups is None and evaluate_predictions(predictions, truth, groups=False).n_groups == 90
+    assert alone.n_groups is None and evaluate_predictions(predictions, truth, group=False).n_groups == 90
     atlas = predict(small_atlas/'train', model=trained[1], progress=False)
     known = pd.read_csv(small_atlas/'train.csv')
     assert evaluate_predictions(atlas, known).n_groups == known.antibody.nunique()
