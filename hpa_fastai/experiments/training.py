@@ -101,12 +101,12 @@ def training_plan(
     else: budget = '1 epoch a stage' if epochs==1 else f'{epochs} epochs a stage'
     stages = ', '.join(map(str, sizes))
     n_train, n_valid = len(dls.train_ds), len(dls.valid_ds)
-    images = f'{n_train} images to train on, {n_valid} to validate'
+    weights, drawn = dls.train.weights, ''
+    if weights is not None and fine_tune:
+        drawn = f' (one up to {max(weights):.1f} times an epoch, worth {effective_sample(weights):.0f} drawn alike)'
+    images = f'{n_train} images to train on{drawn}, {n_valid} to validate'
     if not fine_tune and not dls.train.held_out:
         images = f'{n_train+n_valid} images, each scored by a layer that was trained without it'
-    if dls.train.weights is not None and fine_tune:
-        images += (f', those of rare classes up to {max(dls.train.weights):.1f} times an epoch, '
-                   f'which is worth {effective_sample(dls.train.weights):.0f} drawn alike')
     parts = [images,
              f'{learn.model.config["arch"]} at {stages} px on {dls.device}, {budget}',
              f'batches of {dls.bs}, {loss_func} loss, learning rate {lr}',
