@@ -2,9 +2,10 @@
 
 One network is trained at the final size throughout, another in stages of growing size for 0.6 of that time.
 Both see the same simulated cells, and both are judged on simulated cells of another seed, with thresholds of
-their own validation images.
+their own validation images. With --pooled, the stages are trained a second time with pictures that PyTorch's adaptive
+pooling has shrunk, which keeps no finer detail at three quarters of the size than at half.
 
-    python benchmarks/progressive.py [--minutes 4] [--share 0.6] [--size 256] [--plot curves.png]
+    python benchmarks/progressive.py [--minutes 4] [--share 0.6] [--size 256] [--pooled] [--plot curves.png]
 """
 import argparse
 import tempfile
@@ -13,9 +14,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
+import hpa_fastai.batches.transforms
 from hpa_fastai.all import HPADataLoaders, fit_thresholds, hpa_learner, macro_f1, simulate_atlas
 
 warnings.filterwarnings('ignore')
@@ -43,7 +46,12 @@ class Curve(Callback):
         ]
 
 
-def train(atlas, test, sizes, minutes, arch, seed):
+def pooled(x, size):
+    "Shrink by adaptive pooling"
+    return F.interpolate(x, (size, size), mode='area')
+
+
+def train(atlas, test, sizes, minutes, epochs, arch, seed):
     "Macro F1 on unseen cells, minutes, and the curve"
     set_seed(seed)
     dls = HPADataLoaders.from_csv(
@@ -53,7 +61,7 @@ def train(atlas, test, sizes, minutes, arch, seed):
     learn = hpa_learner(dls, arch, pretrained=False)
     start = time.perf_counter()
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(curve):
-        learn.fit_progressive(sizes=sizes, minutes=minutes, verbose=False)
+        learn.fit_progressive(sizes=sizes, minutes=minutes, epochs=epochs, verbose=False)
     took = (time.perf_counter() - start)/60
     learn.calibrate(), learn.fit_thresholds()
     probs, truth = unseen(learn, test)
@@ -73,6 +81,8 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--minutes', type=float, default=4., help='of training at the final size throughout')
     p.add_argument('--share', type=float, default=.6, help='of that time for the stages')
+    p.add_argument('--epochs', type=int, help='of each stage, instead of minutes: where others use the machine, too')
+    p.add_argument('--pooled', action='store_true', help='also the stages with adaptive pooling')
     p.add_argument('--arch', default='smallresnet', help='trained from scratch')
     p.add_argument('--n', type=int, default=900, help='simulated images to train on')
     p.add_argument('--size', type=int, default=256, help='pixels: the final size')
@@ -84,15 +94,18 @@ def main():
         d = Path(d)
         simulate_atlas(d/'atlas', n=a.n, size=a.size, balance='even', seed=31, difficulty='easy', progress=False)
         simulate_atlas(d/'test', n=400, size=a.size, balance='even', seed=32, difficulty='easy', progress=False)
-        runs = {}
+        runs, filters = {}, (hpa_fastai.batches.transforms.resize, pooled)
+        stages = f'{", ".join(map(str, half))} px'
+        ways = [(f'{a.size} px throughout', (a.size,), 1, 0), (stages, half, a.share, 0)]
+        if a.pooled: ways.append((f'{stages}, pooled', half, a.share, 1))
         for seed in a.seeds:
-            for name, sizes, minutes in (
-                (f'{a.size} px throughout', (a.size,), a.minutes),
-                (f'{", ".join(map(str, half))} px', half, a.minutes * a.share),
-            ):
-                made, truth, probs, took, points = train(d / 'atlas', d / 'test', sizes, minutes, a.arch, seed)
-                runs.setdefault(name, []).append((macro_f1(made, truth), took))
-                print(f'seed {seed}  {name:22} {took:5.2f} min  macro F1 on unseen cells {macro_f1(made, truth):.3f}')
+            for name, sizes, share, number in ways:
+                minutes, epochs = (None, a.epochs*3//len(sizes)) if a.epochs else (a.minutes*share, 1)
+                hpa_fastai.batches.transforms.resize = filters[number]
+                made, truth, probs, took, points = train(d/'atlas', d/'test', sizes, minutes, epochs, a.arch, seed)
+                quarters = [f for _, z, f in points if z == half[1]] or [np.nan]
+                runs.setdefault(name, []).append((macro_f1(made, truth), took, quarters[-1]))
+                print(f'seed {seed}  {name:30} {took:5.2f} min  macro F1 on unseen cells {macro_f1(made, truth):.3f}')
                 print(
                     '   seconds of training: size, macro F1 on validation:',
                     '  '.join(f'{s:.0f}: {z}, {f:.3f}' for s, z, f in points),
@@ -100,11 +113,11 @@ def main():
                 )
                 if a.plot and seed == a.seeds[0]:
                     draw(a.plot, name, points)
-        (f0, t0), (f1, t1) = (np.mean(o, 0) for o in runs.values())
-        print(
-            f'\nthroughout {f0:.3f} in {t0:.2f} min; growing {f1:.3f} in {t1:.2f} min: {t1 / t0:.2f} of the time, '
-            f'macro F1 {f1 - f0:+.3f}'
-        )
+        print('\nmeans of the seeds')
+        for name, figures in runs.items():
+            f, t, quarters = np.mean(figures, 0)
+            also = '' if np.isnan(quarters) else f'; at the end of {half[1]} px, on validation {quarters:.3f}'
+            print(f'{name:30} macro F1 {f:.3f} in {t:.2f} min{also}')
 
 
 def draw(file, name, points):

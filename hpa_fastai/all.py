@@ -30,7 +30,7 @@ from .interpret.explore import (channel_stats, class_counts, cooccurrence, explo
 # %% ../nbs/99_all.ipynb #de051bb0
 from .batches.cache import ImageCache, build_cache, default_cache_folder, remove_old_caches
 from .batches.settings import CellCrop, ImageSettings
-from .batches.transforms import AugmentRGBY, NormalizeRGBY, ResizeRGBY, random_affine
+from .batches.transforms import AugmentRGBY, MoveRGBY, NormalizeRGBY, ResizeRGBY, random_affine
 from .batches.dataloader import HPADataLoader, rarity_weights
 from .batches.loaders import HPADataBlock, HPADataLoaders
 from .models.architectures import (LeNet5, ModelError, NoWeights, SmallResNet, create_model, four_channels,

@@ -204,7 +204,7 @@ def rgby_tfms(
     minmax = settings.channels if settings.minmax else ()
     resize, floor = ResizeRGBY(settings.size, crops_follow), std_floor(settings.reader.dtype)
     norm = NormalizeRGBY(settings.mean, settings.std, settings.source, minmax, floor)
-    return [resize, augment, norm] if augment else [resize, norm]
+    return [resize, augment, norm, MoveRGBY(augment.scale)] if augment else [resize, norm]
 
 # %% ../../nbs/batches/60_dataloader.ipynb #56f75f1f
 @patch(as_prop=True)

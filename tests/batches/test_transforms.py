@@ -2,13 +2,16 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from hpa_fastai.batches.tensors import TensorRGBY
 from hpa_fastai.batches.settings import ImageSettings, normalize, resize
-from hpa_fastai.batches.transforms import AugmentRGBY, NormalizeRGBY, ResizeRGBY, random_affine
+from hpa_fastai.batches.transforms import AugmentRGBY, MoveRGBY, NormalizeRGBY, ResizeRGBY, random_affine
 from hpa_fastai.data.channels import resize_plane
+from hpa_fastai.data.names import CHANNELS
 from hpa_fastai.data.reader import ImageReader
 
 
@@ -105,7 +108,7 @@ def test_symmetries_are_exact_and_all_eight_occur():
     torch.manual_seed(0)
     x = torch.zeros(200, 4, 8, 8)
     x[:, :, 0, 1] = 1
-    out = AugmentRGBY(scale=1, gain=0, gamma=0)(TensorRGBY(x), split_idx=0)
+    out = MoveRGBY(1)(TensorRGBY(x), split_idx=0)
     places = {tuple(torch.nonzero(o[0] > .5).flatten().tolist()) for o in out}
     assert places == {(0, 1), (0, 6), (1, 0), (1, 7), (6, 0), (6, 7), (7, 1), (7, 6)}
 
@@ -118,3 +121,23 @@ def test_pictures_of_a_batch_differ():
 def test_augmented_pixels_stay_in_range(batch):
     out = AugmentRGBY(gain=.9, gamma=.9)(TensorRGBY(batch.float()/255), split_idx=0)
     assert out.min() >= 0 and out.max() <= 1 and torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize('normalize', ['image', 'dataset'])
+def test_cells_of_moved_pictures_look_as_in_validation(tmp_path, normalize):
+    "Mean and deviation, of all and of the middle, by the loaders themselves"
+    from hpa_fastai.all import HPA28, HPADataLoaders
+    rng = np.random.default_rng(0)
+    for i in range(48):  # alike everywhere
+        planes = torch.nn.functional.avg_pool2d(torch.from_numpy(rng.random((4, 67, 67), np.float32)), 4, 1)*150+50
+        for c, plane in zip(CHANNELS, planes.byte().numpy()): Image.fromarray(plane).save(tmp_path/f'p{i}_{c}.png')
+    df = pd.DataFrame(dict(Id=[f'p{i}' for i in range(48)], Target=[str(i % 3) for i in range(48)]))
+    dls = HPADataLoaders.from_df(
+        df, tmp_path, HPA28, size=64, bs=24, normalize=normalize, augment=AugmentRGBY(scale=1.6, gain=0, gamma=0),
+        cache=tmp_path/'cache', progress=False, num_workers=0)
+    trained, validated = (torch.cat([b[0] for b in dl]).as_subclass(torch.Tensor) for dl in dls)
+    for part in (np.s_[...], np.s_[..., 20:44, 20:44]):
+        a, b = trained[part], validated[part]
+        assert abs(a.mean()-b.mean()) < .1 and abs(a.std()/b.std()-1) < .1
+    plain = {type(t).__name__: t for t in dls.train.after_batch.fs}
+    assert plain['MoveRGBY'].scale == 1.6 and [t for t in plain][-1] == 'MoveRGBY'
