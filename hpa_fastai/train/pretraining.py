@@ -96,7 +96,7 @@ def _untidy(x, masks):
     return torch.cat([red, (green+level*stray).clamp(0, 1), blue, yellow], 1)
 
 # %% ../../nbs/train/80_pretraining.ipynb #e252fff9
-_augment = AugmentRGBY(scale=1.2, gain=.4, gamma=.4, blur=1.2, noise=.1)
+_augment, _move = AugmentRGBY(gain=.4, gamma=.4, blur=1.2, noise=.1), MoveRGBY(1.2)
 
 def _varied(x, masks, size):
     "Prepare pictures for the network"
@@ -120,7 +120,8 @@ def _save_weights(model, out, seen):
 def _step(model, opt, cells, size, bs):
     "Take one step on pictures drawn at random"
     x, masks, targets = cells.batch(np.sort(np.random.randint(0, len(cells.rows), bs)))
-    x = normalize(_varied(x, masks, size)).contiguous(memory_format=torch.channels_last)
+    x = _move(TensorRGBY(normalize(_varied(x, masks, size))), split_idx=0).as_subclass(torch.Tensor)
+    x = x.contiguous(memory_format=torch.channels_last)
     half = amp_dtype(torch.device('cpu'))
     with torch.autocast('cpu', half or torch.bfloat16, enabled=half is not None): logits = model.train()(x)
     loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets)
