@@ -186,12 +186,13 @@ def drawn(groups, icc, n_classes=28, seed=0):
     return traits, numbers(n_classes) > np.linspace(-1, 1.5, n_classes)
 
 
-def compared(model, groups, group, n=30, ids='scan{g}x{i}', icc=.5):
-    "Comparisons of unchanged runs with a model that knows its antibodies"
+def compared(model, groups, group, n=30, ids='scan{g}x{i}', icc=.5, light=1.):
+    "Comparisons of runs with a model that knows its antibodies; `light` of the usual in the protein channel"
     for seed in range(n):
         of_model = np.arange(180)//6
         model.config['reference'] = vars(Reference.fit(*drawn(of_model, icc, seed=2*seed), of_model))
         traits, decisions = drawn(groups, icc, seed=2*seed+1)
+        traits['green'] = traits['green']+np.log(light)
         ids_ = [ids.format(g=g, i=i) for i, g in enumerate(groups)]
         table = pd.DataFrame(dict(Id=ids_, Predicted=[' '.join(map(str, np.flatnonzero(row))) for row in decisions],
                                   Names='', flags='', error='', plate=groups))
@@ -211,6 +212,11 @@ def test_alike_pictures_raise_no_more_alarms_than_promised(any_model, groups):
     assert alarms['plate'] <= .17 < alarms[None]
     hpa = [bool(found.kinds) for found in compared(any_model, groups, None, ids='{g}_1_A1_{i}')]
     assert np.mean(hpa) == alarms['plate']
+
+
+def test_a_dark_channel_is_found_in_groups_too(any_model):
+    found = [next(iter(found.kinds), '') for found in compared(any_model, np.arange(120)//6, 'plate', 10, light=.4)]
+    assert found.count('brightness') >= 9
 
 
 def test_a_level_that_is_not_promised_says_so(any_model, model, pixels):
