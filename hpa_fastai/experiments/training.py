@@ -23,6 +23,7 @@ from ..data.labels import *
 from ..data.reader import ImageReader
 from ..batches.dataloader import effective_sample
 from ..batches.loaders import *
+from ..batches.dealing import uneven_parts
 from ..batches.splits import check_split
 from ..models.architectures import *
 from ..train.losses import get_loss
@@ -187,7 +188,7 @@ def fit_and_save(
     return learn
 
 # %% ../../nbs/experiments/25_training.ipynb #75df6d9e
-_OF_A_PART = r'(train|valid) (has|is) '  # how a fault of one part of a split begins
+_OF_A_PART = r'(train|valid) (has|is|holds) '  # how a fault of one part of a split begins
 
 @contextmanager
 def parts_unsaid():
@@ -198,13 +199,17 @@ def parts_unsaid():
 
 def warn_of_parts(
     dls: HPADataLoaders,  # whose parts are trained on and validated
+    valid_pct: float|None = None,  # share that was to be validated on; None: it was not said as a share
 ) -> None:
     "Give the warnings that were kept back"
     parts = [dl.dataset.items for dl in dls.loaders[:2]]
     ends = np.cumsum([0, *map(len, parts)])
     split = [np.arange(*o) for o in zip(ends, ends[1:])]
-    check = check_split(pd.concat(parts, ignore_index=True), split, dls.train.group, dls.train.labels)
-    for fault in check.faults:
+    items, group, share = pd.concat(parts, ignore_index=True), dls.train.group, [1-(valid_pct or 0), valid_pct or 0]
+    check = check_split(items, split, group, dls.train.labels)
+    groups = items[group if isinstance(group, str) else 'Id']
+    uneven = valid_pct and uneven_parts(np.repeat([0, 1], list(map(len, parts))), groups, share, ['train', 'valid'])
+    for fault in [*check.faults, *filter(None, [uneven])]:
         if re.match(_OF_A_PART, fault): warnings.warn(fault, stacklevel=3)
 
 # %% ../../nbs/experiments/25_training.ipynb #a625619d
@@ -273,7 +278,7 @@ def train_model(
     chosen, why = choose_folds(learn, whole_network, folds=='auto')
     if why and is_first(): print(why, flush=True)
     if chosen: return by_folds(chosen)
-    if whole_network or dls.train.held_out: warn_of_parts(dls)
+    if whole_network or dls.train.held_out: warn_of_parts(dls, None if fold is not None else valid_pct or .2)
     if folds=='auto': check_training(out, arch, loss_func, resume, force)
     check_room(out, learn.model)
     if not resume: first_then_others(lambda: shutil.rmtree(training_folder(out), ignore_errors=True))

@@ -1,5 +1,6 @@
 "Where a training starts: the best weights that can be had, said in one line, without waiting for what is not there."
 import time
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +15,8 @@ from hpa_fastai.basics.paths import file_sha256
 from hpa_fastai.batches.loaders import HPADataLoaders
 from hpa_fastai.experiments import starts
 from hpa_fastai.experiments.starts import auto_learner, find_start
-from hpa_fastai.experiments.training import train_model
+from hpa_fastai.data.label_tables import read_labels
+from hpa_fastai.experiments.training import parts_unsaid, train_model, warn_of_parts
 from hpa_fastai.models.networks import NoWeights
 from hpa_fastai.models.registry import PUBLISHED
 
@@ -128,3 +130,18 @@ def test_from_an_archive_to_the_published_outputs(network, small_atlas, tmp_path
         probs, _ = learn.get_preds()
         assert torch.isfinite(torch.tensor(learn.validate())).all()
     assert learn.model.known == dls.vocab and torch.allclose(probs, want, atol=1e-5) and want.std(0).max() > 1e-3
+
+
+def test_an_uneven_split_is_said_where_it_is_used(small_atlas, tmp_path):
+    "Kept back until it is known whether the parts are used, as all about them is"
+    df = read_labels(small_atlas/'train.csv')
+    n = len(df)
+    plates = ['one']*round(.46*n)+['two']*round(.44*n)
+    df['plate'] = plates+[f'{i}' for i in range(n-len(plates))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', '.*instead of 20%')
+        with parts_unsaid():
+            dls = HPADataLoaders.from_df(df, small_atlas/'train', size=32, bs=16, group='plate', cache=False,
+                                         progress=False)
+    with pytest.warns(UserWarning, match='valid holds .*% of the images instead of 20%.*one has 46%, two has 44%'):
+        warn_of_parts(dls, .2)
