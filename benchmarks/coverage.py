@@ -220,7 +220,7 @@ def error(runs):
                 for by_class in (False, True):
                     name = 'by_class' if by_class else 'pooled'
                     row |= {name: calibration_error(p, t, by_class=by_class),
-                            f'{name}_perfect': perfect_calibration_error(p, groups, by_class=by_class)}
+                            f'{name}_perfect': perfect_calibration_error(p, t, groups, by_class=by_class)}
                 rows.append(row)
     show('7. calibration error of a calibrated model', rows, ['images', 'group_of'])
 

@@ -220,7 +220,7 @@ def _choose_method(p, t, seed, groups):
         gain = loss - other_loss
         of_groups = np.bincount(group, gain - gain.mean())
         standard_error = np.sqrt((of_groups**2).sum())/len(p)
-        if gain.mean() > 2*standard_error: best, loss = method, other_loss
+        if gain.mean() > 2.5*standard_error: best, loss = method, other_loss
     return best
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #51bbedd7
