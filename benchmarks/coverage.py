@@ -6,13 +6,17 @@ labels and half of the noise of their scores. For each promise: what is promised
 how often a simpler way would have kept it (the middle of the bootstrap draws, images taken as independent, a range as
 wide as the draws, thresholds and scores that know nothing of a change of frequencies).
 
-    python benchmarks/coverage.py [--runs 100] [--only intervals classes comparisons calibration ranges prior error]
+The monitor of new pictures and the flag `unlike-training` are counted by `coverage_monitor.py`, which this program runs.
+
+    python benchmarks/coverage.py [--runs 100] [--only intervals classes comparisons calibration ranges prior error
+                                   monitor flags]
 """
 import argparse
 import time
 
 import numpy as np
 import pandas as pd
+from coverage_monitor import flag_rates, monitor_rates
 
 from hpa_fastai.evaluate.calibration import calibrate, calibration_error, expit, log_losses, logit
 from hpa_fastai.evaluate.calibration import perfect_calibration_error, score_counts, wilson_interval
@@ -48,7 +52,7 @@ def show(title, rows, by):
     table = pd.DataFrame(rows).groupby(by, sort=False).mean()
     print(f'\n{title}\n{table.round(3).to_string()}', flush=True)
     worst = table.filter(regex='held').min()
-    print('smallest of all settings: ' + ', '.join(f'{name} {value:.3f}' for name, value in worst.items()), flush=True)
+    if len(worst): print('smallest of all settings: ' + ', '.join(f'{name} {x:.3f}' for name, x in worst.items()), flush=True)
 
 
 def intervals(runs):
@@ -225,10 +229,22 @@ def error(runs):
     show('7. calibration error of a calibrated model', rows, ['images', 'group_of'])
 
 
+def monitor(runs):
+    "False alarms of the monitor, and what it finds"
+    print('\n8. the monitor of new pictures', flush=True)
+    monitor_rates(4*runs)
+
+
+def flags(runs):
+    "Usual pictures that get the flag `unlike-training`"
+    print('\n9. the flag unlike-training', flush=True)
+    flag_rates(max(runs//2, 10))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = dict(intervals=intervals, classes=classes, comparisons=comparisons, calibration=calibration, ranges=ranges,
-                 prior=prior, error=error)
+                 prior=prior, error=error, monitor=monitor, flags=flags)
     p.add_argument('--runs', type=int, default=100, help='samples in each setting of the intervals; fewer elsewhere')
     p.add_argument('--only', nargs='+', choices=list(parts), default=list(parts), help='parts to run')
     a = p.parse_args()
