@@ -6,7 +6,7 @@ labels and half of the noise of their scores. For each promise: what is promised
 how often a simpler way would have kept it (the middle of the bootstrap draws, images taken as independent, a range as
 wide as the draws, thresholds and scores that know nothing of a change of frequencies).
 
-The monitor of new pictures and the flag `unlike-training` are counted by `coverage_monitor.py`, which this program runs.
+The monitor of new pictures and the flag `unlike-training` are counted by `coverage_monitor.py`, which is run as well.
 
     python benchmarks/coverage.py [--runs 100] [--only intervals classes comparisons calibration ranges prior error
                                    monitor flags]
@@ -52,7 +52,7 @@ def show(title, rows, by):
     table = pd.DataFrame(rows).groupby(by, sort=False).mean()
     print(f'\n{title}\n{table.round(3).to_string()}', flush=True)
     worst = table.filter(regex='held').min()
-    if len(worst): print('smallest of all settings: ' + ', '.join(f'{name} {x:.3f}' for name, x in worst.items()), flush=True)
+    if len(worst): print('smallest of all settings:', ', '.join(f'{name} {x:.3f}' for name, x in worst.items()), flush=True)
 
 
 def intervals(runs):
