@@ -2117,6 +2117,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'hpa_fastai/experiments/training.py'),
                                                  'hpa_fastai.experiments.training.note_saved': ( 'experiments/training.html#note_saved',
                                                                                                  'hpa_fastai/experiments/training.py'),
+                                                 'hpa_fastai.experiments.training.other_drawing': ( 'experiments/training.html#other_drawing',
+                                                                                                    'hpa_fastai/experiments/training.py'),
                                                  'hpa_fastai.experiments.training.parts_unsaid': ( 'experiments/training.html#parts_unsaid',
                                                                                                    'hpa_fastai/experiments/training.py'),
                                                  'hpa_fastai.experiments.training.train_model': ( 'experiments/training.html#train_model',

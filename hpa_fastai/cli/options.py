@@ -208,6 +208,11 @@ OPTIONS = dict(
     lr=dict(type=learning_rate, default=3e-3, metavar='LR|find',
             help='highest learning rate; a pretrained network is trained with a tenth of it; find: search for a good '
                  'one'),
+    oversample=dict(type=number('oversample'), default=.5, metavar='POWER',
+                    help='how much more often images of rare classes are drawn in training: 0: all images alike; 1: '
+                         'all classes about equally often'),
+    most_draws=dict(type=number('most_draws'), default=20., metavar='TIMES',
+                    help='how many times an epoch one image is drawn at most, on average'),
     resume=dict(action='store_true', help='continue a training that was stopped; give the same settings'),
     cache=dict(default=True, metavar='FOLDER', help='folder in which decoded images are kept; by default in your '
                                                     'cache folder'),

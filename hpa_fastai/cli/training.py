@@ -13,9 +13,11 @@ from .options import *
 # %% ../../nbs/cli/30_training.ipynb #0b8f2b06
 def _network_and_budget(args, device):
     "Return what a command says about loaders, network and training, as `train_folds` and `compare` take it"
+    from hpa_fastai.experiments.training import other_drawing
     size = max(args.sizes or [args.size])
     said = dict(size=size, sizes=args.sizes and tuple(args.sizes), bs=args.bs, cache=args.cache, device=device,
                 reader=reader_of(args, size), pretrained=args.pretrained, loss_func=args.loss_func, lr=args.lr)
+    said |= other_drawing(args.oversample, args.most_draws)
     if args.fine_tune is not None: said['fine_tune'] = args.fine_tune
     return {**said, 'minutes': args.minutes} if args.minutes else {**said, 'epochs': args.epochs}
 
@@ -28,7 +30,8 @@ def _train(args, device):
                         args.valid_pct, args.fold, args.folds, args.seed, reader_of(args),
                         args.arch, args.pretrained, args.loss_func, args.size, sizes, args.fine_tune,
                         args.minutes, args.epochs, args.bs, args.lr, args.resume, args.cache, args.calibrate,
-                        device, args.force, args.progress, **columns_of(args))
+                        device, args.force, args.progress, oversample=args.oversample, most_draws=args.most_draws,
+                        **columns_of(args))
     print(f'\n{found.evaluation}\n')
     models = getattr(found, 'models', None)
     saved, model = (f'{len(models)} models and predictions.csv', 'all of them') if models else ('Saved', 'it')
@@ -121,7 +124,7 @@ def train(
     return _train(args, device)
 
 # %% ../../nbs/cli/30_training.ipynb #e4036f9e
-TRAINING = ('size', 'sizes', 'fine_tune', 'minutes', 'epochs', 'bs', 'lr')
+TRAINING = ('size', 'sizes', 'fine_tune', 'minutes', 'epochs', 'bs', 'lr', 'oversample', 'most_draws')
 
 def _add_data(parser, *more):
     "Add the options of a data set with labels"

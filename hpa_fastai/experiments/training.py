@@ -21,7 +21,7 @@ from ..basics.paths import find_image_folder, find_label_file, path_text
 from ..basics.processes import *
 from ..data.labels import *
 from ..data.reader import ImageReader
-from ..batches.dataloader import effective_sample
+from ..batches.dataloader import MOST_DRAWS, effective_sample
 from ..batches.loaders import *
 from ..batches.dealing import uneven_parts
 from ..batches.splits import check_split
@@ -212,6 +212,14 @@ def warn_of_parts(
     for fault in [*check.faults, *filter(None, [uneven])]:
         if re.match(_OF_A_PART, fault): warnings.warn(fault, stacklevel=3)
 
+# %% ../../nbs/experiments/25_training.ipynb #8b483aae
+def other_drawing(
+    oversample: float,  # of `train_model`
+    most_draws: float,  # of `train_model`
+) -> dict:  # those that differ from the defaults: folds that were trained before go on where nothing else was said
+    "Name the settings of drawing that somebody changed"
+    return {k: v for k,v,usual in (('oversample', oversample, .5), ('most_draws', most_draws, MOST_DRAWS)) if v!=usual}
+
 # %% ../../nbs/experiments/25_training.ipynb #a625619d
 @known_arguments(batch_size='say bs', learning_rate='say lr', loss='say loss_func', model='say arch',
                  folder='say data', path='say data', dry_run='it is of the command: hpa_fastai train --dry-run')
@@ -245,6 +253,8 @@ def train_model(
     progress: bool = True,  # show bars
     id_column: str|None = None,  # of the table of labels: its column of Ids; None: found by its name
     label_column: str|None = None,  # of the table of labels: its column of labels; None: found by its name
+    oversample: float = .5,  # power of rarity with which training images are drawn; 0: all equally often
+    most_draws: float = MOST_DRAWS,  # of one image in an epoch, on average, however rare its classes are
 ) -> Learner:  # with `evaluation`, `thresholds` and `history`; of folds, `Folds`
     "Train a network on the labelled images of a folder and save it as a bundle"
     out = Path(path_text(out, 'out'))
@@ -265,12 +275,14 @@ def train_model(
         return train_folds(table, pictures, out, n, labels=labels, group=group, seed=seed,
                            calibration='auto' if calibrate else None, force=force, progress=progress, reader=reader,
                            arch=arch, pretrained=pretrained, loss_func=loss_func, size=size, sizes=sizes, bs=bs, lr=lr,
-                           cache=cache, device=device, id_column=id_column, label_column=label_column, **budget)
+                           cache=cache, device=device, id_column=id_column, label_column=label_column,
+                           **other_drawing(oversample, most_draws), **budget)
     if folds not in (None, 'auto'): return by_folds(folds)
     with parts_unsaid():
         dls = HPADataLoaders.from_csv(data, csv, images, labels, size=size, bs=bs, valid_pct=valid_pct, fold=fold,
                                       group=group, seed=seed, reader=reader, cache=cache, device=device,
-                                      progress=progress, id_column=id_column, label_column=label_column)
+                                      progress=progress, id_column=id_column, label_column=label_column,
+                                      oversample=oversample, most_draws=most_draws)
     bars = TrainingBar() if progress else None
     learn = auto_learner(dls, arch, pretrained, loss_func=loss_func, cbs=bars)
     whole_network = worth_fine_tuning(learn) if fine_tune is None else fine_tune

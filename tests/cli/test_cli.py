@@ -46,15 +46,17 @@ def test_wrong_usage_is_code_2(args): assert run(*args).returncode == 2
 
 
 NUMBERS = dict(  # of each command: options that take numbers
-    train=('size', 'sizes', 'minutes', 'epochs', 'bs', 'lr', 'seed', 'valid-pct', 'fold', 'folds'),
-    compare=('size', 'sizes', 'minutes', 'epochs', 'bs', 'lr', 'seed', 'folds', 'trained-folds'),
+    train=('size', 'sizes', 'minutes', 'epochs', 'bs', 'lr', 'oversample', 'most-draws', 'seed', 'valid-pct',
+           'fold', 'folds'),
+    compare=('size', 'sizes', 'minutes', 'epochs', 'bs', 'lr', 'oversample', 'most-draws', 'seed', 'folds',
+             'trained-folds'),
     predict=('bs', 'num-workers', 'timeout', 'settle'),
     evaluate=('bs', 'num-workers'),
     cells=('bs', 'num-workers', 'prior', 'pixel-size'),
     calibrate=('bs', 'num-workers', 'seed'),
     figure=('per-location', 'n', 'width', 'dpi', 'pixel-size'),
     map=('bs', 'num-workers', 'seed'),
-    simulate=('n', 'size', 'seed'),
+    simulate=('n', 'size', 'seed', 'label-noise'),
     demo=('minutes',),
 )
 

@@ -11,6 +11,7 @@ from published_files import densenet_onnx
 from published_files import test_vectors as vectors
 from published_starts import draw_network, save_weights
 
+from hpa_fastai.basics.errors import HPAError
 from hpa_fastai.basics.paths import file_sha256
 from hpa_fastai.batches.loaders import HPADataLoaders
 from hpa_fastai.experiments import starts
@@ -145,3 +146,21 @@ def test_an_uneven_split_is_said_where_it_is_used(small_atlas, tmp_path):
                                          progress=False)
     with pytest.warns(UserWarning, match='valid holds .*% of the images instead of 20%.*one has 46%, two has 44%'):
         warn_of_parts(dls, .2)
+
+
+def test_the_power_of_rarity_reaches_the_loaders(small_atlas, tmp_path, monkeypatch):
+    "By the function and by the command"
+    from hpa_fastai.cli.main import main
+    from hpa_fastai.experiments import training
+    seen = []
+    def made(*args, **kw):
+        seen.append((kw['oversample'], kw['most_draws']))
+        raise HPAError('far enough')
+    monkeypatch.setattr(training.HPADataLoaders, 'from_csv', made)
+    monkeypatch.chdir(tmp_path)
+    for args, wanted in (({}, (.5, 20)), (dict(oversample=1, most_draws=3), (1, 3))):
+        with pytest.raises(HPAError, match='far enough'): train_model(small_atlas, arch='lenet5', progress=False, **args)
+        words = [o for k, v in args.items() for o in (f'--{k.replace("_", "-")}', str(v))]
+        assert main(['train', str(small_atlas), '--arch', 'lenet5', *words]) == 2
+        assert seen == [wanted]*2
+        seen.clear()
