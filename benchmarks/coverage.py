@@ -52,7 +52,8 @@ def show(title, rows, by):
     table = pd.DataFrame(rows).groupby(by, sort=False).mean()
     print(f'\n{title}\n{table.round(3).to_string()}', flush=True)
     worst = table.filter(regex='held').min()
-    if len(worst): print('smallest of all settings:', ', '.join(f'{name} {x:.3f}' for name, x in worst.items()), flush=True)
+    said = ', '.join(f'{name} {value:.3f}' for name, value in worst.items())
+    if said: print(f'smallest of all settings: {said}', flush=True)
 
 
 def intervals(runs):

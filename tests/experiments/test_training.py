@@ -159,7 +159,8 @@ def test_the_power_of_rarity_reaches_the_loaders(small_atlas, tmp_path, monkeypa
     monkeypatch.setattr(training.HPADataLoaders, 'from_csv', made)
     monkeypatch.chdir(tmp_path)
     for args, wanted in (({}, (.5, 20)), (dict(oversample=1, most_draws=3), (1, 3))):
-        with pytest.raises(HPAError, match='far enough'): train_model(small_atlas, arch='lenet5', progress=False, **args)
+        with pytest.raises(HPAError, match='far enough'):
+            train_model(small_atlas, arch='lenet5', progress=False, **args)
         words = [o for k, v in args.items() for o in (f'--{k.replace("_", "-")}', str(v))]
         assert main(['train', str(small_atlas), '--arch', 'lenet5', *words]) == 2
         assert seen == [wanted]*2
