@@ -105,7 +105,7 @@ class Predictor:
         model = None,  # folder, published name, user/name on the Hub, `Bundle`, learner; a list; None: `default_model`
         device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
         bs: int|None = None,  # images in a batch; None: 32, and fewer for networks of more than 512 pixels
-        tta: bool = False,  # average over the eight symmetries: eight times the work, a little better
+        tta: bool = False,  # average over the eight symmetries: eight times the work
         at_least_one: bool = False,  # give the most probable class if none passes its threshold
         precision: str = 'auto',  # 'half' where that is fast, 'full', 'force-half', or 'auto': half on a GPU
         num_workers: int|None = None,  # threads that read images; None: one per core, at most 16

@@ -81,7 +81,7 @@ def predict(
     model = None,  # folder, published name, user/name on the Hub, `Bundle`, learner; a list; None: `default_model`
     out: str|Path|None = None,  # .csv, .parquet or .xlsx to write as it goes
     bs: int|None = None,  # images in a batch; None: 32, and fewer for networks of more than 512 pixels
-    tta: bool = False,  # average over the eight symmetries: eight times the work, a little better
+    tta: bool = False,  # average over the eight symmetries: eight times the work
     at_least_one: bool = False,  # name the most probable class where none passes its threshold
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'mps', …
     num_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
