@@ -1,11 +1,12 @@
 """How hard each class of a simulated atlas is, beside how hard it is in real images.
 
-A network is trained from scratch on one atlas, and predicts another that it has not seen; the average precision by
-class is compared with that of two sets of scores that others' models gave real images, at each level of difficulty.
+A network is trained on one atlas, and predicts another that it has not seen; the average precision by class is
+compared with that of two sets of scores that others' models gave real images, at each level of difficulty. It starts
+from the weights of the package, which know the easy level, so that minutes are enough; `--scratch` does not.
 The folder holds `scores/known_labels.csv` (Id, Target) and `scores/*.npz` (ids, scores).
 The level of the atlas was designed with an eye on the first set of scores only.
 
-    python benchmarks/difficulty.py --real-data=DIR [--minutes 5] [--seeds 0 1] [--levels atlas easy]
+    python benchmarks/difficulty.py --real-data=DIR [--minutes 5] [--seeds 0 1] [--levels atlas easy] [--scratch]
 """
 import argparse
 import tempfile
@@ -35,7 +36,7 @@ def of_real_images(data, name):
     return precision_by_class(HPA28.encode(known.Target) > 0, scores.loc[known.Id].to_numpy())
 
 
-def of_simulated_images(level, folder, seed, minutes, n, n_test, size, arch):
+def of_simulated_images(level, folder, seed, minutes, n, n_test, size, arch, pretrained):
     "Average precision of a network on unseen simulated images, and the seconds of the whole"
     from fastai.torch_core import set_seed
     start = time.perf_counter()
@@ -44,7 +45,7 @@ def of_simulated_images(level, folder, seed, minutes, n, n_test, size, arch):
     set_seed(seed)
     dls = HPADataLoaders.from_csv(folder/'train', size=size, bs=32, group='antibody', cache=folder/'cache',
                                   progress=False)
-    learn = hpa_learner(dls, arch, pretrained=False)
+    learn = hpa_learner(dls, arch, pretrained)
     with learn.no_bar(), learn.no_logging(): learn.fit_progressive(minutes=minutes, verbose=False)
     test = attach_images(read_labels(folder/'test'/'train.csv', HPA28), folder/'test'/'train')
     with learn.no_bar(), learn.no_logging(): probs = learn.get_preds(dl=dls.test_dl(test, num_workers=0))[0].numpy()
@@ -60,7 +61,8 @@ def main():
     p.add_argument('--n', type=int, default=2000, help='simulated fields of view to train on')
     p.add_argument('--n-test', type=int, default=800, help='and to predict')
     p.add_argument('--size', type=int, default=128, help='the largest training size, in pixels')
-    p.add_argument('--arch', default='resnet10t', help='the network')
+    p.add_argument('--arch', default='smallresnet', help='the network')
+    p.add_argument('--scratch', action='store_true', help='without weights that know something already')
     a = p.parse_args()
     table = pd.DataFrame({name: of_real_images(a.real_data, name) for name in (SEEN, HELD_BACK)}, HPA28.classes)
     for level in a.levels:
@@ -68,7 +70,7 @@ def main():
         for seed in a.seeds:
             with tempfile.TemporaryDirectory() as d:
                 found, seconds = of_simulated_images(
-                    level, Path(d), seed, a.minutes, a.n, a.n_test, a.size, a.arch)
+                    level, Path(d), seed, a.minutes, a.n, a.n_test, a.size, a.arch, not a.scratch)
             runs.append(found)
             print(f'{level}, seed {seed}: mean AP {found.mean():.3f}; {seconds/60:.1f} min', flush=True)
         table[level] = np.mean(runs, 0)
