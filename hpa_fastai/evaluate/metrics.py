@@ -231,8 +231,8 @@ def design_effect(residuals,     # errors of the probabilities, images × classe
     if groups is None: return 1.
     r = np.asarray(residuals, float)
     of_groups = pd.DataFrame(r).groupby(group_numbers(groups, len(r))).sum().to_numpy()
-    squares = (r**2).sum(0)
-    return max(1., float(((of_groups**2).sum(0)[squares > 0]/squares[squares > 0]).mean())) if squares.any() else 1.
+    squares = (r**2).sum()
+    return max(1., float((of_groups**2).sum()/squares)) if squares else 1.
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #aa41ea9c
 def bootstrap_f1(preds,               # bool, images × classes
