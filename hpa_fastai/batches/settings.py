@@ -10,28 +10,31 @@ from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
 import numpy as np, torch, torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from ..basics.errors import HPAError
 from ..data.names import CHANNELS
-from ..data.channels import resize_plane, wanted_channels
+from ..data.channels import wanted_channels
 from ..data.reader import FULL_PIXEL, ImageReader
 
 # %% ../../nbs/batches/30_settings.ipynb #870af7b1
 @lru_cache(maxsize=64)
 def _filter(n, size, device):
-    "Compute the matrix, n×size, by which the reader brings a row of `n` pixels to `size`."
-    return torch.from_numpy(np.array(resize_plane(np.eye(n, dtype=np.float32), (size, n)))).to(device)
+    "Compute the matrix, n×size, by which Pillow brings a row of `n` pixels to `size`."
+    filter = Image.BICUBIC if size<n else Image.BILINEAR
+    matrix = Image.fromarray(np.eye(n, dtype=np.float32)).resize((size, n), filter, reducing_gap=1.)
+    return torch.from_numpy(np.array(matrix)).to(device)
 
 def resize(
     x: Tensor,  # B×4×H×W, float 0..1
     size: int,  # side of the result, in pixels
 ) -> Tensor:  # B×4×size×size
-    "Resize by the filter of the reader: means of blocks, antialiased bicubic, or linear to enlarge."
+    "Resize by means of blocks where that is possible, by an antialiased bicubic filter, or linearly to enlarge."
     if x.shape[-2:]==(size, size): return x
     height, width = map(int, x.shape[-2:])
     if height%size==width%size==0: return F.avg_pool2d(x, (height//size, width//size))
     rows, columns = (_filter(n, size, x.device).to(x.dtype) for n in (height, width))
-    x = (x@columns).clamp(0, 1).transpose(2, 3)  # bicubic filters overshoot at edges; the reader clips here, too
+    x = (x@columns).clamp(0, 1).transpose(2, 3)  # bicubic filters overshoot at edges; Pillow clips here, too
     return (x@rows).clamp(0, 1).transpose(2, 3).contiguous()
 
 # %% ../../nbs/batches/30_settings.ipynb #f8c8e764

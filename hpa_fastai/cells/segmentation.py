@@ -49,8 +49,8 @@ def _as_255(img):
 
 # %% ../../nbs/cells/10_segmentation.ipynb #d5f54274
 def _resize(planes, height, width):
-    "Planes at another size; a bicubic filter can go below black"
-    return np.stack([np.asarray(resize_plane(p, (width, height))) for p in planes]).clip(0)
+    "Planes at another size"
+    return np.stack([np.asarray(resize_plane(p, (width, height))) for p in planes])
 
 # %% ../../nbs/cells/10_segmentation.ipynb #21dca3f2
 def nucleus_diameter(

@@ -283,11 +283,9 @@ def resize_plane(
     plane, # 2-D array (uint8 or float32) or Pillow image
     out:tuple, # width and height
 ): # Pillow image
-    "Shrink a plane by averages of whole pixels and an antialiased bicubic filter; enlarge it linearly."
+    "Shrink a plane by averages of whole pixels and an antialiased linear filter; enlarge it linearly."
     im = plane if isinstance(plane, Image.Image) else Image.fromarray(np.ascontiguousarray(plane))
-    if im.size==tuple(out): return im
-    shrinks = any(new<old for new,old in zip(out, im.size))
-    return im.resize(out, Image.BICUBIC if shrinks else Image.BILINEAR, reducing_gap=1.)
+    return im if im.size==tuple(out) else im.resize(out, Image.BILINEAR, reducing_gap=1.)
 
 # %% ../../nbs/data/40_channels.ipynb #76195897
 def to_grey_levels(
