@@ -21,8 +21,8 @@ from ..data.reader import FULL_PIXEL, ImageReader
 @lru_cache(maxsize=64)
 def _filter(n, size, device):
     "Compute the matrix, n×size, by which Pillow brings a row of `n` pixels to `size`."
-    filter = Image.BICUBIC if size<n else Image.BILINEAR
-    matrix = Image.fromarray(np.eye(n, dtype=np.float32)).resize((size, n), filter, reducing_gap=1.)
+    method = Image.BICUBIC if size<n else Image.BILINEAR
+    matrix = Image.fromarray(np.eye(n, dtype=np.float32)).resize((size, n), method, reducing_gap=1.)
     return torch.from_numpy(np.array(matrix)).to(device)
 
 def resize(
