@@ -88,7 +88,7 @@ def run_demo(
     n_test: int = 400,  # and to predict
     size: int = 128,  # pixels: the largest training size
     minutes: float = 5,  # of training
-    arch: str = 'resnet10t',  # the network: small, for computers without a GPU
+    arch: str = 'smallresnet',  # the network; this one knows simulated cells already, others start from scratch
     force: bool = False,  # replace what an earlier demo left
     progress: bool = True,  # show bars
 ) -> Evaluation:  # on the unseen fields of view
@@ -108,7 +108,7 @@ def run_demo(
         set_seed(0)
         dls = HPADataLoaders.from_csv(out/'atlas', size=size, bs=32, group='antibody', cache=out/'cache',
                                       progress=progress)
-        learn = hpa_learner(dls, arch, pretrained=False, cbs=TrainingBar() if progress else None)
+        learn = hpa_learner(dls, arch, pretrained=arch=='smallresnet', cbs=TrainingBar() if progress else None)
         check_room(out/'hpa_model', learn.model)
         with learn.no_bar(), learn.no_logging(): learn.fit_progressive(minutes=minutes)
 
