@@ -400,9 +400,9 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(plate, trained, tmp_path, r
 
 @pytest.fixture
 def small_disk(tmp_path):
-    "A disk of its own, of 64 kB"
+    "A disk of its own, of 96 kB"
     (tmp_path/'disk').mkdir()
-    mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(tmp_path/'disk')]
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=96k', 'tmpfs', str(tmp_path/'disk')]
     if not shutil.which('mount') or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip('no disk can be mounted here')
     yield tmp_path/'disk'
@@ -411,7 +411,7 @@ def small_disk(tmp_path):
 
 def test_embeddings_on_a_full_disk(plate, trained, small_disk):
     "A file that is written through a map would end the process with a signal"
-    (small_disk/'filler').write_bytes(bytes(20_000))
+    (small_disk/'filler').write_bytes(bytes(53_000))
     args = ['predict', str(plate), '--model', str(trained[1]), '--out', str(small_disk/'p.csv')]
     args += ['--embeddings', str(small_disk/'e.npy'), '--no-progress']
     run = [sys.executable, '-c', 'import sys; from hpa_fastai.cli.main import main; sys.exit(main())', *args]
