@@ -168,7 +168,7 @@ def test_a_perfect_model_reads_what_is_said_of_one():
         for run in range(10):
             p, t = simulate_scores(150, noise=0, sample=run + 1)
             read.append(calibration_error(p, t, by_class=by_class))
-            said.append(perfect_calibration_error(p, by_class=by_class))
+            said.append(perfect_calibration_error(p, by_class=by_class, seed=run))
         assert abs(np.mean(read)/np.mean(said) - 1) < .1
     p, t = simulate_scores(600, noise=1.5)
     assert calibration_error(p, t, by_class=True) > 1.5*perfect_calibration_error(p, by_class=True)
