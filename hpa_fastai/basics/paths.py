@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE_EXTS', 'same_form', 'spell_out', 'id_form', 'path_text', 'irregular_kind', 'is_url', 'open_filesystem',
-           'file_stat', 'file_sha256', 'near_beside', 'is_empty_folder', 'find_beside', 'is_result', 'find_label_file',
-           'find_image_folder', 'write_whole']
+           'file_stat', 'file_sha256', 'near_path', 'near_beside', 'is_empty_folder', 'find_beside', 'is_result',
+           'find_label_file', 'find_image_folder', 'write_whole']
 
 # %% ../../nbs/basics/20_paths.ipynb #75720db6
 import difflib, hashlib, os, re, stat, unicodedata, zipfile
@@ -98,17 +98,30 @@ def file_sha256(
     return digest.hexdigest()
 
 # %% ../../nbs/basics/20_paths.ipynb #4b2cf8dd
+def near_path(
+    name, # of a file or folder that does not exist, as it was typed
+    folder='', # that it was looked for in; '': the working folder
+) -> str|None: # None if nothing there has a similar name
+    "Find the file or folder that may be meant by a path with typing errors."
+    root, near = folder and path_text(folder), ''
+    for part in Path(os.path.normpath(path_text(name))).parts:
+        if not os.path.lexists(os.path.join(root, near, part)):
+            try: there = os.listdir(os.path.join(root, near) or '.')[:10_000]
+            except OSError: return None
+            by_form = {o.casefold(): o for o in there if not o.startswith('.')}
+            similar = difflib.get_close_matches(part.casefold(), by_form, 1, .8)
+            if not similar: return None
+            part = by_form[similar[0]]
+        near = os.path.join(near, part)
+    return near
+
 def near_beside(
     name, # of a file or folder that does not exist, as it was typed
     folder='', # that it was looked for in; '': the working folder
 ) -> str: # the end of a message; '' if no name there is similar
     "Suggest the file or folder that may be meant."
-    parent, last = os.path.split(os.path.normpath(path_text(name)))
-    try: there = os.listdir(os.path.join(folder and path_text(folder), parent) or '.')[:10_000]
-    except OSError: return ''
-    by_form = {o.casefold(): o for o in there if not o.startswith('.')}
-    near = difflib.get_close_matches(last.casefold(), by_form, 1, .8)
-    return f'; did you mean {spell_out(os.path.join(parent, by_form[near[0]]))}?' if near else ''
+    near = near_path(name, folder)
+    return f'; did you mean {spell_out(near)}?' if near else ''
 
 def is_empty_folder(
     path, # of anything

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from ..basics.arguments import as_list
 from ..basics.errors import HPAError
-from ..basics.paths import path_text
+from ..basics.paths import near_path, path_text, spell_out
 from ..models.published import PUBLISHED
 from .bundle import Bundle, BundleError
 from .loading import load_bundle, test_bundle
@@ -52,8 +52,13 @@ def find_model(
     model: str|Path,  # folder of a bundle, name of a published model, or user/name on the Hub
 ) -> Path:
     "Find the folder of a model; download it if necessary."
-    if is_hub_name(model): return pull_model(model)
     name, path = str(model), Path(path_text(model, 'model'))
+    if is_hub_name(model):
+        near = near_path(model)
+        if near and any(any(Path(near).glob(place)) for place in ('config.json', 'fold*/config.json')):
+            raise BundleError(f'{model}: no such folder; did you mean {spell_out(near)}? The Hub was not asked for a '
+                              'model of that name')
+        return pull_model(model)
     if path.exists(): return path
     if name in PUBLISHED: return fetch_model(name)
     near = difflib.get_close_matches(name.lower(), PUBLISHED, n=1, cutoff=.8)
