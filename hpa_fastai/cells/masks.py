@@ -15,7 +15,9 @@ from PIL import Image
 from ..basics.paths import id_form, irregular_kind, path_text
 from ..data.labels import HPAError
 from ..data.names import CHANNELS, is_hidden, split_mask, split_name
-from ..data.tiff import check_tiff_pages, check_tiff_segments, tiff_pixels
+from ..data.channels import check_size
+from ..data.tiff import check_tiff_complete, check_tiff_directories, check_tiff_pages, check_tiff_statements
+from ..data.tiff import tiff_pixels
 from ..data.formats import PNG_MAGIC, open_image_file, png_pixel_chunks
 from .segmentation import CellError, enlarge_mask
 from ..basics.errors import warn_user
@@ -72,19 +74,23 @@ def _read_file(path):
     import tifffile
     try:
         with open_image_file(str(path)) as f:
-            if path.suffix.lower()=='.npy': return np.load(f, allow_pickle=False)
+            if path.suffix.lower()=='.npy': return np.asarray(np.load(path, mmap_mode='r', allow_pickle=False))
             if path.suffix.lower() in ('.tif', '.tiff'):
-                with tifffile.TiffFile(f) as tif:
+                check_tiff_directories(f)
+                with tifffile.TiffFile(f, _multifile=False) as tif:
+                    check_tiff_statements(tif, path.parent)
                     check_tiff_pages(tif)
-                    for page in tif.series[0].pages: check_tiff_segments(page)
+                    check_tiff_complete(tif.series[0])
                     return tiff_pixels(tif.series[0], f)
             if (data := f.read())[:8]==PNG_MAGIC: png_pixel_chunks(data) # refuses what is not whole
-            return np.asarray(Image.open(f))
+            mask = Image.open(f)
+            check_size(*mask.size)
+            return np.asarray(mask)
     except FileNotFoundError: raise CellError(f'{path}: no such file') from None
     except HPAError as e: raise CellError(f'{path}: {e}') from None
     except Exception as e:
         why = ' '.join(str(e).split())[:100]
-        pickled = path.suffix.lower()=='.npy' and 'pickle' in why.lower()
+        pickled = path.suffix.lower()=='.npy' and 'Python objects' in why
         hint = 'save the masks alone, as PNG or TIFF (cellpose --save_png)' if pickled else 'save it again'
         raise CellError(f'{path}: not a mask that can be read ({why}); {hint}') from None
 

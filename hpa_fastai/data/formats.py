@@ -19,6 +19,7 @@ from ..basics.errors import *
 from ..basics.paths import *
 from .channels import *
 from .tiff import *
+from .ome_zarr import *
 
 # %% ../../nbs/data/50_formats.ipynb #ffd26752
 PNG_MAGIC = b'\x89PNG\r\n\x1a\n'
