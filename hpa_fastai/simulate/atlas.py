@@ -21,7 +21,7 @@ from .cells import Cells
 from .lines import ATLAS_LINES
 from .atlas_patterns import ATLAS_PATTERNS
 from .patterns import DIVISIONS, PATTERNS
-from .plan import plan_atlas
+from .plan import check_difficulty, plan_atlas
 from .staining import VISIBILITY, Visibility, expose, stain_protein
 
 # %% ../../nbs/simulate/50_atlas.ipynb #661000c7
@@ -71,9 +71,7 @@ def _drawings_of(targets, labels, difficulty):
 def _check_field(size, difficulty):
     "Refuse a field too small to show cells, and an unknown difficulty"
     if size < 32: raise SimulateError(f'size={size}: a field needs at least 32 pixels a side')
-    if difficulty not in ('easy', 'atlas'):
-        raise SimulateError(f"difficulty={difficulty!r}: choose 'easy' (every location is clear) "
-                            "or 'atlas' (about as hard as real pictures)")
+    check_difficulty(difficulty)
 
 # %% ../../nbs/simulate/50_atlas.ipynb #ba4a0682
 def simulate_fov(

@@ -231,9 +231,14 @@ def in_nucleus(self:Cells,
 def _add_nucleoli(self:Cells):
     "Place and draw the nucleoli of each nucleus"
     few, many = self.line.nucleoli
-    cell = self.nucleolus_cell = self.per_cell(self.rng.integers(few, many + 1, len(self)))
+    number = self.rng.integers(few, many + 1, len(self))
+    cell = self.nucleolus_cell = self.per_cell(number)
     self.nucleolus_centres = self.in_nucleus(cell, .62)
-    self.nucleolus_radii = self.rng.uniform(*self.line.nucleolus, len(cell))*self.nucleus_radii[cell].mean(1)/6.5
+    low, high = self.line.nucleolus
+    share = self.rng.random(len(cell))
+    if self.line.fused: radii = low*(high/low)**share/np.cbrt(number[cell])     # their volumes add up
+    else: radii = low + (high - low)*share
+    self.nucleolus_radii = radii*self.nucleus_radii[cell].mean(1)/6.5
     drawn = self.draw_bodies(self.nucleolus_centres, self.nucleolus_radii, ragged=.35)
     self.nucleoli = np.minimum(drawn, 1)*self.nucleus
 

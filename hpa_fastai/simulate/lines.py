@@ -21,11 +21,12 @@ class CellLine(NamedTuple):
     lobed:float = .05       # waves of the rim of the nucleus, as a share of its radius
     colony:float = 1.       # share of the field that a colony covers; 1: cells lie everywhere
     smallest:float = 9.     # the smallest radius of a cell, µm
-    nucleoli:tuple = (1, 6) # fewest and most nucleoli in a nucleus
-    nucleolus:tuple = (.45, 1.7)    # smallest and largest radius of a nucleolus in a nucleus of 6.5 µm, µm
+    nucleoli:tuple = (2, 9) # fewest and most nucleoli in a nucleus
+    nucleolus:tuple = (.6, 2.4)     # smallest and largest radius in a nucleus of 6.5 µm if all were fused to one, µm
+    fused:bool = True       # nucleoli grow by fusion: the more, the smaller, and most are small
 
 # %% ../../nbs/simulate/15_lines.ipynb #c9b58e3e
-_EASY = dict(nucleoli=(1, 4), nucleolus=(.8, 1.6))
+_EASY = dict(nucleoli=(1, 4), nucleolus=(.8, 1.6), fused=False)
 CELL_LINES = (CellLine(1.28, 1.3, .07, 1., **_EASY), CellLine(1.12, 1.7, .13, .7, **_EASY),
               CellLine(1.02, 2.6, .1, .3, **_EASY))
 

@@ -68,9 +68,10 @@ def stain_protein(
         drawn = strength*draw(cells)
         if share < 1: drawn = drawn*cells.cell_map(cells.rng.random(len(cells)) < share)
         protein = protein + (1. if k == main else beside)*(drawn + cytosol*dim + nucleus*cells.nucleus)
-    grain, spread = stain.uniform([.02, .05], [.2, .6])
+    grain, spread = stain.uniform([.1, .05], [.9, .6])
     cells.brightness[:, 1] = np.exp(spread*cells.rng.normal(0, 1, len(cells)))
-    return 1.6*np.tanh(protein*np.clip(1 + grain*cells.noise(.4), .3, 2)/1.6)     # overlaps do not outshine everything
+    protein = protein*np.exp(grain*cells.noise(.4) - grain**2/2)
+    return 1.6*np.tanh(protein/1.6)     # overlaps do not outshine everything
 
 # %% ../../nbs/simulate/45_staining.ipynb #e194a5cf
 def expose(
