@@ -10,6 +10,7 @@ import argparse, os, sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from ..basics.environment import settle_in
+from ..basics.errors import printable
 from .datasets import *
 from .figures import *
 from .models import *
@@ -105,7 +106,7 @@ def _one_line(message, category, filename, lineno, line=None):
 
 # %% ../../nbs/cli/90_main.ipynb #719d8657
 class PipeThatMayClose:
-    "A stream with messages in the words of the shell, which a run may keep writing to after its reader has left"
+    "A stream with messages in the words of the shell, shown as text alone, and dropped once its reader has left"
     def __init__(self, stream):  # standard output or standard error
         self._stream = stream
 
@@ -120,7 +121,8 @@ class PipeThatMayClose:
 
     def write(self, text: str) -> int:  # its length
         "Write a text, or drop it when nobody reads"
-        self._try(self._stream.write, for_shell(text))
+        start = '\r' if text.startswith('\r') else ''  # of a bar
+        self._try(self._stream.write, start+printable(for_shell(text.removeprefix(start))))
         return len(text)
 
     def flush(self) -> None:

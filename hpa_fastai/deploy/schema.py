@@ -348,5 +348,4 @@ def check_config(
     try: return BundleConfig.model_validate(config, context=dict(n_classes=n_classes)).model_dump(by_alias=True)
     except ValidationError as e:
         place, message = _describe_fault(e.errors(include_url=False)[0], root, config)
-        printable = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in message[:400])
-        raise ConfigError(printable, place=place) from None
+        raise ConfigError(message[:400].replace('\n', ' '), place=place) from None

@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from hpa_fastai.cli.main import main
 from hpa_fastai.data.files import find_images
@@ -446,3 +448,23 @@ def test_hints_are_true_by_both_doors():
             for argument, option in options.items():
                 if argument in line and re.search(r"Error\(|warn\(|^\s+f?['\"]", line):
                     assert option in line, f'{module.name}: {line.strip()}'
+
+
+def test_names_of_files_do_not_command_the_terminal(tmp_path):
+    picture = np.full((64, 64), 9, np.uint8)
+    for c in ('red', 'green', 'blue', 'yellow'): Image.fromarray(picture).save(tmp_path/f'a\x1b]0;owned\x07_{c}.png')
+    (tmp_path/'b\x1b[2J\u202e_green.png').write_bytes(b'no picture')
+    for args in (('verify', tmp_path), ('verify', tmp_path/'no\x1b[31m'), ('predict', tmp_path/'no\x1b[31m')):
+        done = run(*args)
+        said = done.stdout + done.stderr
+        assert not set(said) & set('\x1b\x07\u202e'), said
+        assert r'\x1b' in said, said
+
+
+def test_a_typing_error_in_the_folder_of_a_model_is_not_looked_for_on_the_network(tmp_path, trained):
+    shutil.copytree(trained[1], tmp_path/'models'/'best')
+    env = {**os.environ, 'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_HUB_DOWNLOAD_TIMEOUT': '60'}
+    done = subprocess.run([str(COMMAND), 'predict', '.', '--model', 'modles/best'], capture_output=True, text=True,
+                          cwd=tmp_path, env=env)
+    assert done.returncode == 2 and 'did you mean models/best?' in done.stderr
+    assert "can't be reached" not in done.stderr
