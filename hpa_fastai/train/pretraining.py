@@ -57,17 +57,18 @@ def _mirrored(side, start, n):
 # %% ../../nbs/train/80_pretraining.ipynb #2e9c5daa
 def _window(x, masks, size, zoom=(1/2, 2.)):
     "Cut a random square, `size` pixels wide, from pictures and masks"
+    def shrink(x, size): return nn.functional.interpolate(x, size, mode='bilinear', antialias=True)/255  # as the reader
     def resize_masks(m, size): return nn.functional.interpolate(m[:,None], size, mode='nearest-exact')
-    x, whole, (low, high) = x.float()/255, x.shape[-1], zoom
+    whole, (low, high) = x.shape[-1], zoom
     side = int(whole*low*(high/low)**np.random.rand())
     top, left = np.random.randint(min(0, whole-side), max(0, whole-side)+1, 2)
     if side<whole:
         square = np.s_[..., top:top+side, left:left+side]
-        return resize(x[square], size), resize_masks(masks[square], size)
+        return shrink(x[square], size), resize_masks(masks[square], size)
     small = round(size*whole/side)  # the whole field, in pixels of the window
     rows, columns = (_mirrored(small, round(start*small/whole), size) for start in (top, left))
     square = np.s_[..., rows[:,None], columns]
-    return resize(x, small)[square], resize_masks(masks, small)[square]
+    return shrink(x, small)[square], resize_masks(masks, small)[square]
 
 # %% ../../nbs/train/80_pretraining.ipynb #e6ddb999
 def _by_cell(values, masks):
