@@ -97,6 +97,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'hpa_fastai/basics/packages.py')},
             'hpa_fastai.basics.paths': { 'hpa_fastai.basics.paths._tables_in': ( 'basics/paths.html#_tables_in',
                                                                                  'hpa_fastai/basics/paths.py'),
+                                         'hpa_fastai.basics.paths.exchange': ('basics/paths.html#exchange', 'hpa_fastai/basics/paths.py'),
                                          'hpa_fastai.basics.paths.file_sha256': ( 'basics/paths.html#file_sha256',
                                                                                   'hpa_fastai/basics/paths.py'),
                                          'hpa_fastai.basics.paths.file_stat': ('basics/paths.html#file_stat', 'hpa_fastai/basics/paths.py'),

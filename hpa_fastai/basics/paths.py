@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TABLE_EXTS', 'same_form', 'spell_out', 'id_form', 'path_text', 'irregular_kind', 'is_url', 'open_filesystem',
            'file_stat', 'file_sha256', 'near_path', 'near_beside', 'is_empty_folder', 'find_beside', 'is_result',
-           'find_label_file', 'find_image_folder', 'write_whole']
+           'find_label_file', 'find_image_folder', 'write_whole', 'exchange']
 
 # %% ../../nbs/basics/20_paths.ipynb #75720db6
-import difflib, hashlib, os, re, stat, unicodedata, zipfile
+import ctypes, difflib, hashlib, os, re, stat, unicodedata, zipfile
 from pathlib import Path
 from .errors import *
 
@@ -215,3 +215,16 @@ def write_whole(
         if not path.is_dir(): tmp.unlink(missing_ok=True)
         raise HPAError(f"{path}: can't be written ({e.strerror or e}); make room, or give another name") from e
     return path
+
+# %% ../../nbs/basics/20_paths.ipynb #1a0829d3
+def exchange(
+    one, # path of a file or folder
+    other, # of another on the same disk
+) -> bool: # False, and nothing is changed, where the system can't
+    "Exchange two files or folders in one step."
+    if os.name=='nt': return False
+    system, paths = ctypes.CDLL(None), (os.fsencode(one), os.fsencode(other))
+    if hasattr(system, 'renamex_np'): return system.renamex_np(*paths, 2)==0 # RENAME_SWAP of macOS
+    if not hasattr(system, 'renameat2'): return False
+    here, swap = -100, 2 # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return system.renameat2(here, paths[0], here, paths[1], swap)==0

@@ -9,6 +9,7 @@ __all__ = ['MAX_SAMPLE', 'PUBLISHED_VECTORS', 'load_bundle', 'read_sample', 'tes
 import json, zipfile
 from contextlib import contextmanager
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 import numpy as np, torch
 from safetensors import SafetensorError, safe_open
@@ -47,6 +48,9 @@ def _explain_os_errors(path):
 # %% ../../nbs/deploy/15_loading.ipynb #99b2a86a
 def _find_folder(path):
     "Find the folder of a bundle, or say what to do."
+    if not path.exists():
+        before = [old for old in path.parent.glob(f'.{escape(path.name)}-*-old') if (old/'config.json').is_file()]
+        if before: before[0].rename(path)  # a save was killed between its two renames
     if (path/'config.json').is_file(): return path
     if path.is_dir():
         raise BundleError(f'{path}: no model in this folder (config.json is missing); '

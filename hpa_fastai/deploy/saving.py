@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from ..basics.paths import file_sha256, path_text
+from ..basics.paths import exchange, file_sha256, path_text
 from ..basics.processes import is_first, n_processes
 from ..batches.settings import ImageSettings
 from ..batches.splits import antibody_of, group_codes
@@ -211,6 +211,7 @@ def _write_files(bundle, folder, sample, published):
 def _replace(new, path):
     "Replace the folder `path` by the folder `new`."
     if not path.exists(): return os.rename(new, path)
+    if exchange(new, path): return shutil.rmtree(new, ignore_errors=True)  # which now is the one before
     old = new.with_name(new.name + '-old')
     os.rename(path, old)
     try: os.rename(new, path)

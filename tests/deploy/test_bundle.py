@@ -156,6 +156,33 @@ def test_the_only_model_is_not_cleaned_up_before_there_is_another(copy, monkeypa
     assert [p.name for p in copy.parent.iterdir()] == ['copy']
 
 
+@pytest.mark.parametrize('can_exchange', [True, False])
+def test_a_model_is_there_whenever_a_replacement_is_killed(copy, can_exchange):
+    bundle, sample = load_bundle(copy), torch.zeros(1, 4, 48, 48, dtype=torch.uint8)
+    for when in range(3):
+        pid = os.fork()
+        if pid == 0:
+            renamed = []
+            def killed_at(step):
+                def rename(*paths):
+                    renamed.append(step(*paths))
+                    if len(renamed) > when: os._exit(1)
+                    return renamed[-1]
+                return rename
+            try:
+                saving.exchange = killed_at(saving.exchange) if can_exchange else lambda *_: False
+                os.rename = killed_at(os.rename)
+                saving.shutil.rmtree = killed_at(shutil.rmtree)
+                saving.write_bundle(bundle, copy, sample, force=True)
+            finally: os._exit(1)
+        os.waitpid(pid, 0)
+        if can_exchange: assert (copy/'config.json').is_file()
+        load_bundle(copy)
+        assert (copy/'config.json').is_file()
+    saving.write_bundle(bundle, copy, sample, force=True)
+    assert [p.name for p in copy.parent.iterdir()] == ['copy']
+
+
 def change(path, f):
     c = json.loads((path/'config.json').read_text())
     f(c)
