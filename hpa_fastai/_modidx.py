@@ -136,6 +136,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'hpa_fastai/basics/processes.py'),
                                              'hpa_fastai.basics.processes.n_processes': ( 'basics/processes.html#n_processes',
                                                                                           'hpa_fastai/basics/processes.py'),
+                                             'hpa_fastai.basics.processes.only_writer': ( 'basics/processes.html#only_writer',
+                                                                                          'hpa_fastai/basics/processes.py'),
                                              'hpa_fastai.basics.processes.start_processes': ( 'basics/processes.html#start_processes',
                                                                                               'hpa_fastai/basics/processes.py')},
             'hpa_fastai.basics.spreadsheets': { 'hpa_fastai.basics.spreadsheets._decode': ( 'basics/spreadsheets.html#_decode',

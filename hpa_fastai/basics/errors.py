@@ -61,4 +61,5 @@ def warn_user(
     level, frame = 2, sys._getframe(1)
     while frame is not None and frame.f_globals.get('__name__', '').split('.')[0] in _OURS:
         level, frame = level+1, frame.f_back
-    warnings.warn(printable(message), stacklevel=2 if frame is None else level)  # in a thread there is no line of the user
+    level = 2 if frame is None else level  # in a thread there is no line of the user
+    warnings.warn(printable(message), stacklevel=level)

@@ -48,7 +48,8 @@ def _name_fault(i, name, sep):
     if not name.strip(): return 'has an empty name; give every class a name'
     called, otherwise = f'is called {name!r}', f'give it another name, such as {"class "+name!r}'
     if name!=name.strip(): return f'{called}, with a blank before or after it; remove the blank'
-    if UNPRINTABLE.search(name) or any(unicodedata.category(c) in ('Cc', 'Cs') or c in '\u200b\u2060\ufeff' for c in name):
+    invisible = any(unicodedata.category(c) in ('Cc', 'Cs') or c in '\u200b\u2060\ufeff' for c in name)
+    if invisible or UNPRINTABLE.search(name):
         return f'{called}, with an invisible character in it; remove it'
     for between in ('|', sep.strip()):
         if between and between in name:

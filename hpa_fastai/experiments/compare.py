@@ -14,7 +14,7 @@ from fastcore.foundation import L
 from ..basics.arguments import checked
 from ..basics.errors import HPAError
 from ..basics.paths import path_text, write_whole
-from ..basics.processes import is_first
+from ..basics.processes import *
 from ..basics.spreadsheets import read_table
 from ..data.labels import HPA28, LabelSet, get_labels
 from ..evaluate.evaluation import compare_models
@@ -196,22 +196,23 @@ def compare(
     split_options(options)
     reader = revive_options(options).get('reader') or ImageReader()
     df = labelled_table(df, labels, images, reader.channels, id_column, label_column)
-    finished = [] if force else _finished_experiments(out/'experiments.csv')
-    rows, first = {}, None
-    for number, (name, overrides) in enumerate(experiments.items(), 1):
-        if progress and is_first(): print(f'{name}: experiment {number} of {len(experiments)}', flush=True)
-        folder = out/(re.sub(r'[^\w.=+-]+', '_', name).strip('._') or 'experiment')
-        all_options = _override(options, overrides)
-        result, rows[name] = _run(lambda: train_folds(
-            df, images, folder, folds, range(trained_folds), labels, group, seed, force=force, progress=progress,
-            **all_options), folder)
-        first = first or result
-        if result and result is not first: rows[name].update(_difference(first, result, df, labels, group))
-        table = pd.DataFrame.from_dict(rows, 'index', columns=COLUMNS).rename_axis('name')
-        would_lose = any(rows[done]['error'] for done in finished if done in rows)
-        if is_first() and out.is_dir() and not would_lose:
-            write_whole(out/'experiments.csv', table.to_csv())
-            fig = plot_experiments(table)
-            fig.savefig(out/'experiments.png', dpi=120)
-            plt.close(fig)
-    return table
+    with only_writer(out, 'comparison'):
+        finished = [] if force else _finished_experiments(out/'experiments.csv')
+        rows, first = {}, None
+        for number, (name, overrides) in enumerate(experiments.items(), 1):
+            if progress and is_first(): print(f'{name}: experiment {number} of {len(experiments)}', flush=True)
+            folder = out/(re.sub(r'[^\w.=+-]+', '_', name).strip('._') or 'experiment')
+            all_options = _override(options, overrides)
+            result, rows[name] = _run(lambda: train_folds(
+                df, images, folder, folds, range(trained_folds), labels, group, seed, force=force, progress=progress,
+                **all_options), folder)
+            first = first or result
+            if result and result is not first: rows[name].update(_difference(first, result, df, labels, group))
+            table = pd.DataFrame.from_dict(rows, 'index', columns=COLUMNS).rename_axis('name')
+            would_lose = any(rows[done]['error'] for done in finished if done in rows)
+            if is_first() and out.is_dir() and not would_lose:
+                write_whole(out/'experiments.csv', table.to_csv())
+                fig = plot_experiments(table)
+                fig.savefig(out/'experiments.png', dpi=120)
+                plt.close(fig)
+        return table

@@ -17,7 +17,7 @@ from fastai.torch_core import set_seed
 from fastcore.foundation import L
 from ..basics.arguments import checked
 from ..basics.paths import path_text, same_form, write_whole
-from ..basics.processes import barrier, broadcast, first_then_others, is_first, n_processes
+from ..basics.processes import *
 from ..data.files import attach_images, find_images
 from ..data.labels import HPA28, LabelSet, get_labels
 from ..data.label_tables import read_labels
@@ -285,22 +285,25 @@ def train_folds(
     if not trained or not set(trained) <= set(range(folds)):
         raise ExperimentError(f'trained_folds: {trained} are not among the {folds} folds (0..{folds - 1})')
     settings = _settings(df, images, folds, labels, group, seed, options)
-    first_then_others(lambda: _prepare_folder(out, settings, force and is_first()))
-    for k in trained:
-        if broadcast((out/f'fold{k}'/'config.json').is_file() and (out/f'fold{k}.csv').is_file()): continue
-        if progress and is_first(): print(f'fold {k} of {folds}', flush=True)
-        checkpoints = out/f'fold{k}-training'
-        learn = train_fold(df, images, k, folds, labels, group, seed, progress, checkpoints, **options)
-        _save_fold(learn, out, k)
+    with only_writer(out, 'training of folds'):
+        first_then_others(lambda: _prepare_folder(out, settings, force and is_first()))
+        for k in trained:
+            if broadcast((out/f'fold{k}'/'config.json').is_file() and (out/f'fold{k}.csv').is_file()): continue
+            if progress and is_first(): print(f'fold {k} of {folds}', flush=True)
+            checkpoints = out/f'fold{k}-training'
+            learn = train_fold(df, images, k, folds, labels, group, seed, progress, checkpoints, **options)
+            _save_fold(learn, out, k)
 
-    raw = _read_folds(out, trained, df, images, channels)
-    models = [out/f'fold{k}' for k in trained]
-    epoch_chosen = any('weights' in load_bundle(model).config['training'] for model in models)
-    predictions, decisions, evaluation = _decide_out_of_fold(raw, df, labels, group, seed, calibration, epoch_chosen)
-    if is_first():
-        for model in models: _update_bundle(model, decisions, evaluation)
-        table = predictions.assign(fold=predictions.fold.astype(object).fillna(''))   # what is in no fold has none
-        write_whole(out/'predictions.csv', csv_text([list(table), *table.itertuples(index=False, name=None)]))
-        write_whole(out/'classes.csv', evaluation.table.to_csv())
-    barrier()
-    return Folds(models, predictions, evaluation, decisions.thresholds)
+        raw = _read_folds(out, trained, df, images, channels)
+        models = [out/f'fold{k}' for k in trained]
+        epoch_chosen = any('weights' in load_bundle(model).config['training'] for model in models)
+        decided = _decide_out_of_fold(raw, df, labels, group, seed, calibration, epoch_chosen)
+        predictions, decisions, evaluation = decided
+        if is_first():
+            for model in models: _update_bundle(model, decisions, evaluation)
+            of_fold = predictions.fold.astype(object).fillna('')  # what is in no fold has none
+            table = predictions.assign(fold=of_fold)
+            write_whole(out/'predictions.csv', csv_text([list(table), *table.itertuples(index=False, name=None)]))
+            write_whole(out/'classes.csv', evaluation.table.to_csv())
+        barrier()
+        return Folds(models, predictions, evaluation, decisions.thresholds)

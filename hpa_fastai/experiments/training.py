@@ -261,40 +261,42 @@ def train_model(
     if folds is not None and fold is not None:
         raise HPAError('folds (--folds) trains a model for each fold, and fold (--fold) one model; give one of the two')
     if folds is not None and resume: raise HPAError('folds (--folds) go on by themselves; leave out resume (--resume)')
-    if folds is None: check_training(out, arch, loss_func, resume, force)
-    elif folds!='auto': folds = checked(folds=folds)
-    device = start_processes(find_device(device))
-    set_seed(seed)
-    if sizes: size = max(sizes)
-    if reader is not None: reader = replace(reader, size=size)
-    progress = progress and is_first()
-    def by_folds(n):
-        budget = dict(minutes=minutes) if minutes else dict(epochs=epochs)
-        if fine_tune is not None: budget['fine_tune'] = fine_tune
-        table, pictures = find_label_file(data, csv), find_image_folder(data, images)
-        return train_folds(table, pictures, out, n, labels=labels, group=group, seed=seed,
-                           calibration='auto' if calibrate else None, force=force, progress=progress, reader=reader,
-                           arch=arch, pretrained=pretrained, loss_func=loss_func, size=size, sizes=sizes, bs=bs, lr=lr,
-                           cache=cache, device=device, id_column=id_column, label_column=label_column,
-                           **other_drawing(oversample, most_draws), **budget)
-    if folds not in (None, 'auto'): return by_folds(folds)
-    with parts_unsaid():
-        dls = HPADataLoaders.from_csv(data, csv, images, labels, size=size, bs=bs, valid_pct=valid_pct, fold=fold,
-                                      group=group, seed=seed, reader=reader, cache=cache, device=device,
-                                      progress=progress, id_column=id_column, label_column=label_column,
-                                      oversample=oversample, most_draws=most_draws)
-    bars = TrainingBar() if progress else None
-    learn = auto_learner(dls, arch, pretrained, loss_func=loss_func, cbs=bars)
-    whole_network = worth_fine_tuning(learn) if fine_tune is None else fine_tune
-    if is_first() and (absent := absent_classes(learn)): print(absent, flush=True)
-    chosen, why = choose_folds(learn, whole_network, folds=='auto')
-    if why and is_first(): print(why, flush=True)
-    if chosen: return by_folds(chosen)
-    if whole_network or dls.train.held_out: warn_of_parts(dls, None if fold is not None else valid_pct or .2)
-    if folds=='auto': check_training(out, arch, loss_func, resume, force)
-    check_room(out, learn.model)
-    if not resume: first_then_others(lambda: shutil.rmtree(training_folder(out), ignore_errors=True))
-    stages = sizes or default_sizes(size, learn.knows_cells)
-    if is_first(): print(training_plan(learn, out, stages, whole_network, minutes, epochs, loss_func, lr), flush=True)
-    return fit_and_save(learn, out, resume, force, calibrate, sizes=sizes, epochs=epochs, minutes=minutes, lr=lr,
-                        fine_tune=whole_network, seed=seed)
+    with only_writer(training_folder(out), 'training'):
+        if folds is None: check_training(out, arch, loss_func, resume, force)
+        elif folds!='auto': folds = checked(folds=folds)
+        device = start_processes(find_device(device))
+        set_seed(seed)
+        if sizes: size = max(sizes)
+        if reader is not None: reader = replace(reader, size=size)
+        progress = progress and is_first()
+        def by_folds(n):
+            budget = dict(minutes=minutes) if minutes else dict(epochs=epochs)
+            if fine_tune is not None: budget['fine_tune'] = fine_tune
+            table, pictures = find_label_file(data, csv), find_image_folder(data, images)
+            return train_folds(table, pictures, out, n, labels=labels, group=group, seed=seed,
+                               calibration='auto' if calibrate else None, force=force, progress=progress, reader=reader,
+                               arch=arch, pretrained=pretrained, loss_func=loss_func, size=size, sizes=sizes, bs=bs,
+                               lr=lr, cache=cache, device=device, id_column=id_column, label_column=label_column,
+                               **other_drawing(oversample, most_draws), **budget)
+        if folds not in (None, 'auto'): return by_folds(folds)
+        with parts_unsaid():
+            dls = HPADataLoaders.from_csv(data, csv, images, labels, size=size, bs=bs, valid_pct=valid_pct, fold=fold,
+                                          group=group, seed=seed, reader=reader, cache=cache, device=device,
+                                          progress=progress, id_column=id_column, label_column=label_column,
+                                          oversample=oversample, most_draws=most_draws)
+        bars = TrainingBar() if progress else None
+        learn = auto_learner(dls, arch, pretrained, loss_func=loss_func, cbs=bars)
+        whole_network = worth_fine_tuning(learn) if fine_tune is None else fine_tune
+        if is_first() and (absent := absent_classes(learn)): print(absent, flush=True)
+        chosen, why = choose_folds(learn, whole_network, folds=='auto')
+        if why and is_first(): print(why, flush=True)
+        if chosen: return by_folds(chosen)
+        if whole_network or dls.train.held_out: warn_of_parts(dls, None if fold is not None else valid_pct or .2)
+        if folds=='auto': check_training(out, arch, loss_func, resume, force)
+        check_room(out, learn.model)
+        if not resume: first_then_others(lambda: shutil.rmtree(training_folder(out), ignore_errors=True))
+        stages = sizes or default_sizes(size, learn.knows_cells)
+        plan = training_plan(learn, out, stages, whole_network, minutes, epochs, loss_func, lr)
+        if is_first(): print(plan, flush=True)
+        return fit_and_save(learn, out, resume, force, calibrate, sizes=sizes, epochs=epochs, minutes=minutes, lr=lr,
+                            fine_tune=whole_network, seed=seed)
