@@ -6,9 +6,10 @@
 __all__ = ['MAX_SAMPLE', 'PUBLISHED_VECTORS', 'load_bundle', 'read_sample', 'test_bundle']
 
 # %% ../../nbs/deploy/15_loading.ipynb #768c418d
-import json, zipfile
+import json, math, zipfile
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from glob import escape
 from pathlib import Path
 import numpy as np, torch
@@ -107,15 +108,18 @@ def _check_published(folder, config):
                           f'{again}')
 
 # %% ../../nbs/deploy/15_loading.ipynb #ae52917f
-def _check_shapes(model, file):
+def _check_tensors(model, file):
     "Refuse a file that does not hold the weights of this network, and name the first difference."
     try:
-        with safe_open(file, 'pt') as f: shapes = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+        with safe_open(file, 'pt') as f: parts = {k: f.get_slice(k) for k in f.keys()}
     except SafetensorError as e:
         reason = str(e).splitlines()[0][:100]
         raise BundleError(f'{file}: not a safetensors file ({reason}); copy the bundle again') from None
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    found = {k: v for k, v in shapes.items() if not k.startswith(FIGURES_PREFIX)}
+    def described(shape, is_float): return f'{tuple(shape)} {"floating-point" if is_float else "whole"} numbers'
+    expected = {k: described(v.shape, v.is_floating_point()) for k, v in model.state_dict().items()}
+    parts = {k: part for k, part in parts.items() if not k.startswith(FIGURES_PREFIX)}
+    floats = 'F16', 'BF16', 'F32', 'F64'
+    found = {k: described(part.get_shape(), part.get_dtype() in floats) for k, part in parts.items()}
     for name in sorted({*expected, *found}):
         if expected.get(name) == found.get(name): continue
         there, wanted = found.get(name, 'missing'), expected.get(name, 'nothing of that name')
@@ -139,12 +143,15 @@ def _load_network(folder, config):
         raise BundleError(f'{file}: the checksum is not that of config.json, so the file is truncated or altered; '
                           'copy the bundle again')
     outline = _create_network(config['model'], folder, 'meta')
-    if outline: _check_shapes(outline, file)
+    if outline: _check_tensors(outline, file)
     model = _create_network(config['model'], folder, 'cpu').eval()
-    if not outline: _check_shapes(model, file)
+    if not outline: _check_tensors(model, file)
     weights, figures = {}, {}
     for name, values in load_file(file).items():
         if name.startswith(FIGURES_PREFIX): figures[name.removeprefix(FIGURES_PREFIX)] = values.float().numpy()
+        elif values.is_floating_point() and not torch.isfinite(values).all():
+            raise BundleError(f'{file}: {name[:100]} holds values that are not finite, so the training went wrong; '
+                              'train again with a lower learning rate')
         else: weights[name] = values
     model.load_state_dict(weights)
     return model, figures
@@ -179,6 +186,14 @@ def load_bundle(
 MAX_SAMPLE = 2**28  # bytes of all arrays of a sample
 PUBLISHED_VECTORS = ('published_input', 'published_probs')  # arrays of a sample: what others published with the weights
 
+def _claimed_bytes(archive, name):
+    "Read the size of an array in an archive from its header."
+    with archive.open(name) as f:
+        version = np.lib.format.read_magic(f)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(f)
+    return math.prod(shape)*dtype.itemsize
+
 def read_sample(
     folder: Path,  # of a bundle
     n_classes: int,  # that it knows
@@ -187,7 +202,7 @@ def read_sample(
     file = _file(folder, 'sample.npz')
     try:
         with zipfile.ZipFile(file) as z:
-            claimed = sum(i.file_size for i in z.infolist())
+            claimed = max(sum(i.file_size for i in z.infolist()), sum(map(partial(_claimed_bytes, z), z.namelist())))
         if claimed > MAX_SAMPLE: raise ValueError('it claims to be larger than any sample')
         with np.load(file, allow_pickle=False) as arrays:
             images, probs, *vectors = (arrays[k] for k in ('images', 'probs', *PUBLISHED_VECTORS) if k in arrays)
@@ -196,8 +211,8 @@ def read_sample(
         reason = ' '.join(str(e).split())[:100]
         raise BundleError(f'{file}: not a sample of pictures and probabilities ({reason}); '
                           'copy the bundle again, or save the model again') from None
-    are_pictures = images.dtype in (np.uint8, np.float16) and images.ndim == 4 and images.shape[1] == 4
-    if not are_pictures or probs.shape != (len(images), n_classes):
+    are_pictures = images.dtype in (np.uint8, np.float16) and images.ndim == 4 and images.shape[1] == 4 and images.size
+    if not are_pictures or probs.shape != (len(images), n_classes) or probs.dtype.kind != 'f':
         raise BundleError(f"{file}: {images.dtype} pictures of {images.shape} and probabilities of {probs.shape} "
                           "don't belong together")
     fits = (len(vectors) == 2 and vectors[0].ndim == 4 and vectors[0].shape[1] == 4 and len(vectors[0]) > 0

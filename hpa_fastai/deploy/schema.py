@@ -348,4 +348,4 @@ def check_config(
     try: return BundleConfig.model_validate(config, context=dict(n_classes=n_classes)).model_dump(by_alias=True)
     except ValidationError as e:
         place, message = _describe_fault(e.errors(include_url=False)[0], root, config)
-        raise ConfigError(message[:400].replace('\n', ' '), place=place) from None
+        raise ConfigError(message[:400].replace('\n', r'\n'), place=place) from None

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -296,6 +297,11 @@ class Evil:
         (lambda p: figures(p, lambda t: t.update({'training.picture.mean': torch.zeros(3)})), 'wrong shape'),
         (lambda p: figures(p, lambda t: t['training.picture.basis'].fill_(float('nan'))), 'not finite'),
         (lambda p: figures(p, lambda t: t.update(more=torch.zeros(3))), 'not the weights'),
+        (lambda p: figures(p, lambda t: t['1.4.weight'].fill_(float('nan'))), '1.4.weight holds values that are not'),
+        (lambda p: figures(p, lambda t: t['1.4.bias'].fill_(float('inf'))), '1.4.bias holds values that are not fin'),
+        (lambda p: figures(p, lambda t: t.update({'1.4.bias': t['1.4.bias'].long()})), 'whole numbers, expected'),
+        (lambda p: figures(p, lambda t: t.update({'1.4.bias': t['1.4.bias'] > 0})), 'whole numbers, expected'),
+        (lambda p: figures(p, lambda t: t.update({'1.4.bias': t['1.4.bias']*1j})), 'whole numbers, expected'),
         (lambda p: (p / 'config.json').write_text('{"a": 1, "a": 2}'), 'occurs twice'),
         (lambda p: (p / 'config.json').write_text('{"format_version": ' + '1' * 5000 + '}'), 'JSON'),
         (lambda p: (p / 'config.json').write_bytes(b' ' * (2**24 + 1)), 'MB'),
@@ -359,6 +365,15 @@ def test_a_claim_costs_no_memory(copy):
 def sample_of(path, **arrays): np.savez_compressed(path/'sample.npz', **arrays)
 
 
+def claims(path, shape):
+    "A sample whose header is not true"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, dict(descr='|u1', fortran_order=False, shape=shape))
+    with zipfile.ZipFile(path/'sample.npz', 'w') as z:
+        z.writestr('images.npy', header.getvalue() + bytes(100))
+        z.writestr('probs.npy', b'')
+
+
 @pytest.mark.parametrize('spoil', [
     lambda p: (p/'sample.npz').unlink(),
     lambda p: (p/'sample.npz').write_bytes(b'PK nothing'),
@@ -367,6 +382,11 @@ def sample_of(path, **arrays): np.savez_compressed(path/'sample.npz', **arrays)
     lambda p: sample_of(p, images=np.zeros((1, 4, 48, 48), np.uint8), probs=np.zeros((1, 3))),
     lambda p: sample_of(p, images=np.zeros((30, 4, 48, 48), np.uint8), probs=np.zeros((30, 28))),
     lambda p: link(p/'sample.npz'),
+    lambda p: sample_of(p, images=np.zeros((0, 4, 48, 48), np.uint8), probs=np.zeros((0, 28))),
+    lambda p: sample_of(p, images=np.zeros((1, 4, 0, 48), np.uint8), probs=np.zeros((1, 28))),
+    lambda p: sample_of(p, images=np.zeros((1, 4, 48, 48), np.uint8), probs=np.full((1, 28), 'a')),
+    lambda p: sample_of(p, images=np.array('a'), probs=np.array('b')),
+    lambda p: claims(p, (10**10,)),
 ])
 def test_a_sample_that_is_none_is_one_line(copy, spoil, monkeypatch):
     monkeypatch.setattr(loading, 'MAX_SAMPLE', 200_000)
