@@ -94,9 +94,11 @@ def read_ahead(
 # %% ../../nbs/batches/80_streaming.ipynb #60117d7d
 def usual_batch(
     size: int,  # side of the network's input, in pixels
+    read: int|None = None,  # side of the pictures as they are read; None: that of their files
 ) -> int:  # 32 up to 512 pixels, 8 at 1024
     "Choose how many pictures are predicted at a time by default."
-    return max(1, min(32, 32*512**2//size**2))
+    as_read = 2**29//(4*(read or size)**2)  # half a gigabyte of pictures
+    return max(1, min(32, 32*512**2//size**2, as_read))
 
 # %% ../../nbs/batches/80_streaming.ipynb #6e9db6cf
 def group_batches(

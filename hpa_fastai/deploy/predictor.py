@@ -122,7 +122,7 @@ class Predictor:
         self.thresholds, self.prevalence = choose_thresholds(thresholds, self.bundles)
         self.readers = list(dict.fromkeys(b.settings.reader for b in self.bundles))
         self.normalize, self.sources = normalize, {}  # what was measured, by the settings of reading
-        self.bs = bs or min(usual_batch(b.settings.size) for b in self.bundles)
+        self.bs = bs or min(usual_batch(b.settings.size, b.settings.reader.size) for b in self.bundles)
         self.tta, self.at_least_one = tta, at_least_one
         self.n_threads = torch.get_num_threads()
         self.bits, self.said = (reading or {}).get('bits'), ''  # bits of the files, if given; the last depth printed

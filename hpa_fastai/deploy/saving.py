@@ -248,14 +248,15 @@ def write_bundle(
 # %% ../../nbs/deploy/20_saving.ipynb #bd906e8c
 def _run_on_pictures(bundle, dl, n=600):
     "Measure some pictures of a loader; return measurements, probabilities and rows."
-    items, bs, cache = dl.dataset.items, usual_batch(bundle.settings.size), getattr(dl, 'cache', None)
+    items, cache, settings = dl.dataset.items, getattr(dl, 'cache', None), bundle.settings
+    bs = usual_batch(settings.size, settings.reader.size)
     rows = np.sort(np.random.default_rng(0).permutation(len(items))[:n])
     measures, probs = [], []
     for part in np.split(rows, range(bs, len(rows), bs)):
         if cache is not None: x = cache.batch(dl.places[part])
-        else: x = bundle.pixels([bundle.settings.reader(r) for r in items.iloc[part].to_dict('records')])
+        else: x = bundle.pixels([settings.reader(r) for r in items.iloc[part].to_dict('records')])
         x = x.as_subclass(torch.Tensor)
-        of_part, embeddings = bundle.run(bundle.inputs(x, dl.figures[part] if bundle.settings.source else None))
+        of_part, embeddings = bundle.run(bundle.inputs(x, dl.figures[part] if settings.source else None))
         measures.append(PictureMeasures.of(x, embeddings))
         probs.append(of_part)
     return PictureMeasures.join(measures), np.concatenate(probs), items.iloc[rows]
