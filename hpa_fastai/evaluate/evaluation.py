@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECIDED', 'EXPECTED', 'FEW_IMAGES', 'FEW_GROUPS', 'confusion_table', 'top_confusions', 'class_intervals',
-           'Evaluation', 'evaluate', 'of_classes', 'of_groups', 'Comparison', 'compare_models']
+           'Evaluation', 'count_groups', 'evaluate', 'of_classes', 'in_groups', 'of_groups', 'score_notes',
+           'Comparison', 'compare_models']
 
 # %% ../../nbs/evaluate/70_evaluation.ipynb #f35756fb
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from dataclasses import dataclass
 from fastcore.basics import patch
+from scipy.special import stdtrit
 from .metrics import *
 from .calibration import calibration_scores, reliability, wilson_interval
 from .thresholds import decide
@@ -44,11 +46,17 @@ def top_confusions(confusion: pd.DataFrame,  # from `confusion_table`
     return found[found['share'] > 0]
 
 # %% ../../nbs/evaluate/70_evaluation.ipynb #9a4bae7d
-def _interval(values):
-    "Return the ends of the middle 95 % of the values that are not NaN."
-    values = values[~np.isnan(values)]
-    low, high = np.quantile(values, [.025, .975]) if len(values) else (np.nan, np.nan)
-    return float(low), float(high)
+def _deviations(groups, n):
+    "Return the standard errors of half a 95 % interval, and by how much the interval of draws of groups is too narrow."
+    factor, freedom = few_groups(groups, n)
+    deviations = stdtrit(freedom, .975) if freedom else np.nan
+    return deviations, deviations/1.96*np.sqrt(factor)
+
+def _interval(draws, middle, stretch):
+    "Return the ends of the middle 95 % of the draws of each class that are not NaN, stretched from the middle."
+    known = np.where(np.isnan(draws).all(0), 0, draws)
+    ends = np.where(np.isnan(draws).all(0), np.nan, np.nanquantile(known, [.025, .975], axis=0))
+    return middle + stretch*(ends - middle)
 
 # %% ../../nbs/evaluate/70_evaluation.ipynb #77b65d7b
 def class_intervals(preds,         # bool, images × classes
@@ -58,11 +66,14 @@ def class_intervals(preds,         # bool, images × classes
                    ) -> tuple:     # low and high ends, one a class
     "Compute the 95 % interval of each class's F1: the wider of bootstrap and Wilson."
     tp, fp, fn = confusion_counts(preds, targets)
-    share = wilson_interval(tp/np.maximum(tp + fp + fn, 1), np.maximum(independent_images(preds, targets, groups), 1))
+    there, (deviations, stretch) = tp + fn > 0, _deviations(groups, len(targets))
+    n = np.maximum(independent_images(preds, targets, groups), 1)
+    share = wilson_interval(tp/np.maximum(tp + fp + fn, 1), n, deviations)
     wilson_low, wilson_high = 2*share/(1 + share)
-    low, high = np.transpose([_interval(f1) for f1 in draws.T])
-    there = tp + fn > 0
-    return np.where(there, np.fmin(low, wilson_low), np.nan), np.where(there, np.fmax(high, wilson_high), np.nan)
+    low, high = _interval(draws, f1_scores(preds, targets), stretch)
+    known = there & ~np.isnan(deviations)
+    return (np.where(known, np.fmin(low, wilson_low).clip(0), np.nan),
+            np.where(known, np.fmax(high, wilson_high).clip(max=1), np.nan))
 
 # %% ../../nbs/evaluate/70_evaluation.ipynb #153c73ec
 DECIDED = {
@@ -79,7 +90,7 @@ EXPECTED = 'unseen', 'epoch'  # where the score is one to expect on new images
 class Evaluation:
     "The scores of a model on labelled images, with intervals."
     scores: dict              # macro_f1, micro_f1, sample_f1, mean_ap, and `calibration_scores`
-    interval: tuple           # 95 % interval of macro F1 over the classes present
+    interval: tuple           # 95 % interval of macro F1 over the classes present; NaN if all images are of one group
     table: pd.DataFrame       # by class: precision, recall, f1, low, high, average_precision, support, predicted
     confusion: pd.DataFrame   # true classes × classes given instead
     hardest: pd.DataFrame     # the images that surprise the model most, of `top_losses`
@@ -101,10 +112,17 @@ class Evaluation:
 
     @property
     def expected(self) -> bool:
-        "Tell whether the score is one to expect, because each image was decided by a fit that left it out."
-        return self.decided in EXPECTED
+        "Tell whether the score is one to expect: a fit that left the image out decided, and there are several groups."
+        return self.decided in EXPECTED and self.n_groups != 1
 
 # %% ../../nbs/evaluate/70_evaluation.ipynb #c8b6ada1
+def count_groups(groups,  # group of each image; False: they share nothing; None: not known
+                 n: int,  # images
+                ) -> int | None:
+    "Count the groups of images."
+    if groups is None: return None
+    return n if groups is False else int(group_numbers(groups, n).max()) + 1
+
 def evaluate(probs,               # probabilities, images × classes, of images that nothing was fitted on
              targets,             # labels of the same images, 0/1
              preds=0.5,           # decisions (bool, images × classes), or `Thresholds`, one number, or one a class
@@ -118,7 +136,7 @@ def evaluate(probs,               # probabilities, images × classes, of images 
     "Score a model's probabilities and decisions on labelled images, with intervals and the images behind the scores."
     p, t = check_probs(probs, targets), check_labels(targets)
     d = decide(p, preds, labels)
-    n_groups = None if groups is None else len(t) if groups is False else int(group_numbers(groups, len(t)).max()) + 1
+    n_groups = count_groups(groups, len(t))
     if groups is False: groups = None
     draws = bootstrap_f1(d, t, groups, n_draws, seed)
     table = class_table(d, t, labels, p)
@@ -130,7 +148,7 @@ def evaluate(probs,               # probabilities, images × classes, of images 
         mean_ap=float(table.average_precision.mean()), **calibration_scores(p, t, groups))
     return Evaluation(
         scores, f1_interval(d, t, groups, draws=draws), table, confusion_table(d, t, labels),
-        top_losses(p, t, d, labels, ids, n=24), len(p), n_groups, reliability(p, t),
+        top_losses(p, t, d, labels, ids, n=24), len(p), n_groups, reliability(p, t, groups=groups),
         find_failures(p, t, d, labels, ids, n=4), decided)
 
 # %% ../../nbs/evaluate/70_evaluation.ipynb #dc8946ec
@@ -146,6 +164,13 @@ def of_classes(support,    # images of each class
     which = f'all {n_all} classes' if n == n_all else f'the {n} of {n_all} classes present'
     return f'mean of {which} (support at least {int(present.min()):,})'
 
+def in_groups(n_images: int,         # evaluated
+              n_groups: int | None,  # that they come from; None: not known
+             ) -> str:               # '': each image stands alone
+    "Say in how many groups the images are."
+    if not n_groups or n_groups >= n_images: return ''
+    return f' in {n_groups:,} groups' if n_groups > 1 else ' in one group'
+
 def of_groups(n_images: int,         # evaluated
               n_groups: int | None,  # that they come from; None: not known
              ) -> str:               # '': nothing to say
@@ -153,24 +178,36 @@ def of_groups(n_images: int,         # evaluated
     if n_groups is None:
         return ('each image counts as independent; if several share an antibody, well or plate, name it with group=… '
                 '(--group)')
+    if n_groups == 1 < n_images: return 'all images are of one group: the score is of this group, no interval is known'
     few = n_groups < min(FEW_GROUPS, n_images)
-    return f'{n_groups} groups are few: the uncertainty is larger than this interval' if few else ''
+    return f'{n_groups} groups are few: they tell only roughly how sure this is' if few else ''
+
+def score_notes(decided: str,             # a key of `DECIDED`
+                n_images: int | None,     # evaluated; None: not known
+                n_groups: int | None,     # that they come from; None: not known
+               ) -> list:                 # of sentences without a full stop
+    "Say how far a score can be trusted."
+    groups = '' if n_images is None else of_groups(n_images, n_groups)
+    of_this_group_alone = n_groups == 1 and decided in EXPECTED
+    return [note for note in (groups, '' if of_this_group_alone else DECIDED[decided]) if note]
 
 @patch
 def __str__(self: Evaluation) -> str:
     scores = self.scores
-    groups = f' in {self.n_groups:,} groups' if self.n_groups and self.n_groups < self.n_images else ''
+    number = lambda x, width, digits=3: f"{'–' if np.isnan(x) else format(x, f'.{digits}f'):>{width}}"
+    low, high = self.interval
+    said = '' if np.isnan(low) else f'  (95 % interval {low:.3f} to {high:.3f})'
     headline = [
-        f"{'expected macro F1' if self.expected else 'macro F1'} {scores['macro_f1']:.3f}  "
-        f"(95 % interval {self.interval[0]:.3f} to {self.interval[1]:.3f})  on {self.n_images:,} images{groups}",
+        f"{'expected macro F1' if self.expected else 'macro F1'} {scores['macro_f1']:.3f}{said}  on {self.n_images:,} "
+        f"images{in_groups(self.n_images, self.n_groups)}",
         of_classes(self.table.support),
         f"micro F1 {scores['micro_f1']:.3f}   sample F1 {scores['sample_f1']:.3f}   mean AP {scores['mean_ap']:.3f}",
-        'calibration error {calibration_error:.4f} (a perfect model: {perfect_calibration_error:.4f}), by class '
-        '{calibration_error_by_class:.4f} ({perfect_calibration_error_by_class:.4f})'.format(**scores),
-        *textwrap.wrap(of_groups(self.n_images, self.n_groups), 100), *textwrap.wrap(DECIDED[self.decided], 100)]
+        f"calibration error {scores['calibration_error']:.4f} (a perfect model: "
+        f"{number(scores['perfect_calibration_error'], 0, 4)}), by class {scores['calibration_error_by_class']:.4f} "
+        f"({number(scores['perfect_calibration_error_by_class'], 0, 4)})",
+        *(line for note in score_notes(self.decided, self.n_images, self.n_groups) for line in textwrap.wrap(note, 100))]
     wide = max(5, *map(len, self.table.index))
     few = '*' if self.table.support.between(1, FEW_IMAGES).any() else ''
-    number = lambda x, width: f"{'–' if np.isnan(x) else format(x, '.3f'):>{width}}"
     classes = [f"{'class':<{wide}}     F1  95 % interval  precision  recall     AP  support  given{few and ' '}"]
     table = self.table[(self.table.support > 0) | (self.table.predicted > 0)]
     for name, r in table.iterrows():
@@ -210,10 +247,11 @@ def to_dict(self: Evaluation) -> dict:
     "Return scores, reliability, confusions, hardest images and mistakes for JSON; for the table use `class_records`."
     one_line = lambda id: re.sub(r'[\x00-\x1f]', ' ', str(id))[:200]
     records = lambda table: [] if table is None else table.to_dict('records')
+    table = None if self.reliability is None else self.reliability.round(5)
     return dict(
         n_images=self.n_images, n_groups=self.n_groups, decided=self.decided,
         scores={k: _plain(float(v)) for k, v in self.scores.items()}, interval=[_plain(v) for v in self.interval],
-        reliability=[] if self.reliability is None else records(self.reliability.round(5)),
+        reliability=[{k: _plain(v) for k, v in row.items()} for row in records(table)],
         confusion=[[_plain(v) for v in row] for row in self.confusion.round(4).to_numpy()],
         hardest=[dict(Id=one_line(r['Id']), loss=round(float(r['loss']), 4), missed=r['missed'],
                       wrongly_given=r['wrongly_given']) for r in records(self.hardest)],
@@ -225,19 +263,24 @@ def to_dict(self: Evaluation) -> dict:
 class Comparison:
     "Compare two models on the same images."
     difference: float       # macro F1 of the second minus the first
-    interval: tuple         # 95 % interval of the difference, by a paired bootstrap
+    interval: tuple         # 95 % interval of the difference, by a paired bootstrap; NaN for one image or one group
     p_better: float         # share of draws in which the second is ahead
     table: pd.DataFrame     # F1 of both by class, their difference and its interval
     names: tuple            # of the models
     scores: tuple           # macro F1 of each
+    n_images: int = 0             # compared
+    n_groups: int | None = None   # that they come from; None: it is not known whether images share anything
 
     def __repr__(self):
         a, b = self.names
         low, high = self.interval
         better = b if low > 0 else a if high < 0 else None
         verdict = f'{better} is better' if better else 'these images cannot tell which is better'
-        return (f'macro F1: {a} {self.scores[0]:.3f}, {b} {self.scores[1]:.3f}; difference {self.difference:+.3f} '
-                f'(95 % interval {low:+.3f} to {high:+.3f}; {b} ahead in {self.p_better:.0%} of draws): {verdict}')
+        known = '' if np.isnan(low) else (f' (95 % interval {low:+.3f} to {high:+.3f}; {b} ahead in '
+                                          f'{self.p_better:.0%} of draws)')
+        groups = of_groups(self.n_images, self.n_groups)
+        return (f'macro F1: {a} {self.scores[0]:.3f}, {b} {self.scores[1]:.3f}; difference {self.difference:+.3f}'
+                f'{known}: {verdict}{groups and "; "}{groups}')
 
 # %% ../../nbs/evaluate/70_evaluation.ipynb #860c8f6e
 def compare_models(probs_a,             # probabilities of the first model, images × classes
@@ -246,7 +289,7 @@ def compare_models(probs_a,             # probabilities of the first model, imag
                    preds_a=0.5,         # decisions of the first, or what makes them, as in `evaluate`
                    preds_b=0.5,         # of the second
                    labels=None,         # `LabelSet` or list of names
-                   groups=None,         # group of each image: groups are drawn whole
+                   groups=None,         # group of each image, drawn whole; False: they share nothing
                    names=('A', 'B'),    # what to call the models
                    n_draws: int = 1000, # of the bootstrap
                    seed: int = 0,       # of the bootstrap
@@ -255,7 +298,10 @@ def compare_models(probs_a,             # probabilities of the first model, imag
     t = check_labels(targets)
     a = decide(check_probs(probs_a, t), preds_a, labels)
     b = decide(check_probs(probs_b, t), preds_b, labels)
-    f1_a, f1_b = f1_scores(a, t), f1_scores(b, t)
+    f1_a, f1_b, n_groups = f1_scores(a, t), f1_scores(b, t), count_groups(groups, len(t))
+    if groups is False: groups = None
+    factor, (deviations, stretch) = few_groups(groups, len(t))[0], _deviations(groups, len(t))
+    if len(t) == 1 or np.isnan(deviations): deviations = stretch = factor = np.nan
     draws = bootstrap_f1(b, t, groups, n_draws, seed) - bootstrap_f1(a, t, groups, n_draws, seed)
     of_difference, present = f1_b - f1_a, t.any(0)
     either = a | b | t
@@ -263,18 +309,18 @@ def compare_models(probs_a,             # probabilities of the first model, imag
     differ = (a != b).sum(0)
     differing = (differ/np.maximum(either.sum(0), 1)*n + 2*differ.sum()/max(either.sum(), 1))/(n + 2)
     few_images = differing/(2*(n + 2))
-    low, high = np.transpose([_interval(difference) for difference in draws.T])
-    low = np.fmin(low, (of_difference - 1.96*np.sqrt(few_images)).clip(-1))
-    high = np.fmax(high, (of_difference + 1.96*np.sqrt(few_images)).clip(max=1))
+    low, high = _interval(draws, of_difference, stretch)
+    low = np.fmin(low, of_difference - deviations*np.sqrt(few_images)).clip(-1)
+    high = np.fmax(high, of_difference + deviations*np.sqrt(few_images)).clip(max=1)
     table = pd.DataFrame(
         {names[0]: f1_a, names[1]: f1_b, 'difference': of_difference, 'low': low, 'high': high, 'support': t.sum(0)},
         index=pd.Index(class_names(labels, t.shape[1]), name='class'))
     macro = np.nanmean(draws[~np.isnan(draws).all(1)], 1)
     ahead = float((macro > 0).mean() + (macro == 0).mean()/2)
     scores = macro_f1(a, t), macro_f1(b, t)
-    of_draws = np.where(np.isnan(draws), of_difference, draws)[:, present].var(0)
+    of_draws = factor*np.where(np.isnan(draws), of_difference, draws)[:, present].var(0)
     unseen = (few_images[present] - of_draws).clip(0)
-    half_width = 1.96*np.sqrt(macro.var() + unseen.sum()/present.sum()**2)
+    half_width = deviations*np.sqrt(factor*macro.var() + unseen.sum()/present.sum()**2)
     difference = scores[1] - scores[0]
-    interval = float(difference - half_width), float(difference + half_width)
-    return Comparison(difference, interval, ahead, table, tuple(names), scores)
+    interval = float((difference - half_width).clip(-1)), float((difference + half_width).clip(max=1))
+    return Comparison(difference, interval, ahead, table, tuple(names), scores, len(t), n_groups)

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['MetricError', 'check_labels', 'check_same_shape', 'check_probs', 'class_names', 'simulate_scores', 'confusion_counts',
            'f1_scores', 'macro_f1', 'micro_f1', 'sample_f1', 'average_precision', 'class_table', 'plot_class_table',
-           'group_numbers', 'design_effect', 'bootstrap_f1', 'independent_images', 'few_image_variance', 'f1_interval']
+           'group_numbers', 'few_groups', 'design_effect', 'bootstrap_f1', 'independent_images', 'few_image_variance',
+           'f1_interval']
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #0ec8e3d7
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
-from ..data.labels import HPAError, HPA28
+from scipy.special import expit, stdtrit
+from ..data.labels import HPAError, HPA28, is_blank
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #5075f99b
 class MetricError(HPAError):
@@ -218,10 +219,22 @@ def group_numbers(groups,          # group of each image (antibody, well, plate)
                  ) -> np.ndarray:  # int, one an image, from 0
     "Number the groups of images; an image without a group is one by itself."
     if groups is None: return np.arange(n)
-    numbers = pd.factorize(np.asarray(groups))[0]
+    known = [None if is_blank(group) else group for group in groups]
+    numbers = pd.factorize(np.array([*known, None], object)[:-1])[0]
     if len(numbers) != n: raise MetricError(f'groups names {len(numbers)} images but there are {n}')
     alone = numbers < 0
     return np.where(alone, numbers.max(initial=-1) + alone.cumsum(), numbers)
+
+# %% ../../nbs/evaluate/00_metrics.ipynb #63b69bc5
+def few_groups(groups,    # group of each image (antibody, well, plate); None: each image alone
+               n: int,    # images
+              ) -> tuple: # factor of a variance (infinite for one group), degrees of freedom (0 for one group)
+    "Compute how much a variance that a few groups show must be enlarged, and how well it is known."
+    sizes = np.bincount(group_numbers(groups, n))
+    if len(sizes) == n: return 1., np.inf
+    if len(sizes) == 1: return np.inf, 0.
+    k = n**2/(sizes**2).sum()   # groups of unequal size count less
+    return float(k/(k - 1)*(n - 1)/n), float(k - 1)
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #e02e33a4
 def design_effect(residuals,     # errors of the probabilities, images × classes
@@ -229,10 +242,11 @@ def design_effect(residuals,     # errors of the probabilities, images × classe
                  ) -> float:     # 1: as good as independent; 6: six images are worth one
     "Compute how many images of these groups are worth as much as one independent image."
     if groups is None: return 1.
-    r = np.asarray(residuals, float)
+    r, factor = np.asarray(residuals, float), few_groups(groups, len(residuals))[0]
+    if factor == np.inf: return float(len(r))
     of_groups = pd.DataFrame(r).groupby(group_numbers(groups, len(r))).sum().to_numpy()
     squares = (r**2).sum()
-    return max(1., float((of_groups**2).sum()/squares)) if squares else 1.
+    return float(np.clip(factor*(of_groups**2).sum()/squares, 1, len(r))) if squares else 1.
 
 # %% ../../nbs/evaluate/00_metrics.ipynb #aa41ea9c
 def bootstrap_f1(preds,               # bool, images × classes
@@ -293,20 +307,21 @@ def f1_interval(preds,                # bool, images × classes
                 n_draws: int = 500,   # bootstrap draws
                 seed: int = 0,        # of the draws
                 draws=None,           # of `bootstrap_f1`, if they are there already
-               ) -> tuple:            # low and high end
+               ) -> tuple:            # low and high end; NaN for images of one group
     "Compute an interval of macro F1 over the classes present: bootstrap, and what few images of a class cannot tell."
     if draws is None: draws = bootstrap_f1(preds, targets, groups, n_draws, seed)
     f1 = f1_scores(preds, targets)
     present = ~np.isnan(f1)
-    if not present.any(): return np.nan, np.nan
-    of_draws = np.where(np.isnan(draws), f1, draws)[:, present].var(0)
+    factor, freedom = few_groups(groups, len(targets))
+    if not present.any() or not freedom: return np.nan, np.nan
+    of_draws = factor*np.where(np.isnan(draws), f1, draws)[:, present].var(0)
     unseen = (few_image_variance(preds, targets, groups)[present] - of_draws).clip(0)
     has_class = ~np.isnan(draws).all(1)
-    variance = np.nanmean(draws[has_class], axis=1).var() + unseen.sum()/present.sum()**2
+    variance = factor*np.nanmean(draws[has_class], axis=1).var() + unseen.sum()/present.sum()**2
     score = f1[present].mean()
     inside = score.clip(.01, .99)
-    deviations = stdtrit(max(present.sum() - 1, 4), (1 + level)/2)
+    deviations = stdtrit(min(max(present.sum() - 1, 4), freedom), (1 + level)/2)
     half_width = deviations*np.sqrt(variance)/(inside*(1 - inside))
     odds = np.log(inside/(1 - inside)) + np.array([-half_width, half_width])
-    low, high = 1/(1 + np.exp(-odds))
+    low, high = expit(odds)
     return float(min(low, score)), float(max(high, score))

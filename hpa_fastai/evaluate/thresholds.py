@@ -12,10 +12,10 @@ import pandas as pd
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
 from .metrics import MetricError, check_labels, check_probs, check_same_shape, class_names
-from .metrics import confusion_counts, group_numbers
+from .metrics import confusion_counts, few_groups, group_numbers
 from .calibration import EDGE, N_BINS, BIN_LOGITS, logit, expit, check_shares, score_counts
 from .threshold_methods import counts_above, f1_of_counts, best_constant, optimum_or_constant
-from .threshold_methods import match_prevalence, simple_draws, crossfit_draws, auto_draws
+from .threshold_methods import match_prevalence, draw_counts, simple_draws, crossfit_draws, auto_draws
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #671de1b8
 @dataclass(frozen=True, repr=False, eq=False)
@@ -269,15 +269,16 @@ def f1_curves(probs,               # probabilities, images × classes
               targets,             # bool, images × classes
               n_draws: int = 200,  # bootstrap draws
               seed: int = 0,       # of the draws
+              groups=None,         # group of each image, drawn whole; None: images are drawn as if independent
              ) -> tuple:           # thresholds (bins), F1 (classes × bins), low and high end of nine draws in ten
-    "Compute F1 of each class at every threshold, and its uncertainty."
-    rng = np.random.default_rng(seed)
-    n_all, n_pos = score_counts(check_probs(probs, targets), check_labels(targets))
-    n_neg = n_all - n_pos
+    "Compute F1 of each class at every threshold, and how much it varies between draws: NaN for images of one group."
+    rng, p, t = np.random.default_rng(seed), check_probs(probs, targets), check_labels(targets)
+    n_all, n_pos = score_counts(p, t)
     curve = lambda pos, neg: f1_of_counts(counts_above(pos), counts_above(neg), pos.sum(1, keepdims=True))
-    draws = np.array([curve(rng.poisson(n_pos), rng.poisson(n_neg)) for _ in range(n_draws)], np.float32)
-    low, high = np.quantile(draws, [.05, .95], axis=0)
-    return expit(BIN_LOGITS - EDGE/N_BINS), curve(n_pos, n_neg), low, high
+    draws = np.array([curve(*counts) for counts in draw_counts(rng, p, t, groups, n_draws)], np.float32)
+    ends = np.quantile(draws, [.05, .95], axis=0)
+    if not few_groups(groups, len(p))[1]: ends[:] = np.nan
+    return expit(BIN_LOGITS - EDGE/N_BINS), curve(n_pos, n_all - n_pos), *ends
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #c7267cc9
 def plot_f1_curves(probs,            # probabilities, images × classes
@@ -285,10 +286,11 @@ def plot_f1_curves(probs,            # probabilities, images × classes
                    thresholds=None,  # `Thresholds` to mark
                    labels=None,      # `LabelSet` or names
                    classes=None,     # numbers of the classes to draw; None: up to 12, from common to rare
+                   groups=None,      # group of each image, drawn whole; None: images are drawn as if independent
                   ):                 # the figure
-    "Draw F1 against the threshold, class by class, with its uncertainty."
+    "Draw F1 against the threshold, class by class, with nine draws in ten."
     import matplotlib.pyplot as plt
-    at, f1, low, high = f1_curves(probs, targets)
+    at, f1, low, high = f1_curves(probs, targets, groups=groups)
     names, support = class_names(labels, len(f1)), np.asarray(targets).sum(0)
     if classes is None:
         from_common_to_rare = np.argsort(-support, kind='stable')

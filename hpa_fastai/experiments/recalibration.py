@@ -88,7 +88,8 @@ class Recalibration:
                   'fitted on a part of these, and what is fitted on all is a little better') if high < 0 else ''
         alone = ('' if self.after.n_groups else '\nimages were dealt out one by one: if several are of one '
                  'antibody, well or plate, name what they share with group=… (--group), or this flatters the model')
-        return (f'{self.difference}{advice}{alone}\n'
+        difference = replace(self.difference, n_groups=self.difference.n_images)  # of groups, `after` speaks
+        return (f'{difference}{advice}{alone}\n'
                 f'probabilities {probs}; {self.bundle.thresholds}\n{self.after}')
 
 # %% ../../nbs/experiments/05_recalibration.ipynb #c474f11f
@@ -163,11 +164,11 @@ def calibrate_model(
     decisions = crossfit(answers.probs, targets, parts, groups, method, calibration, labels.negative)
     old_probs = bundle.calibration(answers.probs) if bundle.calibration else answers.probs
     ids, old_decisions = table.Id.to_numpy(), bundle.thresholds.predict(old_probs)
-    judged_by = False if group is False else groups
+    judged_by = False if group is not None and groups is None else groups
     before, after = (evaluate(probs, targets, preds, labels, judged_by, ids) for probs, preds in
                      ((old_probs, old_decisions), (decisions.unseen_probs, decisions.preds)))
     difference = compare_models(old_probs, decisions.unseen_probs, targets, old_decisions, decisions.preds, labels,
-                                groups, names=('as it was', 'calibrated'))
+                                judged_by, names=('as it was', 'calibrated'))
     after = replace(after, decided='unseen')
     thresholds = replace(decisions.thresholds, expected_f1=after.macro_f1)
     decisions = replace(decisions, thresholds=thresholds)

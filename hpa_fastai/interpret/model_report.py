@@ -16,7 +16,7 @@ from ..batches.settings import ImageSettings
 from ..deploy.saving import describe_training
 from ..deploy.bundle import Bundle
 from ..deploy.predictor import Predictor
-from ..evaluate.evaluation import DECIDED, EXPECTED, FEW_IMAGES, of_classes, of_groups
+from ..evaluate.evaluation import EXPECTED, FEW_IMAGES, in_groups, of_classes, score_notes
 from .drawing import *
 from .pages import *
 from .run_report import RunReport, example_maps, explain_thresholds, list_names, pixel_gallery, read_pixels
@@ -36,13 +36,11 @@ class ModelReport:
 @patch
 def score_text(self:ModelReport) -> str:
     "What decided the images that the scores come from"
-    validation, how = self.validation or {}, DECIDED[(self.validation or {}).get('decided', '')]
-    on = f'{validation["n_images"]:,} images' if validation else 'the scored images'
-    n_groups = validation.get('n_groups')
-    if n_groups and n_groups<validation['n_images']: on += f' in {n_groups:,} groups'
+    validation = self.validation or {}
+    n_images, n_groups = validation.get('n_images'), validation.get('n_groups')
+    on = f'{n_images:,} images{in_groups(n_images, n_groups)}' if validation else 'the scored images'
     text = f'On {on}; macro F1 is the {of_classes([record.get("support", 0) for record in self.config["metrics"]])}'
-    notes = [how, of_groups(validation['n_images'], n_groups) if validation else '']
-    return f'{"; ".join([text, *filter(None, notes)])}.'
+    return f'{"; ".join([text, *score_notes(validation.get("decided", ""), n_images, n_groups)])}.'
 
 @patch
 def class_section(self:ModelReport) -> Section:
@@ -56,7 +54,9 @@ def class_section(self:ModelReport) -> Section:
     scores = scores.sort_values('F1', ascending=False, kind='stable')
     scores.insert(0, 'class', scores.pop('class'))
     bars = ('precision', 'recall', 'F1', 'average precision')
-    text = f'{self.score_text()} The interval of F1 is one of 95 %.'
+    text = self.score_text()
+    if any(record.get('low') is not None for record in self.config['metrics']):
+        text += ' The interval of F1 is one of 95 %.'
     few = scores['support'].between(1, FEW_IMAGES)
     if few.any(): text += f' Grey: classes with {FEW_IMAGES} images or fewer, whose own numbers say little.'
     text = f'{text} {explain_thresholds(dict(zip(scores["class"], scores.threshold)))}'
@@ -109,7 +109,7 @@ def plot_reliability_table(
     records: list,  # of `Evaluation.to_dict`: said, was, low, high, decisions
 ) -> plt.Axes:
     "How often a name was right, by the probability it had"
-    rows = pd.DataFrame(records)
+    rows = pd.DataFrame(records).astype(float)
     ax = new_axes(4.2, 3.4)
     ax.plot([0, 1], [0, 1], color=GREY, lw=1, ls='--')
     ax.vlines(rows.said, rows.low, rows.high, color=USUAL, lw=1.2)
@@ -123,7 +123,9 @@ def reliability_section(self:ModelReport) -> Section:
     if self.validation is None:
         return Section('Reliability', 'This model was saved without its evaluation, so there is no reliability, '
                        'confusion or hardest image to show; run learn.evaluate() and save it again.')
-    text = 'On the line, a probability of 0.8 is right in eight of ten decisions. Bars are 95 % intervals.'
+    text, n_groups = 'On the line, a probability of 0.8 is right in eight of ten decisions.', self.validation['n_groups']
+    if n_groups==1: text += ' All images are of one group, so no interval is known.'
+    else: text += f' Bars are 95 % intervals{"" if n_groups else ", as if images were independent"}.'
     error = self.validation['scores'].get('calibration_error')
     if error is not None:
         scores = self.validation['scores']
@@ -259,10 +261,11 @@ def facts(self:ModelReport) -> dict:  # name -> value
     f1, score = validation.get('scores', {}).get('macro_f1'), '–'
     low, high = validation.get('interval') or (None, None)
     if f1 is not None: score = f'{f1:.3f}'
+    is_expected = validation.get('decided') in EXPECTED and validation.get('n_groups')!=1
     if f1 is not None and low is not None and high is not None: score += f' ({low:.2f}–{high:.2f})'
     present = sum(1 for record in self.config['metrics'] or [] if record.get('support'))
     return {
-        'expected macro F1' if validation.get('decided') in EXPECTED else 'macro F1': score,
+        f'{"expected " if is_expected else ""}macro F1': score,
         'classes with images': f'{present} of {len(self.config["labels"]["classes"])}',
         'network': self.config['model']['arch'],
         'picture size': f'{self.config["preprocess"]["size"]} px',

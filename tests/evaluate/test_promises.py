@@ -1,16 +1,19 @@
 "What printed numbers promise, by simulation: few runs, and limits that chance alone does not reach"
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 from hpa_fastai.data.labels import HPA28
 from hpa_fastai.evaluate.calibration import (
     calibrate, calibration_error, crossfit_calibration, expit, fit_isotonic, log_losses, logit,
-    perfect_calibration_error)
-from hpa_fastai.evaluate.evaluation import compare_models, evaluate
+    perfect_calibration_error, reliability)
+from hpa_fastai.evaluate.evaluation import class_intervals, compare_models, evaluate
 from hpa_fastai.evaluate.metrics import (
     MetricError, average_precision, bootstrap_f1, confusion_counts, f1_interval, group_numbers, independent_images,
     macro_f1, simulate_scores)
 from hpa_fastai.evaluate.threshold_methods import f1_optimum
-from hpa_fastai.evaluate.thresholds import fit_thresholds
+from hpa_fastai.evaluate.thresholds import f1_curves, fit_thresholds
 
 
 @pytest.fixture(scope='module')
@@ -37,6 +40,42 @@ def test_interval_of_macro_f1_holds_the_truth_of_the_classes_present(everything,
     assert np.mean(held) >= .86
 
 
+@pytest.mark.parametrize('n_groups', [2, 5])
+def test_intervals_hold_with_few_groups(everything, n_groups):
+    true, held, of_classes = true_f1(everything), [], []
+    for run in range(40):
+        group = np.arange(120)*n_groups//120
+        p, t = simulate_scores(120, sample=run + 1, group_size=120//n_groups)
+        if not t.any(): continue
+        draws = bootstrap_f1(p > .3, t, group, 100)
+        low, high = f1_interval(p > .3, t, group, draws=draws)
+        held.append(low <= true[t.any(0)].mean() <= high)
+        low, high = class_intervals(p > .3, t, draws, group)
+        of_classes += ((low <= true) & (true <= high))[t.any(0)].tolist()
+    assert np.mean(held) >= .86 and np.mean(of_classes) > .8
+
+
+def test_images_of_one_group_have_no_interval():
+    p, t = simulate_scores(120)
+    one = evaluate(p, t, .3, HPA28, groups=['plate 1']*120, decided='unseen')
+    assert np.isnan(one.interval).all() and one.table[['low', 'high']].isna().all(axis=None) and not one.expected
+    assert 'new images' not in str(one)
+    assert one.reliability[['low', 'high']].isna().all(axis=None)
+    text = str(one)
+    assert text.startswith('macro F1 ') and 'on 120 images in one group' in text and 'nan' not in text
+    assert 'all images are of one group' in text and '(95 % interval' not in text
+    json.dumps([one.to_dict(), one.class_records()], allow_nan=False)
+    assert np.isnan(f1_curves(p, t, 3, groups=[0]*120)[2:]).all()
+
+
+def test_reliability_knows_groups():
+    p, t = (np.repeat(x, 4, axis=0) for x in simulate_scores(300))
+    copies, thirds = np.arange(1200)//4, np.arange(1200)//400
+    alone, grouped, few = (reliability(p, t, groups=groups) for groups in (None, copies, thirds))
+    width = [(r.high - r.low).to_numpy() for r in (alone, grouped, few)]
+    assert (width[1] > 1.6*width[0])[1:].all() and (width[2] > width[1])[1:].all()
+
+
 def test_one_image_of_each_class_is_no_certainty():
     one = np.eye(28, dtype=bool)
     low, high = f1_interval(one, one)
@@ -50,6 +89,13 @@ def test_interval_of_a_class_knows_groups():
     there = (alone.table.support > 30).to_numpy()
     widths = [(ev.table.high - ev.table.low)[there] for ev in (alone, grouped)]
     assert np.median(widths[1]/widths[0]) > 1.2
+
+
+@pytest.mark.parametrize('empty', [None, float('nan'), '', ' ', pd.NA, pd.NaT])
+def test_an_empty_cell_is_a_group_of_its_own(empty):
+    assert group_numbers(['a', empty, 'b', empty], 4).tolist() == [0, 2, 1, 3]
+    assert group_numbers(pd.Series(['a', empty, 'a', empty], index=list('wxyz')), 4).tolist() == [0, 1, 0, 2]
+    assert group_numbers(np.array([7, np.nan, 7, np.nan]), 4).tolist() == [0, 1, 0, 2]
 
 
 def test_unknown_groups_stand_alone():
@@ -84,6 +130,37 @@ def test_comparison_of_models_that_differ_in_nothing_or_little():
     assert low < comparison.difference < 0 < high
     few = comparison.table.support.between(1, 2)
     assert (comparison.table.low[few] < 0).all() and (comparison.table.high[few] > 0).all()
+
+
+def test_comparison_of_one_image_or_one_group_has_no_interval():
+    p, t = simulate_scores(120)
+    for rows, groups in ((slice(0, 120), ['slide']*120), (t.any(1).argmax() + np.arange(1), None)):
+        one = compare_models(p[rows], p[rows]*.2, t[rows], groups=groups)
+        assert np.isnan(one.interval).all() and one.table[['low', 'high']].isna().all(axis=None)
+        assert 'cannot tell' in repr(one) and 'nan' not in repr(one)
+
+
+def test_comparison_stays_between_minus_one_and_one_and_speaks_of_groups():
+    t = np.eye(2, dtype=bool)[[0, 1]*6]
+    groups = np.arange(12)//4
+    found = compare_models(1. - t, t*1., t, groups=groups)
+    assert found.difference == 1 == found.interval[1] and -1 <= found.interval[0]
+    assert '3 groups are few' in repr(found)
+    assert 'group=' in repr(compare_models(1. - t, t*1., t))
+    assert ';' not in repr(compare_models(1. - t, t*1., t, groups=False)).split('draws)')[1]
+
+
+def test_fewer_than_five_groups_choose_no_calibration():
+    for n_groups in (1, 2, 4):
+        for run in range(8):
+            p, t = simulate_scores(n_groups*60, noise=0, group_size=60, sample=run + 1)
+            assert calibrate(p, t, groups=np.arange(n_groups*60)//60).method == 'none'
+
+
+def test_two_images_choose_no_calibration():
+    for run in range(10):
+        p, t = simulate_scores(2, sample=run + 1)
+        assert calibrate(p, t).method == 'none'
 
 
 def test_a_calibrated_model_is_left_alone_whatever_its_groups():

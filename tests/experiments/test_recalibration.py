@@ -22,6 +22,7 @@ from hpa_fastai.evaluate.calibration import Calibration
 from hpa_fastai.evaluate.metrics import macro_f1
 from hpa_fastai.evaluate.thresholds import plain_thresholds
 from hpa_fastai.experiments.recalibration import calibrate_model, deal_parts
+from hpa_fastai.interpret.model_report import ModelReport
 from hpa_fastai.models.registry import PUBLISHED, PublishedFile
 from hpa_fastai.simulate.atlas import simulate_atlas
 
@@ -189,8 +190,26 @@ def test_models_and_tables_that_do_not_fit(known, mine, tmp_path):
     with pytest.raises(HPAError, match='9 labelled images are too few'), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         calibrate_model(known, mine, tmp_path/'new', tmp_path/'nine.csv', progress=False)
+
+
+def test_a_score_of_one_group_has_no_interval_and_promises_nothing_for_others(known, mine, tmp_path):
     with pytest.warns(UserWarning, match='all 100 images are of one group'):
-        calibrate_model(known, mine, tmp_path/'new', group=lambda id_: 'plate7', progress=False)
+        found = calibrate_model(known, mine, tmp_path/'new', group=lambda id_: 'plate7', progress=False)
+    now = load_bundle(tmp_path/'new')
+    card, model = (tmp_path/'new'/'README.md').read_text(), ModelReport(now, 'new')
+    for text in repr(found), card, model.page():
+        assert 'all images are of one group' in text and '(95 % interval' not in text
+        assert 'expected macro F1' not in text.lower()
+    assert 'no interval is known' in model.reliability_section().text
+    assert now.config['validation']['interval'] == [None, None] == [now.config['metrics'][0][k] for k in ('low', 'high')]
+
+
+def test_a_named_column_with_one_image_a_well_is_taken_at_its_word(known, mine, tmp_path):
+    table = pd.read_csv(mine/'train.csv').assign(Site=range(100))
+    table.to_csv(tmp_path/'sites.csv', index=False)
+    found = calibrate_model(known, mine, tmp_path/'new', csv=tmp_path/'sites.csv', group='Site', progress=False)
+    assert found.after.n_groups == found.difference.n_groups == 100
+    assert 'one by one' not in repr(found) and 'group=' not in repr(found)
 
 
 def test_a_negative_class_stands_alone_in_the_new_model(known, mine, tmp_path):
