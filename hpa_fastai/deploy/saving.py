@@ -19,7 +19,7 @@ from ..basics.processes import is_first, n_processes
 from ..batches.settings import ImageSettings
 from ..batches.splits import antibody_of, group_codes
 from ..batches.streaming import usual_batch
-from ..evaluate.evaluation import DECIDED, EXPECTED, FEW_IMAGES, of_classes, of_groups
+from ..evaluate.evaluation import EXPECTED, FEW_IMAGES, in_groups, of_classes, score_notes
 from ..evaluate.flags import Flagger
 from ..evaluate.picture_statistics import PictureMeasures
 from ..evaluate.reference import Reference
@@ -153,12 +153,10 @@ def score_headline(
     decided, (low, high) = validation.get('decided', ''), validation.get('interval') or (None, None)
     interval = '' if low is None or high is None else f' (95 % interval {low:.3f} to {high:.3f})'
     n_images, n_groups = validation.get('n_images'), validation.get('n_groups')
-    groups = f' in {n_groups:,} groups' if n_groups and n_groups<n_images else ''
-    on = f' on {n_images:,} images{groups}' if validation else ''
-    name = 'Expected macro F1' if decided in EXPECTED else 'Macro F1'
-    notes = [DECIDED[decided], of_groups(n_images, n_groups) if validation else '']
+    on = f' on {n_images:,} images{in_groups(n_images, n_groups)}' if validation else ''
+    name = 'Expected macro F1' if decided in EXPECTED and n_groups!=1 else 'Macro F1'
     return '; '.join([f'{name} {np.mean(f1):.3f}{interval}{on}: {of_classes([r["support"] for r in metrics])}',
-                      *filter(None, notes)])
+                      *score_notes(decided, n_images, n_groups)])
 
 def model_card(
     config: dict,  # as in config.json

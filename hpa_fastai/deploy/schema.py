@@ -216,8 +216,8 @@ class ReliabilityRow(ConfigPart):
     "How often probabilities in one range were right."
     said: Share  # mean probability
     was: Share  # share that was right
-    low: Share  # end of its interval
-    high: Share  # the other end
+    low: Share|None  # end of its interval; None: not known
+    high: Share|None  # the other end
     decisions: Annotated[int, Field(ge=0, le=10**12)]  # pairs of image and class
 
 class HardImage(ConfigPart):
