@@ -31,6 +31,7 @@ def crossfit(
     method = 'auto',  # of the thresholds; see `fit_thresholds`
     calibration: str | None = 'auto',  # see `calibrate`; None: leave the probabilities as they are
     exclusive: int | None = None,  # number of the class that stands alone: `LabelSet.negative`
+    prevalence = None,  # share of images with each class in later use; None: as here; see `fit_thresholds`
 ) -> Decisions:
     "Decide about each part by calibration and thresholds fitted on the other parts."
     chosen = calibrate(probs, targets, calibration, groups=groups) if calibration else None
@@ -45,9 +46,9 @@ def crossfit(
         if chosen is not None:
             calibrated = calibrate(p_rest, targets[rest], chosen.method, groups=of_rest)
             p_here, p_rest = calibrated(p_here), calibrated(p_rest)
-        thresholds = fit_thresholds(p_rest, targets[rest], method, groups=of_rest, folds=0, exclusive=exclusive)
+        thresholds = fit_thresholds(p_rest, targets[rest], method, prevalence, of_rest, 0, exclusive=exclusive)
         unseen_probs[here] = p_here
         preds[here], undecided[here] = thresholds.predict(p_here), thresholds.undecided(p_here)
     final = probs if chosen is None else chosen(probs)
-    thresholds = fit_thresholds(final, targets, method, groups=groups, exclusive=exclusive)
+    thresholds = fit_thresholds(final, targets, method, prevalence, groups, exclusive=exclusive)
     return Decisions(final, unseen_probs, preds, undecided, chosen, thresholds)

@@ -77,6 +77,16 @@ class EpochLines(Callback):
     def after_fit(self):
         if self.learn.logger==self.write: self.learn.logger = print
 
+# %% ../../nbs/train/10_callbacks.ipynb #38c6d4b1
+def note_chosen_epoch(
+    learn: Learner,  # at the end of a fit
+):
+    "Note in the history of a training if fastai's `SaveModelCallback` loads the weights of the best epoch"
+    for cb in learn.cbs:
+        if not isinstance(cb, SaveModelCallback) or cb.every_epoch or cb.at_end or cb.monitor=='train_loss': continue
+        if not hasattr(learn, 'history'): learn.history = {}
+        learn.history['weights'] = f'of the epoch with the best {cb.monitor} on the validation images'
+
 # %% ../../nbs/train/10_callbacks.ipynb #3922dd21
 class ForgetDecisions(Callback):
     "Remove thresholds, calibration and evaluation when the weights change"
@@ -86,8 +96,9 @@ class ForgetDecisions(Callback):
     def before_train(self):
         if self.fitted is None: self.fitted = forget_decisions(self.learn)
     def after_fit(self):
-        if not hasattr(self.learn, 'lr_finder') or self.fitted is None: return
-        for name,value in self.fitted.items(): setattr(self.learn, name, value)
+        if not hasattr(self.learn, 'lr_finder'): note_chosen_epoch(self.learn)
+        elif self.fitted is not None:
+            for name,value in self.fitted.items(): setattr(self.learn, name, value)
 
 # %% ../../nbs/train/10_callbacks.ipynb #95cf3d35
 DECISIONS = ('thresholds', 'calibration', 'evaluation', 'out_of_fold')

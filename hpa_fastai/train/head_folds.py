@@ -28,6 +28,18 @@ def images_to_learn_from(
     items = pd.concat([dl.dataset.items for dl in loaders])
     return items.sort_values('Id').reset_index(drop=True)
 
+# %% ../../nbs/train/42_head_folds.ipynb #f1ba0035
+def shared_groups(
+    learn: Learner,  # whose loaders may know a column of groups
+    items: pd.DataFrame,  # labelled images
+) -> np.ndarray|None:  # number of the group of each; None: none are known, or they share nothing
+    "Number the groups of images"
+    group, columns = getattr(learn.dls, 'group', None), getattr(items, 'columns', ())
+    if isinstance(group, str) and group in columns: return group_codes(items, group)
+    if group is False or 'Id' not in columns: return None
+    codes = group_codes(items, antibody_of)
+    return codes if codes.max(initial=-1)+1<len(codes) else None
+
 # %% ../../nbs/train/42_head_folds.ipynb #68b56bfd
 @dataclass
 class OutOfFold:
@@ -58,9 +70,8 @@ def score_out_of_fold(
     "Score each image by heads that were fitted without its fold"
     dl = learn.dls.train
     targets = torch.from_numpy(dl.labels.encode(items['Target'])).float()
-    grouped = isinstance(dl.group, str) and dl.group in items
-    groups = group_codes(items, dl.group) if grouped else np.arange(len(items))
-    logits, parts = torch.zeros(targets.shape), []
+    groups, logits, parts = shared_groups(learn, items), torch.zeros(targets.shape), []
+    if groups is None: groups = np.arange(len(items))
     for repeat in range(n_repeats(len(items))):
         part = deal_images(targets.numpy(), groups, FOLDS, 1000*seed+repeat)
         for fold in np.unique(part):
@@ -88,17 +99,6 @@ def fit_head_by_folds(
     return learn
 
 # %% ../../nbs/train/42_head_folds.ipynb #a9ac3108
-def shared_groups(
-    learn: Learner,  # whose loaders may know a column of groups
-    items: pd.DataFrame,  # labelled images
-) -> np.ndarray|None:  # number of the group of each; None: none are known, or they share nothing
-    "Number the groups of images"
-    group, columns = getattr(learn.dls, 'group', None), getattr(items, 'columns', ())
-    if isinstance(group, str) and group in columns: return group_codes(items, group)
-    if group is False or 'Id' not in columns: return None
-    codes = group_codes(items, antibody_of)
-    return codes if codes.max(initial=-1)+1<len(codes) else None
-
 def labelled_predictions(
     learn: Learner,  # of `hpa_learner`
     dl,  # loader of labelled images; None: the validation images, or those with scores by folds
@@ -114,33 +114,65 @@ def labelled_predictions(
     return logits.as_subclass(Tensor).float().cpu(), targets.numpy(), items, shared_groups(learn, items)
 
 # %% ../../nbs/train/42_head_folds.ipynb #d8058832
+def image_names(
+    items: pd.DataFrame,  # of images
+) -> set:  # of (Id, file)
+    "Name images so that those of another folder are others"
+    return set(zip(items['Id'].astype(str), items.get('green', items['Id']).astype(str)))
+
+def fits_in_use(
+    learn: Learner,  # of `hpa_learner`
+) -> dict:  # 'calibration', 'thresholds': how and on which `items` each was fitted
+    "Find what was fitted by the learner, and has not been replaced since"
+    return {name: fit for name,fit in learn.fitted_here.items()
+            if name=='thresholds' or fit['fitted'] is learn.calibration}
+
 def decide_unseen(
-    learn: Learner,  # whose thresholds were fitted on these images
+    learn: Learner,  # of `hpa_learner`
     logits: Tensor,  # n×C
     targets: np.ndarray,  # n×C, 0/1
+    items: pd.DataFrame,  # the images, n
     groups: np.ndarray|None,  # number of the group of each image
-) -> tuple|None:  # probabilities and decisions; None: too few images
+) -> tuple|None:  # probabilities, and decisions or thresholds; None: nothing was fitted on these, or they are too few
     "Decide each image by a calibration and thresholds fitted on others"
-    here, calibration = learn.fitted_here, learn.calibration
-    own = calibration is not None and here.get('calibration') is calibration
+    mine = image_names(items)
+    fits = {name: fit for name,fit in fits_in_use(learn).items() if mine&image_names(fit['items'])}
+    if not fits or any(image_names(fit['items'])!=mine for fit in fits.values()): return None
+    if groups is not None and groups.max()==0: return None  # others of the same group know these
+    how, own = fits.get('thresholds', {}), 'calibration' in fits
     probs = (logits.sigmoid() if own else learn.probabilities(logits)).numpy()
     parts = deal_images(targets, np.arange(len(probs)) if groups is None else groups)
     if any(not targets[parts!=part].any() for part in np.unique(parts)): return None
-    found = crossfit(probs, targets, parts, groups, here['thresholds'], calibration.method if own else None,
-                     learn.dls.labels.negative)
-    return found.unseen_probs, found.preds
+    found = crossfit(probs, targets, parts, groups, how.get('method', .5), learn.calibration.method if own else None,
+                     learn.dls.labels.negative, how.get('prevalence'))
+    return found.unseen_probs, found.preds if how else learn.thresholds
 
 # %% ../../nbs/train/42_head_folds.ipynb #9635c82b
+def knows_antibodies(
+    learn: Learner,  # of `hpa_learner`
+) -> bool:
+    "Tell whether nobody said what images share, and the split divides antibodies"
+    if getattr(learn.dls, 'group', None) is not None: return False
+    trained, valid = ({antibody_of(i) for i in map(str, dl.dataset.items['Id']) if antibody_of(i)!=i}
+                      for dl in (learn.dls.train, learn.dls.valid))
+    return bool(trained&valid)
+
 def use_of_images(
     learn: Learner,  # of `hpa_learner`
     items: pd.DataFrame,  # labelled images
-) -> str:  # a key of `DECIDED`: 'trained', 'seen' or ''
-    "Tell whether images trained the network, or set the thresholds"
-    def names(table): return set(zip(table['Id'].astype(str), table.get('green', table['Id']).astype(str)))
-    trained = learn.dls.train.dataset.items if learn.out_of_fold is None else learn.out_of_fold.items
-    fitted = learn.fitted_here.get('images')
-    if names(items)&names(trained): return 'trained'
-    return 'seen' if fitted is not None and names(items)&names(fitted) else ''
+    unseen: bool = False,  # whether each was decided by fits on others
+) -> str:  # a key of `DECIDED`
+    "Tell which part images had in the model: the one that flatters it most"
+    mine, scores, fits = image_names(items), learn.out_of_fold, fits_in_use(learn)
+    by_folds = scores is not None and items is scores.items
+    trained = learn.dls.train.dataset.items if scores is None else scores.items
+    if not by_folds and mine&image_names(trained): return 'trained'
+    if not unseen and any(mine&image_names(fit['items']) for fit in fits.values()): return 'seen'
+    if not by_folds and mine&image_names(learn.dls.valid.dataset.items):
+        if knows_antibodies(learn): return 'known'
+        if 'weights' in getattr(learn, 'history', {}): return 'epoch'
+    if not unseen: return ''
+    return 'unseen' if fits.get('thresholds', {}).get('prevalence') is None else 'prevalence'
 
 # %% ../../nbs/train/42_head_folds.ipynb #a961139b
 def scores_to_save(

@@ -49,7 +49,7 @@ class HPALearner(Learner):
     "A fastai `Learner` that answers like its saved model: calibrated, and by its thresholds"
     _thresholds = calibration = evaluation = None  # fitted on the outputs of the current weights
     out_of_fold = None  # scores of all images by heads that have not seen them, if only the head was fitted
-    fitted_here = {}  # what was fitted on the learner's own images, and how; `images`: those that set the thresholds
+    fitted_here = {}  # 'calibration' and 'thresholds', if the learner fitted them: how, and on which images (`items`)
     pretrained = knows_cells = False  # whether the network has pretrained weights, and such that know cells
     start_weights = None  # original weights of a pretrained network, until it has been trained
     origin = {}  # record of the published weights that the training started from
@@ -106,7 +106,7 @@ class HPALearner(Learner):
         value,  # `Thresholds`, a number, or one a class; None: nothing is fitted
     ):
         "Replace the thresholds"
-        self.fitted_here = {k: v for k,v in self.fitted_here.items() if k not in ('thresholds', 'images')}
+        self.fitted_here = {k: v for k,v in self.fitted_here.items() if k!='thresholds'}
         self._thresholds = value if value is None else as_thresholds(value, len(self.dls.vocab))
 
     def probabilities(self,
@@ -227,24 +227,27 @@ def calibrate(self:HPALearner,
     if self.thresholds is not None:
         warnings.warn('the thresholds fitted the probabilities before; fit them again: learn.fit_thresholds()')
     self.calibration = self.thresholds = None
-    logits, targets, _, groups = labelled_predictions(self, dl)
+    logits, targets, items, groups = labelled_predictions(self, dl)
     self.calibration = fit_calibration(self.probabilities(logits).numpy(), targets, method, groups=groups)
-    self.fitted_here = dict(calibration=self.calibration) if dl is None else {}
+    self.fitted_here = dict(calibration=dict(fitted=self.calibration, items=items))
     return self.calibration
 
 # %% ../../nbs/train/70_learner.ipynb #073be18d
 @patch
-@delegates(fit_thresholds, but=['groups', 'prevalence', 'exclusive'])
+@delegates(fit_thresholds, but=['groups', 'exclusive'])
 def fit_thresholds(self:HPALearner,
     method: str = 'auto',  # see `fit_thresholds` of the thresholds module
     dl = None,  # labelled images to fit on; None: the validation images, or all if only the head was fitted
+    prevalence = None,  # share of images with each class in later use; None: as in these images
     **kwargs
 ) -> Thresholds:
     "Fit one threshold per class on images that the weights have not seen"
     logits, targets, items, groups = labelled_predictions(self, dl)
     exclusive, probs = self.dls.labels.negative, self.probabilities(logits).numpy()
-    self.thresholds = fit_thresholds(probs, targets, method=method, groups=groups, exclusive=exclusive, **kwargs)
-    self.fitted_here = dict(self.fitted_here, images=items, **(dict(thresholds=method) if dl is None else {}))
+    self.thresholds = fit_thresholds(probs, targets, method, prevalence, groups, exclusive=exclusive, **kwargs)
+    self.fitted_here = dict(self.fitted_here, thresholds=dict(method=method, prevalence=prevalence, items=items))
+    if use_of_images(self, items, unseen=True) not in ('unseen', 'prevalence'):  # its F1 here is none to expect
+        self._thresholds = replace(self._thresholds, expected_f1=np.nan)
     return self.thresholds
 
 # %% ../../nbs/train/70_learner.ipynb #cbeded91
@@ -257,14 +260,9 @@ def evaluate(self:HPALearner,
     "Evaluate the predictions by class; if there are no thresholds, fit them first"
     if self.thresholds is None: self.fit_thresholds()
     logits, targets, items, groups = labelled_predictions(self, dl, held_out=True)
-    probs, preds, decided = self.probabilities(logits).numpy(), self.thresholds, ''
-    scores = self.out_of_fold
-    on_these = scores is None or len(scores.items)==len(items)
-    if dl is not None: decided = use_of_images(self, items)
-    elif on_these and 'thresholds' in self.fitted_here:
-        unseen = decide_unseen(self, logits, targets, groups)
-        decided = 'seen' if not unseen else 'epoch' if 'weights' in getattr(self, 'history', {}) else 'unseen'
-        if unseen: probs, preds = unseen
+    unseen = decide_unseen(self, logits, targets, items, groups) if dl is None else None
+    probs, preds = unseen or (self.probabilities(logits).numpy(), self.thresholds)
+    decided = use_of_images(self, items, unseen is not None)
     if groups is None and getattr(self.dls, 'group', None) is False: groups = False
     kwargs = dict(ids=items['Id'].to_numpy(), groups=groups) | kwargs
     self.evaluation = evaluate(probs, targets, preds, labels=self.dls.labels, decided=decided, **kwargs)

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from fastai.callback.tracker import SaveModelCallback
 
 from hpa_fastai.batches.loaders import HPADataLoaders
 from hpa_fastai.cli.main import main
@@ -68,7 +69,7 @@ def test_images_that_were_used_are_named_for_it(head, as_trained):
     learn, _ = as_trained
     assert learn.evaluate(learn.dls.train).decided == 'trained'
     seen = learn.evaluate(learn.dls.valid)
-    assert seen.decided == 'seen' and 'on the images that the thresholds were fitted on' in str(seen)
+    assert seen.decided == 'seen' and 'on the images that calibration or thresholds were fitted on' in str(seen)
     assert not seen.expected and str(seen).startswith('macro F1')
 
 
@@ -81,16 +82,105 @@ def test_the_best_epoch_was_chosen_on_these_images(as_trained):
     assert 'of the epoch with the lowest loss' in (bundle/'README.md').read_text()
 
 
+def load(small_atlas, cache, **split):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # it says that antibodies are divided
+        return HPADataLoaders.from_csv(small_atlas, size=32, bs=16, cache=cache, progress=False, **split)
+
+
+def fit_head_only(dls):
+    learn = hpa_learner(dls, 'smallresnet')
+    with learn.no_bar(): learn.fit_progressive(sizes=(32,), fine_tune=False, verbose=False)
+    return learn
+
+
 def test_groups_of_a_learner(small_atlas, tmp_path, head):
+    "Heads by folds keep antibodies together, even where nobody named a group"
     n_antibodies = pd.read_csv(small_atlas/'train.csv').antibody.nunique()
     assert head.evaluate().n_groups == n_antibodies
-    for group, n_groups in ((None, n_antibodies), (False, 90)):
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            dls = HPADataLoaders.from_csv(small_atlas, size=32, bs=16, group=group, cache=tmp_path, progress=False)
-        learn = hpa_learner(dls, 'smallresnet')
-        with learn.no_bar(): learn.fit_progressive(sizes=(32,), fine_tune=False, verbose=False)
-        assert learn.evaluate().n_groups == n_groups
+    for group, n_groups, is_divided in ((None, n_antibodies, False), (False, 90, True)):
+        learn = fit_head_only(load(small_atlas, tmp_path, group=group))
+        scores = learn.out_of_fold
+        parts = scores.items.assign(part=scores.part).groupby('antibody').part.nunique()
+        assert (parts.max() > 1) == is_divided
+        evaluation = learn.evaluate()
+        assert evaluation.n_groups == n_groups and evaluation.decided == 'unseen'
+
+
+def test_a_split_that_divides_antibodies_is_named(small_atlas, tmp_path):
+    "Held out for validation are images of antibodies that the head learnt from; their number is that of the others"
+    for group, decided in ((None, 'known'), ('antibody', ''), (False, '')):
+        learn = fit_head_only(load(small_atlas, tmp_path, valid_pct=.5, group=group))
+        evaluation = learn.evaluate()
+        assert evaluation.decided == decided and not evaluation.expected
+        assert ('antibodies that the model knows' in ' '.join(str(evaluation).split())) == (decided == 'known')
+
+
+def test_held_out_images_do_not_set_the_thresholds(small_atlas, tmp_path):
+    "As many images are held out as the head learnt from, and their labels decide nothing"
+    learn = fit_head_only(load(small_atlas, tmp_path, valid_pct=.5, group=False))
+    assert len(learn.out_of_fold.items) == len(learn.dls.valid_ds)
+    learn.fit_thresholds()
+    probs, _ = learn.get_preds()
+    want = learn.decide(probs).numpy().sum(0)
+    assert learn.evaluate().table.predicted.tolist() == want.tolist()
+
+
+@pytest.fixture
+def plainly(small_atlas, tmp_path):
+    "Makes learners on images that share nothing, trained for a moment by fastai's own loop"
+    def make(**kwargs):
+        learn = hpa_learner(load(small_atlas, tmp_path/'cache', valid_pct=.5, group=False), 'lenet5', pretrained=False,
+                            path=tmp_path)
+        with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3, **kwargs)
+        return learn
+    return make
+
+
+def test_a_callback_that_loads_the_best_epoch_has_chosen_it_on_these_images(plainly, tmp_path):
+    learn = plainly(cbs=SaveModelCallback(monitor='macro_f1'))
+    assert np.isnan(learn.fit_thresholds().expected_f1)  # none is to be expected
+    evaluation = learn.evaluate()
+    assert evaluation.decided == 'epoch' and str(evaluation).startswith('macro F1')
+    assert np.isnan(learn.thresholds.expected_f1) and 'expected' not in repr(learn.thresholds)
+    file = learn.save_bundle(tmp_path/'model', note=False)
+    assert score_headline(json.loads((file/'config.json').read_text())).startswith('Macro F1')
+    learn.thresholds = .3
+    assert learn.evaluate().decided == 'epoch'  # by hand, so that only the weights know these images
+    for kept in (dict(every_epoch=True), dict(at_end=True)):
+        assert plainly(cbs=SaveModelCallback(**kept)).evaluate().decided == 'unseen'
+
+
+def test_a_calibration_is_not_judged_on_its_own_images(plainly):
+    learn = plainly()
+    learn.calibrate('platt')
+    learn.thresholds = .3
+    evaluation, on_own = learn.evaluate(), learn.evaluate(learn.dls.valid)
+    assert evaluation.decided == 'unseen' and on_own.decided == 'seen'
+    assert evaluation.scores['calibration_error_by_class'] > on_own.scores['calibration_error_by_class']
+    learn.calibrate('platt', dl=learn.dls.train)
+    learn.thresholds = .3
+    assert learn.evaluate().decided == '' and learn.evaluate(learn.dls.train).decided == 'trained'
+
+
+def test_fits_on_a_part_of_the_images(plainly):
+    "Thresholds of other images are used as they are; those of some of these images have seen them"
+    learn = plainly()
+    items = learn.dls.valid_ds.items
+    learn.fit_thresholds(dl=learn.dls.test_dl(items.iloc[:30], with_labels=True))
+    assert learn.evaluate().decided == 'seen'
+    learn.fit_thresholds(dl=learn.dls.test_dl(items, with_labels=True))
+    assert learn.evaluate().decided == 'unseen'
+
+
+def test_thresholds_for_other_frequencies_stay_so(plainly):
+    learn, share = plainly(), np.full(28, .01)
+    usual, as_here = learn.fit_thresholds('f1').expected_f1, learn.evaluate()
+    rare = learn.fit_thresholds('f1', prevalence=share).expected_f1
+    evaluation = learn.evaluate()
+    assert evaluation.decided == 'prevalence' and not evaluation.expected
+    assert learn.thresholds.expected_f1 == rare != usual
+    assert evaluation.table.predicted.sum() < as_here.table.predicted.sum()  # cross-fitted for these frequencies, too
 
 
 def test_evaluate_command_takes_groups(plain, trained, capsys):
