@@ -23,6 +23,7 @@ from ..evaluate.evaluation import EXPECTED, FEW_IMAGES, in_groups, of_classes, s
 from ..evaluate.flags import Flagger
 from ..evaluate.picture_statistics import PictureMeasures
 from ..evaluate.reference import Reference
+from ..train.head_folds import fits_in_use
 from ..train.learner import HPALearner
 from .bundle import *
 from .schema import ConfigError, check_config, read_json
@@ -290,9 +291,9 @@ def _describe_data(bundle, learn):
     groups = group_codes(pd.concat([usual_items, items]), group if group in items else antibody_of)
     describe_pictures(bundle, usual, others, probs, groups[len(usual_items):], groups[:len(usual_items)])
     trained = dls.train_ds.items if scores is None else scores.items
-    fitted = learn.fitted_here.get('images', trained)
+    fitted = [fit['items'] for fit in fits_in_use(learn).values() if fit['items'] is not trained]
     bundle.config['seen'] = dict(trained=picture_digests(trained, getattr(learn, 'seen_before', '')),
-                                 fitted='' if fitted is trained else picture_digests(fitted))
+                                 fitted=picture_digests(pd.concat(fitted)) if fitted else '')
 
 
 # %% ../../nbs/deploy/20_saving.ipynb #5eb22ed5

@@ -238,7 +238,7 @@ class ValidationConfig(ConfigPart):
     "What `Evaluation.to_dict` gives."
     n_images: Count  # number of evaluated images
     n_groups: Count|None  # antibodies, plates
-    decided: Literal['', 'unseen', 'epoch', 'trained', 'seen'] = ''  # what decided these images; a key of `DECIDED`
+    decided: Literal['', 'unseen', 'prevalence', 'epoch', 'known', 'trained', 'seen'] = ''  # a key of `DECIDED`
     scores: Annotated[dict[Text, Share|None], Field(max_length=10_000)]  # by name
     interval: Annotated[list[Share|None], Field(min_length=2, max_length=2)]  # of the macro F1
     reliability: Annotated[list[ReliabilityRow], Field(max_length=100)]  # from low to high probabilities

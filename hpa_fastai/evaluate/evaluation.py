@@ -79,12 +79,16 @@ def class_intervals(preds,         # bool, images × classes
 DECIDED = {
     '': '',
     'unseen': 'each image was scored by a fit that left it out: expect this score on new images',
+    'prevalence': 'each image was decided by a fit that left it out, but for other frequencies of the classes than '
+                  'here: expected_f1 of the thresholds is the score to expect there',
     'epoch': 'each image was decided by a fit that left it out, but the best epoch was chosen on these images: '
              'expect a little less on new ones',
+    'known': 'antibodies of these images were trained on: a score for antibodies that the model knows, expect less on '
+             'others; group=antibody_of (--group antibody_of) keeps each on one side',
     'trained': 'on images that trained the network: this is no score for new images',
-    'seen': 'on the images that the thresholds were fitted on: expect less on others',
+    'seen': 'on the images that calibration or thresholds were fitted on: expect less on others',
 }
-EXPECTED = 'unseen', 'epoch'  # where the score is one to expect on new images
+EXPECTED = ('unseen',)  # where the score is one to expect on new images
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Evaluation:

@@ -38,7 +38,8 @@ def __repr__(self: Thresholds):
     ends = f'{self.values.min():.3f} to {self.values.max():.3f}'
     present = np.count_nonzero(self.support)
     of = f' of the {present} classes present' if 0 < present < len(self) else ''
-    return f'Thresholds({self.method!r}, {len(self)} classes, {ends}, expected macro F1 {self.expected_f1:.3f}{of})'
+    expected = '' if np.isnan(self.expected_f1) else f', expected macro F1 {self.expected_f1:.3f}{of}'
+    return f'Thresholds({self.method!r}, {len(self)} classes, {ends}{expected})'
 
 # %% ../../nbs/evaluate/30_thresholds.ipynb #e2a8a9d8
 @patch
