@@ -8,6 +8,7 @@ __all__ = ['Decisions', 'crossfit']
 # %% ../../nbs/evaluate/40_crossfit.ipynb #f69ce892
 import numpy as np
 from dataclasses import dataclass
+from ..batches.dealing import deal_images
 from .calibration import Calibration, calibrate
 from .thresholds import Thresholds, fit_thresholds
 
@@ -21,6 +22,18 @@ class Decisions:
     undecided: np.ndarray            # bool, images × classes: other labelled images might have decided otherwise
     calibration: Calibration | None  # fitted on all images; None: the probabilities are as they came
     thresholds: Thresholds           # fitted on all images
+
+# %% ../../nbs/evaluate/40_crossfit.ipynb #bd8b0592
+def parts_to_fit(
+    targets: np.ndarray,  # images × classes, 0/1
+    groups: np.ndarray | None,  # number of the group of each image; None: they share nothing
+    seed: int = 0,  # of chance
+) -> np.ndarray | None:  # the part of each image; None: too few images, or all of one group
+    "Deal images into parts, each of which can be decided by fits on the others."
+    groups = np.arange(len(targets)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if groups.max(initial=0) == 0: return None
+    parts = deal_images(targets, groups, seed=seed)
+    return parts if all(np.any(targets[parts != part]) for part in np.unique(parts)) else None
 
 # %% ../../nbs/evaluate/40_crossfit.ipynb #af6520ef
 def crossfit(

@@ -15,7 +15,7 @@ from fastai.torch_core import noop
 from ..batches.dealing import deal_images
 from ..batches.dataloader import MOST_DRAWS, rarity_weights
 from ..batches.splits import antibody_of, group_codes
-from ..evaluate.crossfit import crossfit
+from ..evaluate.crossfit import crossfit, parts_to_fit
 from .head import best_head, head_inputs, put_head
 
 # %% ../../nbs/train/42_head_folds.ipynb #a7fe0e1c
@@ -138,11 +138,10 @@ def decide_unseen(
     mine = image_names(items)
     fits = {name: fit for name,fit in fits_in_use(learn).items() if mine&image_names(fit['items'])}
     if not fits or any(image_names(fit['items'])!=mine for fit in fits.values()): return None
-    if groups is not None and groups.max()==0: return None  # others of the same group know these
+    parts = parts_to_fit(targets, groups)
+    if parts is None: return None
     how, own = fits.get('thresholds', {}), 'calibration' in fits
     probs = (logits.sigmoid() if own else learn.probabilities(logits)).numpy()
-    parts = deal_images(targets, np.arange(len(probs)) if groups is None else groups)
-    if any(not targets[parts!=part].any() for part in np.unique(parts)): return None
     found = crossfit(probs, targets, parts, groups, how.get('method', .5), learn.calibration.method if own else None,
                      learn.dls.labels.negative, how.get('prevalence'))
     return found.unseen_probs, found.preds if how else learn.thresholds

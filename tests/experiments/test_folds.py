@@ -114,6 +114,39 @@ def test_some_folds_only_and_force_begins_again(train, tmp_path):
     assert not (tmp_path/'out'/'fold0').exists() and set(res.predictions.fold) == {2}
 
 
+@pytest.mark.filterwarnings('ignore')
+def test_folds_keep_antibodies_whole_though_nobody_said_so(train, small_atlas, tmp_path):
+    df = read_labels(small_atlas/'train.csv')
+    res = train(tmp_path/'out', folds=2, group=None, trained_folds=[0])
+    in_fold = df.Id.isin(res.predictions.Id)
+    assert not set(df.antibody[in_fold]) & set(df.antibody[~in_fold]) and res.evaluation.decided == 'epoch'
+    evaluation = train(tmp_path/'divided', folds=2, group=False, trained_folds=[0]).evaluation
+    assert evaluation.decided == 'epoch' and evaluation.n_groups == evaluation.n_images
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_antibodies_that_are_too_few_to_be_kept_whole(small_atlas, fast, tmp_path):
+    df = read_labels(small_atlas/'train.csv')
+    few = df[df.antibody.isin(df.antibody.value_counts().index[:2])]
+    res = train_folds(few, small_atlas/'train', tmp_path/'out', 3, **fast | dict(group=None, trained_folds=[1]))
+    assert res.evaluation.decided == 'known' and not res.evaluation.expected and np.isnan(res.thresholds.expected_f1)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_fold_of_one_or_two_large_groups(small_atlas, fast, tmp_path):
+    "One group leaves no other to fit on, which is said; two of them judge each other, whichever is larger"
+    df = read_labels(small_atlas/'train.csv')
+    df['Plate'] = np.repeat(['a', 'b', 'c'], [45, 24, 21])
+    decided = {}
+    for fold in (0, 1):
+        options = dict(fast, group='Plate', trained_folds=[fold])
+        res = train_folds(df, small_atlas/'train', tmp_path/str(fold), 2, **options)
+        plates = tuple(sorted(set(df.Plate[df.Id.isin(res.predictions.Id)])))
+        decided[plates] = res.evaluation.decided
+        assert np.isnan(res.thresholds.expected_f1) == (not res.evaluation.expected)
+    assert decided == {('a',): 'seen', ('b', 'c'): 'epoch'}
+
+
 def test_broken_images_are_in_the_table_with_the_reason(small_atlas, train, tmp_path):
     atlas, out = tmp_path/'atlas', tmp_path/'out'
     shutil.copytree(small_atlas, atlas)
