@@ -56,14 +56,14 @@ def judged(
 
 # %% ../../nbs/deploy/70_scoring.ipynb #108100b3
 def groups_of(
-    known: pd.DataFrame,  # Id, Target and the other columns of the scored images
-    group = None,  # a column, a function of the Id, or a value for each image; None: antibodies, where Ids name them
+    truth: pd.DataFrame,  # Id, Target and other columns
+    ids: np.ndarray,  # of the scored images
+    group = None,  # as in `group_codes`; None: antibodies, where Ids name them
 ) -> np.ndarray|None:  # number of the group of each image; None: not known
     "Number the groups of scored images, or say which column may name them."
-    if group is not None: return group_codes(known, group)
-    codes = group_codes(known, antibody_of)
-    if codes.max(initial=-1)+1 < len(codes): return codes
-    found = find_group_columns(known)
+    codes = pd.Series(group_codes(truth, antibody_of if group is None else group), truth.Id)[ids].to_numpy()
+    if group is not None or len(np.unique(codes)) < len(codes): return codes
+    found = find_group_columns(truth[truth.Id.isin(ids)])
     if found:
         warn_user(f'the table of labels has a column {found[0]}; if images of one {found[0]} share cells or labels, '
                   f"the interval is too narrow: give group='{found[0]}' (--group {found[0]}), or False (none)")
@@ -74,7 +74,7 @@ def evaluate_predictions(
     predictions: pd.DataFrame | str | Path,  # of `predict`, `read_predictions` or `pd.read_csv`; or its file
     truth: pd.DataFrame | str | Path,  # anything `read_labels` takes
     labels: LabelSet | str | None = None,  # the classes of both; None: those of the predictions
-    group = None,  # what images share: a column of the truth, a function of the Id or a value an image; False: nothing
+    group = None,  # what images share: a column of the truth, a function of the Id, or values, one a row of the truth
     n_draws: int = 500,  # of the bootstrap
     seed: int = 0,  # of the bootstrap
     id_column: str | None = None,  # of the truth: its column of Ids; None: found by its name
@@ -85,7 +85,7 @@ def evaluate_predictions(
     truth = read_labels(truth, labels, allow_empty=True, ids=predictions.Id, id_column=id_column,
                         label_column=label_column)
     found = judged(predictions, truth, labels)
-    if group is not False: group = groups_of(truth.set_index('Id').loc[found['ids']].reset_index(), group)
+    if group is not False: group = groups_of(truth, found['ids'], group)
     return evaluate(**found, groups=group, n_draws=n_draws, seed=seed)
 
 # %% ../../nbs/deploy/70_scoring.ipynb #d4fe08bc

@@ -59,7 +59,7 @@ def class_section(self:ModelReport) -> Section:
         text += ' The interval of F1 is one of 95 %.'
     few = scores['support'].between(1, FEW_IMAGES)
     if few.any(): text += f' Grey: classes with {FEW_IMAGES} images or fewer, whose own numbers say little.'
-    text = f'{text} {explain_thresholds(dict(zip(scores["class"], scores.threshold)))}'
+    text = f'{text} {explain_thresholds(dict(zip(scores["class"], scores.threshold)), self.config["metrics"])}'
     formats = dict.fromkeys((*bars, 'F1 from', 'to', 'threshold'), '.3f')
     return Section('By class', text, [table_block(scores, formats, bars, faint=few)])
 
@@ -123,7 +123,8 @@ def reliability_section(self:ModelReport) -> Section:
     if self.validation is None:
         return Section('Reliability', 'This model was saved without its evaluation, so there is no reliability, '
                        'confusion or hardest image to show; run learn.evaluate() and save it again.')
-    text, n_groups = 'On the line, a probability of 0.8 is right in eight of ten decisions.', self.validation['n_groups']
+    text = 'On the line, a probability of 0.8 is right in eight of ten decisions.'
+    n_groups = self.validation['n_groups']
     if n_groups==1: text += ' All images are of one group, so no interval is known.'
     else: text += f' Bars are 95 % intervals{"" if n_groups else ", as if images were independent"}.'
     error = self.validation['scores'].get('calibration_error')

@@ -215,22 +215,28 @@ def failure_section(self:RunReport) -> Section:
 # %% ../../nbs/interpret/60_run_report.ipynb #d89d7172
 def explain_thresholds(
     thresholds: dict,  # class -> probability above which it is named
-) -> str:  # empty where no threshold is low
+    metrics: list|None = None,  # of the model's evaluation: a dict a class, with class, recall, precision and support
+) -> str:  # empty where no threshold is low, or all are the same
     "Why some locations are named at low probabilities, in words"
     low = sorted((value, name) for name,value in thresholds.items() if value<.3)
-    if not low: return ''
-    some = ', '.join(f'{name} above {value:.2g}' for value,name in low[:3])
-    more = f' and {len(low)-3} more' if len(low)>3 else ''
+    if not low or len(set(thresholds.values()))==1: return ''
+    scores = {record['class']: record for record in metrics or [] if record.get('support')}
+    def said(value, name):
+        recall, precision = (scores.get(name, {}).get(score) for score in ('recall', 'precision'))
+        known = [f'{score} {number:.2f}' for score,number in (('recall', recall), ('precision', precision))
+                 if number is not None]
+        return f'{name} above {value:.2g}' + (f' ({", ".join(known)})' if known else '')
+    some, more = ', '.join(said(*pair) for pair in low[:3]), f' and {len(low)-3} more' if len(low)>3 else ''
+    scored = ' Recall and precision are those of the evaluation.' if '(recall' in some else ''
     return ('Each location has its own threshold. The threshold is low if the probability of a location stays low even '
-            'in pictures that have it, as for rare locations. On the validation images, the low threshold found most '
-            f'of them with few false names. Low here: {some}{more}.')
+            f'in pictures that have it, as for rare locations. Low here: {some}{more}.{scored}')
 
 # %% ../../nbs/interpret/60_run_report.ipynb #17cb5adb
 @patch
 def prediction_section(self:RunReport) -> Section:
     "The whole table"
     best, text = self.probabilities.argmax(1), 'Click a heading to sort; type to filter, by Id, location or flag.'
-    if self.thresholds: text += f' {explain_thresholds(self.thresholds)}'
+    if self.thresholds: text += f' {explain_thresholds(self.thresholds, self.bundle.config["metrics"])}'
     rows = pd.DataFrame({
         'Id': self.read.Id.astype(str),
         'locations': self.read.Names.fillna('').str.replace('|', ', ', regex=False),

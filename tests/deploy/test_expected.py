@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from fastai.callback.tracker import SaveModelCallback
 
+from hpa_fastai.basics.errors import HPAError
 from hpa_fastai.batches.loaders import HPADataLoaders
 from hpa_fastai.cli.main import main
 from hpa_fastai.deploy.saving import score_headline
@@ -205,9 +206,17 @@ def test_predictions_take_groups_in_any_form(small_atlas, plain, trained):
     truth = pd.read_csv(plain/'train.csv')
     by_column = evaluate_predictions(predictions, truth, group='Slide')
     slides = truth.set_index('Id').Slide
-    by_values = evaluate_predictions(predictions, truth, group=slides.loc[predictions.Id].tolist())
+    shuffled = truth.sample(frac=1, random_state=0)
     by_function = evaluate_predictions(predictions, truth, group=lambda name: slides[name])
-    assert by_column.interval == by_values.interval == by_function.interval
+    assert by_column.interval == by_function.interval
+    for known, group in ((truth, truth.Slide), (shuffled, shuffled.Slide), (shuffled, shuffled.Slide.tolist()),
+                         (shuffled, slides), (truth, slides.loc[predictions.Id])):
+        assert evaluate_predictions(predictions, known, group=group).interval == by_column.interval
+    with pytest.raises(HPAError, match='89 groups for 90 rows'):
+        evaluate_predictions(predictions, truth, group=truth.Slide[1:])
+    with pytest.warns(UserWarning, match='30 of 90 images'):
+        some = evaluate_predictions(predictions[30:], truth, group=truth.Slide)
+    assert some.n_groups == slides.loc[predictions.Id[30:]].nunique()
     with pytest.warns(UserWarning, match='column Slide'): alone = evaluate_predictions(predictions, truth)
     assert alone.n_groups is None and evaluate_predictions(predictions, truth, group=False).n_groups == 90
     atlas = predict(small_atlas/'train', model=trained[1], progress=False)

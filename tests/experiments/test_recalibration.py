@@ -201,7 +201,8 @@ def test_a_score_of_one_group_has_no_interval_and_promises_nothing_for_others(kn
         assert 'all images are of one group' in text and '(95 % interval' not in text
         assert 'expected macro F1' not in text.lower()
     assert 'no interval is known' in model.reliability_section().text
-    assert now.config['validation']['interval'] == [None, None] == [now.config['metrics'][0][k] for k in ('low', 'high')]
+    of_class = [now.config['metrics'][0][k] for k in ('low', 'high')]
+    assert now.config['validation']['interval'] == of_class == [None, None]
 
 
 def test_a_named_column_with_one_image_a_well_is_taken_at_its_word(known, mine, tmp_path):

@@ -17,7 +17,7 @@ from hpa_fastai.interpret.activation import activation_maps
 from hpa_fastai.interpret.model_report import ModelReport
 from hpa_fastai.interpret.prediction import predict
 from hpa_fastai.interpret.report import report
-from hpa_fastai.interpret.run_report import RunReport
+from hpa_fastai.interpret.run_report import RunReport, explain_thresholds
 from hpa_fastai.train.learner import hpa_learner
 
 EVIL = '<img src=x onerror="document.title=\'taken\'">'
@@ -223,3 +223,13 @@ def test_the_page_says_whether_its_level_holds(trained, small_atlas, tmp_path, m
     for group, unsure in (([], True), (['--group', 'Well'], False)):
         main(['report', 'predictions.csv', '--reference', str(trained[1]), '--force', '--out', 'r.html', *group])
         assert (said in Path('r.html').read_text(encoding='utf-8')) == unsure
+
+
+def test_low_thresholds_are_not_praised_without_evidence():
+    thresholds = dict(Nucleoli=.5, Centrosome=.09, Peroxisomes=.02)
+    scores = [{'class': 'Centrosome', 'recall': .1, 'precision': .25, 'support': 10},
+              {'class': 'Peroxisomes', 'recall': None, 'precision': 0., 'support': 0}]
+    said = explain_thresholds(thresholds, scores)
+    assert 'Centrosome above 0.09 (recall 0.10, precision 0.25)' in said and 'Peroxisomes above 0.02,' in said
+    assert 'found most' not in said and 'ecall' not in explain_thresholds(thresholds)
+    assert explain_thresholds(dict.fromkeys(thresholds, .1)) == ''
