@@ -231,7 +231,8 @@ OPTIONS = dict(
     thresholds=dict(type=thresholds, default='model', metavar='model|prevalence|NUMBER',
                     help='the probability at which a class is given. model: as the model was fitted. NUMBER: this '
                          'number for all classes. prevalence: so that each class is given as often as it occurs in '
-                         'the training images of the 2018 competition; only for large folders of many proteins'),
+                         'the validation images of the model, or, for a published model, in the training images of '
+                         'the 2018 competition; only for large folders of many proteins'),
     normalize=dict(choices=('model', 'measure', 'training'), default='model',
                    help='for a model that was trained with normalize=source. model: by the brightness that was '
                         'measured when the folder was first predicted, or is measured now; measure: measured now in '

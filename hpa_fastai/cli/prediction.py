@@ -73,9 +73,9 @@ def _watch(args):
     from hpa_fastai.basics.errors import HPAError
     from hpa_fastai.deploy.predictor import check_place
     from hpa_fastai.deploy.watch import watch
-    if args.embeddings or args.submission or args.report or args.dry_run:
+    if args.embeddings or args.submission or args.report or args.group or args.dry_run:
         raise HPAError('--watch writes a table and nothing else; '
-                       'leave --embeddings, --submission, --report and --dry-run away')
+                       'leave --embeddings, --submission, --report, --group and --dry-run away')
     check_place(args.folder)
     journal = watch(args.folder, predictor_of(args), args.out, args.timeout, args.settle, args.poll,
                     args.force, args.progress)

@@ -61,6 +61,14 @@ def report(
     "Write one page about a data set, a model or a run of predictions"
     if not isinstance(what, (pd.DataFrame, Bundle)): what = path_text(what, 'what')
     kind, out = _kind(what), check_page(out, force)
+    of_data = dict(csv=csv, id_column=id_column, label_column=label_column)
+    unused = dict(data=dict(reference=reference, images=images), model=dict(of_data, group=group, reference=reference),
+                  run=dict(of_data, **({'group': group} if reference is None else {})))[kind]
+    about = dict(data='a data set', model='a model', run='predictions')[kind]
+    if kind=='run' and reference is None:
+        about += ' without a model to compare with: name it with reference=… (--reference)'
+    for name,value in unused.items():
+        if value is not None: raise HPAError(f'{name}=… (--{name.replace("_", "-")}) is not for a page about {about}')
     if kind=='data':
         return explore(what, csv, out, labels, group, per_class=per_class, force=force, reader=reader,
                        id_column=id_column, label_column=label_column)

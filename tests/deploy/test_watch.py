@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hpa_fastai.cli.main import main
 from hpa_fastai.data.files import find_images
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.data.labels import HPAError
@@ -182,3 +183,8 @@ def test_depth_of_the_first_pictures_holds_and_what_does_not_fit_is_an_error(pla
     as_camera(small_atlas/'train', plate, 16383/255, {ids[3]})  # a watch that goes on keeps the depth
     journal, df = run(plate, predictor, tmp_path/'p.csv')
     assert sorted(df.Id[df['error']!='']) == ids[2:] and journal.about['bits'] == 12
+
+
+def test_a_group_is_refused_not_ignored(plate, tmp_path, capsys):
+    assert main(['predict', str(plate), '--out', str(tmp_path/'p.csv'), '--watch', '--group', 'Well']) == 2
+    assert '--group' in capsys.readouterr().err and not (tmp_path/'p.csv').exists()

@@ -233,3 +233,17 @@ def test_low_thresholds_are_not_praised_without_evidence():
     assert 'Centrosome above 0.09 (recall 0.10, precision 0.25)' in said and 'Peroxisomes above 0.02,' in said
     assert 'found most' not in said and 'ecall' not in explain_thresholds(thresholds)
     assert explain_thresholds(dict.fromkeys(thresholds, .1)) == ''
+
+
+@pytest.mark.parametrize('kind, options, words', [
+    ('model', ['--group', 'Well'], '--group is not for a page about a model'),
+    ('model', ['--csv', 'labels.csv'], '--csv is not for a page about a model'),
+    ('run', ['--group', 'Well'], '--group is not for a page about predictions without a model to compare with'),
+    ('data', ['--reference', 'model'], '--reference is not for a page about a data set'),
+])
+def test_what_a_page_does_not_use_is_refused_in_one_line(trained, small_atlas, tmp_path, capsys, kind, options, words):
+    (tmp_path/'p.csv').touch()
+    what = dict(model=trained[1], run=tmp_path/'p.csv', data=small_atlas)[kind]
+    assert main(['report', str(what), '--out', str(tmp_path/'r.html'), *options]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count('\n') == 1 and not (tmp_path/'r.html').exists()
