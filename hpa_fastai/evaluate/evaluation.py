@@ -209,7 +209,8 @@ def __str__(self: Evaluation) -> str:
         f"calibration error {scores['calibration_error']:.4f} (a perfect model: "
         f"{number(scores['perfect_calibration_error'], 0, 4)}), by class {scores['calibration_error_by_class']:.4f} "
         f"({number(scores['perfect_calibration_error_by_class'], 0, 4)})",
-        *(line for note in score_notes(self.decided, self.n_images, self.n_groups) for line in textwrap.wrap(note, 100))]
+        *(line for note in score_notes(self.decided, self.n_images, self.n_groups)
+          for line in textwrap.wrap(note, 100))]
     wide = max(5, *map(len, self.table.index))
     few = '*' if self.table.support.between(1, FEW_IMAGES).any() else ''
     classes = [f"{'class':<{wide}}     F1  95 % interval  precision  recall     AP  support  given{few and ' '}"]
