@@ -36,7 +36,7 @@ def add_simulate(
     parser.add_argument('--difficulty', choices=('easy', 'atlas'), default='atlas',
                         help='atlas: about as hard as real pictures; easy: every location is clear')
     parser.add_argument('--label-noise', type=number('label_noise'), default=0.,
-                        help='share of the locations that the csv names wrongly or leaves out; TrueTarget has all')
+                        help='chance of each location to be named wrongly or left out in the csv; TrueTarget has all')
     parser.add_argument('--masks', action='store_true', help='also write the true outlines of the cells')
     add_options(parser, 'size', 'labels', 'seed', 'force', 'progress',
                 labels=dict(help='hpa28, hpa19, ztg10, a table of class names, or the names: Nucleus,Cytosol'),

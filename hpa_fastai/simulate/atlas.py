@@ -126,7 +126,7 @@ def simulate_atlas(
     seed:int=0,                     # another seed gives other cells
     balance:str='atlas',            # 'atlas': classes as frequent as in the 2018 competition; 'even': equally often
     difficulty:str='atlas',         # 'atlas': about as hard as real pictures; 'easy': every location is clear
-    label_noise:float=0.,           # share of the locations that the csv names wrongly or leaves out, as people do
+    label_noise:float=0.,           # chance of each location to be named wrongly or left out in the csv, as people do
     masks:bool=False,               # write `masks/<Id>.png` too: 0 between cells, then 1, 2, …
     num_workers:int|None=None,      # processes; None takes one a core
     progress:bool=True,             # show a progress bar
@@ -143,6 +143,9 @@ def simulate_atlas(
     plan = plan_atlas(n, labels, seed, balance, difficulty, label_noise)
     about = dict(n=n, size=size, labels=labels.name, seed=seed, balance=balance, difficulty=difficulty,
                  label_noise=label_noise, masks=masks)
+    if label_noise:
+        noted, true = (labels.encode(plan[column]) > 0 for column in ('Target', 'TrueTarget'))
+        about['wrong_locations'] = round(float(1 - (noted & true).sum()/true.sum()), 4)
     _prepare_folder(path, about, masks, force)
     jobs = [(path, fov, masks, *_drawings_of(targets, labels, difficulty), size, [seed, 0, i], [seed, 5, number],
              difficulty)

@@ -86,10 +86,10 @@ _ALIKE = [group.split(', ') for group in (
 def mislabel(
     targets:list[int],          # true classes, numbers in `names`
     names:list[str],            # of all classes, in lower case
-    share:float,                # of the classes that are named wrongly or left out
+    share:float,                # chance of an error at each class; one without a class that looks alike may stay right
     rng:np.random.Generator,    # chooses the errors
 )->list[int]:                   # the classes that are noted, at least one
-    "Classes that somebody would note who errs in a share of them"
+    "Classes that somebody would note who errs at each of them with a given chance"
     noted = set(targets)
     for k in targets:
         if rng.random() >= share: continue
@@ -115,7 +115,7 @@ def plan_atlas(
     seed:int=0,             # another seed gives other antibodies
     balance:str='atlas',    # 'atlas': classes as frequent as in the 2018 competition; 'even': about equally often
     difficulty:str='atlas', # 'atlas': in an even atlas too, other locations join a main one as often as in real images
-    label_noise:float=0.,   # share of the locations that are named wrongly or left out in `Target`
+    label_noise:float=0.,   # chance of each location to be named wrongly or left out in `Target`; see `mislabel`
 )->pd.DataFrame:            # Id, Target, TrueTarget, antibody, its number from 0, and the true classes by number
     "Id, antibody and protein locations of each field of a simulated atlas"
     check_difficulty(difficulty)

@@ -220,10 +220,14 @@ def test_label_noise_keeps_the_truth_and_the_pictures(tmp_path):
     assert all(written[name] == content for name, content in files(tmp_path/'clean').items() if name != 'train.csv')
     table = pd.read_csv(tmp_path/'noisy'/'train.csv', dtype=str)
     assert table.TrueTarget.tolist() == clean.Target.tolist() and table.Target.tolist() == noisy.Target.tolist()
-    assert json.loads((tmp_path/'noisy'/'simulated.json').read_text())['label_noise'] == .3
+    about = json.loads((tmp_path/'noisy'/'simulated.json').read_text())
+    noted, true = (HPA28.encode(table[name]) > 0 for name in ('Target', 'TrueTarget'))
+    assert about['label_noise'] == .3
+    assert about['wrong_locations'] == pytest.approx((true & ~noted).sum()/true.sum(), abs=1e-4)
+    assert 'wrong_locations' not in json.loads((tmp_path/'clean'/'simulated.json').read_text())
 
 @pytest.mark.parametrize('labels', [HPA28, HPA19, ZTG10])
-def test_label_noise_errs_as_often_as_asked_and_leaves_a_label(labels):
+def test_label_noise_errs_no_more_often_than_asked_and_leaves_a_label(labels):
     table = plan_atlas(3000, labels, 1, 'even', label_noise=.1)
     noted, true = (labels.encode(table[name]) > 0 for name in ('Target', 'TrueTarget'))
     kept = (noted & true).sum()/true.sum()
