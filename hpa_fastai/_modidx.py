@@ -618,6 +618,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'hpa_fastai/batches/transforms.py'),
                                                'hpa_fastai.batches.transforms._denormalized': ( 'batches/transforms.html#_denormalized',
                                                                                                 'hpa_fastai/batches/transforms.py'),
+                                               'hpa_fastai.batches.transforms._moved': ( 'batches/transforms.html#_moved',
+                                                                                         'hpa_fastai/batches/transforms.py'),
                                                'hpa_fastai.batches.transforms._noisy': ( 'batches/transforms.html#_noisy',
                                                                                          'hpa_fastai/batches/transforms.py'),
                                                'hpa_fastai.batches.transforms._relit': ( 'batches/transforms.html#_relit',

@@ -7,6 +7,7 @@ __all__ = ['MOST_DRAWS', 'TargetNames', 'rarity_weights', 'effective_sample', 'H
 
 # %% ../../nbs/batches/60_dataloader.ipynb #0fcf3ee2
 from collections import deque
+from copy import copy
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, torch
 from fastcore.basics import patch
@@ -204,7 +205,10 @@ def rgby_tfms(
     minmax = settings.channels if settings.minmax else ()
     resize, floor = ResizeRGBY(settings.size, crops_follow), std_floor(settings.reader.dtype)
     norm = NormalizeRGBY(settings.mean, settings.std, settings.source, minmax, floor)
-    return [resize, augment, norm, MoveRGBY(augment.scale)] if augment else [resize, norm]
+    if not augment: return [resize, norm]
+    lit = copy(augment)
+    lit.move = False  # it is done after normalising
+    return [resize, lit, norm, *([MoveRGBY(augment.scale)] if augment.move else [])]
 
 # %% ../../nbs/batches/60_dataloader.ipynb #56f75f1f
 @patch(as_prop=True)

@@ -136,11 +136,13 @@ def make_block(
     if isinstance(own.figures, tuple): mean, std = own.figures
     reader = reader or ImageReader(size=own.read_size)
     settings = ImageSettings(reader, own.size, mean, std, sources is not None, minmax)
-    ours = [t for t in rgby_tfms(settings, False if own.augments and augment is True else augment, own.crops)
-            if not any(isinstance(o, type(t)) for o in own.batch_tfms)]
+    if own.augments and augment is True: augment = False
+    augment = next((o for o in own.batch_tfms if isinstance(o, AugmentRGBY)), augment)
+    theirs = [o for o in own.batch_tfms if o is not augment]
+    ours = [t for t in rgby_tfms(settings, augment, own.crops) if not any(isinstance(o, type(t)) for o in theirs)]
     block = _HPADataBlock(
         blocks=(RGBYBlock(reader=settings.reader), MultiCategoryBlock(vocab=list(labels.classes))),
-        dl_type=HPADataLoader, get_y=TargetNames(labels), item_tfms=own.item_tfms, batch_tfms=[*ours, *own.batch_tfms],
+        dl_type=HPADataLoader, get_y=TargetNames(labels), item_tfms=own.item_tfms, batch_tfms=[*ours, *theirs],
         splitter=partial(split_by_function, splitter=splitter or MultilabelStratifiedSplitter(labels=labels)))
     block.dls_kwargs = dict(labels=labels, reader=settings.reader, sources=sources, held_out=splitter is not None)
     block.measured, block.by_sizes = own.figures=='dataset', own.by_sizes and sizes is None

@@ -74,15 +74,18 @@ def random_affine(
     return torch.cat([turn*s[:,None,None], shift], 2)
 
 # %% ../../nbs/batches/50_transforms.ipynb #8b438102
+def _moved(x, scale):
+    "Turn, mirror, resize and shift each picture at random."
+    grid = F.affine_grid(random_affine(len(x), scale, x.device).to(x.dtype), x.shape, align_corners=False)
+    return F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)
+
 class MoveRGBY(DisplayedTransform):
     "Turn, mirror, resize and shift normalised pictures at random, only in training."
     order, split_idx = 100, 0  # after normalising, which is 99
     def __init__(self,
         scale:float=1.25,  # shrink or enlarge by up to this factor; 1: never
     ): self.scale = scale
-    def encodes(self, x:TensorRGBY):
-        grid = F.affine_grid(random_affine(len(x), self.scale, x.device).to(x.dtype), x.shape, align_corners=False)
-        return F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)
+    def encodes(self, x:TensorRGBY): return _moved(x, self.scale)
 
 # %% ../../nbs/batches/50_transforms.ipynb #c01c1bc2
 def _between(low, high, shape, x):
@@ -116,20 +119,22 @@ def _noisy(x, noise):
 
 # %% ../../nbs/batches/50_transforms.ipynb #293a0950
 class AugmentRGBY(DisplayedTransform):
-    "Change brightness of each channel, blur and noise at random, only in training; loaders move pictures later."
+    "Turn, mirror, resize and shift pictures, change brightness of each channel, blur and noise, only in training."
     order, split_idx = 20, 0
     def __init__(self,
-        scale:float=1.25,  # of `MoveRGBY`, after normalising: shrink or enlarge by up to this factor; 1: never
+        scale:float=1.25,  # shrink or enlarge by up to this factor; 1: never
         gain:float=0.25,  # make each channel brighter or darker by up to this share
         gamma:float=0.25,  # exponent of the brightness, up to this much above or below 1
         protein:float=0.,  # fade the protein by up to this share; normalising each picture by itself undoes it
         drop:float=0.,  # blank each landmark channel (red, blue, yellow) with this probability
         blur:float=0.,  # blur a picture by up to this many pixels, sigma of a Gaussian
         noise:float=0.,  # photon noise of up to this standard deviation where a picture is white
+        move:bool=True,  # turn, mirror, resize and shift; our loaders do it after normalising, by `MoveRGBY`
     ):
-        self.scale, self.gain, self.gamma = scale, gain, gamma
+        self.scale, self.gain, self.gamma, self.move = scale, gain, gamma, move
         self.protein, self.drop, self.blur, self.noise = protein, drop, blur, noise
     def encodes(self, x:TensorRGBY):
+        if self.move: x = _moved(x, self.scale)
         if self.blur: x = _blurred(x, self.blur)
         x = _relit(x, self.gain, self.gamma, self.protein, self.drop)
         return _noisy(x, self.noise) if self.noise else x

@@ -97,7 +97,7 @@ def _untidy(x, masks):
     return torch.cat([red, (green+level*stray).clamp(0, 1), blue, yellow], 1)
 
 # %% ../../nbs/train/80_pretraining.ipynb #e252fff9
-_augment, _move = AugmentRGBY(gain=.4, gamma=.4, blur=1.2, noise=.1), MoveRGBY(1.2)
+_augment, _move = AugmentRGBY(gain=.4, gamma=.4, blur=1.2, noise=.1, move=False), MoveRGBY(1.2)
 
 def _varied(x, masks, size):
     "Prepare pictures for the network"

@@ -11,8 +11,8 @@ from fastai.vision.all import (
     RandomResizedCrop, RandomSplitter, RandomSubsetSplitter, RatioResize, Resize, ResizeMethod, Saturation,
     TrainTestSplitter, Transform, aug_transforms, get_image_files, imagenet_stats)
 
-from hpa_fastai.all import (HPA28, AugmentRGBY, HPADataBlock, HPADataLoaders, HPAError, ImageReader, RGBYBlock,
-                            SplitError, TensorRGBY, attach_images, hpa_learner, read_labels)
+from hpa_fastai.all import (HPA28, AugmentRGBY, HPADataBlock, HPADataLoaders, HPAError, ImageReader, MoveRGBY,
+                            RGBYBlock, SplitError, TensorRGBY, attach_images, hpa_learner, read_labels)
 
 
 @pytest.fixture(scope='module')
@@ -161,6 +161,17 @@ def test_random_crops_of_pictures(make):
     assert sides(make(item_tfms=[Resize(40), RandomCrop(24)])) == [24, 24]
     own_reader = make(item_tfms=[Resize(40), RandomCrop(24)], reader=ImageReader(size=48))
     assert sides(own_reader) == [24, 24] and own_reader.settings.reader.size == 48
+
+
+def test_an_augmentation_of_ones_own_says_how_pictures_are_moved(make):
+    for augment in (True, False, AugmentRGBY(scale=2)):
+        tfms = make(batch_tfms=AugmentRGBY(scale=1, gain=.1), augment=augment).train.after_batch.fs
+        assert [t.gain for t in tfms if isinstance(t, AugmentRGBY)] == [.1]
+        assert [t.scale for t in tfms if isinstance(t, MoveRGBY)] == [1]
+        assert not any(getattr(t, 'move', False) for t in tfms)
+    assert 'MoveRGBY' not in kinds(make(batch_tfms=AugmentRGBY(move=False)))
+    moved = make(batch_tfms=[AugmentRGBY(), MoveRGBY(1)]).train.after_batch.fs
+    assert [t.scale for t in moved if isinstance(t, MoveRGBY)] == [1]
 
 
 def test_augmentation_of_fastai_stands_in_the_place_of_ours(make):

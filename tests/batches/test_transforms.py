@@ -114,6 +114,16 @@ def test_symmetries_are_exact_and_all_eight_occur():
     assert places == {(0, 1), (0, 6), (1, 0), (1, 7), (6, 0), (6, 7), (7, 1), (7, 6)}
 
 
+def test_augmentation_alone_moves_pictures():
+    torch.manual_seed(0)
+    x = torch.zeros(200, 4, 8, 8)
+    x[:, :, 0, 1] = 1
+    def places(**kwargs):
+        out = AugmentRGBY(scale=1, gain=0, gamma=0, **kwargs)(TensorRGBY(x), split_idx=0)
+        return {tuple(torch.nonzero(o[0] > .5).flatten().tolist()) for o in out}
+    assert len(places()) == 8 and places(move=False) == {(0, 1)}
+
+
 def test_pictures_of_a_batch_differ():
     torch.manual_seed(0)
     assert len({tuple(t.flatten().tolist()) for t in random_affine(64, 1.25)}) == 64
