@@ -169,8 +169,8 @@ def calibrate_model(
                      ((old_probs, old_decisions), (decisions.unseen_probs, decisions.preds)))
     difference = compare_models(old_probs, decisions.unseen_probs, targets, old_decisions, decisions.preds, labels,
                                 judged_by, names=('as it was', 'calibrated'))
-    after = replace(after, decided='unseen')
-    thresholds = replace(decisions.thresholds, expected_f1=after.macro_f1)
+    after = replace(after, decided='trained' if told else 'unseen')
+    thresholds = replace(decisions.thresholds, expected_f1=after.macro_f1 if after.expected else np.nan)
     decisions = replace(decisions, thresholds=thresholds)
     about = f'{len(table)} images of {Path(data).absolute().name}'
     new = _assemble(bundle, answers, decisions, after, codes, seed, about)

@@ -205,6 +205,13 @@ def test_a_score_of_one_group_has_no_interval_and_promises_nothing_for_others(kn
     assert now.config['validation']['interval'] == of_class == [None, None]
 
 
+def test_images_that_trained_the_model_promise_nothing_for_others(known, tmp_path):
+    with pytest.warns(UserWarning, match='150 images trained the model'):
+        found = calibrate_model(known, known.parent/'atlas', tmp_path/'new', progress=False)
+    assert found.after.decided == 'trained' and np.isnan(found.bundle.thresholds.expected_f1)
+    assert 'expected' not in repr(found).lower() and 'this is no score for new images' in repr(found)
+
+
 def test_a_named_column_with_one_image_a_well_is_taken_at_its_word(known, mine, tmp_path):
     table = pd.read_csv(mine/'train.csv').assign(Site=range(100))
     table.to_csv(tmp_path/'sites.csv', index=False)
