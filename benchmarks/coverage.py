@@ -2,9 +2,10 @@
 
 A simulated model (`simulate_scores`) sees many samples of images. Its true scores and its best thresholds are known
 from 300,000 further images. *Grouped* samples consist of groups of six images (as of one antibody) that share their
-labels and half of the noise of their scores. For each promise: what is promised, how often it was kept, and beside it
-how often a simpler way would have kept it (the middle of the bootstrap draws, images taken as independent, a range as
-wide as the draws, thresholds and scores that know nothing of a change of frequencies).
+labels and half of the noise of their scores; some samples are of few large groups. For each promise: what is promised,
+how often it was kept, and beside it how often a simpler way would have kept it (the middle of the bootstrap draws,
+images taken as independent, a range as wide as the draws, thresholds and scores that know nothing of a change of
+frequencies). `bias` is how far macro F1 lies above the truth.
 
 The monitor of new pictures and the flag `unlike-training` are counted by `coverage_monitor.py`, which is run as well.
 
@@ -13,6 +14,7 @@ The monitor of new pictures and the flag `unlike-training` are counted by `cover
 """
 import argparse
 import time
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -28,6 +30,7 @@ from hpa_fastai.evaluate.thresholds import WIDER, fit_thresholds
 
 MANY = 300_000  # images that stand for all
 SIZES = 60, 150, 600, 2000  # images of a sample
+FEW = 2, 3, 5, 10  # groups, of 120 images
 MODELS = dict(good=dict(skill=5.), fair=dict(), poor=dict(skill=3., noise=1.))
 
 
@@ -62,22 +65,23 @@ def intervals(runs):
     for name, model in MODELS.items():
         probs, targets = all_images(model)
         true = f1_of_all(probs, targets, .3)
-        for n in SIZES:
-            for size in (1, 6):
-                groups = groups_of(n, size)
-                for run in range(runs):
-                    p, t = simulate_scores(n, sample=run + 1, group_size=size, **model)
-                    draws = bootstrap_f1(p > .3, t, groups, 300, run)
-                    present = t.any(0)
-                    low, high = f1_interval(p > .3, t, groups, draws=draws)
-                    alone = np.nanquantile(np.nanmean(bootstrap_f1(p > .3, t, None, 300, run), 1), [.025, .975])
-                    middle = np.quantile(np.nanmean(draws, 1), [.025, .975])
-                    truth = true[present].mean()
-                    rows.append(dict(
-                        images=n, group_of=size, model=name, nominal=.95, held=low <= truth <= high,
-                        draws_held=middle[0] <= truth <= middle[1], ungrouped_held=alone[0] <= truth <= alone[1],
-                        all_28_held=middle[0] <= true.mean() <= middle[1], width=high - low,
-                        width_of_draws=middle[1] - middle[0], classes=present.sum()))
+        for n, size in [*product(SIZES, (1, 6)), *((120, 120//k) for k in FEW)]:
+            groups = groups_of(n, size)
+            for run in range(runs):
+                p, t = simulate_scores(n, sample=run + 1, group_size=size, **model)
+                if not t.any(): continue
+                draws = bootstrap_f1(p > .3, t, groups, 300, run)
+                present = t.any(0)
+                low, high = f1_interval(p > .3, t, groups, draws=draws)
+                alone = np.nanquantile(np.nanmean(bootstrap_f1(p > .3, t, None, 300, run), 1), [.025, .975])
+                middle = np.nanquantile(np.nanmean(draws, 1), [.025, .975])
+                truth = true[present].mean()
+                rows.append(dict(
+                    images=n, group_of=size, model=name, nominal=.95, held=low <= truth <= high,
+                    draws_held=middle[0] <= truth <= middle[1], ungrouped_held=alone[0] <= truth <= alone[1],
+                    all_28_held=middle[0] <= true.mean() <= middle[1], width=high - low,
+                    width_of_draws=middle[1] - middle[0], bias=macro_f1(p > .3, t) - truth,
+                    classes=present.sum()))
     show('1. interval of macro F1 (classes present)', rows, ['images', 'group_of', 'model'])
 
 
@@ -139,7 +143,7 @@ def calibration(runs):
     for noise in (0., .5, 1.):
         probs, targets = all_images(dict(noise=noise))
         as_it_is = log_losses(probs, targets).mean()
-        for n, size in ((120, 6), (360, 6), (1200, 6), (360, 1), (1200, 1)):
+        for n, size in ((120, 60), (240, 60), (240, 30), (120, 6), (360, 6), (1200, 6), (360, 1), (1200, 1)):
             for run in range(max(runs//5, 4)):
                 p, t = simulate_scores(n, sample=run + 1, group_size=size, noise=noise)
                 chosen = calibrate(p, t, groups=groups_of(n, size))
