@@ -236,7 +236,7 @@ def _decide_out_of_fold(predictions, df, labels, group, seed, calibration, epoch
     of_all = df[~df.Id.isin(predictions.Id[~ok])]
     is_known = folds_divide(groups_by_id(of_all, group, of_all.Id), of_all.Id.map(pd.Series(folds, known.Id)))
     decided = 'seen' if seen else 'known' if is_known else 'epoch' if epoch_chosen else 'unseen'
-    judged = dict(scores=scores, reliability=reliability(unseen, targets), decided=decided)
+    judged = dict(scores=scores, reliability=reliability(unseen, targets, groups=groups), decided=decided)
     evaluation = replace(evaluation, **judged)
     thresholds = replace(decisions.thresholds, expected_f1=evaluation.macro_f1 if evaluation.expected else np.nan)
     return table, replace(decisions, thresholds=thresholds), evaluation

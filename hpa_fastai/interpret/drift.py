@@ -224,9 +224,11 @@ class Monitoring:
 # %% ../../nbs/interpret/40_drift.ipynb #73222ffb
 def _least_ratio(ref, trait, values, worth, alpha, groups):
     "How many times darker or less sharp pictures have to be for it to be noticed; infinite where nothing would"
-    shift = smallest_shift(ref.quantiles[trait], values, (ref.worth[trait], worth), alpha, groups=groups)
     kind = 'sharpness' if trait=='sharpness' else 'brightness'
-    return max(float(np.exp(min(shift, 50))), _SMALLEST_CHANGE[kind])
+    by_test, chance = (smallest_shift(ref.quantiles[trait], values, (ref.worth[trait], worth), level, groups=groups)
+                       for level in (alpha, 1))
+    large = np.log(_SMALLEST_CHANGE[kind])+1.25*chance  # medians vary a quarter more than means
+    return float(np.exp(min(max(by_test, large), 50)))
 
 def _noticed_in_pictures(ref, traits, worth, alpha, groups=None):
     "The differences of pictures that would have been noticed, in words"
@@ -250,12 +252,14 @@ def _what_would_show(ref, traits, worth, n_pictures, n, alpha, groups=None):
     tests = len(traits)+(2 if traits else len(_usual_shares))
     parts, blind = _noticed_in_pictures(ref, traits, worth, alpha/2/tests, groups)
     if 'names' in worth:
-        share = max(smallest_share(.1, (ref.worth['names'], worth['names']), alpha/2/len(ref.named)), .15)
+        both_worth = ref.worth['names'], worth['names']
+        share = max(smallest_share(.1, both_worth, alpha/2/len(ref.named)),
+                    smallest_share(.1*_SMALLEST_CHANGE['names'], both_worth, 1))
         if share<1: parts.append(f'a name that is given to 10 % of the pictures in training, from {share:.0%} on')
     known = f'{ref.pictures or ref.n:,} pictures of training and {n_pictures if traits else n:,} of the run'
     if not parts: return f'With {known} no difference would have been noticed: predict more pictures of this kind.'
     missed = f'; no change at all of {" and ".join(blind)}' if blind else ''
-    return f'With {known} this would have been noticed in four of five cases: {"; ".join(parts)}{missed}. ' \
+    return f'With {known} this would have been noticed in about four of five cases: {"; ".join(parts)}{missed}. ' \
            'A smaller difference might not.'
 
 # %% ../../nbs/interpret/40_drift.ipynb #473b19b5

@@ -9,6 +9,7 @@ from fastai.callback.core import Callback
 from hpa_fastai.all import HPA28, Predictor, predict, read_labels, stratified_folds
 from hpa_fastai.deploy.loading import test_bundle as check_bundle
 from hpa_fastai.deploy.tables import read_predictions
+from hpa_fastai.evaluate.calibration import wilson_interval
 from hpa_fastai.evaluate.metrics import macro_f1
 from hpa_fastai.experiments.folds import train_folds
 from hpa_fastai.experiments.options import ExperimentError
@@ -51,6 +52,9 @@ def test_evaluation_is_of_the_decisions_in_the_table(folds, small_atlas):
     targets = HPA28.encode(read_labels(small_atlas/'train.csv').Target) > 0
     assert np.isclose(res.evaluation.macro_f1, macro_f1(HPA28.encode(res.predictions.Predicted) > 0, targets))
     assert res.evaluation.n_groups
+    bins = res.evaluation.reliability
+    low, high = wilson_interval(bins.was, bins.decisions)
+    assert (bins.high - bins.low > high - low).all()  # as wide as groups make it
 
 
 def test_models_decide_as_they_were_judged(folds, small_atlas):
