@@ -12,8 +12,11 @@ Two ways stand side by side: the recipe of `hpa_fastai train`, which fits the he
 calibration and thresholds). A plain fastai pipeline (resnet18 with four input channels, pictures as large as those of
 the recipe, binary cross entropy; threshold 0.5, and thresholds fitted on the other folds), the same network
 fine-tuned, and one without the weights of simulated cells can be asked for; those take the minutes that are given.
+Other weights of simulated cells can stand in for those of the package (`--weights`, a file that `pretrain` wrote), and
+what weights know without any training on real cells can be asked for instead (`--untrained`).
 
     python benchmarks/mosaics.py --real-data=DIR [--seeds 0 1 2 3 4] [--folds 3] [--plain] [--fine-tune] [--scratch]
+                                 [--weights FILE] [--untrained]
 """
 import argparse
 import tempfile
@@ -23,10 +26,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
-from hpa_fastai.all import CHANNELS, HPA28, HPADataLoaders, class_table, f1_interval, fit_thresholds, hpa_learner
-from hpa_fastai.all import macro_f1, read_labels
+from hpa_fastai.all import CHANNELS, HPA28, HPADataLoaders, ImageReader, class_table, create_model, f1_interval
+from hpa_fastai.all import fit_thresholds, hpa_learner, macro_f1, read_labels
 from hpa_fastai.batches.dealing import deal_images
+from hpa_fastai.batches.settings import normalize
 from hpa_fastai.batches.splits import group_codes
 from hpa_fastai.data.files import attach_images
 
@@ -70,6 +75,18 @@ def recipe(df, folds, seed, train, cache, pretrained=True):
             probs[folds == k] = learn.get_preds(dl=unseen)[0].numpy()
         preds[folds == k] = learn.thresholds.predict(probs[folds == k])
     return probs, preds, expected
+
+
+def untrained(df, targets, weights, sizes=(192, 256, 384)):
+    "Print the average precision of weights that have seen no real cell, at several sizes in pixels"
+    model = create_model('smallresnet', len(HPA28), weights, classes=HPA28.classes).eval()
+    there = targets.any(0)
+    for size in sizes:
+        pictures = torch.stack([torch.from_numpy(ImageReader(size=size).array(row)) for row in df.to_dict('records')])
+        with torch.no_grad(): logits = torch.cat([model(normalize(o.float()/255)) for o in pictures.split(32)])
+        precision = class_table(logits.numpy() > 0, targets, HPA28, logits.sigmoid().numpy()).average_precision[there]
+        by_class = ', '.join(f'{name} {ap:.2f}' for name, ap in precision.items())
+        print(f'untrained, {size} px: mean AP {precision.mean():.3f}; {by_class}', flush=True)
 
 
 def plain_fastai(data, df, folds, seed, minutes):
@@ -138,6 +155,8 @@ def main():
     p.add_argument('--plain', action='store_true', help='also a plain fastai pipeline')
     p.add_argument('--fine-tune', action='store_true', help='also the recipe with the body trained')
     p.add_argument('--scratch', action='store_true', help='also the recipe without the weights of simulated cells')
+    p.add_argument('--weights', type=Path, help='file of weights in place of those of the package')
+    p.add_argument('--untrained', action='store_true', help='only what the weights know by themselves')
     a = p.parse_args()
     data, rows = a.real_data/'mosaic', []
     df = attach_images(read_labels(data/'train.csv', HPA28), data/'images')
@@ -145,11 +164,14 @@ def main():
     groups = group_codes(df, 'group')
     folds = deal_images(targets, groups, a.folds)
     print(f'{len(df)} images in {df.group.nunique()} groups; outer folds of {np.bincount(folds)} images', flush=True)
+    weights = a.weights or True
+    if a.untrained: return untrained(df, targets, weights)
     by_folds = lambda learn, seed: learn.fit_progressive(fine_tune=False, seed=seed, verbose=False)
     fifth_aside = lambda learn, seed: learn.fit_head(most=20_000)
     by_the_clock = lambda learn, seed: learn.fit_progressive(minutes=a.minutes, verbose=False)
     with tempfile.TemporaryDirectory() as d:
-        ours = lambda train, **options: lambda seed: recipe(df, folds, seed, train, Path(d)/'cache', **options)
+        cache = Path(d)/'cache'
+        ours = lambda train, pretrained=weights: lambda seed: recipe(df, folds, seed, train, cache, pretrained)
         variants = {'all images': ours(by_folds), 'a fifth set aside': ours(fifth_aside)}
         if a.fine_tune: variants['fine-tuned'] = ours(by_the_clock)
         if a.scratch: variants['from scratch'] = ours(by_the_clock, pretrained=False)
