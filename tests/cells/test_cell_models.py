@@ -165,7 +165,8 @@ cells.predict_cells(model, folder, out=out, embeddings=embeddings, progress=Fals
 """
 
 
-@pytest.mark.parametrize('table, vectors', [('c.csv', 'e.npy'), ('c.parquet', 'e.parquet')])
+@pytest.mark.parametrize('table, vectors', [
+    ('c.csv', 'e.npy'), pytest.param('c.parquet', 'e.parquet', marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_byte_for_byte(plate, models, tmp_path, table, vectors):
     predict_cells(models/'square', plate, out=tmp_path/f'w{table}', embeddings=tmp_path/f'w{vectors}', progress=False)
     args = [str(plate), str(models/'square'), str(tmp_path/table), str(tmp_path/vectors)]

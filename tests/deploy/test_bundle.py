@@ -44,10 +44,10 @@ def test_same_probabilities_as_validation(trained):
         'efficientnet_b0',
         'densenet121',
         'vit_tiny_patch16_224',
-        'swin_tiny_patch4_window7_224',
+        pytest.param('swin_tiny_patch4_window7_224', marks=pytest.mark.slow),
         'smallresnet',
         'lenet5',
-        'alexnet',
+        pytest.param('alexnet', marks=pytest.mark.slow),
     ],
 )
 def test_every_kind_of_network_comes_back_as_it_was_trained(small_atlas, tmp_path_factory, tmp_path, arch):

@@ -68,6 +68,7 @@ def test_images_that_were_used_are_named_for_it(head, as_trained):
     if head.thresholds is None: head.fit_thresholds()
     assert head.evaluate(head.dls.valid).decided == 'trained'
     learn, _ = as_trained
+    learn.fit_thresholds()
     assert learn.evaluate(learn.dls.train).decided == 'trained'
     seen = learn.evaluate(learn.dls.valid)
     assert seen.decided == 'seen' and 'on the images that calibration or thresholds were fitted on' in str(seen)

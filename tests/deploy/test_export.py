@@ -32,7 +32,7 @@ def test_onnx_runtime_agrees(trained, tmp_path, method):
 
 
 @pytest.mark.parametrize('arch, heads', [
-    ('hpa-densenet121', None), ('hpa-inception-v3-cells', None),
+    ('hpa-densenet121', None), pytest.param('hpa-inception-v3-cells', None, marks=pytest.mark.slow),
     pytest.param('subcell-vit', 2, marks=pytest.mark.slow)])
 def test_published_networks_are_the_same_everywhere(arch, heads, tmp_path):
     "Folded, in half precision, and in ONNX Runtime: normalised, or from minimum to maximum, and with averaged heads"

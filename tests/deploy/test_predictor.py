@@ -183,7 +183,7 @@ def kill_after(batches, folder, model, out):
     p.wait()
 
 
-@pytest.mark.parametrize('name', ['p.csv', 'p.parquet'])
+@pytest.mark.parametrize('name', [pytest.param('p.csv', marks=pytest.mark.slow), 'p.parquet'])
 def test_a_killed_run_goes_on_to_the_same_table(small_atlas, trained, tmp_path, name):
     predict(small_atlas/'train', model=trained[1], out=tmp_path/f'whole-{name}', bs=4, progress=False)
     out = tmp_path/name
@@ -228,8 +228,9 @@ hpa_fastai.predict(sys.argv[1], model=sys.argv[2], out=sys.argv[3], bs=4, thresh
 """
 
 
-@pytest.mark.parametrize('when', ['before', 'after'])
-@pytest.mark.parametrize('name', ['p.csv', 'p.parquet'])
+@pytest.mark.parametrize('name, when', [
+    ('p.csv', 'before'), ('p.parquet', 'after'), pytest.param('p.csv', 'after', marks=pytest.mark.slow),
+    pytest.param('p.parquet', 'before', marks=pytest.mark.slow)])
 def test_a_run_killed_around_its_last_decisions_comes_to_the_same(plate, trained, tmp_path, name, when):
     "Between the last row and the decisions that take all rows, and between these and the name of the table"
     p = subprocess.Popen([sys.executable, '-c', MATCH, str(plate), str(trained[1]), str(tmp_path/name), when],

@@ -205,6 +205,7 @@ def compared(model, groups, group, n=30, ids='scan{g}x{i}', icc=.5, light=1.):
 def any_model(trained): return load_bundle(trained[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('groups', [np.repeat(np.arange(20), 6), np.repeat(np.arange(8), 30)], ids=['sixes', 'wells'])
 def test_alike_pictures_raise_no_more_alarms_than_promised(any_model, groups):
     "Six images an antibody raised 30 %, eight wells of thirty 98 %, where the Ids do not name their groups"
