@@ -15,7 +15,7 @@ import tifffile
 zarr, numcodecs = pytest.importorskip('zarr', minversion='3'), pytest.importorskip('numcodecs')
 
 READ = '''
-import json, resource, sys, time
+import json, resource, sys
 from pathlib import Path
 import numpy as np, tifffile, zarr
 from hpa_fastai.basics.errors import ImageError
@@ -23,10 +23,10 @@ from hpa_fastai.data.formats import open_planes
 from hpa_fastai.cells.masks import read_mask
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3
 def tried(read):
-    start, before = time.perf_counter(), peak()
+    before = peak()
     try: said = repr(read())[:200]
     except Exception as e: said = f'{type(e).__name__}: {e}'
-    return dict(said=said, seconds=time.perf_counter()-start, megabytes=peak()-before)
+    return dict(said=said, megabytes=peak()-before)
 *warm_up, folder = sys.argv[1:]
 for path in warm_up: open_planes(path)
 found = {}
@@ -99,7 +99,7 @@ WHY = {
 
 @pytest.fixture(scope='module')
 def read(tmp_path_factory):
-    "What reading each file says, how long it takes, and how much memory"
+    "What reading each file says, and how much memory it takes; one that hangs ends the run"
     tmp = tmp_path_factory.mktemp('hostile')
     folder, secret = tmp/'files', tmp/'secret.tif'
     folder.mkdir()
@@ -135,7 +135,7 @@ def read(tmp_path_factory):
     (folder/'copy.zarr'/'.zmetadata').write_text(json.dumps(dict(zarr_consolidated_format=1, metadata=told)))
     write_zarr(tmp/'plain.zarr', compressor=dict(id='zstd', level=1), data=bytes(numcodecs.Zstd().encode(bytes(8192))))
     run = [sys.executable, '-c', READ, str(secret), str(tmp/'plain.zarr'), str(folder)]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300)
     assert done.returncode==0, done.stderr
     assert not (tmp/'ran').exists()
     return json.loads(done.stdout)
@@ -148,4 +148,4 @@ def test_hostile_files_are_refused(read, name, way):
     found = read[f'{name} {way}']
     if way=='True' and name.split('.')[0] in ('zstd', 'gzip', 'blosc'): pytest.skip('chunks are not looked at')
     assert WHY[name] in found['said'] and '\n' not in found['said'], found
-    assert found['seconds']<2 and found['megabytes']<100, found
+    assert found['megabytes']<100, found
