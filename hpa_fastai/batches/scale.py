@@ -8,9 +8,10 @@ __all__ = ['stated_pixel_size', 'atlas_pixel_size', 'Scale', 'scale_of']
 # %% ../../nbs/batches/03_scale.ipynb #c857d42c
 import os, re
 from typing import NamedTuple
-from xml.etree import ElementTree
 from ..basics.paths import is_url
 from ..data.names import CHANNELS
+from ..data.folders import check_tiff_directories, ome_elements
+from ..data.ome_zarr import open_zarr
 from ..data.reader import FULL_PIXEL, FULL_SIDE
 from .splits import antibody_of
 
@@ -29,7 +30,7 @@ def _in_um(size, unit):
 def _of_tiff(tif):
     "Read the size of a pixel in µm that an opened TIFF states."
     if tif.is_ome:
-        pixels = next((e for e in ElementTree.fromstring(tif.ome_metadata).iter() if e.tag.endswith('}Pixels')), None)
+        pixels = next(iter(ome_elements(tif.ome_metadata, 'Pixels')), None)
         if pixels is not None and pixels.get('PhysicalSizeX'):
             return _in_um(pixels.get('PhysicalSizeX'), pixels.get('PhysicalSizeXUnit', 'µm'))
     plane = (tif.metaseries_metadata or {}).get('PlaneInfo', {}) if tif.is_metaseries else {}
@@ -45,9 +46,7 @@ def _of_tiff(tif):
 # %% ../../nbs/batches/03_scale.ipynb #d98edbb1
 def _of_zarr(path):
     "Read the size of a pixel in µm that an OME-Zarr states."
-    import zarr
-    attributes = zarr.open_group(path, mode='r').attrs
-    scales = (attributes.get('ome') or attributes)['multiscales'][0]
+    scales = open_zarr(path).attributes['multiscales'][0]
     axis = next((i for i, axis in enumerate(scales['axes']) if axis['name']=='x'), None)
     steps = scales['datasets'][0].get('coordinateTransformations', [])
     scale = next((step['scale'] for step in steps if step.get('type')=='scale'), None)
@@ -64,7 +63,9 @@ def stated_pixel_size(
         if path.rstrip('/').lower().endswith('.zarr'): return _of_zarr(path)
         if not path.lower().endswith(('.tif', '.tiff')): return None
         import tifffile
-        with tifffile.TiffFile(path) as tif: return _of_tiff(tif)
+        with open(path, 'rb') as f:
+            check_tiff_directories(f)
+            return _of_tiff(tifffile.TiffFile(f, _multifile=False))
     except Exception: return None  # metadata that can't be read say nothing
 
 # %% ../../nbs/batches/03_scale.ipynb #cbc17d5f

@@ -6,7 +6,7 @@
 __all__ = ['MASK_EXTS', 'find_masks', 'read_mask', 'encode_masks', 'decode_mask']
 
 # %% ../../nbs/cells/20_masks.ipynb #b5cc7884
-import base64, os, zlib
+import base64, io, os, zlib
 from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -15,10 +15,10 @@ from PIL import Image
 from ..basics.paths import id_form, irregular_kind, path_text
 from ..data.labels import HPAError
 from ..data.names import CHANNELS, is_hidden, split_mask, split_name
-from ..data.channels import check_size
-from ..data.tiff import check_tiff_complete, check_tiff_directories, check_tiff_pages, check_tiff_statements
-from ..data.tiff import tiff_pixels
-from ..data.formats import PNG_MAGIC, open_image_file, png_pixel_chunks
+from ..data.channels import check_length, check_size
+from ..data.folders import check_tiff_directories
+from ..data.tiff import check_tiff_complete, check_tiff_pages, check_tiff_statements, tiff_pixels
+from ..data.formats import open_image_file, png_header, png_pixel_chunks
 from .segmentation import CellError, enlarge_mask
 from ..basics.errors import warn_user
 
@@ -81,11 +81,14 @@ def _read_file(path):
                     check_tiff_statements(tif, path.parent)
                     check_tiff_pages(tif)
                     check_tiff_complete(tif.series[0])
-                    return tiff_pixels(tif.series[0], f)
-            if (data := f.read())[:8]==PNG_MAGIC: png_pixel_chunks(data) # refuses what is not whole
-            mask = Image.open(f)
-            check_size(*mask.size)
-            return np.asarray(mask)
+                    return tiff_pixels(tif.series[0])
+            head = png_header(f.read(33))
+            check_size(head.width, head.height)
+            check_length(f.seek(0, os.SEEK_END), 8*head.width*head.height)
+            f.seek(0)
+            data = f.read()
+            png_pixel_chunks(data) # refuses what is not whole
+            return np.asarray(Image.open(io.BytesIO(data), formats=['PNG']))
     except FileNotFoundError: raise CellError(f'{path}: no such file') from None
     except HPAError as e: raise CellError(f'{path}: {e}') from None
     except Exception as e:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'MAX_BYTES', 'MOST_METADATA', 'PILLOW_BANDS', 'Planes', 'check_size', 'check_planes',
-           'no_pixels', 'damaged', 'check_mode', 'planes_of_pillow', 'likely_axes', 'setting_text', 'planes_of_array',
-           'wanted_channels', 'no_such_channels', 'ChannelMap', 'assign_channels', 'full_range', 'percentile_range',
-           'resize_plane', 'to_grey_levels', 'grey_levels']
+           'check_length', 'no_pixels', 'damaged', 'check_mode', 'planes_of_pillow', 'likely_axes', 'setting_text',
+           'planes_of_array', 'wanted_channels', 'no_such_channels', 'ChannelMap', 'assign_channels', 'full_range',
+           'percentile_range', 'resize_plane', 'to_grey_levels', 'grey_levels']
 
 # %% ../../nbs/data/40_channels.ipynb #b530f234
 import math, re, shlex
@@ -56,6 +56,16 @@ def check_planes(
         raise ImageError(f'{"x".join(map(str, shape))} values are refused: {n_bytes/1e9:,.1f} GB would be decoded, and '
                          f'{MAX_BYTES/1e9:.1f} are the most; cut it into fields of view, or project its stack',
                          'too large')
+
+def check_length(
+    n_bytes:int, # of the file
+    of_pixels:int, # bytes of all values in it
+):
+    "Refuse a file that is far longer than its values, before it is read into memory."
+    if n_bytes>2*of_pixels+MOST_METADATA:
+        raise ImageError(f'{n_bytes/1e6:,.0f} MB for {of_pixels/1e6:,.1f} MB of values are refused; '
+                         'save the picture without metadata', 'too large')
+
 
 # %% ../../nbs/data/40_channels.ipynb #b6899dd9
 def no_pixels(
