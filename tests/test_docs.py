@@ -152,7 +152,7 @@ def broken_links(page, text):
 def test_links_between_notebooks(nb): assert [f for t in prose(nb) for f in broken_links(nb, t)] == []
 
 
-@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'])
+@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'SECURITY.md'])
 def test_links_of_pages(page): assert list(broken_links(ROOT/page, (ROOT/page).read_text(encoding='utf-8'))) == []
 
 
@@ -161,6 +161,18 @@ def test_broken_links_are_found(tmp_path):
     page.write_text('# One & two\n', encoding='utf-8')
     text = '[a](a.md#one--two) [b](b.md) [c](#three) [d](https://example.org/x) `[e](e.md)` <img src="f.png">'
     assert list(broken_links(page, text)) == ['b.md: no such file', '#three: no such heading', 'f.png: no such file']
+
+
+def test_the_limits_that_are_promised_hold():
+    from hpa_fastai.data import channels, formats, folders, ome_zarr, tiff
+    from hpa_fastai.deploy.loading import MAX_SAMPLE
+    from hpa_fastai.models.graphs import MAX_BYTES
+    limits = (ROOT/'SECURITY.md').read_text(encoding='utf-8').split('## Limits')[1]
+    promised = {int(n.replace(',', '')) for n in re.findall(r'\| ([\d,]+)', limits)}
+    assert formats._MOST_CHUNKS == ome_zarr._MOST_CHUNKS and len(tiff._codecs) == 8
+    assert promised == {channels.MAX_PIXELS, channels.MAX_BYTES, channels.MOST_METADATA, folders._MOST_PAGES,
+                        tiff._MOST_SCANS, formats._MOST_CHUNKS, MAX_SAMPLE, MAX_BYTES}
+    assert ', '.join(sorted(ome_zarr._compressors)) in limits
 
 
 # README

@@ -157,7 +157,7 @@ def is_result(
     try:
         if Path(path).suffix.lower() in ('.csv', '.tsv'):
             with open(path, 'rb') as f: return bool(re.search(rb'\bPredicted\W+Names\b', f.readline()))
-        with zipfile.ZipFile(path) as book: sheets = book.read('xl/workbook.xml')
+        with zipfile.ZipFile(path) as book, book.open('xl/workbook.xml') as f: sheets = f.read(2**20)
     except (OSError, KeyError, zipfile.BadZipFile): return False
     return all(f'name="{title}"'.encode() in sheets for title in ('Results', 'Probabilities', 'About'))
 
