@@ -1,4 +1,5 @@
 "The part of campaign.py that reads changed files: valid samples, readers beside strict ones, and watched workers."
+import io
 import json
 import os
 import re
@@ -135,11 +136,21 @@ def table_reads():
     return dict(table=read_table, labels=read_labels, paths=find_images)
 
 
-def strict_picture(path):
-    "Read a PNG or JPG by Pillow, which checks sums and ends"
+def strict_jpg(path):
     from PIL import Image
     with Image.open(path) as im: im.verify()
     with Image.open(path) as im: im.load()
+
+
+def strict_png(path):
+    "Read a PNG by Pillow, which checks its sums; without the chunks that a reader may pass over"
+    data = Path(path).read_bytes()
+    at, needed = 8, [data[:8]]
+    while at+12 <= len(data):
+        n = 12 + int.from_bytes(data[at:at+4], 'big')
+        if not data[at+4] & 32: needed.append(data[at:at+n])  # a capital letter
+        at += n
+    strict_jpg(io.BytesIO(b''.join(needed)))
 
 
 DECODERS = {5: 'lzw', 7: 'jpeg8', 8: 'zlib', 32946: 'zlib', 32773: 'packbits', 50000: 'zstd'}  # of imagecodecs
@@ -152,12 +163,11 @@ def strict_tiff(path):
     with tifffile.TiffFile(path) as tif:
         for page in tif.series[0].pages:
             if page is None: raise ValueError('a plane is missing')
-            first, file = page.keyframe, page.parent.filehandle
+            first, data_of_file = page.keyframe, Path(page.parent.filehandle.path).read_bytes()
             decoder = DECODERS.get(first.compression)
             if first.compression != 1 and not (decoder and imagecodecs): continue
             for k, (at, n) in enumerate(zip(page.dataoffsets, page.databytecounts)):
-                file.seek(at)
-                data = file.read(n)
+                data = data_of_file[at:at+n]
                 settings = dict(tables=first.jpegtables) if decoder == 'jpeg8' and first.jpegtables else {}
                 if decoder: data = getattr(imagecodecs, f'{decoder}_decode')(data, **settings)
                 rows = first.chunks[0]
@@ -171,9 +181,9 @@ def no_strict(path): pass
 
 
 KINDS = {  # a new reader is a line: samples, reads, strict reader
-    'PNG': (png_samples, picture_reads, strict_picture),
+    'PNG': (png_samples, picture_reads, strict_png),
     'TIFF': (tiff_samples, picture_reads, strict_tiff),
-    'JPG': (jpg_samples, picture_reads, strict_picture),
+    'JPG': (jpg_samples, picture_reads, strict_jpg),
     'OME-Zarr': (zarr_samples, store_reads, no_strict),
     'npy': (npy_samples, mask_reads, no_strict),
     'tables': (table_samples, table_reads, no_strict),

@@ -23,6 +23,7 @@ def loose_form(
 
 # %% ../../nbs/basics/22_words.ipynb #60c4ef30
 SEPARATORS = ('\n', '|', ';', ',', '/', '+', ' and ', ' & ')
+_MOST_PARTS = 10 # of one name, where a separator is part of it
 
 def split_names(
     text:str, # of a cell
@@ -35,7 +36,8 @@ def split_names(
     first, *others = separators
     parts, names = text.split(first), []
     while parts:
-        joined = next((n for n in range(len(parts), 1, -1) if is_known(first.join(parts[:n]))), None)
+        most = min(len(parts), _MOST_PARTS)
+        joined = next((n for n in range(most, 1, -1) if is_known(first.join(parts[:n]))), None)
         names += [same_form(first.join(parts[:joined]))] if joined else split_names(parts[0], is_known, others)
         parts = parts[joined or 1:]
     return names

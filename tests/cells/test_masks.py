@@ -205,3 +205,9 @@ def test_published_examples(width, height, text):
 @pytest.mark.parametrize('text', ['', 'not base64!', 'aGVsbG8=', base64.b64encode(zlib.compress(b'5')).decode()])
 def test_text_that_is_no_mask(text):
     with pytest.raises(CellError): decode_mask(text, 10, 10)
+
+
+@pytest.mark.parametrize('shape', [(0, 9), (9, 0), (0, 0)])
+def test_a_mask_without_pixels_is_refused(tmp_path, shape):
+    np.save(tmp_path/'a.npy', np.zeros(shape, np.int32))
+    with pytest.raises(CellError, match='a mask is H×W'): read_mask(tmp_path/'a.npy')

@@ -211,3 +211,13 @@ def test_png_of_any_depth(tmp_path, depth, colour, threads, monkeypatch):
     checked = verify_folder(tmp_path, reader=ImageReader(channels='g'), progress=False)
     assert checked.table.format[0].startswith(f'PNG {depth}-bit')
     if depth==16: fails('does not fit into bits=12', tmp_path, channels='g', bits=12)
+
+
+@pytest.mark.parametrize('numbers', [(1, 0, 0), (0, 1, 0), (0, 0, 2)])
+def test_a_png_packed_in_a_way_that_does_not_exist_is_refused(tmp_path, numbers):
+    head = struct.pack('>IIBBBBB', 64, 64, 8, 0, *numbers)
+    write(tmp_path, picture(64))
+    path = next(tmp_path.rglob('*.png'))
+    path.write_bytes(PNG_MAGIC + png_chunk(b'IHDR', head) + path.read_bytes()[33:])
+    for header in (True, False):
+        with pytest.raises(ImageError, match='packing that does not exist'): formats.open_planes(str(path), header=header)
