@@ -4,6 +4,24 @@ import argparse
 import sys
 import time
 import campaign_fuzz
+import campaign_kills
+
+
+def fuzz(args):
+    start = time.perf_counter()
+    results = campaign_fuzz.fuzz(args.kinds, args.inputs, args.seed, args.workers, args.keep, args.first,
+                                 progress=sys.stderr.isatty())
+    print(f'seed {args.seed}, {", ".join(args.kinds)}, {time.perf_counter()-start:.0f} s')
+    print('\n'.join(campaign_fuzz.describe(*results)))
+
+
+def kills(args):
+    total = [0, 0, 0]
+    for name, seconds, *counts, faults in campaign_kills.kill_runs(args.kills, args.seed, args.runs, args.keep):
+        total = [a+b for a, b in zip(total, counts)]
+        print('{:26} {:5.1f} s; kills {:3}, survived {:3}; rows lost {}'.format(name, seconds, *counts), flush=True)
+        for fault in faults: print(f'    {fault}', flush=True)
+    print('seed {}: kills {}, survived {}; rows lost {}'.format(args.seed, *total))
 
 
 def main():
@@ -16,12 +34,13 @@ def main():
     p.add_argument('--first', type=int, default=0, help='number of the first input of each kind')
     p.add_argument('--workers', type=int, default=2)
     p.add_argument('--keep', help='folder for the first input of each finding')
+    p = parts.add_parser('kills', help='runs that are killed at random moments and go on')
+    p.add_argument('--kills', type=int, default=100)
+    p.add_argument('--runs', nargs='+', default=[*campaign_kills.RUNS], choices=[*campaign_kills.RUNS])
+    p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--keep', help='folder for what runs with faults left')
     args = parser.parse_args()
-    start = time.perf_counter()
-    results = campaign_fuzz.fuzz(args.kinds, args.inputs, args.seed, args.workers, args.keep, args.first,
-                                 progress=sys.stderr.isatty())
-    print(f'seed {args.seed}, {", ".join(args.kinds)}, {time.perf_counter()-start:.0f} s')
-    print('\n'.join(campaign_fuzz.describe(*results)))
+    dict(fuzz=fuzz, kills=kills)[args.part](args)
 
 
 if __name__ == '__main__': main()

@@ -200,7 +200,7 @@ def watch(
          tqdm_bar(initial=len(journal), **bar_options) as bar:
         try:
             last_news = time.monotonic()
-            for _ in _wake_ups(folder, poll, stop, every=min(1., settle)):
+            for _ in _wake_ups(folder, poll, stop, every=min(1., max(settle, .1))):
                 n_changes, looked = watcher.n_changes, time.monotonic()
                 try: n = predictor.step(watcher, journal)
                 except ImageError as e:

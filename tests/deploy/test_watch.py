@@ -188,3 +188,14 @@ def test_depth_of_the_first_pictures_holds_and_what_does_not_fit_is_an_error(pla
 def test_a_group_is_refused_not_ignored(plate, tmp_path, capsys):
     assert main(['predict', str(plate), '--out', str(tmp_path/'p.csv'), '--watch', '--group', 'Well']) == 2
     assert '--group' in capsys.readouterr().err and not (tmp_path/'p.csv').exists()
+
+
+@pytest.mark.parametrize('poll', [False, True])
+def test_no_settling_at_all(plate, predictor, rows, tmp_path, poll):
+    copy(rows[0], plate)
+    stop = threading.Event()
+    timer = threading.Timer(20, stop.set)
+    timer.start()
+    journal, df = run(plate, predictor, tmp_path/'p.csv', timeout=.5, settle=0, poll=poll, stop=stop)
+    timer.cancel()
+    assert list(df.Id) == [rows[0]['Id']] and not stop.is_set() and not journal.waiting
