@@ -115,7 +115,7 @@ def _cell_numbers(a, name):
     if a.ndim==3 and a.shape[-1] in (3, 4):
         raise CellError(f'{name} is a picture in colours; a mask has one number a pixel: '
                         'save it as grey, 0 between cells, then 1, 2, …')
-    if a.ndim!=2: raise CellError(f'{name} has the shape {a.shape}; a mask is H×W, one number a pixel')
+    if a.ndim!=2 or not a.size: raise CellError(f'{name} has the shape {a.shape}; a mask is H×W, one number a pixel')
     whole = a.dtype.kind in 'bui' or (a.dtype.kind=='f' and np.isfinite(a).all() and (a==np.round(a)).all())
     if not whole:
         raise CellError(f'{name} holds {a.dtype} values; a mask has 0 between cells and a whole number for each cell')

@@ -46,7 +46,8 @@ def png_header(
     is_header = data[:8]==PNG_MAGIC and data[12:16]==b'IHDR' and len(data)>=33
     if not is_header or png_chunk(b'IHDR', data[16:29])!=data[8:33]:
         raise damaged('its header is not as it was written')
-    width, height, depth, colour, _, _, interlaced = struct.unpack('>IIBBBBB', data[16:29])
+    width, height, depth, colour, packing, filtering, interlaced = struct.unpack('>IIBBBBB', data[16:29])
+    if packing or filtering or interlaced>1: raise damaged('its header names a way of packing that does not exist')
     return PngHeader(width, height, depth, colour, interlaced)
 
 def png_file(
