@@ -158,14 +158,14 @@ DECODERS = {5: 'lzw', 7: 'jpeg8', 8: 'zlib', 32946: 'zlib', 32773: 'packbits', 5
 
 def strict_tiff(path):
     "Decode each strip and tile of a TIFF by imagecodecs, and count the bytes"
+    import imagecodecs
     import tifffile
-    imagecodecs = strict_tiff.imagecodecs
     with tifffile.TiffFile(path) as tif:
         for page in tif.series[0].pages:
             if page is None: raise ValueError('a plane is missing')
             first, data_of_file = page.keyframe, Path(page.parent.filehandle.path).read_bytes()
             decoder = DECODERS.get(first.compression)
-            if first.compression != 1 and not (decoder and imagecodecs): continue
+            if first.compression != 1 and not decoder: continue
             for k, (at, n) in enumerate(zip(page.dataoffsets, page.databytecounts)):
                 data = data_of_file[at:at+n]
                 settings = dict(tables=first.jpegtables) if decoder == 'jpeg8' and first.jpegtables else {}
@@ -228,12 +228,6 @@ def place_of(error):
 
 def work(kind, seed, start, stop, folder, samples):
     "Read a range of inputs; where it is and what it found stand in files, so that a crash keeps them"
-    sys.modules['imagecodecs'] = None  # the package is tried without it
-    import tifffile  # noqa: F401
-    del sys.modules['imagecodecs']
-    try: import imagecodecs
-    except ImportError: imagecodecs = None
-    strict_tiff.imagecodecs = imagecodecs
     from hpa_fastai.basics.errors import HPAError
     warnings.simplefilter('ignore')
     resource.setrlimit(resource.RLIMIT_AS, (8*10**9,)*2)

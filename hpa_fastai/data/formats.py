@@ -258,7 +258,7 @@ def explain_unreadable(
     elif isinstance(error, PermissionError): found = ImageError('no permission to read it', 'no permission')
     elif is_zarr and 'codec' not in what.lower(): found = damaged(what)
     elif not is_zarr and _signs_of_damage.search(f'{type(error).__name__} {error}'): found = damaged(one_line(error))
-    else: found = ImageError(f'cannot be read ({what})')
+    else: found = ImageError(f'cannot be read ({what}); copy it again, or save it with another program')
     return found.locate(file=path)
 
 # %% ../../nbs/data/50_formats.ipynb #42d09656

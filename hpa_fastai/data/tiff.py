@@ -42,7 +42,7 @@ def check_tiff_statements(
 def check_tiff_segments(
     page, # of `tifffile`; None for a missing one
 ):
-    "Refuse a plane of a TIFF if a strip or tile was never written, ends beyond the file, or is too long."
+    "Refuse a plane of a TIFF if a strip or tile was never written, ends beyond the file, or has another length than its pixels."
     if page is None: raise damaged('a plane is missing')
     expected, n_bytes = math.prod(page.keyframe.chunked), page.parent.filehandle.size
     places = [(start, n) for start,n in zip(page.dataoffsets, page.databytecounts) if start and n]
@@ -56,6 +56,8 @@ def check_tiff_segments(
     most = 2*math.prod(page.keyframe.chunks)*(page.keyframe.bitspersample+7)//8 + 2**16
     swollen = sum(n>most for _,n in places)
     if swollen: raise damaged(f'{swollen} of {expected} strips or tiles are longer than their pixels')
+    is_short = 8*sum(n for _,n in places) < page.keyframe.size*page.keyframe.bitspersample
+    if page.keyframe.compression==1 and is_short: raise damaged('its strips or tiles are shorter than their pixels')
 
 def check_tiff_pages(
     tif, # `TiffFile` of `tifffile`

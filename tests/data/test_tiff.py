@@ -12,6 +12,7 @@ from hpa_fastai.basics.errors import ImageError
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.names import CHANNELS
 from hpa_fastai.data.channels import MAX_PIXELS
+from hpa_fastai.data.formats import open_planes
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.data.verify import verify_folder
@@ -300,3 +301,12 @@ def test_slices_beside_channels_are_no_channels(tmp_path):
     x = RNG.integers(0, 256, (3,4,32,32), dtype=np.uint8)
     tifffile.imwrite(tmp_path/'a.ome.tif', x, metadata=dict(axes='ZCYX'))
     assert 'channels' not in fails('a Z stack of 3 planes', tmp_path, z='channels').split('to take the maximum')[1]
+
+
+@pytest.mark.parametrize('header', [True, False])
+def test_a_plane_that_states_fewer_bytes_than_its_pixels_take(tmp_path, header):
+    "As where the tag of the compression was lost: what follows the strip is no picture"
+    file = tmp_path/'a.tif'
+    tifffile.imwrite(file, picture(64)[0], metadata=None)
+    with tifffile.TiffFile(file, mode='r+b') as tif: tif.pages[0].tags['StripByteCounts'].overwrite(64*64-100)
+    with pytest.raises(ImageError, match='shorter than their pixels'): open_planes(str(file), header=header)
