@@ -44,11 +44,14 @@ from .starts import auto_learner
 
 # %% ../../nbs/experiments/20_folds.ipynb #f1261886
 class CountImages(Callback):
-    "How many images a second are trained on, without the validation."
+    "How many images a second are trained on, without the validation; checkpoints remember it."
+    remembers = 'n', 'seconds'
     def __init__(self): self.n, self.seconds = 0, 0.
     def before_train(self): self.start = time.perf_counter()
     def after_batch(self): self.n += len(self.yb[0])*n_processes() if self.training else 0
-    def after_train(self): self.seconds += time.perf_counter() - self.start
+    def after_train(self):
+        self.seconds += time.perf_counter() - self.start
+        if hasattr(self.learn, 'history'): self.learn.history['images_per_second'] = round(self.rate, 2)
     @property
     def rate(self) -> float:
         "Images a second."
@@ -72,8 +75,7 @@ def train_fold(
     set_seed(seed + fold)
     dls = HPADataLoaders.from_df(
         df, images, labels, fold=fold, folds=folds, group=group, seed=seed, progress=progress, **parts['data'])
-    count = CountImages()
-    cbs = [count, *([TrainingBar()] if progress else []), *L(parts['model'].pop('cbs', None))]
+    cbs = [CountImages(), *([TrainingBar()] if progress else []), *L(parts['model'].pop('cbs', None))]
     learn = auto_learner(dls, cbs=cbs, **parts['model'])
     if folder: check_room(folder, learn.model)
     fit_options = dict(verbose=False, fine_tune=worth_fine_tuning(learn), folder=folder, resume=folder is not None)
@@ -83,7 +85,7 @@ def train_fold(
               'layer is fitted, so that epochs, learning rate and augmentation have no effect; fine_tune=True '
               '(--fine-tune yes) trains the whole network', flush=True)
     with shared_training(learn), learn.no_bar(), learn.no_logging(): learn.fit_progressive(**fit_options)
-    learn.history['images_per_second'] = round(count.rate, 2) if count.n else None
+    learn.history.setdefault('images_per_second', None)
     return learn
 
 # %% ../../nbs/experiments/20_folds.ipynb #d72aed7b

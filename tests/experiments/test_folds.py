@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 from fastai.callback.core import Callback
 
-from hpa_fastai.all import HPA28, Predictor, predict, read_labels, stratified_folds
+from hpa_fastai.all import HPA28, Predictor, predict, read_checkpoint, read_labels, stratified_folds
 from hpa_fastai.deploy.loading import test_bundle as check_bundle
 from hpa_fastai.deploy.tables import read_predictions
 from hpa_fastai.evaluate.calibration import wilson_interval
 from hpa_fastai.evaluate.metrics import macro_f1
-from hpa_fastai.experiments.folds import train_folds
+from hpa_fastai.experiments.folds import train_fold, train_folds
 from hpa_fastai.experiments.options import ExperimentError
 
 
@@ -175,3 +175,24 @@ def test_a_stopped_training_is_no_finished_fold(train, tmp_path):
     with pytest.warns(UserWarning, match='stopped'), pytest.raises(KeyboardInterrupt):
         train(out, trained_folds=[0], epochs=3, cbs=[Stop()])
     assert (out/'fold0-training'/'checkpoint.pt').is_file() and not (out/'fold0').exists()
+
+
+def test_the_speed_of_a_training_is_kept_with_it(small_atlas, fast, tmp_path):
+    "Where a run was stopped between the training of a fold and the file of its model"
+    df = read_labels(small_atlas/'train.csv')
+    first, again = (train_fold(df, small_atlas/'train', 0, 3, folder=tmp_path/'t', **fast)
+                    for _ in range(2))
+    assert again.history['images_per_second'] == first.history['images_per_second'] > 0
+
+
+def test_the_speed_counts_the_epochs_before_a_stop(small_atlas, fast, tmp_path):
+    class Stop(Callback):
+        def before_epoch(self):
+            if self.epoch == 1: raise RuntimeError('the power is gone')
+    df, options = read_labels(small_atlas/'train.csv'), {**fast, 'epochs': 2}
+    with pytest.raises(RuntimeError, match='power'):
+        train_fold(df, small_atlas/'train', 0, 3, folder=tmp_path/'t', cbs=Stop(), **options)
+    kept = read_checkpoint(tmp_path/'t'/'checkpoint.pt')['parts']
+    learn = train_fold(df, small_atlas/'train', 0, 3, folder=tmp_path/'t', **options)
+    count = next(cb for cb in learn.cbs if type(cb).__name__ == 'CountImages')
+    assert count.n == 2*kept['n'] > 0 and count.seconds > kept['seconds'] > 0
