@@ -20,7 +20,7 @@ from ..evaluate.thresholds import Thresholds, plain_thresholds
 from ..evaluate.flags import Flagger
 from ..models.folding import FoldedDenseNet
 from ..models.networks import plain_norms
-from .schema import FORMAT
+from ..models.schema import FORMAT
 
 # %% ../../nbs/deploy/10_bundle.ipynb #7425c2d0
 class BundleError(HPAError):

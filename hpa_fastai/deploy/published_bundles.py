@@ -21,7 +21,7 @@ from ..models.published import *
 from ..models.architectures import create_model
 from ..simulate.atlas import simulate_fov
 from .bundle import *
-from .schema import *
+from ..models.schema import *
 from .saving import *
 
 # %% ../../nbs/deploy/25_published_bundles.ipynb #975b66d7

@@ -26,7 +26,7 @@ from ..evaluate.reference import Reference
 from ..train.head_folds import fits_in_use
 from ..train.learner import HPALearner
 from .bundle import *
-from .schema import ConfigError, check_config, read_json
+from ..models.schema import ConfigError, check_config, read_json
 
 # %% ../../nbs/deploy/20_saving.ipynb #9ac3e5e4
 def check_target(

@@ -8,13 +8,14 @@ __all__ = ['UnknownModelError', 'list_models', 'source_library', 'kept_weights',
 # %% ../../nbs/models/40_architectures.ipynb #c13dca28
 import difflib, fnmatch, itertools, urllib.error, urllib.request
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from importlib import resources
 from pathlib import Path
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from ..basics.packages import quick_imports
 from ..basics.arguments import checked
 from ..basics.errors import HPAError, warn_user
@@ -122,21 +123,6 @@ def _timm_file(arch):
     try: return hf_hub_download(cfg.hf_hub_id, 'model.safetensors')
     except Exception as e: raise _no_weights(arch, f'{type(e).__name__}: {str(e).splitlines()[0]}') from None
 
-# %% ../../nbs/models/40_architectures.ipynb #4e6fc5ba
-def _read_weights(file):
-    "Read the tensors of a weights file, by the network's own names, without running code from it"
-    file = Path(file)
-    if not file.is_file(): raise ModelError(f'{file}: no such weights file')
-    try:
-        if file.suffix=='.safetensors': tensors = load_file(file)
-        else: tensors = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as e:
-        raise ModelError(f'{file}: not a weights file that can be read safely ({type(e).__name__}); '
-                         'give a .safetensors or .pth file of tensors; a file of learn.save can be read if it was '
-                         'saved with_opt=False, and a bundle (learn.save_bundle) always') from None
-    tensors = tensors.get('state_dict', tensors)
-    return {name.removeprefix('module.'): t for name,t in tensors.items()}
-
 # %% ../../nbs/models/40_architectures.ipynb #2cac7ba5
 class LeNet5(nn.Module):
     "LeNet-5 (LeCun et al. 1998) for four channels and any size, without its last layer"
@@ -194,18 +180,27 @@ def _timm_options(arch, size):
     poolings = {'global_pool': ''}, {}
     size_options = ({}, {'dynamic_img_size': True}, {'strict_img_size': False, 'always_partition': True},
                     {'img_size': size})
+    needs_values = False  # which the meta device has not
     for device,pooling,size_option in itertools.product(('meta', 'cpu'), poolings, size_options):
+        if device=='cpu' and not needs_values: break
         options = pooling | size_option
         try:
             with torch.device(device): body = _timm().create_model(arch, in_chans=4, num_classes=0, **options)
             shape = body_features(body, size).shape
-        except (TypeError, AssertionError, RuntimeError, ValueError): continue
+        except (TypeError, AssertionError, RuntimeError, ValueError) as e:
+            needs_values |= 'meta' in str(e)
+            continue
         is_map = len(shape)==4 and getattr(body, 'output_fmt', 'NCHW')!='NHWC'
         if len(shape)==2 or is_map: return options, shape
     raise ModelError(f'{arch} does not take pictures of {size} px; '
                      'try another size, or a convolutional network such as resnet18')
 
 # %% ../../nbs/models/40_architectures.ipynb #8736409c
+class _WithWidths(TorchFunctionMode):
+    "Let torchvision's regnets compute their widths on the processor where their weights have no memory"
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(dict(device='cpu') if func in (torch.arange, torch.tensor) else {}) | (kwargs or {}))
+
 def _replace_layer(model, name, layer):
     "Replace the layer called `name`, however deep inside"
     parent, _, attr = name.rpartition('.')
@@ -218,7 +213,11 @@ def _torchvision_body(arch, size):
         raise ModelError(f'{arch} of torchvision has a last layer that can\'t be replaced; '
                          'try resnet18, or timm\'s inception_v3')
     size_option = dict(image_size=size) if arch.startswith('vit_') else {}
-    body = m.get_model(arch, weights=None, **size_option)
+    no_size = ModelError(f'{arch} does not take pictures of {size} px; try another size, or resnet18')
+    try:
+        with _WithWidths() if arch.startswith('regnet') else nullcontext():
+            body = m.get_model(arch, weights=None, **size_option)
+    except AssertionError: raise no_size from None
     convolutions = [name for name,layer in body.named_modules() if isinstance(layer, nn.Conv2d)]
     old = body.get_submodule(convolutions[0])
     new = nn.Conv2d(4, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups,
@@ -226,7 +225,8 @@ def _torchvision_body(arch, size):
     _replace_layer(body, convolutions[0], new)
     linear_layers = [name for name,layer in body.named_modules() if isinstance(layer, nn.Linear)]
     _replace_layer(body, linear_layers[-1], nn.Identity())
-    return body, body_features(body, size).shape
+    try: return body, body_features(body, size).shape
+    except (AssertionError, RuntimeError, ValueError): raise no_size from None
 
 # %% ../../nbs/models/40_architectures.ipynb #9121da92
 _COMPUTED = ('num_batches_tracked', 'attn_mask', 'relative_position_index')  # not of the weights, but of the network
@@ -240,15 +240,18 @@ def _load_body(body, tensors, arch, file, stem):
             tensors[name] = four_channels(t, stem)
     lacks = [name for name in own if name not in tensors and not any(part in name for part in _COMPUTED)]
     wrong = [name for name in own if name in tensors and own[name].shape!=tensors[name].shape]
+    cast = [name for name in own if name in tensors
+            and own[name].is_floating_point()!=tensors[name].is_floating_point()]
     if lacks: raise ModelError(f'{file}: not the weights of {arch}: no tensor {lacks[0]!r}')
     if wrong: raise ModelError(f'{file}: not the weights of {arch}: {wrong[0]!r} has another shape')
+    if cast: raise ModelError(f'{file}: not the weights of {arch}: {cast[0]!r} is of {tensors[cast[0]].dtype}')
     body.load_state_dict({name: t for name,t in tensors.items() if name in own}, strict=False)
 
 # %% ../../nbs/models/40_architectures.ipynb #3de80d0c
 @torch.no_grad()
 def _load_head(head, tensors, classes):
     "Fill a head from weights, matching classes by their names; return the names that were found"
-    def fits(name, shape): return name in tensors and tensors[name].shape==shape
+    def fits(name, shape): return name in tensors and tensors[name].shape==shape and tensors[name].is_floating_point()
     *_,linear = head
     for name,t in head[:-1].state_dict().items():
         if t.is_floating_point() and not fits(f'head.{name}', t.shape): return []
@@ -274,7 +277,7 @@ def simulated_weights(
 # %% ../../nbs/models/40_architectures.ipynb #bd1e6a59
 def _published_weights(arch, library):
     "Return the tensors of the published weights, downloaded once"
-    if library=='hpa_fastai': return _read_weights(simulated_weights(arch))
+    if library=='hpa_fastai': return read_weights(simulated_weights(arch))
     if library=='timm':
         here = dict(file=_timm_file(arch))
         return _timm().create_model(arch, pretrained=True, pretrained_cfg_overlay=here, num_classes=0).state_dict()
@@ -307,7 +310,7 @@ def _load_published(model, pretrained, arch, classes):
     if pretrained is True: from hpa_fastai.models.published import published_weights
     (body, head), labels = model, PUBLISHED_LABELS[arch]
     file = published_weights(arch) if pretrained is True else Path(pretrained)
-    tensors = _read_weights(file)
+    tensors = read_weights(file)
     parts = {part: {k.removeprefix(part): t for k,t in tensors.items() if k.startswith(part)} for part in ('0.', '1.')}
     if not parts['0.']:
         raise ModelError(f'{file}: not weights of {arch} in the form of this package; '
@@ -338,8 +341,9 @@ def _load_own(model, parts, file, arch, classes, known):
     rest = [name for name in own if name not in last]
     fits = {name: own[name].shape for name in rest}
     if known: fits |= {name: (len(known), *own[name].shape[1:]) for name in last}
-    lost = 'head is of another kind' if any(name not in of_head or of_head[name].shape!=shape
-                                            for name,shape in fits.items()) else 'classes have no names'
+    def is_fit(t, shape): return t is not None and t.shape==shape and t.is_floating_point()
+    is_kin = all(is_fit(of_head.get(name), shape) for name,shape in fits.items())
+    lost = 'classes have no names' if is_kin else 'head is of another kind'
     if not known or 'head' in lost:
         warn_user(f'{file}: its {lost}, so the last layer begins anew; a bundle (save_bundle) keeps it')
     if 'head' in lost: return []
@@ -387,7 +391,7 @@ def create_model(
     if pretrained and arch in PUBLISHED_NETWORKS and not names:
         model.known = _load_published(model, pretrained, arch, classes)
     elif pretrained:
-        tensors = _published_weights(arch, library) if pretrained is True else _read_weights(weights_file(pretrained))
+        tensors = _published_weights(arch, library) if pretrained is True else read_weights(weights_file(pretrained))
         if parts := split_network(tensors): model.known = _load_own(model, parts, pretrained, arch, classes, names)
         else:
             _load_body(body, tensors, arch, pretrained, stem)

@@ -29,7 +29,7 @@ def read_state_dict(
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as z: unpacked = sum(i.file_size for i in z.infolist())
-            if unpacked>MAX_BYTES: raise ValueError(f'{unpacked/1e6:.0f} MB once unpacked')
+            if unpacked>file.stat().st_size: raise ValueError(f'{unpacked/1e6:.0f} MB once unpacked')
         if file.suffix=='.safetensors': found = load_file(file)
         else:
             with torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():

@@ -174,7 +174,9 @@ def published_record(
     except (SafetensorError, KeyError, OSError): is_whole = False
     if not is_whole:
         raise ModelError(f'{file}: damaged, or changed since it was made; remove it to have it made anew')
-    return json.loads(kept['published'])
+    try: return json.loads(kept['published'])
+    except (ValueError, RecursionError):
+        raise ModelError(f'{file}: its record is damaged; remove it to have it made anew') from None
 
 # %% ../../nbs/models/30_published.ipynb #798a441a
 def _downloaded_files(model, folder, progress):

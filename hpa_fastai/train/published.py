@@ -6,14 +6,14 @@
 __all__ = ['record_of_weights', 'published_start', 'normalize_as_published', 'begin_as_published']
 
 # %% ../../nbs/train/45_published.ipynb #e5f0c303
-import json, warnings
+import warnings
 from functools import partial
 from pathlib import Path
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from fastai.learner import Learner
 from ..batches.loaders import HPADataLoaders
 from ..data.reader import ImageReader
-from ..models.own_models import weights_file
+from ..models.own_models import bundle_settings, weights_file
 from ..models.networks import PUBLISHED_NETWORKS
 from ..models.published import published_record, published_weights
 from ..models.registry import PUBLISHED
@@ -24,11 +24,12 @@ def record_of_weights(
 ) -> dict|None:  # None: no such record
     "Read which published model the weights in a file belong to"
     if file.suffix!='.safetensors' or not file.is_file(): return None
-    config, record = file.with_name('config.json'), None
-    with safe_open(file, 'pt') as f: is_kept = 'published' in (f.metadata() or {})
-    if is_kept: record = published_record(file)
-    elif config.is_file(): record = json.loads(config.read_text(encoding='utf-8')).get('published')
-    return record if record and record['name'] in PUBLISHED else None
+    try:
+        with safe_open(file, 'pt') as f: is_kept = 'published' in (f.metadata() or {})
+    except SafetensorError: return None  # what is wrong is told when its weights are read
+    record = published_record(file) if is_kept else (bundle_settings(file) or {}).get('published')
+    texts = isinstance(record, dict) and [record.get(o) for o in ('name', 'licence', 'citation', 'checked')]
+    return record if texts and all(isinstance(o, str) for o in texts) and record['name'] in PUBLISHED else None
 
 # %% ../../nbs/train/45_published.ipynb #e5f0c308
 def published_start(

@@ -11,7 +11,7 @@ from hpa_fastai.batches.settings import ImageSettings
 from hpa_fastai.data.labels import HPA28, HPA31, HPAError
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.deploy.bundle import Bundle
-from hpa_fastai.deploy.schema import NetworkConfig
+from hpa_fastai.models.schema import NetworkConfig
 from hpa_fastai.evaluate.thresholds import plain_thresholds
 from hpa_fastai.models.architectures import create_model, list_models, source_library
 from hpa_fastai.models.networks import (PUBLISHED_LABELS, PUBLISHED_NETWORKS, AveragedHeads, ModelError,

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from hpa_fastai.basics.paths import file_sha256
 from hpa_fastai.batches.settings import normalize
 from hpa_fastai.data.labels import HPA28
-from hpa_fastai.deploy.schema import PublishedConfig
+from hpa_fastai.models.schema import PublishedConfig
 from hpa_fastai.models import published
 from hpa_fastai.models.architectures import create_model
 from hpa_fastai.models.conversion import Converted, convert
