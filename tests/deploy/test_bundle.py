@@ -374,7 +374,7 @@ def curve(values): return dict(method='isotonic', slope=[1] * 28, offset=[0] * 2
     (lambda c: c['validation'].update(scores={f'{i}': 'a' for i in range(300_000)}), '300000 keys'),
     (lambda c: c['model'].update({f'{i}': 0 for i in range(300_000)}), '300005 keys'),
     (lambda c: c.update(calibration=curve(['a'] * 100_000)), r"steps.0\[0\]\[0\] is 'a'"),
-    (lambda c: c.update(training=[[]] * 5_000_000), 'values, where at most'),
+    (lambda c: c.update(training=[[]] * 3_000_000), 'values, where at most'),
 ])
 def test_long_settings_cost_no_memory(copy, spoil, words):
     import resource
