@@ -29,7 +29,7 @@ from .tensors import *
 from ..basics.errors import warn_user
 
 # %% ../../nbs/batches/20_cache.ipynb #b5f7832f
-CACHE_VERSION = 2  # raised when a change of the code gives other pixels for the same files and settings
+CACHE_VERSION = 3  # raised when a change of the code gives other pixels for the same files and settings
 
 # %% ../../nbs/batches/20_cache.ipynb #7119c01e
 def cache_key(
@@ -46,10 +46,13 @@ def cache_key(
 class ImageCache:
     "Decoded fields of view in one memory-mapped file"
     def __init__(self,
-        file: Path,  # the array, n×4×S×S; beside it is a json of the Ids and of the fields that could not be read
+        file: Path,  # the array, n×4×S×S, and behind it a json of the Ids and of the fields that could not be read
     ):
-        info = json.loads(file.with_suffix('.json').read_text(encoding='utf-8'))
-        self.file, self.errors, self.images = file, info['errors'], np.load(file, mmap_mode='r')
+        self.file, self.images = file, np.load(file, mmap_mode='r')
+        with open(file, 'rb') as f:
+            f.seek(self.images.offset+self.images.nbytes)
+            info = json.loads(f.read())
+        self.errors = info['errors']
         self.row = {i: n for n,i in enumerate(info['ids'])}
 
     def __len__(self): return len(self.images)
@@ -108,10 +111,9 @@ def remove_old_caches(
 ) -> None:
     "Delete the caches that have not been used for a while."
     for file in {o.with_suffix('.npy') for end in ('json', 'npy') for o in folder.glob(f'*.{end}')}:
-        info = file.with_suffix('.json')
-        used = file_stat(info if info.exists() else file).st_mtime
-        if time.time()-used>days*86400:
-            for f in (file, info): f.unlink(missing_ok=True)
+        files = file, file.with_suffix('.json')
+        if time.time()-max(file_stat(f).st_mtime for f in files)>days*86400:
+            for f in files: f.unlink(missing_ok=True)
 
 # %% ../../nbs/batches/20_cache.ipynb #aad7ce53
 def _no_cache(folder, e):
@@ -241,8 +243,10 @@ def _build(file, table, reader, progress, num_workers):
     with _build_folder(file.parent) as place:
         part = place/file.name
         info = _write(part, table.sort_values('Id', kind='stable', ignore_index=True), reader, progress, num_workers)
-        part.with_suffix('.json').write_text(json.dumps(info), encoding='utf-8')
-        os.replace(part.with_suffix('.json'), file.with_suffix('.json'))
+        with open(part, 'ab') as f:
+            f.write(json.dumps(info).encode())
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(part, file)
 
 # %% ../../nbs/batches/20_cache.ipynb #22524523
@@ -265,12 +269,12 @@ def build_cache(
         if not _has_room(folder, len(table)*4*reader.size**2*reader.dtype.itemsize): return None
         try: _build(file, table, reader, progress, num_workers)
         except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise _no_cache(folder, e) from None
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise _no_cache(folder, e) from None
             warn_user(f'{folder}: the disk is full, and no image cache could be built; '
                       'reading from the files instead')
             return None
         cache = ImageCache(file)
-    try: os.utime(file.with_suffix('.json'))
+    try: os.utime(file)
     except OSError: pass  # a shared cache that others keep
     return cache
 

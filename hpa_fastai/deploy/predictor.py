@@ -187,6 +187,7 @@ def read(self:Predictor,
     readers, todo = list(dict.fromkeys(here.values())), range(len(table)) if todo is None else todo
     n_bytes = sum(4*(r.size or 2048)**2*r.dtype.itemsize for r in readers)
     ahead = max(2*self.num_workers, min(2*self.bs, 2**28//n_bytes))
+    ahead = min(ahead, max(2, 2**29//n_bytes))  # however many threads read
     on_gpu = self.device.type == 'cuda'
     reading = read_ahead(table, todo, readers, self.num_workers, ahead, patience, stamps, processes=on_gpu)
     with closing(reading) as stream:
@@ -217,7 +218,7 @@ def run(self:Predictor,
     x: torch.Tensor,  # B×4×S×S, its input
 ) -> tuple[np.ndarray, np.ndarray]:  # probabilities B×C, embeddings B×D
     "Compute the probabilities and embeddings of one model, on demand averaged over the eight symmetries."
-    views = [view for view, _ in square_symmetries(x)] if self.tta else [x]
+    views = (view for view, _ in square_symmetries(x)) if self.tta else [x]
     probs, embeddings = zip(*(bundle.run(view, self.half) for view in views))
     return np.mean(probs, 0, dtype=np.float32), np.mean(embeddings, 0, dtype=np.float32)
 
@@ -273,7 +274,8 @@ def stream(self:Predictor,
     pictures = self.read(table, todo, patience, stamps=stamps, part=part, depth=depth)
     groups = group_batches(pictures, self.bs, patience)
     def predict_group(group): return self._predict_group(table, group)
-    n = min(4, self.n_threads) if self.device.type == 'cpu' else 1
+    side = max(max(b.settings.size, b.settings.reader.size or 0) for b in self.bundles)
+    n = min(4, self.n_threads, max(1, 2**31//(16*self.bs*side**2))) if self.device.type == 'cpu' else 1
     results = run_side_by_side(predict_group, groups, n, self.n_threads//n, self.n_threads)
     with closing(pictures), closing(results): yield from results
 

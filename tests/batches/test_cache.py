@@ -1,5 +1,6 @@
 "The image cache: right pixels, rebuilt when it must be, safe when interrupted."
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpa_fastai.batches.cache import build_cache, cache_key
+from hpa_fastai.batches.cache import ImageCache, build_cache, cache_key, read_images
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.batches.tensors import read_image
@@ -182,40 +183,35 @@ def test_two_processes_at_once_agree(table, tmp_path):
 
 def spoil(file, how):
     "Damage a cache as cleaners, full disks and people do"
-    info = file.with_suffix('.json')
-    if how == 'json gone':
-        info.unlink()
-    if how == 'json cut':
-        info.write_text(info.read_text()[:20])
-    if how == 'json of something else':
-        info.write_text('[1, 2]')
-    if how == 'json without ids':
-        info.write_text('{"errors": {}}')
-    if how == 'json of fewer':
-        info.write_text(info.read_text().replace('"ids": ["', '"ids": ["x'))
-    if how == 'array gone':
-        file.unlink()
-    if how == 'array empty':
-        file.write_bytes(b'')
-    if how == 'array cut':
-        os.truncate(file, file.stat().st_size - 1)
-    if how == 'array of another shape':
+    whole, info = file.read_bytes(), json.dumps(dict(ids=build_ids(file), errors={})).encode()
+    pixels = whole[: -len(info)]
+    assert whole == pixels + info
+    damaged = {
+        'gone': None,
+        'empty': b'',
+        'cut in the Ids': whole[:-20],
+        'without Ids': pixels,
+        'Ids of something else': pixels + b'[1, 2]',
+        'errors without Ids': pixels + b'{"errors": {}}',
+        'other Ids': pixels + info.replace(b'"ids": ["', b'"ids": ["x'),
+        'cut in the pixels': pixels[:-1],
+        'of something else': b'<html>',
+    }
+    if how == 'of another shape':
         np.save(file, np.zeros((8, 4, 8, 8), np.uint8))
-    if how == 'array of something else':
-        file.write_text('<html>')
+    elif damaged[how] is None:
+        file.unlink()
+    else:
+        file.write_bytes(damaged[how])
+
+
+def build_ids(file):
+    return list(ImageCache(file).row)
 
 
 DAMAGE = [
-    'json gone',
-    'json cut',
-    'json of something else',
-    'json without ids',
-    'json of fewer',
-    'array gone',
-    'array empty',
-    'array cut',
-    'array of another shape',
-    'array of something else',
+    'gone', 'empty', 'cut in the Ids', 'without Ids', 'Ids of something else', 'errors without Ids', 'other Ids',
+    'cut in the pixels', 'of something else', 'of another shape',
 ]
 
 
@@ -226,27 +222,86 @@ def test_a_damaged_cache_is_built_again(table, tmp_path, how):
     spoil(file, how)
     again = build_cache(table, ImageReader(size=16), tmp_path / 'cache', progress=False)
     assert np.array_equal(again.batch(again.rows([table.Id[5]]))[0], read_image(table.iloc[5], 16)) and not again.errors
-    assert sorted(o.suffix for o in (tmp_path / 'cache').iterdir()) == ['.json', '.npy']
+    assert [o.suffix for o in (tmp_path / 'cache').iterdir()] == ['.npy']
 
 
 def test_a_damaged_cache_is_said(table, tmp_path):
-    spoil(build_cache(table, ImageReader(size=16), tmp_path / 'cache', progress=False).file, 'array cut')
+    spoil(build_cache(table, ImageReader(size=16), tmp_path / 'cache', progress=False).file, 'cut in the pixels')
     with pytest.warns(UserWarning, match='damaged; it is built again'):
         build_cache(table, ImageReader(size=16), tmp_path / 'cache', progress=False)
 
 
-def test_tables_of_another_order_make_the_same_files(table, tmp_path):
-    "So that the small file of one fits the array of another, whichever is replaced first"
-    files = [
+def test_tables_of_another_order_make_the_same_file(table, tmp_path):
+    one, two = (
         build_cache(t, ImageReader(size=16), tmp_path / f'{n}', progress=False).file
         for n, t in enumerate((table, table[::-1]))
-    ]
-    for end in ('.npy', '.json'):
-        assert files[0].with_suffix(end).read_bytes() == files[1].with_suffix(end).read_bytes()
+    )
+    assert one.name == two.name and one.read_bytes() == two.read_bytes()
+
+
+KILLED = """
+import builtins, os, signal, sys
+from hpa_fastai.data.files import find_images
+from hpa_fastai.data.reader import ImageReader
+import hpa_fastai.batches.cache as c
+table, left = find_images(sys.argv[1])[::-1], [int(sys.argv[3])]
+def dying(module, name, f):
+    def step(*args, **kwargs):
+        left[0] -= 1
+        if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
+        return f(*args, **kwargs)
+    setattr(module, name, step)
+for name in ('replace', 'rename', 'fsync', 'mkdir', 'utime', 'posix_fallocate', 'rmdir', 'unlink'):
+    dying(os, name, getattr(os, name))
+dying(c.json, 'dumps', c.json.dumps)
+dying(builtins, 'open', open)
+c.build_cache(table, ImageReader(size=16), sys.argv[2], num_workers=1, progress=False)
+print(left[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:.*this image cache is damaged')
+@pytest.mark.parametrize('before', ['nothing', 'whole', 'damaged'])
+def test_a_kill_between_any_two_steps_spoils_no_pixels(table, tmp_path, before):
+    "Killed at its first call of the system, at its second, …, until it comes to its end"
+    reader, folder, k = ImageReader(size=16), Path(table.red[0]).parent, 0
+    if before == 'whole':
+        folder.joinpath('x.txt').write_text('not an image')
+    while True:
+        k += 1
+        place = tmp_path / f'cache{k}'
+        if before != 'nothing':
+            file = build_cache(table, reader, place, progress=False).file
+            if before == 'damaged':
+                spoil(file, 'other Ids')
+        done = subprocess.run([sys.executable, '-c', KILLED, folder, place, str(k)], capture_output=True, text=True)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        for _ in range(2):
+            cache = build_cache(table, reader, place, progress=False)
+            for i in (0, 3, 7):
+                assert np.array_equal(cache.batch(cache.rows([table.Id[i]]))[0], read_image(table.iloc[i], 16))
+            assert not cache.errors
+        if not done.returncode:
+            break
+    assert k > (2 if before == 'whole' else 10)
+
+
+def test_errors_stay_with_their_pixels(table, tmp_path, monkeypatch):
+    "Of two builds at once, one of which could not read a file, the file that counts has its own errors"
+    def build(bad):
+        def read(t, reader, n):
+            for i, img in read_images(t, reader, n):
+                yield i, HPAError('gone for a moment') if bad and not i else img
+        monkeypatch.setattr('hpa_fastai.batches.cache.read_images', read)
+        return build_cache(table, ImageReader(size=16), tmp_path / f'{bad}', progress=False).file
+    good, bad = build(False), build(True)
+    os.replace(bad, good)
+    assert list(ImageCache(good).errors) == [min(table.Id)] and not ImageCache(good).images[0].any()
 
 
 @pytest.mark.parametrize(
-    'error, words', [(28, 'the disk is full'), (122, 'the disk is full'), (13, 'no image cache can be kept there')]
+    'error, words', [(28, 'the disk is full'), (27, 'the disk is full'), (122, 'the disk is full'), (13, 'no image cache can be kept there')]
 )
 def test_a_disk_that_fills_up_and_one_that_is_not_ours(table, tmp_path, monkeypatch, error, words):
     def refuse(*_):

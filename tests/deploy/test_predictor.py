@@ -795,3 +795,28 @@ def test_a_run_goes_on_with_the_depth_that_it_began_with(of_camera, small_atlas,
     Predictor(model, device='cpu', bs=4).to_file(folder, out, progress=False)
     df = read_predictions(out)
     assert df.Id[df['error']!=''].tolist() == ['zz'] and '--bits 14' in df['error'].iloc[-1]
+
+
+@pytest.mark.parametrize('read, size, ahead, at_once', [
+    (64, 48, 64, 4), (4096, 48, 8, 1), (8192, 48, 2, 1), (64, 3072, 64, 4),
+])
+def test_the_size_of_pictures_limits_how_many_are_in_memory(trained, small_atlas, monkeypatch, read, size, ahead, at_once):
+    "Whatever a model asks for, the pictures that wait and those that are computed take about two gigabytes"
+    from hpa_fastai.deploy import predictor as module
+    from hpa_fastai.deploy.bundle import Bundle
+    bundle = load_bundle(trained[1])
+    settings = replace(bundle.settings, size=size, reader=replace(bundle.settings.reader, size=read))
+    monkeypatch.setattr(Bundle, 'folded', lambda self: self)
+    predictor, said = Predictor(replace(bundle, settings=settings), num_workers=32), {}
+    predictor.n_threads = 8
+    def read_ahead(table, todo, readers, num_workers, ahead, *args, **kwargs):
+        said['ahead'] = ahead
+        return (o for o in ())
+    def side_by_side(f, groups, n, *args):
+        said['at once'] = n
+        return (o for o in groups)
+    monkeypatch.setattr(module, 'read_ahead', read_ahead)
+    monkeypatch.setattr(module, 'run_side_by_side', side_by_side)
+    assert list(predictor.stream(predictor.find(small_atlas/'train'))) == []
+    assert said == {'ahead': ahead, 'at once': at_once}
+    assert predictor.bs*4*max(read, size)**2 <= 2**29
