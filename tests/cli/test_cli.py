@@ -1,5 +1,6 @@
 "The command: exit codes, one-line errors, files where they are asked for."
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -468,3 +469,33 @@ def test_a_typing_error_in_the_folder_of_a_model_is_not_looked_for_on_the_networ
                           cwd=tmp_path, env=env)
     assert done.returncode == 2 and 'did you mean models/best?' in done.stderr
     assert "can't be reached" not in done.stderr
+
+
+@pytest.mark.parametrize('number, words', [(28, 'make room.*goes on from there'), (27, 'make room'), (122, 'make room'),
+                                           (30, 'give another place'), (5, 'Input/output error$')])
+def test_a_disk_that_refuses_is_one_line_with_the_file(tmp_path, monkeypatch, capsys, number, words):
+    def refuse(*args, **kwargs): raise OSError(number, os.strerror(number), 'run/table.csv')
+    monkeypatch.setattr('hpa_fastai.simulate.atlas.simulate_atlas', refuse)
+    assert main(['simulate', str(tmp_path/'atlas')]) == 2
+    said = capsys.readouterr().err.strip()
+    assert re.match(f'hpa_fastai: run/table.csv: .*{words}', said) and '\n' not in said, said
+
+
+LIMITED = """
+import resource, sys
+from hpa_fastai.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),)*2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_limit_of_the_size_of_files_keeps_rows_and_goes_on(trained, small_atlas, tmp_path):
+    out = tmp_path/'p.csv'
+    command = ['predict', small_atlas/'train', '--model', trained[1], '--out', out, '--no-progress', '--bs', '8']
+    done = subprocess.run([sys.executable, '-c', LIMITED, '9000', *command], capture_output=True, text=True)
+    said = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert f'{out}.part' in said and 'File too large' in said and 'the same call or command goes on' in said
+    kept = (tmp_path/'p.csv.part').read_bytes()
+    assert main(list(map(str, command))) == 0
+    assert out.read_bytes().startswith(kept[:kept.rindex(b'\n')])
