@@ -137,7 +137,7 @@ def _options(parser):
 
 _full = '; make room, or give another place: what is finished is kept, and the same command goes on from there'
 _closed = '; nothing can be written there: give another place'
-TO_DO = {errno.ENOSPC: _full, errno.EDQUOT: _full, errno.EFBIG: _full, errno.EROFS: _closed}  # by the number of an error
+TO_DO = {errno.ENOSPC: _full, errno.EDQUOT: _full, errno.EFBIG: _full, errno.EROFS: _closed}  # by number
 
 def _run(argv):
     "Do what the command asks for; return the exit code"

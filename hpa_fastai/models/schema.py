@@ -43,7 +43,7 @@ def describe_os_error(
     return f'{file}: cannot be read ({error.strerror or error})'
 
 # %% ../../nbs/models/32_schema.ipynb #3e5f628b
-MAX_VALUES, MAX_KEYS = 400_000, 10_000  # of a file, and of one dictionary in it; a value takes up to 200 bytes of memory
+MAX_VALUES, MAX_KEYS = 400_000, 10_000  # of a file, and of one dictionary in it: up to 100 MB of memory
 
 def read_json(
     file: str|Path,  # to read

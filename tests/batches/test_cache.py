@@ -301,7 +301,7 @@ def test_errors_stay_with_their_pixels(table, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'error, words', [(28, 'the disk is full'), (27, 'the disk is full'), (122, 'the disk is full'), (13, 'no image cache can be kept there')]
+    'error, words', [*((n, 'the disk is full') for n in (27, 28, 122)), (13, 'no image cache can be kept there')]
 )
 def test_a_disk_that_fills_up_and_one_that_is_not_ours(table, tmp_path, monkeypatch, error, words):
     def refuse(*_):

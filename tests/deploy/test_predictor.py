@@ -800,7 +800,7 @@ def test_a_run_goes_on_with_the_depth_that_it_began_with(of_camera, small_atlas,
 @pytest.mark.parametrize('read, size, ahead, at_once', [
     (64, 48, 64, 4), (4096, 48, 8, 1), (8192, 48, 2, 1), (64, 3072, 64, 4),
 ])
-def test_the_size_of_pictures_limits_how_many_are_in_memory(trained, small_atlas, monkeypatch, read, size, ahead, at_once):
+def test_the_size_of_pictures_limits_their_number(trained, small_atlas, monkeypatch, read, size, ahead, at_once):
     "Whatever a model asks for, the pictures that wait and those that are computed take about two gigabytes"
     from hpa_fastai.deploy import predictor as module
     from hpa_fastai.deploy.bundle import Bundle
