@@ -87,12 +87,14 @@ from .experiments.compare import compare, plot_experiments, read_experiments
 from .cells.segmentation import CellError, compare_masks, nucleus_diameter, segment_cells, show_cells
 from .cells.masks import decode_mask, encode_masks, find_masks, read_mask
 from .cells.cells import cells_submission, combine_probs, predict_cells, single_cells
+from .cells.proteins import summarise_proteins
 from .interpret.activation import Explainer, activation_maps, show_maps
 from .interpret.embedding_map import embedding_map, map_html, map_points, plot_map
 from .interpret.figure import figure
 from .interpret.counts import plot_counts
 from .interpret.drift import Monitoring, compare_run, monitor, plot_names, plot_traits, run_traits
 from .interpret.prediction import predict
+from .interpret.protein_report import protein_report
 from .interpret.report import report
 from .cli.demo import run_demo, show_predictions
 

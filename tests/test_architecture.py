@@ -48,7 +48,7 @@ def test_few_private_functions_are_used_once():
     library = '\n'.join(m.read_text(encoding='utf-8') for m in MODULES)
     used = Counter(re.findall(r'\b_[a-z]\w*', library))
     once = sorted(name for name in set(re.findall(r'^def (_[a-z]\w*)\(', library, re.M)) if used[name] <= 2)
-    assert len(once) <= 220, once
+    assert len(once) <= 1.75*len(MODULES), once
 
 
 def test_code_is_clean():

@@ -43,6 +43,7 @@ RANGES = dict(
     folds = _Range(2, 100, whole=True),
     trained_folds = _Range(1, 100, whole=True),
     prior = _Range(0, 1),
+    threshold = _Range(0, 1),
     diameter = _Range(1, 10_000, optional=True),
     pixel_size = _Range(.001, 100, optional=True),
     dpi = _Range(72, 1200, whole=True),

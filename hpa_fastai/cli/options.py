@@ -135,8 +135,8 @@ OPTIONS = dict(
     # a data set with labels
     csv=dict(help='table of labels (.csv, .xlsx), in the data folder or anywhere; '
                   'by default train.csv, or the only table in the data folder'),
-    id_column=dict(metavar='NAME', help='column of the table that holds the Ids of the images; by default found by its '
-                                             'name'),
+    id_column=dict(metavar='NAME', help='column of the table that holds the Ids of the images; default: by its name'),
+    report=dict(type=path, metavar='PAGE', help='HTML page to write'),
     label_column=dict(metavar='NAME', help='column of the table that holds the labels; by default found by its name'),
     images=dict(help='folder of images, in the data folder or anywhere; '
                      'by default train, or the data folder itself'),

@@ -144,9 +144,9 @@ def add_predict(
     add_options(parser, 'submission', submission=dict(help='csv file in the format of a Kaggle competition; needs '
                                                            '--sample'))
     parser.add_argument('--sample', type=path, help='sample submission of the competition')
-    parser.add_argument('--report', type=path, metavar='PAGE',
-                        help='HTML page about the run: locations, pictures, flags, failures, comparison with the '
-                             "labelled images of the model's training")
+    add_options(parser, 'report', report=dict(help=
+        'HTML page about the run: locations, pictures, flags, failures, comparison with the labelled images of the '
+        "model's training"))
     add_options(parser, 'group', 'force', 'dry_run', force=dict(
         help='overwrite existing results; start an unfinished run again from the beginning'), group=dict(help=
         'for --report: column of the csv of paths that says which images belong together, such as the plate or '

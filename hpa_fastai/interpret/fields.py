@@ -20,19 +20,16 @@ from ..data.files import attach_images
 from ..data.reader import ImageReader
 from ..batches.scale import Scale, scale_of
 from ..evaluate.class_colours import in_cell_order
-from ..deploy.tables import ResultError, as_predictions, cell_text, read_cells, read_predictions
+from ..deploy.tables import as_predictions, cell_text
 from ..cells.masks import decode_mask
+from ..cells.layout import read_fields_or_cells
 
 # %% ../../nbs/interpret/48_fields.ipynb #01849966
 def read_results(
     results: pd.DataFrame|str|Path,  # of `predict` or `predict_cells`, or the file
 ) -> pd.DataFrame:  # of `as_predictions`, with the column `image`, the Id of the field of view
     "Bring predictions of fields or of cells to one form."
-    if isinstance(results, (str, os.PathLike)):
-        try: results = read_predictions(results)
-        except ResultError as why:
-            try: results = read_cells(results)
-            except ResultError: raise why from None
+    if isinstance(results, (str, os.PathLike)): results = read_fields_or_cells(results)
     table = as_predictions(results)[0].reset_index(drop=True)
     if not len(table): raise HPAError('the table of predictions has no rows; predict a folder with images first')
     if (table['error']!='').all():

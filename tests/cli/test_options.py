@@ -26,6 +26,7 @@ CALLS = {  # of each command: the functions that take its options
     'evaluate': ['deploy.predictor.Predictor', 'data.label_tables.read_labels', 'deploy.scoring.evaluate_predictions'],
     'predict': ['interpret.prediction.predict', 'deploy.watch.watch'],
     'cells': ['cells.cells.predict_cells', 'deploy.predictor.Predictor'],
+    'proteins': ['interpret.protein_report.protein_report', 'data.reader.ImageReader'],
     'report': ['interpret.report.report', 'data.reader.ImageReader'],
     'figure': ['interpret.figure.figure', 'interpret.counts.plot_counts'],
     'map': ['interpret.embedding_map.embedding_map', 'deploy.predictor.Predictor'],
@@ -40,7 +41,7 @@ ONLY_IN_THE_SHELL = {
     'kind': {'figure'}, 'watch': {'predict'}, 'submission': {'cells'},  # functions of their own
 }
 OTHER_DEFAULTS = {  # option: functions whose default is another, for a reason
-    'out': {'predict', 'predict_cells', 'watch', 'figure', 'plot_counts'},  # Python returns the table or the figure
+    'out': {'predict', 'predict_cells', 'watch', 'figure', 'plot_counts', 'protein_report'},  # Python returns it
     'size': {'ImageReader'},  # of a reader alone: the size of the file
     'device': {'from_df'},  # fastai's None is a GPU where there is one
     'pretrained': {'hpa_learner'}, 'arch': {'hpa_learner'},  # asks for nothing that can't be had; chooses nothing

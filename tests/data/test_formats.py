@@ -220,4 +220,5 @@ def test_a_png_packed_in_a_way_that_does_not_exist_is_refused(tmp_path, numbers)
     path = next(tmp_path.rglob('*.png'))
     path.write_bytes(PNG_MAGIC + png_chunk(b'IHDR', head) + path.read_bytes()[33:])
     for header in (True, False):
-        with pytest.raises(ImageError, match='packing that does not exist'): formats.open_planes(str(path), header=header)
+        with pytest.raises(ImageError, match='packing that does not exist'):
+            formats.open_planes(str(path), header=header)
