@@ -16,6 +16,7 @@ from .figures import *
 from .models import *
 from .options import *
 from .prediction import *
+from .proteins import *
 from .training import *
 from .wording import error_for_shell, for_shell
 
@@ -62,7 +63,7 @@ class Version(argparse.Action):
 COMMANDS = {  # by what they are for, in the order of a project
     'Look at a data set': (add_verify, add_explore),
     'Train a model, and judge it': (add_train, add_evaluate),
-    'Predict images': (add_predict, add_cells),
+    'Predict images': (add_predict, add_cells, add_proteins),
     'Show results': (add_report, add_figure, add_map),
     'Adapt and compare models': (add_calibrate, add_compare),
     'Find models, and check them': (add_models, add_test_model),
