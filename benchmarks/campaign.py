@@ -2,9 +2,12 @@
 largest; kills survived, rows lost. Needs no data: it simulates its pictures."""
 import argparse
 import sys
+import tempfile
 import time
+from pathlib import Path
 import campaign_fuzz
 import campaign_kills
+import campaign_mishaps
 
 
 def fuzz(args):
@@ -24,6 +27,12 @@ def kills(args):
     print('seed {}: kills {}, survived {}; rows lost {}'.format(args.seed, *total))
 
 
+def mishaps(args):
+    with tempfile.TemporaryDirectory(prefix='campaign-') as tmp:
+        for what, is_good, details in campaign_mishaps.try_all(Path(tmp), args.which):
+            print(f'{"as it should be" if is_good else "FAULT":15} {what}: {details}', flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parts = parser.add_subparsers(dest='part', required=True)
@@ -39,8 +48,10 @@ def main():
     p.add_argument('--runs', nargs='+', default=[*campaign_kills.RUNS], choices=[*campaign_kills.RUNS])
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--keep', help='folder for what runs with faults left')
+    p = parts.add_parser('mishaps', help='a clock set back, two writers, changed sources, little memory')
+    p.add_argument('--which', nargs='+', default=[*campaign_mishaps.MISHAPS], choices=[*campaign_mishaps.MISHAPS])
     args = parser.parse_args()
-    dict(fuzz=fuzz, kills=kills)[args.part](args)
+    dict(fuzz=fuzz, kills=kills, mishaps=mishaps)[args.part](args)
 
 
 if __name__ == '__main__': main()

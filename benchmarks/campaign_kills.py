@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -21,7 +22,7 @@ def command(*args):
     "A command of the shell, run in this process; its code must be 0"
     from hpa_fastai.cli.main import main
     code = main([*map(str, args), '--no-progress'])
-    if code: raise RuntimeError(f'{args[0]} ended with {code}')
+    if code: sys.exit(code)
 
 
 def save_again(shared, out):
@@ -66,6 +67,15 @@ RUNS = {  # by name: how often of a hundred kills, and what is run (with the fol
 }
 
 
+def get_ready():
+    "Import what the runs need, once for all of them; one thread, so that copies of this process are safe"
+    import hpa_fastai.all  # noqa: F401
+    import matplotlib
+    import torch
+    matplotlib.use('Agg')
+    torch.set_num_threads(1)
+
+
 def prepare(shared):
     "Pictures, two models and a table that the runs share"
     from fastai.torch_core import set_seed
@@ -89,10 +99,13 @@ def begin(run, shared, out, log):
         os.setsid()
         for stream in (1, 2): os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
         run(shared, out)
-        os._exit(0)
+        code = 0
+    except SystemExit as e: code = e.code
     except BaseException:
-        os.write(2, traceback.format_exc().encode())
-        os._exit(1)
+        traceback.print_exc()
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def end(pid, seconds=300):
@@ -128,7 +141,7 @@ def written(folder):
             with zipfile.ZipFile(file) as z: data = b''.join(z.read(n) for n in sorted(z.namelist()))
         elif name.endswith(('.png', '.html')) and ('experiments' in name or 'r.html' in name):
             data = re.sub(rb'\d{4}-\d\d-\d\d( \d\d:\d\d)?', b'', data) if b'<html' in data else b''
-        elif name.endswith('README.md'): data = re.sub(rb'It took .*?\.|Images per second: .*?\.', b'', data)
+        elif name.endswith('README.md'): data = re.sub(rb'It took [^.]*\. ?|Images per second: [\d,.]+ ?', b'', data)
         found[name] = data
     return found
 
@@ -167,7 +180,8 @@ def kill_and_finish(name, run, shared, out, log, rng, seconds):
         time.sleep(moment)
         try: os.kill(pid, signal.SIGKILL)
         except ProcessLookupError: pass
-        if end(pid) != -signal.SIGKILL: break  # it was done
+        code = end(pid)
+        if code != -signal.SIGKILL: return killed, moments, code  # it came to its end before
         killed, moments = killed+1, [*moments, f'{moment:.3f}']
         whole_models(out)
     return killed, moments, end(begin(run, shared, out, log))
@@ -175,11 +189,7 @@ def kill_and_finish(name, run, shared, out, log, rng, seconds):
 
 def kill_runs(n=100, seed=0, names=tuple(RUNS), keep=None):
     "Kill runs of each kind; yields (name, seconds of a whole run, kills, kills survived, rows lost, faults)"
-    import hpa_fastai.all  # noqa: F401
-    import matplotlib
-    import torch
-    matplotlib.use('Agg')
-    torch.set_num_threads(1)
+    get_ready()
     with tempfile.TemporaryDirectory(prefix='campaign-') as tmp:
         shared = Path(tmp)/'shared'
         shared.mkdir()
@@ -199,7 +209,10 @@ def kill_runs(n=100, seed=0, names=tuple(RUNS), keep=None):
                     kills, moments, code = kill_and_finish(name, run, shared, out, log, rng, seconds)
                     found = written(out)
                     different = sorted(f for f in {*whole, *found} if whole.get(f) != found.get(f))
-                    fault = f'ended with {code}: {log.read_text()[-300:]}' if code else ', '.join(different)
+                    said = (log.read_text().strip().splitlines() or [''])[-1]
+                    was_done = code == 2 and ' exists' in said and not different  # killed behind its last file
+                    ended = '' if code == 0 or was_done else f'code {code}, {said[-300:]}; '
+                    fault = ended + ', '.join(different)
                     lost += rows_lost(whole, found)
                 except Exception as e: kills, moments, fault = 1, [], f'{type(e).__name__}: {e}'
                 killed += kills

@@ -20,6 +20,10 @@ def printable(
 # %% ../../nbs/basics/00_errors.ipynb #365a4e78
 class HPAError(ValueError):
     "An error in the data or the arguments; its one line says what is wrong, where, and what to do."
+    def __init__(self, *args): # the message first
+        if args and isinstance(args[0], str) and 'Original Traceback' in args[0]: # by torch, of a loading process
+            args = args[0].rstrip().rpartition('\n')[2].partition(': ')[2], *args[1:]
+        super().__init__(*args)
     def __str__(self): return printable(super().__str__())
 
 # %% ../../nbs/basics/00_errors.ipynb #7399abab
@@ -33,7 +37,7 @@ class ImageError(HPAError):
         channel:str='', # 'red', 'green', 'blue' or 'yellow', or several with commas; empty if no channel is to blame
     ):
         super().__init__(why, kind, file, Id, channel)
-        self.why, self.kind, self.file, self.Id, self.channel = why, kind, file, Id, channel
+        self.why, self.kind, self.file, self.Id, self.channel = self.args
     def __str__(self): return printable(': '.join(part for part in (self.Id, self.file, self.why) if part))
     def locate(self,
         file:str='', # path or URL

@@ -24,3 +24,14 @@ def test_warnings_show_them_as_text():
         warnings.simplefilter('always')
         warn_user(HOSTILE)
     assert str(heard[0].message) == AS_TEXT
+
+
+@pytest.mark.parametrize('error', [HPAError('a.png: cut off'), ImageError('cut off', file='a.png'),
+                                   ImageError('cut off', 'truncated', 'a.png', channel='red')])
+def test_an_error_of_a_loading_process_stays_one_line(error):
+    from torch.utils.data import DataLoader
+
+    class Pictures(list):
+        def __getitem__(self, i): raise error
+    with pytest.raises(type(error)) as said: list(DataLoader(Pictures([1]), num_workers=1))
+    assert str(said.value) == 'a.png: cut off'
