@@ -59,6 +59,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'hpa_fastai/basics/error_groups.py')},
             'hpa_fastai.basics.errors': { 'hpa_fastai.basics.errors.HPAError': ( 'basics/errors.html#hpaerror',
                                                                                  'hpa_fastai/basics/errors.py'),
+                                          'hpa_fastai.basics.errors.HPAError.__init__': ( 'basics/errors.html#hpaerror.__init__',
+                                                                                          'hpa_fastai/basics/errors.py'),
                                           'hpa_fastai.basics.errors.HPAError.__str__': ( 'basics/errors.html#hpaerror.__str__',
                                                                                          'hpa_fastai/basics/errors.py'),
                                           'hpa_fastai.basics.errors.ImageError': ( 'basics/errors.html#imageerror',
