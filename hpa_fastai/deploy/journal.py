@@ -125,7 +125,8 @@ def _open(self:Journal, force):
     "Continue an existing table, or start a new one."
     differs = record_differences(self.record, self.about)
     if not differs and not self.part.exists() and self.out.exists():
-        for f in (self.record, self.stamps): f.unlink(missing_ok=True)
+        for f in (self.record, self.stamps, self.embeddings and self.embeddings.part):
+            if f: f.unlink(missing_ok=True)
         self._start_counting()
         if self.out.suffix == '.csv':
             with open(self.out, 'rb') as f: self._count([_split(r) for r in _records(f)][1:])

@@ -36,8 +36,9 @@ def check_results(
         raise HPAError(f'{embeddings}: embeddings are written beside a table of predictions; '
                        'name it with out=… (--out)')
     formats = {embeddings: ('.npy', '.parquet'), submission: ('.csv',), report: ('.html',)}
+    goes_on = out is not None and Path(f'{out}.part.json').is_file() # and its embeddings may be there already
     for file, endings in formats.items():
-        if file is not None: check_out(file, force, endings)
+        if file is not None: check_out(file, force or goes_on and file==embeddings, endings)
     if (submission is None)!=(sample is None):
         raise HPAError('submission=… (--submission) and sample=… (--sample) go together: the sample submission of the '
                        'competition says which Ids are wanted, and in which order')

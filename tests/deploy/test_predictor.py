@@ -200,6 +200,26 @@ def test_a_killed_run_goes_on_to_the_same_table(small_atlas, trained, tmp_path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == [name, f'whole-{name}']
 
 
+@pytest.mark.parametrize('after', [False, True])
+@pytest.mark.parametrize('name, vectors', [('p.csv', 'e.npy'), ('p.parquet', 'e.parquet')])
+def test_a_run_killed_around_the_last_name_of_a_file_goes_on(plate, trained, tmp_path, name, vectors, after):
+    "When the embeddings have their name and the table not yet, and when both have and the notes of the run remain"
+    out = dict(model=trained[1], out=tmp_path/name, embeddings=tmp_path/vectors, progress=False)
+    real = os.replace
+    def killed(old, new):
+        if str(new).endswith(name) and not after: raise KeyboardInterrupt
+        real(old, new)
+        if str(new).endswith(name): raise KeyboardInterrupt
+    with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(os, 'replace', killed)
+        predict(plate, **out)
+    assert (tmp_path/vectors).exists() and (tmp_path/name).exists() == after
+    predict(plate, **out)
+    predict(plate, model=trained[1], out=tmp_path/f'w{name}', embeddings=tmp_path/f'w{vectors}', progress=False)
+    for file in (name, vectors): assert (tmp_path/file).read_bytes() == (tmp_path/f'w{file}').read_bytes()
+    assert not list(tmp_path.glob('*.part*'))
+
+
 def unfinished(plate, trained, out, **kwargs):
     "Leave a table in the making, its last line cut off"
     predictor = Predictor(trained[1], bs=4, **kwargs)
