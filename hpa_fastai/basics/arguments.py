@@ -39,6 +39,8 @@ RANGES = dict(
     seed = _Range(0, 2**32-1, whole=True),
     valid_pct = _Range(.001, .999),
     label_noise = _Range(0, 1),
+    variation = _Range(0, 1),
+    per_protein = _Range(1, 1000, whole=True, optional=True),
     fold = _Range(0, 99, whole=True, optional=True),
     folds = _Range(2, 100, whole=True),
     trained_folds = _Range(1, 100, whole=True),
@@ -62,7 +64,7 @@ def _checked_one(name, value, error):
     "One argument within its limits, or each number of a list"
     limits = RANGES[name]
     if value is None and limits.optional: return None
-    if name in ('sizes', 'epochs') and isinstance(value, (list, tuple)) and value:
+    if name in ('sizes', 'epochs', 'per_protein') and isinstance(value, (list, tuple)) and value:
         return tuple(_checked_one(name, one, error) for one in value)
     if isinstance(value, Real) and not isinstance(value, bool) and limits.lo<=value<=limits.hi:
         if not limits.whole: return float(value)

@@ -17,8 +17,8 @@ def simulate(
     "Write a folder of simulated cells"
     from hpa_fastai.simulate.atlas import simulate_atlas
     df = simulate_atlas(args.out, n=args.n, size=args.size, labels=args.labels, seed=args.seed, balance=args.balance,
-                        difficulty=args.difficulty, label_noise=args.label_noise, masks=args.masks,
-                        progress=args.progress, force=args.force)
+                        difficulty=args.difficulty, label_noise=args.label_noise, per_protein=args.per_protein,
+                        variation=args.variation, masks=args.masks, progress=args.progress, force=args.force)
     print(f'{len(df)} simulated fields of view in {args.out}')
 
 def add_simulate(
@@ -37,6 +37,12 @@ def add_simulate(
                         help='atlas: about as hard as real pictures; easy: every location is clear')
     parser.add_argument('--label-noise', type=number('label_noise'), default=0.,
                         help='chance of each location to be named wrongly or left out in the csv; TrueTarget has all')
+    parser.add_argument('--per-protein', type=number('per_protein'), nargs=3, metavar=('A', 'L', 'F'),
+                        help='A antibodies of each protein, in L cell lines each, F fields of view of each line; the '
+                             'csv then has the columns gene and cell_line')
+    parser.add_argument('--variation', type=number('variation'), default=0.,
+                        help='with --per-protein: share of the proteins some of whose cells differ: in another place, '
+                             'without protein, or less bright')
     parser.add_argument('--masks', action='store_true', help='also write the true outlines of the cells')
     add_options(parser, 'size', 'labels', 'seed', 'force', 'progress',
                 labels=dict(help='hpa28, hpa19, ztg10, a table of class names, or the names: Nucleus,Cytosol'),

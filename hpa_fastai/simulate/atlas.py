@@ -23,17 +23,19 @@ from .atlas_patterns import ATLAS_PATTERNS
 from .patterns import DIVISIONS, PATTERNS
 from .plan import check_difficulty, plan_atlas
 from .staining import VISIBILITY, Visibility, expose, stain_protein
+from .variation import vary_cells
 
 # %% ../../nbs/simulate/50_atlas.ipynb #661000c7
-def _draw_fov(drawings, divisions, size, seed, stain_seed, difficulty, n_cells=None):
+def _draw_fov(drawings, divisions, size, seed, stain_seed, difficulty, n_cells=None, line=None, varied=None):
     "Image and mask of a field whose protein is drawn by the functions `drawings`"
-    rng, stain, hard, line = np.random.default_rng(seed), np.random.default_rng(stain_seed), difficulty == 'atlas', None
+    rng, stain, hard = np.random.default_rng(seed), np.random.default_rng(stain_seed), difficulty == 'atlas'
     chances = ('spindle', .05), ('bridge', .12 if hard else .03)
     by_chance = [kind for kind, p in chances if rng.random() < p]       # as cells do
     if hard:
         stained = stain.choice(list(ATLAS_LINES), 3, replace=False)     # an antibody is tried on a few lines
-        line = ATLAS_LINES[stained[rng.integers(3)]]
-    cells = Cells(rng, size, n_cells, {*divisions, *by_chance}, line, stain)
+        line = line or stained[rng.integers(3)]
+    cells = Cells(rng, size, n_cells, {*divisions, *by_chance}, ATLAS_LINES[line] if hard else None, stain)
+    variation, elsewhere = varied or (None, ())
     if hard:
         protein = stain_protein(cells, drawings)
         means, spread, spread_of_stain = [.55, .6, .7, .6], [.35, .25, .35, .35], .45
@@ -43,6 +45,10 @@ def _draw_fov(drawings, divisions, size, seed, stain_seed, difficulty, n_cells=N
         for weight, draw in zip(share/share.max(initial=.1), drawings): protein = protein + weight*draw(cells)
         protein = 1.6*np.tanh(protein/1.6)      # where locations overlap they do not outshine everything
         means, spread, spread_of_stain = [.6, .72, .78, .68], [.25, .15, .25, .25], .2
+    if variation:
+        if hard and elsewhere: other = stain_protein(cells, elsewhere)
+        else: other = sum((draw(cells) for draw in elsewhere), np.zeros_like(protein))
+        protein = vary_cells(cells, protein, variation, other)
     gain = np.exp(rng.normal(np.log(means), spread))*[1, np.exp(stain.normal(0, spread_of_stain)), 1, 1]
     focus, haze, noise = PSF_UM, 0., 1.
     if hard: focus, haze, noise = rng.uniform(.2, .5), rng.uniform(.05, .35), np.exp(rng.normal(.4, .6))
@@ -108,9 +114,9 @@ def _prepare_folder(path, about, masks, force):
     except OSError as e: raise SimulateError(f'cannot write in {path}: {e.strerror}; choose another folder') from e
 
 # %% ../../nbs/simulate/50_atlas.ipynb #d5f01f18
-def _write_fov(path, fov, masks, drawings, divisions, size, seed, stain_seed, difficulty):
+def _write_fov(path, fov, masks, drawings, divisions, size, seed, stain_seed, difficulty, line=None, varied=None):
     "Draw one field and write its files"
-    image, mask = _draw_fov(drawings, divisions, size, seed, stain_seed, difficulty)
+    image, mask = _draw_fov(drawings, divisions, size, seed, stain_seed, difficulty, None, line, varied)
     files = {path/'train'/f'{fov}_{name}.png': plane for name, plane in zip(CHANNELS, image)}
     if masks: files[path/'masks'/f'{fov}.png'] = mask.astype(np.uint8)
     try:
@@ -127,34 +133,50 @@ def simulate_atlas(
     balance:str='atlas',            # 'atlas': classes as frequent as in the 2018 competition; 'even': equally often
     difficulty:str='atlas',         # 'atlas': about as hard as real pictures; 'easy': every location is clear
     label_noise:float=0.,           # chance of each location to be named wrongly or left out in the csv, as people do
+    per_protein:Sequence[int]|None=None,    # antibodies of a protein, cell lines of an antibody, fields of a line
+    variation:float=0.,             # share of the proteins some of whose cells differ; with `per_protein`
     masks:bool=False,               # write `masks/<Id>.png` too: 0 between cells, then 1, 2, …
     num_workers:int|None=None,      # processes; None takes one a core
     progress:bool=True,             # show a progress bar
     force:bool=False,               # replace a simulated atlas that is there
-)->pd.DataFrame:                    # Id, Target, antibody; with label noise also TrueTarget, what is drawn
+)->pd.DataFrame:                    # Id, Target, antibody; TrueTarget if labels have errors; gene and more of a design
     "Write a Kaggle-style folder of simulated fields of view"
     from loky import ProcessPoolExecutor
     from hpa_fastai.basics.environment import tqdm_bar
     n, size, seed, num_workers = checked(n=n, size=size, seed=seed, num_workers=num_workers, error=SimulateError)
-    label_noise = checked(label_noise=label_noise, error=SimulateError)
+    label_noise, variation = checked(label_noise=label_noise, variation=variation, error=SimulateError)
+    if per_protein is not None:
+        per_protein = checked(per_protein=tuple(per_protein), error=SimulateError)
+        if len(per_protein) != 3:
+            raise SimulateError(f'per_protein={per_protein}: give three numbers: antibodies of a protein, cell lines of '
+                                'an antibody, fields of view of a cell line')
+    elif variation: raise SimulateError('variation needs proteins: say how many antibodies, cell lines and fields of '
+                                        'view each has, as in per_protein=(2, 3, 2)')
     path, labels = Path(path_text(path, 'path', SimulateError)), get_labels(labels)
     _check_field(size, difficulty)
     _drawings_of(range(len(labels)), labels, difficulty)
-    plan = plan_atlas(n, labels, seed, balance, difficulty, label_noise)
+    plan = plan_atlas(n, labels, seed, balance, difficulty, label_noise, per_protein, variation)
     about = dict(n=n, size=size, labels=labels.name, seed=seed, balance=balance, difficulty=difficulty,
                  label_noise=label_noise, masks=masks)
+    if per_protein: about |= dict(per_protein=per_protein, variation=variation)
     if label_noise:
         noted, true = (labels.encode(plan[column]) > 0 for column in ('Target', 'TrueTarget'))
         about['wrong_locations'] = round(float(1 - (noted & true).sum()/true.sum()), 4)
     _prepare_folder(path, about, masks, force)
-    jobs = [(path, fov, masks, *_drawings_of(targets, labels, difficulty), size, [seed, 0, i], [seed, 5, number],
-             difficulty)
-            for i, (fov, number, targets) in enumerate(zip(plan.Id, plan.number, plan.targets))]
+    jobs = [(path, row.Id, masks, *_drawings_of(row.targets, labels, difficulty), size, [seed, 0, i],
+             [seed, 5, row.number], difficulty, row.cell_line,
+             row.varied and (row.varied, _drawings_of(row.varied.others, labels, difficulty)[0]))
+            for i, row in enumerate(plan.itertuples())]
     with ExitStack() as processes:
         few = n < 16 or num_workers in (0, 1)     # not worth the start of processes
         run = map if few else processes.enter_context(ProcessPoolExecutor(num_workers)).map
         written = run(_write_fov, *zip(*jobs))
         for _ in tqdm_bar(written, total=n, desc='simulating', unit='FOV', disable=not progress): pass
-    table = plan[['Id', 'Target', 'antibody', *(['TrueTarget'] if label_noise else [])]]
+    if per_protein:
+        plan['variation'] = [o.kind if o else '' for o in plan.varied]
+        plan['share_of_cells'] = [o.share if o else 0. for o in plan.varied]
+        plan['others'] = [labels.format(o.others) if o else '' for o in plan.varied]
+    design = ['gene', 'cell_line', 'variation', 'share_of_cells', 'others'] if per_protein else []
+    table = plan[['Id', 'Target', 'antibody', *(['TrueTarget'] if label_noise else []), *design]]
     table.rename(columns={'Id': labels.id_col, 'Target': labels.label_col}).to_csv(path/'train.csv', index=False)
     return table
