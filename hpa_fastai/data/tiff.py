@@ -42,7 +42,7 @@ def check_tiff_statements(
 def check_tiff_segments(
     page, # of `tifffile`; None for a missing one
 ):
-    "Refuse a plane of a TIFF if a strip or tile was never written, ends beyond the file, or has another length than its pixels."
+    "Refuse a plane of a TIFF if a strip or tile was never written, ends beyond the file, or has another length."
     if page is None: raise damaged('a plane is missing')
     expected, n_bytes = math.prod(page.keyframe.chunked), page.parent.filehandle.size
     places = [(start, n) for start,n in zip(page.dataoffsets, page.databytecounts) if start and n]

@@ -148,8 +148,8 @@ def simulate_atlas(
     if per_protein is not None:
         per_protein = checked(per_protein=tuple(per_protein), error=SimulateError)
         if len(per_protein) != 3:
-            raise SimulateError(f'per_protein={per_protein}: give three numbers: antibodies of a protein, cell lines of '
-                                'an antibody, fields of view of a cell line')
+            raise SimulateError(f'per_protein={per_protein}: give three numbers: antibodies of a protein, cell lines '
+                                'of an antibody, fields of view of a cell line')
     elif variation: raise SimulateError('variation needs proteins: say how many antibodies, cell lines and fields of '
                                         'view each has, as in per_protein=(2, 3, 2)')
     path, labels = Path(path_text(path, 'path', SimulateError)), get_labels(labels)

@@ -129,7 +129,7 @@ def plan_proteins(
     difficulty:str='atlas', # as in `plan_atlas`
     per_protein:tuple=(2, 3, 2),    # antibodies of a protein, cell lines of an antibody, fields of a cell line
     variation:float=0.,     # share of the proteins some of whose cells differ
-)->list:                    # (number of the antibody, classes by number, gene, cell line, `Variation` or None), one a field
+)->list:                    # a tuple a field: antibody, classes, classes that are noted, gene, cell line, `Variation`
     "Antibody, protein, cell line and locations of each field of an atlas of proteins"
     n_antibodies, n_lines, n_fields = per_protein
     n_proteins = -(-n//math.prod(per_protein))
@@ -155,9 +155,9 @@ def plan_atlas(
     balance:str='atlas',    # 'atlas': classes as frequent as in the 2018 competition; 'even': about equally often
     difficulty:str='atlas', # 'atlas': in an even atlas too, other locations join a main one as often as in real images
     label_noise:float=0.,   # chance of each location to be named wrongly or left out in `Target`; see `mislabel`
-    per_protein:tuple|None=None,    # antibodies of a protein, cell lines of an antibody, fields of a line; None: no design
+    per_protein:tuple|None=None,    # antibodies of a protein, cell lines of each, fields of each line; None: no design
     variation:float=0.,     # share of the proteins some of whose cells differ; see `plan_proteins`
-)->pd.DataFrame:            # Id, Target, TrueTarget, antibody, its number, classes; with a design also gene and the rest
+)->pd.DataFrame:            # Id, Target, TrueTarget, antibody, its number and classes, gene, cell_line, varied
     "Id, antibody and protein locations of each field of a simulated atlas"
     check_difficulty(difficulty)
     if balance not in ('atlas', 'even'):
