@@ -732,8 +732,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'hpa_fastai/cells/proteins.py'),
                                            'hpa_fastai.cells.proteins._summarise': ( 'cells/proteins.html#_summarise',
                                                                                      'hpa_fastai/cells/proteins.py'),
-                                           'hpa_fastai.cells.proteins._write': ( 'cells/proteins.html#_write',
-                                                                                 'hpa_fastai/cells/proteins.py'),
                                            'hpa_fastai.cells.proteins.main_locations': ( 'cells/proteins.html#main_locations',
                                                                                          'hpa_fastai/cells/proteins.py'),
                                            'hpa_fastai.cells.proteins.summarise_fields': ( 'cells/proteins.html#summarise_fields',

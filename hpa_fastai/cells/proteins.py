@@ -18,6 +18,7 @@ from ..basics.workbooks import Sheet, write_workbook
 from ..data.labels import LabelSet
 from ..evaluate.thresholds import Thresholds, as_thresholds, plain_thresholds
 from ..deploy.tables import ResultError, check_out, csv_text, import_pyarrow
+from ..deploy.journal import explain_write_error
 from .layout import fields_of_proteins
 
 # %% ../../nbs/cells/50_proteins.ipynb #df55aa95
@@ -205,19 +206,12 @@ def write_summary(
     if out.suffix=='.csv': write_whole(out, csv_text([list(table), *rows]))
     elif out.suffix=='.xlsx': write_workbook(out, [Sheet('Proteins', list(table), rows, fixed=1)])
     else:
-        part = out.with_name(f'.{out.name}.part')
-        import_pyarrow().parquet.write_table(import_pyarrow().Table.from_pandas(table, preserve_index=False), part)
-        os.replace(part, out)
-
-def _write(table, out):
-    "Write a summary whole or not at all."
-    rows = table.itertuples(index=False, name=None)
-    if out.suffix=='.csv': write_whole(out, csv_text([list(table), *rows]))
-    elif out.suffix=='.xlsx': write_workbook(out, [Sheet('Proteins', list(table), rows, fixed=1)])
-    else:
-        part = out.with_name(f'.{out.name}.part')
-        import_pyarrow().parquet.write_table(import_pyarrow().Table.from_pandas(table, preserve_index=False), part)
-        os.replace(part, out)
+        part, pa = out.with_name(f'.{out.name}.part'), import_pyarrow()
+        try:
+            with explain_write_error(out):
+                pa.parquet.write_table(pa.Table.from_pandas(table, preserve_index=False), part)
+                os.replace(part, out)
+        finally: part.unlink(missing_ok=True)
 
 def summarise_fields(
     fields:pd.DataFrame,  # of `fields_of_proteins`

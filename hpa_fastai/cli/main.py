@@ -148,6 +148,7 @@ def _run(argv):
         parser.print_help()
         return 2
     if argv[0]=='help': argv = [*argv[1:], '--help']
+    args = None
     try:
         args = parser.parse_args(argv)
         return args.run(args) or 0
@@ -155,8 +156,8 @@ def _run(argv):
         from hpa_fastai.basics.errors import HPAError
         if isinstance(e, HPAError): print(f'hpa_fastai: {error_for_shell(str(e), _options(parser))}', file=sys.stderr)
         elif isinstance(e, OSError):
-            place = f'{e.filename2 or e.filename}: ' if e.filename else ''
-            print(f'hpa_fastai: {place}{one_line(e.strerror or e)}{TO_DO.get(e.errno, "")}', file=sys.stderr)
+            place = e.filename2 or e.filename or getattr(args, 'out', None)
+            print(f'hpa_fastai: {f"{place}: " if place else ""}{one_line(e.strerror or e)}{TO_DO.get(e.errno, "")}', file=sys.stderr)
         else: traceback.print_exc()
     except KeyboardInterrupt as e: print(f'hpa_fastai: {e if e.args else "stopped"}', file=sys.stderr)
     return 2

@@ -7,6 +7,7 @@ __all__ = ['COLUMNS', 'check_experiments', 'read_experiments', 'plot_experiments
 
 # %% ../../nbs/experiments/30_compare.ipynb #3c51655a
 import re, traceback
+from contextlib import suppress
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -158,7 +159,8 @@ def _run(run, folder):
             minutes=sum(training['minutes'] for training in trainings), parameters=n_parameters/1e6,
             images_per_second=float(np.mean(speeds)), error='')
     except Exception as e:
-        if is_first() and folder.is_dir(): (folder/'error.txt').write_text(traceback.format_exc(), encoding='utf-8')
+        if is_first() and folder.is_dir():
+            with suppress(OSError): (folder/'error.txt').write_text(traceback.format_exc(), encoding='utf-8')
         kind = '' if isinstance(e, HPAError) else f'{type(e).__name__}: '
         return None, dict(error=kind + ' '.join(str(e).split())[:300])
 
@@ -197,6 +199,7 @@ def compare(
     reader = revive_options(options).get('reader') or ImageReader()
     df = labelled_table(df, labels, images, reader.channels, id_column, label_column)
     with only_writer(out, 'comparison'):
+        if is_first(): out.mkdir(parents=True, exist_ok=True)
         finished = [] if force else _finished_experiments(out/'experiments.csv')
         rows, first = {}, None
         for number, (name, overrides) in enumerate(experiments.items(), 1):
@@ -210,7 +213,7 @@ def compare(
             if result and result is not first: rows[name].update(_difference(first, result, df, labels, group))
             table = pd.DataFrame.from_dict(rows, 'index', columns=COLUMNS).rename_axis('name')
             would_lose = any(rows[done]['error'] for done in finished if done in rows)
-            if is_first() and out.is_dir() and not would_lose:
+            if is_first() and not would_lose:
                 write_whole(out/'experiments.csv', table.to_csv())
                 fig = plot_experiments(table)
                 fig.savefig(out/'experiments.png', dpi=120)

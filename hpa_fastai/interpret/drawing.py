@@ -8,7 +8,7 @@ __all__ = ['USUAL', 'ODD', 'GREY', 'CHANNEL_HUES', 'STAINS', 'BOX_SHARES', 'FONT
            'wrap_text', 'describe_model', 'check_figure', 'save_figure']
 
 # %% ../../nbs/interpret/05_drawing.ipynb #b2b92b37
-import re, textwrap
+import io, re, textwrap
 from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -206,12 +206,9 @@ def save_figure(
     kind = out.suffix.lower()
     about = {'.pdf': {'CreationDate': None}, '.svg': {'Date': None}}.get(kind)
     compress = dict(pil_kwargs=dict(compression='tiff_lzw')) if kind in ('.tif', '.tiff') else {}
-    tmp = out.with_name(f'tmp-{out.name}')
-    try:
-        figure.savefig(tmp, format=kind[1:], metadata=about, **compress)
-        write_whole(out, tmp.read_bytes())
-    except OSError as e: raise HPAError(f"{out}: can't be written ({e.strerror or e}); give another name") from e
-    finally: tmp.unlink(missing_ok=True)
+    drawn = io.BytesIO() # matplotlib leaves a PDF half written where the disk is full
+    figure.savefig(drawn, format=kind[1:], metadata=about, **compress)
+    write_whole(out, drawn.getvalue())
     paragraphs = [textwrap.fill(line, 100) for line in figure.caption.splitlines()]
     text, caption = '\n'.join(paragraphs)+'\n', out.with_suffix('.txt')
     is_other = caption.exists() and not force and caption.read_text(encoding='utf-8', errors='replace')!=text
