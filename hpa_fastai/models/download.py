@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['LONGEST_WAIT', 'BUSY', 'DownloadError', 'public_address', 'offline_variable', 'PatientRetry', 'patient_session',
-           'one_at_a_time', 'fetch_file']
+           'explain_connection', 'check_answer', 'fetch_whole', 'one_at_a_time', 'fetch_file']
 
 # %% ../../nbs/models/20_download.ipynb #bc68d536
 import os, re, sys, time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 import requests
 from filelock import FileLock, Timeout
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import MaxRetryError
 from urllib3.util.retry import Retry
 from ..basics.environment import tqdm_bar
-from ..basics.errors import one_line
+from ..basics.errors import HPAError, one_line
 from ..basics.paths import file_sha256, file_stat, path_text
 from .networks import NoWeights
 from .graphs import MAX_BYTES
@@ -28,9 +30,10 @@ class DownloadError(NoWeights):
         why: str,  # what is wrong, where, and what to do about it
         kind: str = '',  # 'offline', 'refused', 'busy', 'page', 'broken', 'damaged' or 'disk'
         url: str = '',  # the address; empty where none is at fault
+        status: int = 0,  # of the answer, such as 404; 0 if there was none
     ):
-        super().__init__(why, kind, url)
-        self.why, self.kind, self.url = why, kind, url
+        super().__init__(why, kind, url, status)
+        self.why, self.kind, self.url, self.status = why, kind, url, status
     def __str__(self): return self.why
 
 # %% ../../nbs/models/20_download.ipynb #e441f20a
@@ -52,26 +55,33 @@ LONGEST_WAIT = 60  # seconds
 BUSY = (429, 500, 502, 503, 504)  # answers after which another attempt may succeed
 
 class PatientRetry(Retry):
-    "Retry after the time that the server names, but after a minute at most"
-    def get_retry_after(self,
-        response,  # of urllib3
-    ) -> float|None:  # seconds
-        "Return how long the server asks to wait"
-        wait = super().get_retry_after(response)
-        return wait if wait is None else min(wait, LONGEST_WAIT)
+    "Retry after the time that the server names, but not at all if that is more than a minute"
+    def increment(self, *args, response=None, **kwargs):
+        "Count an attempt; refuse another if the server asks for a long wait"
+        wait = None if response is None else self.get_retry_after(response)
+        if wait is not None and wait>LONGEST_WAIT: raise MaxRetryError(kwargs.get('_pool'), '')
+        return super().increment(*args, response=response, **kwargs)
 
-def patient_session() -> requests.Session:
+def patient_session(
+    agent: str = 'hpa_fastai',  # name under which the server sees this program
+    busy: tuple = BUSY,  # answers after which another attempt may succeed
+    connections: int|None = None,  # open to one server at once, at most; None: as many as are asked for
+) -> requests.Session:
     "Open a session that retries if that may help, and uses the proxies of the environment"
-    retry = PatientRetry(total=6, connect=1, read=2, status=4, backoff_factor=0.5, status_forcelist=BUSY,
+    retry = PatientRetry(total=6, connect=1, read=2, status=4, backoff_factor=0.5, status_forcelist=busy,
                          raise_on_status=False)
+    pool = dict(pool_maxsize=connections, pool_block=True) if connections else {}
     session = requests.Session()
-    for scheme in ('http://', 'https://'): session.mount(scheme, HTTPAdapter(max_retries=retry))
+    for scheme in ('http://', 'https://'): session.mount(scheme, HTTPAdapter(max_retries=retry, **pool))
     # A compressed transfer could not be resumed in the middle.
-    session.headers.update({'Accept-Encoding': 'identity', 'User-Agent': 'hpa_fastai'})
+    session.headers.update({'Accept-Encoding': 'identity', 'User-Agent': agent})
     return session
 
 # %% ../../nbs/models/20_download.ipynb #6f25163d
-def _not_connected(url, error):
+def explain_connection(
+    url: str,  # that was asked for
+    error: Exception,  # of requests
+) -> DownloadError:  # to be raised
     "Explain why a connection failed and what to do."
     cause = getattr(error.args[0] if error.args else None, 'reason', error)  # urllib3 wraps the error that matters
     why = re.sub(r'\[Errno -?\d+\] ', '', public_address(one_line(cause)).rsplit(': ', 1)[-1]).strip('\'")( ')
@@ -90,20 +100,28 @@ def _not_connected(url, error):
     return DownloadError(f"{where}: no address to download from ({why}); check it", 'refused', url)
 
 # %% ../../nbs/models/20_download.ipynb #2fb3aa4b
-def _check_answer(response, url, n_bytes):
+def check_answer(
+    response: requests.Response,  # of the server
+    url: str,  # that was asked for
+    n_bytes: int|None = None,  # size of the file; None: not known
+) -> None:
     "Refuse an answer that is not the file."
-    where, status = public_address(url), f'{response.status_code} {response.reason or ""}'.strip()
-    if response.status_code in BUSY:
-        raise DownloadError(f'{where}: the server is busy ({status}, several times); try again later', 'busy', url)
-    if response.status_code in (404, 410):
-        raise DownloadError(f'{where}: no such file on the server ({status}); check the address', 'refused', url)
-    if response.status_code != 200 and not (response.status_code == 206 and 'Range' in response.request.headers):
+    code, wait = response.status_code, response.headers.get('Retry-After', '')
+    where, status = public_address(url), f'{code} {response.reason or ""}'.strip()
+    if code in BUSY:
+        is_long = wait.isdecimal() and int(wait)>LONGEST_WAIT
+        when = f'try again in {int(wait)//60} minutes, as it asks' if is_long else 'try again later'
+        raise DownloadError(f'{where}: the server is busy ({status}{"" if is_long else ", several times"}); {when}',
+                            'busy', url, code)
+    if code in (404, 410):
+        raise DownloadError(f'{where}: no such file on the server ({status}); check the address', 'refused', url, code)
+    if code != 200 and not (code == 206 and 'Range' in response.request.headers):
         raise DownloadError(f'{where}: the server does not give the file ({status}); open the address in a browser to '
-                            'see why', 'refused', url)
+                            'see why', 'refused', url, code)
     size = response.headers.get('Content-Length', '')
-    if n_bytes and response.status_code == 200 and size.isdecimal() and int(size) != n_bytes:
+    if n_bytes and code == 200 and size.isdecimal() and int(size) != n_bytes:
         raise DownloadError(f'{where}: the file on the server has {int(size):,} bytes, not {n_bytes:,}: another file '
-                            'has taken its place; check the address', 'damaged', url)
+                            'has taken its place; check the address', 'damaged', url, code)
 
 # %% ../../nbs/models/20_download.ipynb #4e15030f
 def _state(response):
@@ -130,7 +148,7 @@ def _explain_writing(to, part):
                             f'another folder{stays}', 'disk') from None
 
 # %% ../../nbs/models/20_download.ipynb #9eae8db2
-def _receive(response, to, part, tag, url, n_bytes, progress):
+def _receive(response, to, part, tag, url, n_bytes, progress, most):
     "Append one answer of the server to the partial file."
     have = file_stat(part).st_size if response.status_code == 206 else 0
     is_page = response.headers.get('Content-Type', '').startswith('text/html')
@@ -139,7 +157,7 @@ def _receive(response, to, part, tag, url, n_bytes, progress):
             part.unlink(missing_ok=True)
             tag.write_text(_state(response), encoding='utf-8')
         file = open(part, 'ab', buffering=0)
-    size, most = response.headers.get('Content-Length', ''), n_bytes or MAX_BYTES
+    size, most = response.headers.get('Content-Length', ''), n_bytes or most or MAX_BYTES
     total = have+int(size) if size.isdecimal() else n_bytes
     bar = tqdm_bar(desc=to.name, total=total, initial=have, unit='B', unit_scale=True, disable=not progress)
     with file, bar:
@@ -159,7 +177,7 @@ def _receive(response, to, part, tag, url, n_bytes, progress):
         with _explain_writing(to, part): os.fsync(file.fileno())
 
 # %% ../../nbs/models/20_download.ipynb #a5e5e6fd
-def _complete(session, url, to, part, tag, trusted, n_bytes, progress):
+def _complete(session, url, to, part, tag, trusted, n_bytes, progress, most=None):
     "Ask for the missing part until the file is complete."
     failures, restarts, answered = 0, 0, False
     while True:
@@ -174,11 +192,11 @@ def _complete(session, url, to, part, tag, trusted, n_bytes, progress):
                     if restarts < 3: continue
                     raise DownloadError(f'{public_address(url)}: the server keeps sending another part than '
                                         'was asked for; try again from another network', 'broken', url)
-                _check_answer(response, url, n_bytes)
+                check_answer(response, url, n_bytes)
                 answered = True
-                return _receive(response, to, part, tag, url, n_bytes, progress)
+                return _receive(response, to, part, tag, url, n_bytes, progress, most)
         except requests.RequestException as e:
-            if not answered: raise _not_connected(url, e) from None
+            if not answered: raise explain_connection(url, e) from None
             have = file_stat(part).st_size
             failures = 1 if have > before else failures+1
             if failures > 4:
@@ -187,22 +205,32 @@ def _complete(session, url, to, part, tag, trusted, n_bytes, progress):
             time.sleep(0.25*2**failures)
 
 # %% ../../nbs/models/20_download.ipynb #1ec434a5
-def _whole(url, to, sha256, n_bytes, progress):
-    "Download a file and check its checksum before it gets its final name."
+def fetch_whole(
+    session: requests.Session,  # of `patient_session`
+    url: str,  # http or https
+    to: Path,  # the file to be made, in a folder that exists
+    sha256: str|None = None,  # of the file; None: not known
+    n_bytes: int|None = None,  # size of the file; None: not known
+    progress: bool = False,  # show a bar
+    most: int|None = None,  # bytes that may come if the size is not known; None: a gigabyte
+    check: Callable|None = None,  # function of the file, which raises `HPAError` before it gets its name
+) -> None:
+    "Download a file, or its missing part, and check it before it gets its final name."
     part, tag = Path(f'{to}.part'), Path(f'{to}.part.tag')
     n_kept = file_stat(part).st_size
     is_whole = bool(sha256 and n_kept) and file_sha256(part) == sha256
-    with patient_session() as session:
-        for _ in range(2 if n_kept else 1):
-            if is_whole: break
-            _complete(session, url, to, part, tag, bool(sha256), n_bytes, progress)
-            found = file_sha256(part) if sha256 else None
-            is_whole = found == sha256
-            if not is_whole: part.unlink()
+    for _ in range(2 if n_kept else 1):
+        if is_whole: break
+        _complete(session, url, to, part, tag, bool(sha256), n_bytes, progress, most)
+        found, why = file_sha256(part) if sha256 else None, ''
+        try: check and check(part)
+        except HPAError as e: why = getattr(e, 'why', str(e))
+        is_whole = found == sha256 and not why
+        if not is_whole: part.unlink()
     if not is_whole:
-        raise DownloadError(f'{public_address(url)}: what came is damaged or another file (its sha256 is '
-                            f'{found[:12]}…, not {sha256[:12]}…) and was removed; try again, or check the address',
-                            'damaged', url)
+        why = why or f'its sha256 is {found[:12]}…, not {sha256[:12]}…'
+        raise DownloadError(f'{public_address(url)}: what came is damaged or another file ({why}) and was removed; try '
+                            'again, or check the address', 'damaged', url)
     with _explain_writing(to, part): os.replace(part, to)
     tag.unlink(missing_ok=True)
 
@@ -242,5 +270,5 @@ def fetch_file(
     with _explain_writing(to, Path(f'{to}.part')): to.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(to, progress):
         if is_there(): return to
-        _whole(url, to, sha256, n_bytes, progress)
+        with patient_session() as session: fetch_whole(session, url, to, sha256, n_bytes, progress)
     return to

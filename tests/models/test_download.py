@@ -195,8 +195,11 @@ def test_a_server_that_stays_busy_is_left_alone(archive, tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr(time, 'sleep', waits.append)
     archive.first = [(503, {'Retry-After': '3600'}, b'')]*9
-    refused(archive, tmp_path, 'busy', 'w.bin', '503', 'try again later')
-    assert len(archive.asked) == 5 and max(waits) <= 60
+    refused(archive, tmp_path, 'busy', 'w.bin', '503', 'try again in 60 minutes, as it asks')
+    assert len(archive.asked) == 1 and not waits
+    archive.first = [(503, {'Retry-After': '20'}, b'')]*9
+    refused(archive, tmp_path, 'busy', 'w.bin', '503', 'several times', 'try again later')
+    assert len(archive.asked) == 6 and set(waits) == {20}
 
 
 def test_a_redirect_is_followed(archive, tmp_path):
