@@ -17,6 +17,8 @@ LOADERS, FIT = 'batches.loaders.HPADataLoaders.from_df', 'train.learner.HPALearn
 CALLS = {  # of each command: the functions that take its options
     'demo': ['cli.demo.run_demo'],
     'simulate': ['simulate.atlas.simulate_atlas'],
+    'download': ['atlas.download.download_genes'],
+    'join': ['atlas.sources.join_sources'],
     'verify': ['data.verify.verify_folder', 'data.reader.ImageReader'],
     'explore': ['interpret.explore.explore', 'data.reader.ImageReader'],
     'train': ['experiments.training.train_model', 'data.reader.ImageReader', LOADERS, FIT],
