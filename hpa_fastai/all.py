@@ -96,6 +96,9 @@ from .interpret.drift import Monitoring, compare_run, monitor, plot_names, plot_
 from .interpret.prediction import predict
 from .interpret.protein_report import protein_report
 from .interpret.report import report
+from .atlas.download import download_genes
+from .atlas.small_site import small_site
+from .atlas.sources import join_sources
 from .cli.demo import run_demo, show_predictions
 
 # %% ../nbs/99_all.ipynb #ffbc64b7

@@ -24,7 +24,7 @@ from .fields import COLUMNS, choose_fields, classes_by_name, fields_table, outsi
 from .genes import entries_of_file, entries_of_site, gene_words, read_gene_list
 from .site import AtlasError, AtlasSite, citation_text, licence_text
 
-# %% ../../nbs/atlas/20_download.ipynb #fe77d9d2
+# %% ../../nbs/atlas/20_download.ipynb #6cd19c47
 @dataclass
 class AtlasDownload:
     "What was downloaded, or would be"
@@ -66,7 +66,8 @@ class AtlasDownload:
     @property
     def is_labelled(self) -> pd.Series:
         "Which fields of view are in `train.csv`: complete ones with a class."
-        return (self.table.Target!='') & (self.is_plan | (self.table.state=='complete'))
+        has_class = self.table.Target!=''
+        return has_class if self.is_plan else has_class & (self.table.state=='complete')
 
 # %% ../../nbs/atlas/20_download.ipynb #5e2a5935
 def write_tables(

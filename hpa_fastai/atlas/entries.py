@@ -62,7 +62,7 @@ def field_id(
     found = _address.fullmatch(url) if len(url)<400 else None
     return found and (f'{found["number"]}_{found["field"]}', found['base'])
 
-# %% ../../nbs/atlas/05_entries.ipynb #c2e30344
+# %% ../../nbs/atlas/05_entries.ipynb #b46fc3b5
 MOST_FIELDS = 20_000  # of one gene; the most that the atlas has are some hundred
 
 @dataclass
@@ -70,7 +70,7 @@ class AtlasEntry:
     "What the atlas says about one gene"
     gene: str  # symbol, such as 'CCNB1'
     ensembl: str  # id, such as 'ENSG00000134057'
-    release: str = ''  # of the atlas, such as '23.0'
+    release: str = ''  # of the atlas, such as 'v23'
     reliability: str = ''  # of the locations of the gene: 'enhanced', 'supported', 'approved' or 'uncertain'
     synonyms: tuple = ()  # older symbols
     fields: list = field(default_factory=list)  # of `AtlasField`
@@ -85,7 +85,8 @@ def entry_of(
     gene = clean_text(element.findtext('name'))
     if not re.fullmatch(r'ENSG\d{11}', found): raise AtlasError(f'entry {gene!r}: no Ensembl id', 'bad file', gene)
     reliability = element.findtext("cellExpression/verification[@type='reliability']")
-    entry = AtlasEntry(gene or found, found, clean_text(element.get('version')), clean_text(reliability).lower(),
+    version = clean_text(element.get('version')).lstrip('v').removesuffix('.0')
+    entry = AtlasEntry(gene or found, found, f'v{version}' if version else '', clean_text(reliability).lower(),
                        tuple(clean_text(o.text) for o in element.iterfind('synonym')))
     for antibody in element.iterfind('antibody'):
         for assay in antibody.iterfind("cellExpression/subAssay"):
@@ -118,10 +119,11 @@ def add_fields(
             ids.add(found[0])
             entry.fields.append(AtlasField(*found, antibody, line, names))
 
-# %% ../../nbs/atlas/05_entries.ipynb #ce38ce4f
+# %% ../../nbs/atlas/05_entries.ipynb #dbdec92f
 _KEPT = {'entry': {'name', 'synonym', 'identifier', 'cellExpression', 'antibody'}, 'antibody': {'cellExpression'}}
 _MOST_KEPT = 50_000_000  # characters and elements of one entry
-_MOST_TOKEN = 2**24  # bytes of one name, attribute or text
+_MOST_TEXT = 100_000  # characters of one element
+_MOST_TOKEN = 2**22  # bytes of one name or attribute
 _BLOCK = 2**16  # bytes at a time
 
 class EntryParser:
@@ -174,7 +176,9 @@ class EntryParser:
     def data(self, text):
         if not self.open or len(self.open[-1]): return
         self.keep(len(text))
-        self.open[-1].text = (self.open[-1].text or '')+text
+        before = self.open[-1].text or ''
+        if len(before)>_MOST_TEXT: self.refuse('a text without end; no file of the atlas')
+        self.open[-1].text = before+text
 
     def end(self, tag):
         if not self.open or len(self.open)==1: self.n_outside -= 1
@@ -197,7 +201,7 @@ class EntryParser:
         except expat.ExpatError as e: self.refuse(f'not XML, or cut off ({one_line(e)}); download it again')
         if self.n_bytes-self.parser.CurrentByteIndex>_MOST_TOKEN:
             self.refuse('a name without end; no file of the atlas')
-        if self.skipped and self.n_bytes-self.since>2*_MOST_TOKEN:
+        if self.skipped and self.n_bytes-self.since>8*_MOST_TOKEN:
             self.refuse(f'{self.skipped} does not end; no file of the atlas')
         found, self.entries = self.entries, []
         return found

@@ -83,7 +83,7 @@ def unpack_picture(
     os.replace(part, to)
     packed.unlink()
 
-# %% ../../nbs/atlas/19_fetching.ipynb #0bb1d1ab
+# %% ../../nbs/atlas/19_fetching.ipynb #62a3f542
 STOPPING = ('offline', 'busy', 'disk')  # kinds of `DownloadError` that concern all files
 
 class FieldFetcher:
@@ -126,6 +126,15 @@ class FieldFetcher:
             raise DownloadError(f"{to}: can't be written ({e.strerror or e}); make room, and run the same command "
                                 'again', 'disk') from None
 
+    def withdraw(self,
+        name: str,  # of a TIFF that is not given out
+    ) -> str:  # 'withdrawn'
+        "Note that an antibody was withdrawn, so that no other TIFF of it is asked for."
+        number = name.split('_')[0]
+        if number not in self.withdrawn: self.manifest.add(f'{number}_*.tif', state='withdrawn')
+        self.withdrawn.add(number)
+        return 'withdrawn'
+
     def file(self,
         name: str,  # of the file
         url: str,  # of the picture
@@ -138,8 +147,8 @@ class FieldFetcher:
         try: self.fetch(url, staged, kind)
         except DownloadError as e:
             if e.kind in STOPPING or e.status in (401, 403, 451): raise
-            gone = 'withdrawn' if kind=='tif' and e.status==400 else 'absent'
-            state = gone if e.status in (400, 404, 410) else str(e)
+            if kind=='tif' and e.status==400: return self.withdraw(name)
+            state = 'absent' if e.status in (400, 404, 410) else str(e)
         about = dict(bytes=file_stat(staged).st_size, sha256=file_sha256(staged)) if state=='whole' else {}
         self.manifest.add(name, address=url, state=state, **about)
         self.n_files, self.n_bytes = self.n_files+bool(about), self.n_bytes+about.get('bytes', 0)
@@ -152,7 +161,7 @@ class FieldFetcher:
         "Fetch the files of a field of view, and move them to their place."
         number = Id.split('_')[0]
         known = [self.manifest.records.get(f'{Id}_{colour}.tif', {}).get('state') for colour in CHANNELS]
-        has_tif = number not in self.withdrawn and not {'absent', 'withdrawn'} & set(known)
+        has_tif = number not in self.withdrawn and 'absent' not in known
         kinds = ['tif', 'jpg'] if self.image_format=='tif' and has_tif else ['jpg']
         for kind in kinds:
             states = {}
@@ -160,9 +169,10 @@ class FieldFetcher:
                 name = f'{Id}_{colour}.{kind}'
                 states[name] = self.file(name, f'{address}_{colour}.{kind}'+'.gz'*(kind=='tif'))
                 if kind=='tif' and states[name] in ('absent', 'withdrawn'): break
-            if states[name]=='withdrawn': self.withdrawn.add(number)
             if kind=='jpg' or not {'absent', 'withdrawn'} & set(states.values()): break
-            for name in states: (self.staging/name).unlink(missing_ok=True)
+            for name in [name for name,state in states.items() if state=='whole']:  # all four are JPG then
+                (self.staging/name).unlink(missing_ok=True)
+                self.manifest.records.pop(name)
         lacking = [name for name,state in states.items() if state=='absent']
         failed = [state for state in states.values() if state not in ('whole', 'absent')]
         if failed: return failed[0]

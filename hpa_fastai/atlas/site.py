@@ -122,10 +122,10 @@ class AtlasSite:
         of_atlas = re.fullmatch(r'(?:[\w-]+\.)*proteinatlas\.org', host.netloc)
         return host.scheme in ('http', 'https') and bool(of_atlas or host.netloc==urlsplit(self.address).netloc)
 
-# %% ../../nbs/atlas/00_site.ipynb #92d46875
+# %% ../../nbs/atlas/00_site.ipynb #7a50e12d
 def licence_text(
     site: AtlasSite,  # that the pictures are from
-    releases: list,  # as the entries name them, such as ['23.0']
+    releases: list,  # as the entries name them, such as ['v23']
 ) -> str:  # the content of the file LICENSE
     "Read under which licence a release may be used."
     page = f'{site.address}/about/licence'
@@ -139,7 +139,7 @@ def licence_text(
             f'Licence, as {public_address(page)} names it: {said}\n')
 
 def citation_text(
-    releases: list,  # as the entries name them, such as ['23.0']
+    releases: list,  # as the entries name them, such as ['v23']
     genes: dict,  # Ensembl id by symbol
     address: str,  # of the site
 ) -> str:  # the content of the file CITATION
@@ -152,15 +152,15 @@ def citation_text(
         'Uhlén M et al. Tissue-based map of the human proteome. Science 347, 1260419 (2015). '
         'https://doi.org/10.1126/science.1260419', '', 'Pages:', *pages, ''])
 
-# %% ../../nbs/atlas/00_site.ipynb #9468599c
+# %% ../../nbs/atlas/00_site.ipynb #0c4285d9
 def search_genes(
     site: AtlasSite,  # to be asked
     word: str,  # symbol of a gene, or the beginning of one
 ) -> list[tuple]:  # of each gene: symbol, Ensembl id, older symbols
     "Look for genes by a word."
     url = f'{site.address}/api/search_download.php?search={quote(word)}&format=json&columns=g,gs,eg&compress=no'
-    wrong, found = site.changed(url, 'a list of genes'), []
-    try: rows = json.loads(site.text(url) or '[]')
+    text, wrong, found = site.text(url), site.changed(url, 'a list of genes'), []
+    try: rows = json.loads(text or '[]')
     except ValueError: raise wrong from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows): raise wrong
     for row in rows:

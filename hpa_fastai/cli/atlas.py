@@ -18,8 +18,9 @@ def download(
     from hpa_fastai.basics.packages import quick_imports
     with quick_imports():
         from hpa_fastai.atlas.download import download_genes
-    done = download_genes(args.words, args.out, args.genes_file, args.xml, args.image_format, args.labels, args.cell_line,
-                          args.max_per_gene, args.release, args.site, args.contact, args.dry_run, args.progress)
+    done = download_genes(args.words, args.out, args.genes_file, args.xml, args.image_format, args.labels,
+                          args.cell_line, args.max_per_gene, args.release, args.site, args.contact, args.dry_run,
+                          args.progress)
     print(done)
     return done.exit_code
 
@@ -42,7 +43,7 @@ def add_download(
                         help='only these cell lines, separated by commas, in any spelling: "U-2 OS,A-431"')
     parser.add_argument('--max-per-gene', type=number('max_per_gene'), metavar='N',
                         help='fields of view of each gene, spread over its antibodies and cell lines; by default all')
-    parser.add_argument('--release', metavar='vNN', help='release of the atlas, such as v23; by default the current one')
+    parser.add_argument('--release', metavar='vNN', help='release of the atlas, such as v23; by default the newest')
     parser.add_argument('--site', metavar='ADDRESS', help='address of a copy of the atlas')
     parser.add_argument('--contact', metavar='EMAIL',
                         help='e-mail or web address that the server sees, so that its owner knows whom to write to; by '
