@@ -23,8 +23,8 @@ from hpa_fastai.atlas.small_site import entry_element
 
 TISSUE = ('<data><tissue organ="Brain" ontologyTerms="UBERON:0001869">cerebral cortex</tissue><level type="expression">'
           'medium</level><tissueCell><cellType ontologyTerms="CL:0000115">endothelial cells</cellType><level '
-          'type="staining">not detected</level><level type="intensity">negative</level></tissueCell><patient><sex>female'
-          '</sex><age>45</age><patientId>2523</patientId><sample><assayImage><image><imageUrl>'
+          'type="staining">not detected</level><level type="intensity">negative</level></tissueCell><patient><sex>'
+          'female</sex><age>45</age><patientId>2523</patientId><sample><assayImage><image><imageUrl>'
           'http://images.proteinatlas.org/1/2_A_1_3.jpg</imageUrl></image></assayImage></sample></patient></data>')
 
 

@@ -85,7 +85,7 @@ def handler_of(atlas):
 
         def answer(self, status, headers=(), body=b''):
             self.send_response(status)
-            for name, value in {'Content-Length': str(len(body)), **dict(headers)}.items(): self.send_header(name, value)
+            for header in {'Content-Length': str(len(body)), **dict(headers)}.items(): self.send_header(*header)
             self.end_headers()
             if self.command != 'HEAD': self.wfile.write(body)
 
@@ -105,7 +105,7 @@ def handler_of(atlas):
                         if any(word in name.lower() for name in (symbol, ensembl, *older))]
                 return self.answer(200, {'Content-Type': 'application/json'}, json.dumps(rows).encode())
             if '/images/' in path and self.command == 'GET': time.sleep(atlas.pause)
-            if path.startswith('/images/') and path.endswith('.tif.gz'):  # elsewhere, as the atlas has them
+            if path.startswith('/images/') and path.endswith('.tif.gz'):  # they lie elsewhere
                 if path.split('/')[2] in atlas.withdrawn: return self.answer(400)
                 return self.answer(302, {'Location': path.replace('/images/', '/stored/')})
             path = path.replace('/stored/', '/images/')

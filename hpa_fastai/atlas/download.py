@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_AT_ONCE', 'AtlasDownload', 'write_tables', 'open_folder', 'guess_bytes', 'download_genes']
 
-# %% ../../nbs/atlas/20_download.ipynb #9977a87d
+# %% ../../nbs/atlas/20_download.ipynb #0733adaf
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ from ..basics.spreadsheets import read_table
 from ..basics.words import few_names
 from ..data.labels import HPA28, LabelSet, get_labels
 from ..data.names import CHANNELS
-from ..models.download import DownloadError, one_at_a_time
+from ..basics.download import DownloadError, one_at_a_time
 from .fetching import FieldFetcher, Manifest, fetch_fields
 from .fields import COLUMNS, choose_fields, classes_by_name, fields_table, outside_classes, target_of
 from .genes import entries_of_file, entries_of_site, gene_words, read_gene_list

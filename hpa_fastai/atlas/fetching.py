@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_BYTES', 'STOPPING', 'Manifest', 'check_picture', 'unpack_picture', 'FieldFetcher', 'fetch_fields']
 
-# %% ../../nbs/atlas/19_fetching.ipynb #61c1ae53
+# %% ../../nbs/atlas/19_fetching.ipynb #f23383e0
 import gzip, json, os, time, zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
@@ -16,7 +16,7 @@ from ..basics.errors import HPAError, one_line
 from ..basics.paths import file_sha256, file_stat, write_whole
 from ..data.formats import check_jpeg_codes, open_planes
 from ..data.names import CHANNELS
-from ..models.download import DownloadError, fetch_whole
+from ..basics.download import DownloadError, fetch_whole
 from .site import AtlasSite
 
 # %% ../../nbs/atlas/19_fetching.ipynb #e67104b1

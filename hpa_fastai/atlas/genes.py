@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_GENES', 'gene_words', 'read_gene_list', 'GeneNames', 'find_genes', 'Found', 'entries_of_site', 'entries_of_file']
 
-# %% ../../nbs/atlas/10_genes.ipynb #cc687173
+# %% ../../nbs/atlas/10_genes.ipynb #e61b829e
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from ..basics.paths import TABLE_EXTS, path_text, same_form
 from ..basics.spreadsheets import read_table
 from ..basics.words import few_names, near_names
 from ..data.label_tables import looks_rewritten
-from ..models.download import DownloadError, fetch_whole
+from ..basics.download import DownloadError, fetch_whole
 from .entries import read_entries
 from .site import AtlasError, AtlasSite, search_genes
 

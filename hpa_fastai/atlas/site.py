@@ -6,14 +6,14 @@
 __all__ = ['SITE', 'KNOWN_RELEASE', 'AtlasError', 'site_address', 'agent_name', 'AtlasSite', 'licence_text', 'citation_text',
            'search_genes']
 
-# %% ../../nbs/atlas/00_site.ipynb #a646f00d
+# %% ../../nbs/atlas/00_site.ipynb #2d27fa84
 import json, os, re
 from urllib.parse import quote, urlsplit
 import requests
 from ..basics.errors import HPAError
 from ..basics.packages import version_of
 from ..basics.paths import same_form
-from ..models.download import (BUSY, DownloadError, check_answer, explain_connection, offline_variable,
+from ..basics.download import (BUSY, DownloadError, check_answer, explain_connection, offline_variable,
                                         patient_session, public_address)
 
 # %% ../../nbs/atlas/00_site.ipynb #8cd8f25e

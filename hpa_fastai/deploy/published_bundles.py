@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from ..evaluate.thresholds import Thresholds, plain_thresholds
 from ..models.networks import NoWeights
-from ..models.download import one_at_a_time
+from ..basics.download import DownloadError, one_at_a_time
 from ..models.registry import *
 from ..models.published import *
 from ..models.architectures import create_model
@@ -99,7 +99,8 @@ def default_model(
     print(f'No model was named, and there is no {own} here: {name} answers ({model.about}; '
           f'{len(model.labels)} classes; licence {model.licence}; {where}).', file=sys.stderr, flush=True)
     try: return fetch_model(name, progress=progress)
-    except NoWeights as e: raise NoWeights(f'{e}; or train a model of your own with `hpa_fastai train DATA`') from None
+    except (NoWeights, DownloadError) as e:
+        raise NoWeights(f'{e}; or train a model of your own with `hpa_fastai train DATA`') from None
 
 # %% ../../nbs/deploy/25_published_bundles.ipynb #2b7f4ba2
 _words = dict(outputs='agrees with the published test vectors', file='published file; no test vectors exist',

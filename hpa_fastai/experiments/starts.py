@@ -15,7 +15,7 @@ from ..basics.processes import *
 from ..batches.loaders import HPADataLoaders, check_loaders
 from ..models.architectures import is_online, kept_weights
 from ..models.own_models import bundle_settings
-from ..models.download import offline_variable
+from ..basics.download import DownloadError, offline_variable
 from ..models.networks import NoWeights
 from ..models.published import file_address, models_folder
 from ..models.registry import PUBLISHED
@@ -74,7 +74,7 @@ def auto_learner(
     failed = {}
     def attempt(name):
         try: return make(name, True)
-        except NoWeights as e: failed[name] = str(e).split(';')[0]
+        except (NoWeights, DownloadError) as e: failed[name] = str(e).split(';')[0]
     while True:
         name, said = (arch, '') if arch else broadcast(find_start(failed) if is_first() else None)
         if said and is_first(): print(said, flush=True)

@@ -21,7 +21,7 @@ from hpa_fastai.batches.loaders import HPADataLoaders
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.data.verify import verify_folder
-from hpa_fastai.models.download import DownloadError
+from hpa_fastai.basics.download import DownloadError
 
 FIELDS = ['1_10_A1_1', '1_10_A1_2', '2_11_B2_1', '2_11_B2_2', '3_12_C3_1', '3_12_C3_2', '4_if13_D4_1', '4_if13_D4_2']
 
@@ -34,7 +34,7 @@ def atlas():
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch):
     "Back-off without waiting; Retry-After is waited for"
-    from hpa_fastai.models.download import PatientRetry
+    from hpa_fastai.basics.download import PatientRetry
     monkeypatch.setattr(PatientRetry, 'get_backoff_time', lambda self: 0)
     monkeypatch.delenv('HPA_FASTAI_CONTACT', raising=False)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from hpa_fastai.cli.main import main
-from hpa_fastai.models.download import DownloadError, fetch_file
+from hpa_fastai.basics.download import DownloadError, fetch_file
 
 
 def told(command, capsys):

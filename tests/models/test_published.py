@@ -23,7 +23,7 @@ from hpa_fastai.models.schema import PublishedConfig
 from hpa_fastai.models import published
 from hpa_fastai.models.architectures import create_model
 from hpa_fastai.models.conversion import Converted, convert
-from hpa_fastai.models.download import DownloadError
+from hpa_fastai.basics.download import DownloadError
 from hpa_fastai.models.networks import ModelError, published_body, vector_head
 from hpa_fastai.models.published import keep_weights, models_folder, published_record, published_vectors
 from hpa_fastai.models.published import published_weights

@@ -10,9 +10,9 @@ from hashlib import sha256
 import pytest
 from archive_server import serving
 
-from hpa_fastai.models import download
-from hpa_fastai.models.download import DownloadError, fetch_file
-from hpa_fastai.models.architectures import NoWeights
+from hpa_fastai.basics import download
+from hpa_fastai.basics.download import DownloadError, fetch_file
+from hpa_fastai.basics.errors import HPAError
 
 CONTENT = os.urandom(1_000_000)
 CHECKSUM = sha256(CONTENT).hexdigest()
@@ -34,7 +34,7 @@ def refused(archive, folder, kind, *words, name='w.bin', sha256=CHECKSUM, n_byte
     with pytest.raises(DownloadError) as e: fetch_file(url, folder/'w.bin', sha256, n_bytes, progress=False)
     assert e.value.kind == kind, str(e.value)
     message = str(e.value)
-    assert isinstance(e.value, NoWeights) and '\n' not in message and ';' in message and len(message) < 320, message
+    assert isinstance(e.value, HPAError) and '\n' not in message and ';' in message and len(message) < 320, message
     for word in words: assert word in message, message
     assert not (folder/'w.bin').exists()
 
