@@ -11,6 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from ..basics.environment import settle_in
 from ..basics.errors import one_line, printable
+from .atlas import *
 from .datasets import *
 from .figures import *
 from .models import *
@@ -61,6 +62,7 @@ class Version(argparse.Action):
 
 # %% ../../nbs/cli/90_main.ipynb #398e8cb8
 COMMANDS = {  # by what they are for, in the order of a project
+    'Get images': (add_download, add_join),
     'Look at a data set': (add_verify, add_explore),
     'Train a model, and judge it': (add_train, add_evaluate),
     'Predict images': (add_predict, add_cells, add_proteins),
