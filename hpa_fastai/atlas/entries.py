@@ -119,7 +119,7 @@ def add_fields(
             ids.add(found[0])
             entry.fields.append(AtlasField(*found, antibody, line, names))
 
-# %% ../../nbs/atlas/05_entries.ipynb #dbdec92f
+# %% ../../nbs/atlas/05_entries.ipynb #31cd6214
 _KEPT = {'entry': {'name', 'synonym', 'identifier', 'cellExpression', 'antibody'}, 'antibody': {'cellExpression'}}
 _MOST_KEPT = 50_000_000  # characters and elements of one entry
 _MOST_TEXT = 100_000  # characters of one element
@@ -152,17 +152,36 @@ class EntryParser:
         self.skipped, self.since, p = tag, self.n_bytes, self.parser
         p.StartElementHandler, p.EndElementHandler, p.CharacterDataHandler = None, self.end_skipped, None
 
-    def end_skipped(self, tag):
+    def end_skipped(self,
+        tag: str,  # of an element that ends
+    ) -> None:
+        "Hear of all elements again after the end of the one that is passed over."
         if tag==self.skipped: self.listen()
 
-    def refuse(self, why): raise AtlasError(f'{self.where}: {why}', 'bad file')
-    def refuse_doctype(self, *_): self.refuse('it declares a document type, which no file of the atlas does; not read')
+    def refuse(self,
+        why: str,  # what is wrong with the file
+    ) -> None:
+        "Stop reading."
+        raise AtlasError(f'{self.where}: {why}', 'bad file')
 
-    def keep(self, n):
+    def refuse_doctype(self,
+        *_,  # what expat says about it
+    ) -> None:
+        "Stop at a document type, which may hold entities."
+        self.refuse('it declares a document type, which no file of the atlas does; not read')
+
+    def keep(self,
+        n: int,  # characters
+    ) -> None:
+        "Count what is kept of an entry."
         self.n_kept += n
         if self.n_kept>_MOST_KEPT: self.refuse('an entry does not end; no file of the atlas')
 
-    def start(self, tag, attributes):
+    def start(self,
+        tag: str,  # of an element
+        attributes: dict,  # of it
+    ) -> None:
+        "Begin an element, or pass it over."
         if not self.open:
             self.n_outside += 1
             if self.n_outside>50: self.refuse('elements lie in one another without end; no file of the atlas')
@@ -173,14 +192,20 @@ class EntryParser:
         self.keep(100+sum(len(key)+len(value) for key,value in attributes.items()))
         self.open.append(SubElement(self.open[-1], tag, attributes) if self.open else Element(tag, attributes))
 
-    def data(self, text):
+    def data(self,
+        text: str,  # of the element that is open
+    ) -> None:
+        "Keep a text."
         if not self.open or len(self.open[-1]): return
         self.keep(len(text))
         before = self.open[-1].text or ''
         if len(before)>_MOST_TEXT: self.refuse('a text without end; no file of the atlas')
         self.open[-1].text = before+text
 
-    def end(self, tag):
+    def end(self,
+        tag: str,  # of an element
+    ) -> None:
+        "End an element; an entry that is not needed is passed over from here."
         if not self.open or len(self.open)==1: self.n_outside -= 1
         if not self.open: return
         element = self.open.pop()

@@ -385,3 +385,16 @@ def test_the_command(atlas, tmp_path, monkeypatch, capsys):
     assert main(['join', 'data', 'more', '--out', 'both.csv']) == 2
     assert main(['train', '.', '--csv', 'both.csv', '--images', 'both.csv', '--group', 'antibody', '--arch', 'lenet5',
                  '--pretrained', 'no', '--size', '32', '--dry-run', '--no-cache']) == 0
+
+
+def test_a_file_whose_line_is_missing_is_not_fetched_again(atlas, tmp_path):
+    "A kill between the last byte of a file and its line in the manifest"
+    download(atlas, tmp_path, 'GENE1', max_per_gene=1)
+    file = tmp_path/'train'/'1_10_A1_1_red.jpg'
+    (tmp_path/'.download').mkdir()
+    file.rename(tmp_path/'.download'/file.name)
+    lines = (tmp_path/'manifest.jsonl').read_text().splitlines(keepends=True)
+    (tmp_path/'manifest.jsonl').write_text(''.join(line for line in lines if file.name not in line))
+    atlas.asked.clear()
+    assert download(atlas, tmp_path, 'GENE1', max_per_gene=1).exit_code == 0
+    assert not atlas.paths() and file.is_file() and not (tmp_path/'.download').exists()
