@@ -32,7 +32,7 @@ def _kind_of_zip(raw):
     "Say what a zip archive is, and what to do about it."
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as z: names = z.namelist()
-    except (zipfile.BadZipFile, ValueError): names = []
+    except (zipfile.BadZipFile, NotImplementedError, ValueError): names = [] # damaged
     if 'xl/workbook.bin' in names: return 'a binary Excel workbook', _xlsx
     if any(n.startswith('xl/') for n in names): return 'an Excel workbook', 'open it and save it as CSV UTF-8'
     if 'content.xml' in names: return 'a LibreOffice spreadsheet', _xlsx

@@ -81,7 +81,10 @@ def _open(raw, name, error, **settings):
         if size<=MAX_UNPACKED:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
-                return load_workbook(io.BytesIO(raw), keep_links=False, **settings)
+                book = load_workbook(io.BytesIO(raw), keep_links=False, **settings)
+            for sheet in book.worksheets:
+                for cell in sheet._cells.values(): cell.number_format # an error if styles are missing
+            return book
     except Exception as e:
         why = ' '.join(str(e).split())[:100] or type(e).__name__
         raise error(f'{name} is a damaged Excel workbook ({why}); copy it again, or open it and {as_csv}') from None

@@ -225,7 +225,10 @@ def read_zarr(
     except (AttributeError, LookupError, TypeError, ValueError):
         raise damaged('its axes or channels are not as OME-Zarr describes them') from None
     if not header and chunks.codec: check_zarr_chunks(files, opened, chunks)
-    absent = a.nchunks-a.nchunks_initialized
+    there, apart = a.nchunks_initialized, [-(-n//m) for n,m,axis in zip(a.shape, a.chunks, axes) if axis not in 'XY']
+    absent, without = a.nchunks-there, math.prod(apart)-there
+    if not header and there and without>64:
+        raise damaged(f'{without:,} planes or more have no chunk in the store')
     form = f'OME-Zarr ({absent} of {a.nchunks} chunks absent)' if absent else 'OME-Zarr'
     is_empty = absent==a.nchunks
     p = planes_of_array(no_pixels(a.dtype, a.shape) if header or is_empty else a[:], axes, z, names, form=form)

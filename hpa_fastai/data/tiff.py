@@ -56,6 +56,7 @@ def check_tiff_segments(
     most = 2*math.prod(page.keyframe.chunks)*(page.keyframe.bitspersample+7)//8 + 2**16
     swollen = sum(n>most for _,n in places)
     if swollen: raise damaged(f'{swollen} of {expected} strips or tiles are longer than their pixels')
+    if math.prod(page.keyframe.chunks)>max(2*page.keyframe.size, 2**24): raise damaged('its tiles exceed its picture')
     is_short = 8*sum(n for _,n in places) < page.keyframe.size*page.keyframe.bitspersample
     if page.keyframe.compression==1 and is_short: raise damaged('its strips or tiles are shorter than their pixels')
 

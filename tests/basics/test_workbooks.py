@@ -1,6 +1,7 @@
 "Excel workbooks, made with openpyxl: the table is found on any sheet, and every cell is text as a person sees it."
 import datetime
 import io
+import re
 import subprocess
 import sys
 import warnings
@@ -165,3 +166,17 @@ def test_what_pandas_wrote_is_read(tmp_path):
     df = pd.DataFrame({'Id': ['001', 'b'], 'Target': ['3', '16 0'], 'score': [.25, 1]})
     df.to_excel(tmp_path/'a.xlsx')
     pd.testing.assert_frame_equal(read_labels(tmp_path/'a.xlsx'), df, check_dtype=False)
+
+
+def test_a_workbook_whose_styles_are_missing_or_whose_archive_is_of_the_future(tmp_path):
+    pd.DataFrame(dict(Id=['007'], Target=[1])).to_excel(tmp_path/'a.xlsx', index=False)
+    with zipfile.ZipFile(tmp_path/'a.xlsx') as z: parts = {name: z.read(name) for name in z.namelist()}
+    sheet = 'xl/worksheets/sheet1.xml'
+    parts[sheet] = re.sub(rb'<c r="A2"( s="\d+")?', b'<c r="A2" s="99"', parts[sheet])
+    with zipfile.ZipFile(tmp_path/'b.xlsx', 'w') as z:
+        for name, content in parts.items(): z.writestr(name, content)
+    with pytest.raises(HPAError, match='b.xlsx is a damaged Excel workbook'): read_table(tmp_path/'b.xlsx')
+    raw = bytearray((tmp_path/'a.xlsx').read_bytes())
+    raw[raw.index(b'PK\x01\x02')+6] = 255  # the version that is needed to unpack
+    (tmp_path/'c.xlsx').write_bytes(raw)
+    with pytest.raises(HPAError, match='c.xlsx is a'): read_table(tmp_path/'c.xlsx')

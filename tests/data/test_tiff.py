@@ -310,3 +310,21 @@ def test_a_plane_that_states_fewer_bytes_than_its_pixels_take(tmp_path, header):
     tifffile.imwrite(file, picture(64)[0], metadata=None)
     with tifffile.TiffFile(file, mode='r+b') as tif: tif.pages[0].tags['StripByteCounts'].overwrite(64*64-100)
     with pytest.raises(ImageError, match='shorter than their pixels'): open_planes(str(file), header=header)
+
+
+def test_a_tile_that_is_far_larger_than_its_picture(tmp_path):
+    file = tmp_path/'a.tif'
+    tifffile.imwrite(file, picture(64)[0], metadata=None, tile=(64, 64), compression='zlib')
+    with tifffile.TiffFile(file, mode='r+b') as tif: tif.pages[0].tags['TileWidth'].overwrite(2**30)
+    with pytest.raises(ImageError, match='its tiles exceed its picture'): open_planes(str(file))
+
+
+def test_thousands_of_planes_without_a_chunk(tmp_path, monkeypatch):
+    "They are found before anything is decoded"
+    zarr = pytest.importorskip('zarr', minversion='3')
+    root = zarr.open_group(tmp_path/'a.zarr', mode='w')
+    axes = [dict(name=n) for n in 'cyx']
+    root.attrs['ome'] = dict(multiscales=[dict(axes=axes, datasets=[dict(path='0')])])
+    root.create_array('0', shape=(5000, 16, 16), chunks=(1, 16, 16), dtype='uint8')[:2] = 7
+    monkeypatch.setattr(zarr.Array, '__getitem__', None)
+    with pytest.raises(ImageError, match='4,998 planes or more have no chunk'): open_planes(str(tmp_path/'a.zarr'))
