@@ -277,7 +277,7 @@ def predict_cells(
     num_workers: int|None = None,  # threads that read images; None: one a core, 16 at most
     force: bool = False,  # overwrite `out`, or a part of it that was begun otherwise
     progress: bool = True,  # show a bar
-    embeddings: str|Path|None = None,  # .npy or .parquet for the features before the head, a row a cell; needs `out`
+    embeddings: str|Path|None = None,  # .npy, .parquet or .h5ad for the features before the head; needs `out`
     thresholds: str|float|list = 'model',  # 'model': its own; or one number for all classes, or one a class
 ) -> pd.DataFrame:  # Id, cell, x, y, area, border, width, height, Predicted, Names, probabilities, mask, error
     "Predict where the protein is in every cell; the table has a row for each cell"

@@ -122,7 +122,8 @@ def add_map(
     parser.add_argument('what', metavar='WHAT', help='folder of images, which are predicted first; or a table of '
                                                      'predictions, with --embeddings')
     add_options(parser, 'embeddings', 'images', 'out', 'force',
-                embeddings=dict(help='for a table: the .npy or .parquet that was written with it'),
+                embeddings=dict(help='for a table: the .npy, .parquet or .h5ad that was written with it; an .h5ad '
+                                     'keeps the layout too, for scanpy'),
                 images=dict(default=None, metavar='FOLDER', help='for a table: folder of its pictures, for the page'),
                 out=dict(default=Path('map.html'), help='.html for a page; .pdf, .svg, .png or .tif for print'))
     parser.add_argument('--by', metavar='COLUMN',

@@ -243,8 +243,8 @@ OPTIONS = dict(
     num_workers=dict(type=number('num_workers'), help='number of threads that read images; by default one for each '
                                                       'core'),
     embeddings=dict(type=path, metavar='FILE',
-                    help='file for the embeddings, .npy or .parquet: the numbers that describe each image to the last '
-                         'layer'),
+                    help='file for the embeddings, .npy, .parquet, or .h5ad for scanpy: the numbers that describe each '
+                         'image to the last layer'),
     submission=dict(type=path, help='csv file in the format of a Kaggle competition'),
     # results
     out=dict(type=path, help='file or folder to write'),

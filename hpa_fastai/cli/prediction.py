@@ -172,12 +172,13 @@ def cells(
     "Predict every cell of a folder"
     from hpa_fastai.cells.cells import cells_submission, predict_cells, whole_file
     from hpa_fastai.cells.no_cells import why_no_cells
+    from hpa_fastai.deploy.embeddings import EMBEDDING_FORMATS
     from hpa_fastai.deploy.journal import check_start
     from hpa_fastai.deploy.predictor import check_place, locate
     from hpa_fastai.deploy.tables import check_writable
     check_start(args.out, args.force)
     if args.submission: check_writable(args.submission, ('.csv',))
-    if args.embeddings: check_writable(args.embeddings, ('.npy', '.parquet'))
+    if args.embeddings: check_writable(args.embeddings, EMBEDDING_FORMATS)
     check_free(args.submission, args.force)
     check_place(args.folder)
     predictor = predictor_of(args, 'cells')
@@ -218,7 +219,8 @@ def add_cells(
                         metavar='FOLDER',
                         help='folder of masks of Cellpose, HPA-Cell-Segmentation or others: <Id>_cellmask.png, …')
     add_options(parser, 'embeddings', embeddings=dict(
-        help='file for the embeddings, .npy or .parquet: the numbers that describe each cell to the last layer'))
+        help='file for the embeddings, .npy, .parquet, or .h5ad for scanpy: the numbers that describe each cell to '
+             'the last layer'))
     parser.add_argument('--prior', type=number('prior'),
                         help='how much the whole field of view counts: 0: only the cell; 1: only the field; by '
                              'default 0.5; '

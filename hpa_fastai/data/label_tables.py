@@ -212,7 +212,7 @@ def _target_faults(cells, ids, labels, allow_empty, column='Target'):
 def _tidy(column):
     "Turn another column of the csv into numbers if all its values are numbers, or else into text."
     if column.dtype!=object: return column
-    text = column.map(lambda v: v.strip() if isinstance(v, str) else v).replace('', np.nan)
+    text = column.map(lambda v: v.strip() or np.nan if isinstance(v, str) else v)
     if text.astype(str).str.match(r'[+-]?0\d').any(): return text
     try: return pd.to_numeric(text)
     except (ValueError, TypeError): return text

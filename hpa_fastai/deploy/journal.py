@@ -308,8 +308,8 @@ def _sort(self:Journal, order):
 @patch
 def finish(self:Journal,
     order: list|None = None,  # all Ids in the wanted order; None: as written
-    beside: pd.DataFrame|None = None,  # of `columns_beside`, for a workbook
-    notes: dict|None = None,  # how the results were made, for a workbook
+    beside: pd.DataFrame|None = None,  # of `columns_beside`, for a workbook or an AnnData file
+    notes: dict|None = None,  # how the results were made, for the same
 ) -> Path:
     "Give the complete table its final name."
     if self.complete: return self.out
@@ -327,7 +327,9 @@ def finish(self:Journal,
                 starts = dict(zip(self.done, accumulate((len(self.within[id_]) for id_ in self.done), initial=0)))
                 names = [(id_, int(cell)) if self.several_rows else id_ for id_ in order for cell in self.within[id_]]
                 positions = [starts[id_]+n for id_ in order for n in range(len(self.within[id_]))]
-                self.embeddings.finish(names, positions)
+                labels, networks = labels_of(pd.DataFrame(columns=self.columns)), (notes or {}).get('networks', '')
+                facts = dict(networks=networks, label_set=labels.name, classes=list(labels.classes))
+                self.embeddings.finish(names, positions, rows, self.columns, beside, facts)
             self.close()
             os.replace(whole, self.out)
     except ResultError:

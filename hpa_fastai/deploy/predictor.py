@@ -363,7 +363,7 @@ def to_file(self:Predictor,
     source,  # folder, list of files, csv or table of paths
     out: str|Path,  # .csv, .parquet or .xlsx
     force: bool = False,  # overwrite `out`, or an unfinished table of another run
-    embeddings: str|Path|None = None,  # .npy or .parquet for the features before the head
+    embeddings: str|Path|None = None,  # .npy, .parquet or .h5ad for the features before the head
     progress: bool = True,  # show a bar
 ) -> Journal:  # complete; says what failed
     "Predict into a growing file; continue an earlier run with the same arguments."

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..basics.errors import HPAError
-from ..basics.packages import version_of
+from ..basics.packages import import_anndata, version_of
 from ..basics.paths import near_beside, path_text, same_form, spell_out
 from ..basics.spreadsheets import find_delimiter, is_excel, read_text, to_numbers
 from ..basics.workbooks import Sheet, check_openpyxl, read_sheets, write_workbook
@@ -211,6 +211,7 @@ def check_writable(
     if out.suffix not in formats: raise ResultError(f'{out}: give a name that ends in {" or ".join(formats)}')
     if out.suffix == '.parquet': import_pyarrow()
     if out.suffix == '.xlsx': check_openpyxl(ResultError)
+    if out.suffix == '.h5ad': import_anndata(ResultError)
     if not out.parent.is_dir(): raise ResultError(f'{out}: there is no folder {out.parent} to write to')
     return out
 

@@ -24,8 +24,9 @@ from ..batches.tensors import *
 from ..basics.environment import tqdm_bar
 from ..basics.paths import id_form, path_text
 from ..evaluate.class_colours import GLYPHS, LOCATION_GROUPS, MARKERS, class_styles, in_cell_order
+from ..deploy.anndata_file import keep_layout, read_anndata
 from ..deploy.predictor import locate
-from ..deploy.tables import cell_text, labels_of
+from ..deploy.tables import ResultError, cell_text, labels_of
 from .fields import read_results
 from .drawing import (FIGURE_FORMATS, FONT_SIZE, USUAL, check_figure, new_figure, paper_style,
                                           save_figure)
@@ -247,7 +248,7 @@ def map_html(
 
 # %% ../../nbs/interpret/30_embedding_map.ipynb #cec058a4
 def read_embeddings(
-    embeddings,  # .npy or .parquet that `predict` or `predict_cells` wrote; or an array
+    embeddings,  # .npy, .parquet or .h5ad that `predict` or `predict_cells` wrote; or an array
 ) -> tuple:  # n×D float32, and n Ids (of cells with their number); None for an array
     "Read the embeddings of a run, and their Ids."
     if not isinstance(embeddings, (str, os.PathLike)): return check_embeddings(embeddings), None
@@ -260,12 +261,15 @@ def read_embeddings(
             df = pd.read_parquet(path)
             names = [c for c in ('Id', 'cell') if c in df]
             return check_embeddings(df.drop(columns=names)), [_row_name(row) for row in df[names].to_numpy().tolist()]
+        if path.suffix=='.h5ad':
+            x, names = read_anndata(path)
+            return check_embeddings(x), names
         x = check_embeddings(np.load(path))
         return x, [_row_name(o) for o in json.loads(ids.read_text(encoding='utf-8'))] if ids.is_file() else None
-    except MapError: raise
+    except HPAError: raise
     except Exception as e:
         raise MapError(f'{path}: not a file of embeddings ({" ".join(str(e).split())[:150]}); '
-                       'predict writes .npy and .parquet') from None
+                       'predict writes .npy, .parquet and .h5ad') from None
 
 def _row_name(ids):
     "What a row of a table is called: an Id, of cells with their number"
@@ -333,7 +337,7 @@ def check_map(
 
 def embedding_map(
     predictions: pd.DataFrame|str|Path,  # of `predict` or `predict_cells`, or its file
-    embeddings,  # the file that was written with it, or an array in the order of the table
+    embeddings,  # the file that was written with it (.h5ad keeps the layout too), or an array in the order of the table
     images: str|Path|pd.DataFrame|None = None,  # of a page: folder of the pictures, or its `find_images`
     out: str|Path = 'map.html',  # .html for a page to point at; .pdf, .svg, .png or .tif for print
     by: str|None = None,  # column that colours; None: location, and on a page a choice of all that suit
@@ -348,6 +352,9 @@ def embedding_map(
     table = None if images is None or not is_page else locate(images, reader.channels)
     points = points_of_run(predictions, embeddings, method, seed)
     _check_colouring(points, [by] if by else [])
+    if isinstance(embeddings, (str, os.PathLike)) and Path(path_text(embeddings)).suffix=='.h5ad':
+        try: keep_layout(path_text(embeddings), f'X_{check_method(method)}', points, force)
+        except ResultError as e: warn_user(str(e))
     if not is_page:
         save_figure(_draw_for_print(points, by, f'{_method_names[check_method(method)]}, seed {seed}'), out, force)
         return out

@@ -12,6 +12,7 @@ import pandas as pd
 from ..basics.arguments import known_arguments
 from ..basics.errors import HPAError
 from ..basics.paths import path_text
+from ..deploy.embeddings import EMBEDDING_FORMATS
 from ..deploy.journal import Journal, check_start
 from ..deploy.predictor import Predictor, check_place, plain_source
 from ..deploy.scoring import write_submission
@@ -21,7 +22,7 @@ from ..deploy.tables import check_out, read_predictions, with_labels
 def check_results(
     out: str|Path|None,  # .csv or .parquet for the table; None: no file
     force: bool = False,  # overwrite files that exist
-    embeddings: str|Path|None = None,  # .npy or .parquet for the features before the head; needs `out`
+    embeddings: str|Path|None = None,  # .npy, .parquet or .h5ad for the features before the head; needs `out`
     submission: str|Path|None = None,  # csv for a competition; needs `sample`
     sample: str|Path|None = None,  # the sample submission of that competition
     report: str|Path|None = None,  # .html for the page
@@ -35,7 +36,7 @@ def check_results(
     elif embeddings is not None:
         raise HPAError(f'{embeddings}: embeddings are written beside a table of predictions; '
                        'name it with out=… (--out)')
-    formats = {embeddings: ('.npy', '.parquet'), submission: ('.csv',), report: ('.html',)}
+    formats = {embeddings: EMBEDDING_FORMATS, submission: ('.csv',), report: ('.html',)}
     goes_on = out is not None and Path(f'{out}.part.json').is_file() # and its embeddings may be there already
     for file, endings in formats.items():
         if file is not None: check_out(file, force or goes_on and file==embeddings, endings)
@@ -59,7 +60,7 @@ def write_results(
     folder,  # folder of images, list of files, csv or table of paths
     out: str|Path,  # .csv or .parquet for the table
     force: bool = False,  # overwrite files that exist
-    embeddings: str|Path|None = None,  # .npy or .parquet for the features before the head
+    embeddings: str|Path|None = None,  # .npy, .parquet or .h5ad for the features before the head
     submission: str|Path|None = None,  # csv for a competition; needs `sample`
     sample: str|Path|None = None,  # the sample submission of that competition
     report: str|Path|None = None,  # .html for the page
@@ -89,7 +90,7 @@ def predict(
     force: bool = False,  # overwrite files that exist
     progress: bool = True,  # show a bar
     precision: str = 'auto',  # 'half' where that is fast, 'full', 'force-half', or 'auto': half on a GPU
-    embeddings: str|Path|None = None,  # .npy or .parquet for the features before the head; needs `out`
+    embeddings: str|Path|None = None,  # .npy, .parquet or .h5ad for the features before the head; needs `out`
     thresholds: str|float|list = 'model',  # 'model': its own; 'prevalence': matched; one number, or one a class
     reading: dict|None = None,  # settings of `ImageReader` that these files need otherwise than the model's own
     normalize: str = 'model',  # by figures of a source that are kept ('model'), 'measure'd anew, or of 'training'
