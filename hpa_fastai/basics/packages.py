@@ -71,7 +71,7 @@ def import_anndata(
     try:
         import h5py
         from anndata import io
-    except ImportError:
+    except ImportError as e:
         advice = "pip install 'hpa_fastai[anndata]', or take .npy or .parquet"
-        raise error(f'an .h5ad file needs anndata: {advice}') from None
+        raise error(f'an .h5ad file needs anndata: {advice} ({e})') from None
     return h5py, io

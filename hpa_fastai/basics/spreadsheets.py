@@ -208,6 +208,7 @@ def to_numbers(
 ) -> pd.Series: # NaN for a missing value; raises ValueError if a text is not a number
     "Read numbers as a person or a spreadsheet wrote them."
     if pd.api.types.is_numeric_dtype(col): return col
-    text = col.map(lambda v: v.strip() if isinstance(v, str) else v).replace('', np.nan)
+    text = col.map(lambda v: v.strip() or np.nan if isinstance(v, str) else v)
     try: return pd.to_numeric(text)
-    except (ValueError, TypeError): return pd.to_numeric(text.astype(str).str.replace(',', '.', regex=False))
+    except (ValueError, TypeError):
+        return pd.to_numeric(text.map(lambda v: v.replace(',', '.') if isinstance(v, str) else v))
