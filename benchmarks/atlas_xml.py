@@ -87,4 +87,5 @@ if __name__ == '__main__':
             process.start()
             seconds, cpu, memory, found = results.get()
             process.join()
-            print(f'{way.__name__:16}{n_bytes/1e6/seconds:8.1f}{n_bytes/1e6/cpu:10.1f}{seconds:9.1f}{memory:12.0f}   {found or ""}')
+            speeds = f'{n_bytes/1e6/seconds:8.1f}{n_bytes/1e6/cpu:10.1f}'
+            print(f'{way.__name__:16}{speeds}{seconds:9.1f}{memory:12.0f}   {found or ""}')
