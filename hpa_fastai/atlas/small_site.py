@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, tostring
+import pandas as pd
 from PIL import Image
 from ..basics.paths import path_text
 from ..data.labels import HPA28
@@ -48,7 +49,6 @@ def entry_element(
 
 # %% ../../nbs/atlas/18_small_site.ipynb #b2f5b1b8
 COLOURS = dict(red=(1, 0, 0), green=(0, 1, 0), blue=(0, 0, 1), yellow=(1, 1, 0))
-_LINES = ('U2OS', 'A-431', 'HEK 293')
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     "A server of files that prints nothing"
@@ -59,20 +59,17 @@ def write_pages(
     address: str,  # at which it is served
 ) -> None:
     "Write the XML of each gene, that of all genes, and the list for the search."
-    lines = (folder/'simulated'/'train.csv').read_text(encoding='utf-8').splitlines()[1:]
-    ids = [line.split(',')[:2] for line in lines]
-    numbers, genes, root = list(dict.fromkeys(Id.split('_')[0] for Id,_ in ids)), [], Element('proteinAtlas')
-    for k in range(0, len(numbers), 2):
+    table, genes, root = pd.read_csv(folder/'simulated'/'train.csv', dtype=str), [], Element('proteinAtlas')
+    for k,(_,of_gene) in enumerate(table.groupby('gene'), 1):
         antibodies = {}
-        for number in numbers[k:k+2]:
-            own = [o for o in ids if o[0].startswith(f'{number}_')]
+        for number,own in of_gene.groupby('antibody'):
             antibodies[f'HPA{int(number):06}'] = [
-                (f'{address}/images/{Id.replace("_", "/", 1)}', _LINES[i%3],
-                 [*(HPA28[n].lower() for n in HPA28.parse(target)), *['vesicles']*(i==1)])
-                for i,(Id,target) in enumerate(own)]
-        symbol, ensembl = f'SIM{k//2+1}', f'ENSG{99_000_000_001+k//2:011}'
-        genes.append({'Gene': symbol, 'Gene synonym': [f'OLD{k//2+1}'], 'Ensembl': ensembl})
-        root.append(entry_element(symbol, ensembl, antibodies, (f'OLD{k//2+1}',)))
+                (f'{address}/images/{row.Id.replace("_", "/", 1)}', row.cell_line,
+                 [*(HPA28[n].lower() for n in HPA28.parse(row.Target)), *['vesicles']*(i==1)])
+                for i,row in enumerate(own.itertuples())]
+        symbol, ensembl = f'SIM{k}', f'ENSG{99_000_000_000+k:011}'
+        genes.append({'Gene': symbol, 'Gene synonym': [f'OLD{k}'], 'Ensembl': ensembl})
+        root.append(entry_element(symbol, ensembl, antibodies, (f'OLD{k}',)))
         (folder/f'{ensembl}.xml').write_bytes(b'<proteinAtlas>'+tostring(root[-1])+b'</proteinAtlas>')
     (folder/'api').mkdir(exist_ok=True)
     (folder/'api'/'search_download.php').write_text(json.dumps(genes), encoding='utf-8')
@@ -86,12 +83,15 @@ def small_site(
     seed: int = 0,  # another seed gives other cells
     balance: str = 'atlas',  # as in `simulate_atlas`
     difficulty: str = 'easy',  # as in `simulate_atlas`
+    per_protein: tuple = (2, 3, 1),  # as in `simulate_atlas`
+    variation: float = 0.,  # as in `simulate_atlas`
 ) -> Iterator[str]:  # the address
     "Serve a small copy of the atlas on this machine, as long as the block runs."
     folder = Path(path_text(folder))
     simulated = folder/'simulated'
     if not simulated.is_dir():
-        simulate_atlas(simulated, n, size, seed=seed, balance=balance, difficulty=difficulty, progress=False)
+        simulate_atlas(simulated, n, size, seed=seed, balance=balance, difficulty=difficulty, per_protein=per_protein,
+                       variation=variation, progress=False)
     for file in sorted((simulated/'train').glob('*.png')):
         Id, _, colour = file.stem.rpartition('_')
         number, _, rest = Id.partition('_')
