@@ -159,7 +159,8 @@ def _run(argv):
         if isinstance(e, HPAError): print(f'hpa_fastai: {error_for_shell(str(e), _options(parser))}', file=sys.stderr)
         elif isinstance(e, OSError):
             place = e.filename2 or e.filename or getattr(args, 'out', None)
-            print(f'hpa_fastai: {f"{place}: " if place else ""}{one_line(e.strerror or e)}{TO_DO.get(e.errno, "")}', file=sys.stderr)
+            said = f'{place}: {one_line(e.strerror or e)}' if place else one_line(e.strerror or e)
+            print(f'hpa_fastai: {said}{TO_DO.get(e.errno, "")}', file=sys.stderr)
         else: traceback.print_exc()
     except KeyboardInterrupt as e: print(f'hpa_fastai: {e if e.args else "stopped"}', file=sys.stderr)
     return 2

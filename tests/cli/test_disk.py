@@ -40,5 +40,5 @@ def test_files_may_not_grow(folder, command):
 
 def test_a_comparison_that_can_write_nothing_ends(small_atlas, folder):
     with pytest.raises(OSError) as failed:
-        compare(small_atlas/'train.csv', small_atlas/'train', folder/'p.csv'/'below', archs=['smallresnet'], progress=False)
+        compare(small_atlas/'train.csv', small_atlas/'train', folder/'p.csv'/'below', archs=['lenet5'], progress=False)
     assert str(folder/'p.csv'/'below') == failed.value.filename
