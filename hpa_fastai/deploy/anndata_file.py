@@ -54,10 +54,10 @@ def annotation_table(
 
 # %% ../../nbs/deploy/58_anndata_file.ipynb #931560f8
 @contextmanager
-def _open_h5(path, mode):
+def _open_h5(path, is_new):
     "Open an HDF5 file so that a full disk is an error, not the end of the process."
     h5py, _ = import_anndata(ResultError)
-    with open(path, mode) as raw, h5py.File(raw, 'w' if mode[0] == 'w' else 'r+') as file: yield file
+    with open(path, 'w+b' if is_new else 'r+b') as raw, h5py.File(raw, 'w' if is_new else 'r+') as file: yield file
 
 def write_anndata(
     out: Path,  # .h5ad to write
@@ -73,7 +73,7 @@ def write_anndata(
     texts = {name: np.array(o, object) if isinstance(o, list) else o for name, o in made.items()}
     parts = dict(obs=obs, var=pd.DataFrame(index=pd.Index([f'e{i}' for i in range(dim)], dtype=object)),
                  obsm={}, uns=dict(hpa_fastai=texts))
-    with _open_h5(out, 'w+b') as file:
+    with _open_h5(out, is_new=True) as file:
         file.attrs.update({'encoding-type': 'anndata', 'encoding-version': '0.1.0'})
         for name, part in parts.items(): io.write_elem(file, name, part)
         matrix = file.create_dataset('X', (len(obs), dim), np.float32)
@@ -119,7 +119,7 @@ def keep_layout(
                 if there.shape == xy.shape and np.allclose(there[()], xy, equal_nan=True): return
                 raise ResultError(f'{path}: has another layout {name}, which stays; force=True (--force) replaces it')
         shutil.copy(path, tmp)
-        with _open_h5(tmp, 'r+b') as file: io.write_elem(file.require_group('obsm'), name, xy)
+        with _open_h5(tmp, is_new=False) as file: io.write_elem(file.require_group('obsm'), name, xy)
         os.replace(tmp, path)
     except OSError as e:
         raise ResultError(f"{path}: the layout can't be kept in it ({e.strerror or e}); it is as it was") from e

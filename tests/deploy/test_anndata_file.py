@@ -78,7 +78,8 @@ def test_any_table_of_images_makes_columns_that_can_be_stored(tmp_path):
     beside = pd.DataFrame({
         'a/b': ['x', None, 'x'], 'a_b': [1, 2, 3], '_index': [True, False, True], '': [.5, np.nan, 1], 7: list('xyz'),
         '.': [[1, 2], 'two', None], 'when': pd.to_datetime(['2024-01-01', None, '2024-01-03']),
-        'n': pd.array([1, None, 3], 'Int64'), 'nul': ['a\0b', 'c', 'd'], 'half': pd.Series(['\udcfc', 'c', 'c'], ids, dtype=object),
+        'n': pd.array([1, None, 3], 'Int64'), 'nul': ['a\0b', 'c', 'd'],
+        'half': pd.Series(['\udcfc', 'c', 'c'], ids, dtype=object),
         'error': ['of', 'another', 'kind']}, ids)
     obs = annotation_table(tmp_path/'p.csv', COLUMNS, beside)
     assert obs.index.tolist() == ids and obs.error.tolist() == ['', 'damaged', '']
@@ -182,8 +183,8 @@ from hpa_fastai.interpret.prediction import predict
 from contextlib import contextmanager
 real = module._open_h5
 @contextmanager
-def killed(*args):
-    with real(*args) as file: yield file
+def killed(*args, **kwargs):
+    with real(*args, **kwargs) as file: yield file
     os.kill(os.getpid(), signal.SIGKILL)
 module._open_h5 = killed
 folder, model, out, e = sys.argv[1:]
