@@ -25,10 +25,13 @@ def _entropy(probs):
     p = np.clip(probs, 1e-7, 1-1e-7)
     return -(p*np.log2(p) + (1-p)*np.log2(1-p)).sum(-1)
 
+_LEAST_PROBABLE = .15 # mean over the cells, of a location that counts
+
 def spatial_variation(
     probs:np.ndarray,  # probabilities, cells × classes
 ) -> float:  # bits, 0 or more
     "Measure how much cells differ in their locations, however sure the network is of each."
+    probs = probs[:, probs.mean(0)>_LEAST_PROBABLE]
     return float(max(0., _entropy(probs.mean(0)) - _entropy(probs).mean()))
 
 # %% ../../nbs/cells/60_variation.ipynb #c6981379
@@ -93,7 +96,7 @@ def has_signal(
     return np.where(cells.intensity.notna(), cells.intensity>=_LEAST_SIGNAL*bright, by_name)
 
 # %% ../../nbs/cells/60_variation.ipynb #03d97677
-_FEWEST = 5 # cells with signal of an antibody in a cell line
+_FEWEST = 5 # cells of a picture, with signal for their place
 
 def _most_different(rows, probs):
     "Find the two cells that differ most in their probabilities."
@@ -124,7 +127,7 @@ def rank_variation(
                                                                                 errors='ignore'), on='Id')
     probs, records = cells[classes].to_numpy(float), []
     for protein,its in joined.groupby('protein', sort=True):
-        groups = [group for _,group in its.groupby(['antibody', 'cell_line'])]
+        groups = [group for _,group in its.groupby('Id')]
         showing = [group[group.signal] for group in groups]
         showing = [group for group in showing if len(group)>=_FEWEST]
         record = {by: protein, 'cells': len(its), 'without_signal': float((~its.signal).mean()), 'spatial': np.nan,

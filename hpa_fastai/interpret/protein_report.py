@@ -158,8 +158,8 @@ def variation_section(
                    for name in (row.cell_1, row.cell_2) if rows.loc[name].Id in pixels]
                   for _,row in first.iterrows()}
         parts.append(gallery_block({heading: pictures for heading,pictures in groups.items() if pictures}))
-    text = ('Experimental: tested on simulated cells only. How much the cells of a protein differ within an antibody '
-            'and a cell line: spatial is in bits, 0 if all cells show the same locations; cells without signal are set '
+    text = ('Experimental: tested on simulated cells only. How much the cells of a protein differ within a '
+            'picture: spatial is in bits, 0 if all cells show the same locations; cells without signal are set '
             'apart before. Intensity is the Gini index of the brightness of the protein, over whole cells and over '
             'nuclei: 0 if all are equally bright. Cells should be predicted with --prior 0.')
     shown = [by, 'spatial', 'without_signal', 'intensity', 'nuclear_intensity', 'cells']
