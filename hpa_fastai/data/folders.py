@@ -168,6 +168,8 @@ def list_files(
 # %% ../../nbs/data/20_folders.ipynb #567ee64d
 _MOST_PAGES = 4096
 _type_sizes = {2:1, 3:2, 4:4, 5:8, 8:2, 9:4, 10:8, 11:4, 12:8, 13:4, 16:8, 17:8, 18:8} # bytes, by number of the type
+_whole_types = 1, 3, 4, 6, 8, 9, 13, 16, 17
+_whole_numbers = 256, 257, 259, 262, 277, 278, 284, 317, 322, 323 # tags: sides, compression, kind of pixels, of tiles
 
 def check_tiff_directories(
     f, # binary file
@@ -186,6 +188,8 @@ def check_tiff_directories(
             n, = unpacked(number, f.read(struct.calcsize('<'+number)))
             if n>_MOST_PAGES: raise damaged(f'a page has {n} entries')
             for values in struct.iter_unpack(order+entry, f.read(n*struct.calcsize('<'+entry))):
+                if values[0] in _whole_numbers and (values[1] not in _whole_types or values[2]!=1):
+                    raise damaged(f'tag {values[0]} of a page is not one whole number')
                 n_bytes = values[2]*_type_sizes.get(values[1], 1)
                 if n_bytes>MOST_METADATA:
                     raise ImageError(f'{n_bytes/1e6:,.0f} MB of metadata (tag {values[0]}) are refused; '

@@ -37,6 +37,8 @@ def check_tiff_statements(
         is_beside = name==os.path.basename(name) and '\\' not in name and name not in ('.', '..')
         what = irregular_kind(os.path.join(folder, name)) if is_beside else 'file of another folder'
         if what: raise ImageError(f'its OME metadata name {name[:99]!r}, a {what}; put the files of a set side by side')
+        if os.path.isfile(other := os.path.join(folder, name)):
+            with open(other, 'rb') as f: check_tiff_directories(f)
 
 # %% ../../nbs/data/45_tiff.ipynb #9ddae519
 def check_tiff_segments(

@@ -328,3 +328,31 @@ def test_thousands_of_planes_without_a_chunk(tmp_path, monkeypatch):
     root.create_array('0', shape=(5000, 16, 16), chunks=(1, 16, 16), dtype='uint8')[:2] = 7
     monkeypatch.setattr(zarr.Array, '__getitem__', None)
     with pytest.raises(ImageError, match='4,998 planes or more have no chunk'): open_planes(str(tmp_path/'a.zarr'))
+
+
+@pytest.mark.parametrize('tag', [256, 257, 259, 262, 278])
+@pytest.mark.parametrize('kind, count', [(4, 182), (256, 1), (2, 1)])
+def test_tags_that_are_not_one_whole_number(tmp_path, tag, kind, count):
+    "A side of 182 numbers took gigabytes from a file of five thousand bytes; a lost compression made noise a picture"
+    file = tmp_path/'a.tif'
+    tifffile.imwrite(file, picture(64)[0], metadata=None, compression='zlib', rowsperstrip=16)
+    with tifffile.TiffFile(file) as tif: at = tif.pages[0].tags[tag].offset
+    data = bytearray(file.read_bytes())
+    struct.pack_into('<HI', data, at+2, kind, count)
+    file.write_bytes(data)
+    with pytest.raises(ImageError, match=f'tag {tag} of a page is not one'): open_planes(str(file), header=True)
+
+
+def test_the_other_files_of_a_set_are_looked_at_as_well(tmp_path):
+    schema = 'http://www.openmicroscopy.org/Schemas/OME/2016-06'
+    planes = ''.join(f'<TiffData FirstC="{c}"><UUID FileName="{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>' for c in '01')
+    for c in '01':
+        text = (f'<OME xmlns="{schema}" UUID="urn:uuid:{c}"><Image><Pixels DimensionOrder="XYCZT" Type="uint8" SizeX="64" '
+                f'SizeY="64" SizeC="2" SizeZ="1" SizeT="1">{planes}</Pixels></Image></OME>')
+        tifffile.imwrite(tmp_path/f'{c}.ome.tif', picture(64)[0], description=text, metadata=None)
+    assert len(open_planes(str(tmp_path/'0.ome.tif')).planes) == 2
+    with tifffile.TiffFile(tmp_path/'1.ome.tif') as tif: at = tif.pages[0].tags[256].offset
+    data = bytearray((tmp_path/'1.ome.tif').read_bytes())
+    struct.pack_into('<HI', data, at+2, 4, 182)
+    (tmp_path/'1.ome.tif').write_bytes(data)
+    with pytest.raises(ImageError, match='tag 256 of a page'): open_planes(str(tmp_path/'0.ome.tif'), header=True)
