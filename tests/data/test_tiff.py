@@ -345,10 +345,11 @@ def test_tags_that_are_not_one_whole_number(tmp_path, tag, kind, count):
 
 def test_the_other_files_of_a_set_are_looked_at_as_well(tmp_path):
     schema = 'http://www.openmicroscopy.org/Schemas/OME/2016-06'
-    planes = ''.join(f'<TiffData FirstC="{c}"><UUID FileName="{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>' for c in '01')
+    planes = ''.join(f'<TiffData FirstC="{c}"><UUID FileName="{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>'
+                     for c in '01')
     for c in '01':
-        text = (f'<OME xmlns="{schema}" UUID="urn:uuid:{c}"><Image><Pixels DimensionOrder="XYCZT" Type="uint8" SizeX="64" '
-                f'SizeY="64" SizeC="2" SizeZ="1" SizeT="1">{planes}</Pixels></Image></OME>')
+        text = (f'<OME xmlns="{schema}" UUID="urn:uuid:{c}"><Image><Pixels DimensionOrder="XYCZT" Type="uint8" '
+                f'SizeX="64" SizeY="64" SizeC="2" SizeZ="1" SizeT="1">{planes}</Pixels></Image></OME>')
         tifffile.imwrite(tmp_path/f'{c}.ome.tif', picture(64)[0], description=text, metadata=None)
     assert len(open_planes(str(tmp_path/'0.ome.tif')).planes) == 2
     with tifffile.TiffFile(tmp_path/'1.ome.tif') as tif: at = tif.pages[0].tags[256].offset
