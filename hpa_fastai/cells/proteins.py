@@ -48,7 +48,7 @@ def _mean(values, codes, n):
     "Average the rows of each code."
     count = np.bincount(codes, minlength=n)
     weights = 1/count[codes]
-    return csr_matrix((weights, (codes, np.arange(len(codes)))), (n, len(codes))) @ values
+    return (csr_matrix((weights, (codes, np.arange(len(codes)))), (n, len(codes))) @ values).clip(0, 1)
 
 # %% ../../nbs/cells/50_proteins.ipynb #3d614514
 def thresholds_of_table(
@@ -117,7 +117,8 @@ def _draw(counts, levels, probs, n):
     n_groups = np.bincount(levels.of_group, of_field>0, n)
     weights = counts/np.maximum(of_field, 1)[levels.group]/np.maximum(n_groups, 1)[levels.protein]
     weights = weights.astype(probs.dtype)
-    return csr_matrix((weights, (levels.protein, np.arange(len(weights)))), (n, len(weights))) @ probs
+    mean = csr_matrix((weights, (levels.protein, np.arange(len(weights)))), (n, len(weights))) @ probs
+    return mean.clip(0, 1) # a sum of thirds may exceed 1
 
 def _bootstrap(levels, probs, mean, named, thresholds, n_draws, seed):
     "Draw fields of view again: low and high ends for each (protein, location) of `named`, stability of each protein."

@@ -126,7 +126,7 @@ def check_tiff_codes(
 logging.getLogger('tifffile').addHandler(logging.NullHandler()) # our error says the same about a damaged file
 
 # %% ../../nbs/data/45_tiff.ipynb #115d9f34
-_not_grey = ('PALETTE', 'SEPARATED', 'MINISWHITE', 'MASK')
+_not_grey = ('PALETTE', 'SEPARATED', 'MINISWHITE', 'MASK', 'UNKNOWN')
 
 # %% ../../nbs/data/45_tiff.ipynb #c827d4a3
 _codecs = (1, 5, _JPEG, 8, 32773, 32946, 34925, 50000) # none, LZW, JPEG, deflate, PackBits, deflate, LZMA, ZSTD
@@ -205,7 +205,7 @@ def _planes_of_tiff(tif, f, z, header):
         shapes = ', '.join('x'.join(map(str, s.shape)) for s in tif.series[:4])
         raise ImageError(f'holds {len(tif.series)} separate pictures ({shapes}); write each to a separate file')
     series = pictures[0]
-    photometric = series.keyframe.photometric.name
+    photometric = getattr(series.keyframe.photometric, 'name', 'UNKNOWN')
     if photometric in _not_grey:
         raise ImageError(f'colours of type {photometric} are not intensities; save it as grey (black is zero) or RGB',
                          'no intensities')

@@ -115,6 +115,12 @@ def test_cells_of_a_field_count_as_one_field():
     assert found.Nucleoli[0] == pytest.approx((.8+.2)/2)
 
 
+def test_averages_of_certain_pictures_stay_probabilities():
+    rows = [(f'{antibody}_1_A1_{k}', 1., 0.) for antibody in range(10, 27) for k in range(antibody%3+1)]
+    found = summarise_proteins(predictions(rows, gene='A'))
+    assert found.loc[0, ['main', 'Nucleoli', 'interval']].tolist() == ['Nucleoli', 1, '1.00-1.00']
+
+
 def test_draws_do_not_depend_on_the_order_of_rows():
     rows = [(f'{k%3}_1_A1_{k}', *p) for k, p in enumerate(np.random.default_rng(0).random((30, 2)))]
     table = predictions(rows, gene=[f'g{k%5}' for k in range(30)])
