@@ -153,7 +153,7 @@ def _no_cells(id_, shape, why, labels):
     h, w = shape
     row = dict.fromkeys(cell_columns(labels), np.nan)
     row |= dict(Id=id_, cell=0, area=0, border=False, width=w, height=h, Predicted='', Names='', mask='')
-    return pd.DataFrame([row | dict(error=spell_out(why))])
+    return pd.DataFrame([row | dict(error=spell_out(why))]).astype(dict.fromkeys(labels.classes, np.float32))
 
 # %% ../../nbs/cells/30_cells.ipynb #eebf24ad
 @patch
