@@ -205,6 +205,13 @@ def test_a_field_acquired_again_is_judged_again_and_vectors_stay_in_step(plate, 
         predict_cells(models/'box', plate, embeddings=tmp_path/'n.npy', progress=False)
 
 
+def test_a_field_that_fails_changes_no_type_of_probabilities(plate, models):
+    before = predict_cells(models/'box', plate, progress=False)[CLASSES].dtypes
+    sorted(plate.glob('*_green.png'))[0].write_bytes(b'broken')
+    df = predict_cells(models/'box', plate, progress=False)
+    assert df['error'].ne('').sum() == 1 and df[CLASSES].dtypes.equals(before)
+
+
 def test_whole_fields_are_refused_at_every_door(plate, models, tmp_path):
     "In one line, that names the command to use, and before anything is written"
     predictor = Predictor(models/'box')

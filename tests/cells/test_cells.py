@@ -156,7 +156,7 @@ def test_fields_that_fail_keep_a_row(plate, predictor):
     assert len(first) == len(second) == 1 and len(third) > 1
     assert reds[0].name in first['error'].item() and second['error'].item() == 'no cells'
     assert first.cell.item() == second.cell.item() == 0 and second.width.item() == 64
-    assert (third['error'] == '').all() and (df[list(HPA28.classes)].dtypes == np.float32).all()
+    assert (third['error'] == '').all()
 
 
 def test_masks_in_place_of_outlines(plate, predictor, tmp_path):
