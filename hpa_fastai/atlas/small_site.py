@@ -102,7 +102,8 @@ def small_site(
             bands = [grey.point(lambda v, k=k: v*k) for k in COLOURS[colour]]
             Image.merge('RGB', bands).save(target, quality=95, subsampling=0)
     (folder/'about').mkdir(exist_ok=True)
-    (folder/'about'/'licence').write_text('Simulated cells. Creative Commons Attribution-ShareAlike 4.0')
+    said = 'Simulated cells. Creative Commons Attribution-ShareAlike 4.0'
+    (folder/'about'/'licence').write_text(said, encoding='utf-8')
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=folder))
     address = f'http://127.0.0.1:{server.server_port}'
     write_pages(folder, address)
