@@ -78,8 +78,6 @@ def write_tables(
     file = done.folder/'fields.csv'
     if file.is_file():
         old, classes = read_table(file, AtlasError), classes_by_name(done.labels)
-        if list(old)!=[*COLUMNS, 'state']:
-            raise AtlasError(f'{file} has other columns than a download writes; move it away', 'other folder')
         old['Target'] = [target_of(cell, classes) for cell in old.locations]
         done.table = pd.concat([old[~old.Id.isin(done.table.Id)], done.table])
     done.table = done.table.sort_values('Id', ignore_index=True)
@@ -88,7 +86,12 @@ def write_tables(
     for names,ids in zip(done.table.gene, done.table.ensembl): genes.update(zip(names.split('|'), ids.split('|')))
     as_csv = dict(index=False, lineterminator='\n')
     write_whole(file, done.table.to_csv(**as_csv))
-    write_whole(done.folder/'train.csv', done.table.loc[done.is_labelled, COLUMNS].to_csv(**as_csv))
+    labelled, file = done.table.loc[done.is_labelled, COLUMNS], done.folder/'train.csv'
+    if file.is_file():
+        before = read_table(file, AtlasError) # somebody may have added columns
+        added = [c for c in before if c not in COLUMNS]
+        if 'Id' in before: labelled = labelled.merge(before[['Id', *added]].drop_duplicates('Id'), 'left', 'Id')
+    write_whole(file, labelled.to_csv(**as_csv))
     write_whole(done.folder/'LICENSE', licence_text(site, releases))
     write_whole(done.folder/'CITATION', citation_text(releases, genes, site.address))
 
@@ -98,13 +101,17 @@ def open_folder(
 ) -> Manifest:
     "Prepare the folder of a data set, and refuse one that holds something else."
     manifest = Manifest(folder/'manifest.jsonl')
-    taken = [name for name in ('train.csv', 'fields.csv', 'train', 'incomplete') if (folder/name).exists()]
+    names = ('train.csv', 'fields.csv', 'train', 'incomplete', 'LICENSE', 'CITATION')
+    taken = [name for name in names if (folder/name).exists()]
     if taken and not manifest.records:
         raise AtlasError(f'{folder/taken[0]} exists and was not downloaded; choose another folder', 'other folder')
     begun = manifest.records.get('', {}).get('format', image_format)
     if begun!=image_format:
         raise AtlasError(f'{folder} was begun as {begun}; go on with image_format={begun!r} (--format {begun}), or '
                          'choose another folder', 'other folder')
+    file = folder/'fields.csv'
+    if file.is_file() and list(read_table(file, AtlasError))!=[*COLUMNS, 'state']:
+        raise AtlasError(f'{file} has other columns than a download writes; move it away', 'other folder')
     try: (folder/'.download').mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise AtlasError(f"{folder}: can't be written to ({e.strerror or e}); name another folder") from None

@@ -41,6 +41,8 @@ def join_sources(
         if 'antibody' not in table: table['antibody'] = table.Id.map(antibody_of)
         tables.append(table.assign(source=name))
     both = pd.concat(tables, ignore_index=True)
+    numbers = both.antibody.fillna('').astype(str).str.extract(r'\A(?:HPA)?0*(\d+)(?:\.0)?\Z')[0]
+    both['antibody'] = both.antibody.where(numbers.isna(), 'HPA'+numbers.fillna('').str.zfill(6)) # one spelling
     twice = both.Id.duplicated()
     if twice.any():
         warn_user(f'{int(twice.sum())} Ids are in several folders ({few_names(both.Id[twice])}); the first row is kept')

@@ -121,10 +121,11 @@ def rank_variation(
     cells = as_predictions(cells, labels)[0]
     classes = list(labels.classes)
     cells = cells[cells.cell.astype(float).gt(0)].reset_index(drop=True)
-    if images is not None: cells = cells.join(measure_cells(cells, images, reader))
+    if images is not None: cells[['intensity', 'nuclear_intensity']] = measure_cells(cells, images, reader)
     cells = cells.assign(signal=has_signal(cells, labels), row=cells.index)
-    joined = fields[['Id', 'protein', 'antibody', 'cell_line']].merge(cells.drop(columns=['antibody', 'cell_line'],
-                                                                                errors='ignore'), on='Id')
+    if not len(cells): raise ResultError('none of the fields of view has cells: there is nothing to compare')
+    measured = [c for c in ('intensity', 'nuclear_intensity') if c in cells and images is not None]
+    joined = fields[['Id', 'protein']].merge(cells[['Id', 'signal', 'row', *measured]], on='Id')
     probs, records = cells[classes].to_numpy(float), []
     for protein,its in joined.groupby('protein', sort=True):
         groups = [group for _,group in its.groupby('Id')]

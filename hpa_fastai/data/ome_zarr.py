@@ -6,7 +6,7 @@
 __all__ = ['store_files', 'Chunks', 'check_zarr_array', 'check_zarr_chunks', 'OpenedZarr', 'open_zarr', 'read_zarr']
 
 # %% ../../nbs/data/47_ome_zarr.ipynb #01c59105
-import bz2, io, json, lzma, math, os, re, struct, zlib
+import bz2, io, json, lzma, math, os, posixpath, re, struct, zlib
 from typing import NamedTuple
 import imagecodecs, numpy as np
 from ..basics.errors import *
@@ -149,6 +149,7 @@ def check_zarr_chunks(
 
 # %% ../../nbs/data/47_ome_zarr.ipynb #3473b046
 _descriptions = ('zarr.json', '.zgroup', '.zattrs', '.zarray')
+_chunk_key = re.compile(r'(c[/.])?\d+([/.]\d+)*') # a folder may hold other files, such as .DS_Store
 
 class OpenedZarr(NamedTuple):
     "A picture of a zarr store whose description was looked at"
@@ -187,18 +188,23 @@ def open_zarr(
     top = [name for name in ('zarr.json', '.zattrs') if name in sizes]
     if not top and '.zgroup' not in sizes: raise FileNotFoundError(path)
     told = _read_json(_opens_files(path, top), top[0]) if top else {}
-    attributes = told.get('attributes') if top==['zarr.json'] else told
+    attributes = told.get('attributes') if top[:1]==['zarr.json'] else told
     try:
         attributes = attributes.get('ome') or attributes
         scales = attributes.get('multiscales')
         inner = str(scales[0]['datasets'][0]['path']) if scales else ''
     except (AttributeError, LookupError, TypeError): raise damaged('its attributes name no array') from None
+    series = sorted({name.split('/')[0] for name in sizes if re.fullmatch(r'\d+/(zarr\.json|\.zattrs)', name)})
+    if not scales and 'bioformats2raw.layout' in attributes and series: # one folder for each picture of a slide
+        if len(series)==1: return open_zarr(f'{path.rstrip("/")}/{series[0]}', header)
+        raise ImageError(f'holds {len(series)} pictures ({", ".join(series[:4])}); write each to a separate store')
     if not scales: raise ImageError('a zarr store without NGFF multiscales: not an OME-Zarr picture')
     if '..' in inner.split('/') or inner.startswith('/'):
         raise ImageError(f'its picture is said to be at {inner[:100]!r}, outside of the store', 'not an image')
+    inner = posixpath.normpath(inner)
     described = next((name for name in (f'{inner}/zarr.json', f'{inner}/.zarray') if name in sizes), None)
     if not described: raise damaged(f'its array {inner[:100]!r} has no description')
-    names = [n for n in sizes if n.startswith(f'{inner}/') and os.path.basename(n) not in _descriptions]
+    names = [n for n in sizes if n.startswith(f'{inner}/') and _chunk_key.fullmatch(n[len(inner)+1:])]
     if is_url(path): check_length(sum(sizes[name] for name in names), MAX_BYTES)
     opened = _opens_files(path, [described, *(() if header else names)])
     chunks = check_zarr_array(_read_json(opened, described))
@@ -225,15 +231,16 @@ def read_zarr(
     except (AttributeError, LookupError, TypeError, ValueError):
         raise damaged('its axes or channels are not as OME-Zarr describes them') from None
     if not header and chunks.codec: check_zarr_chunks(files, opened, chunks)
-    there, apart = a.nchunks_initialized, [-(-n//m) for n,m,axis in zip(a.shape, a.chunks, axes) if axis not in 'XY']
-    absent, without = a.nchunks-there, math.prod(apart)-there
+    pieces = [-(-n//m) for n,m in zip(a.shape, a.shards or a.chunks)] # files along each axis
+    there, expected = len(files), math.prod(pieces)
+    absent, without = expected-there, math.prod(n for n,axis in zip(pieces, axes) if axis not in 'XY')-there
     if not header and there and without>64:
         raise damaged(f'{without:,} planes or more have no chunk in the store')
-    form = f'OME-Zarr ({absent} of {a.nchunks} chunks absent)' if absent else 'OME-Zarr'
-    is_empty = absent==a.nchunks
+    form = f'OME-Zarr ({absent} of {expected} chunks absent)' if absent>0 else 'OME-Zarr'
+    is_empty = not there
     p = planes_of_array(no_pixels(a.dtype, a.shape) if header or is_empty else a[:], axes, z, names, form=form)
     if is_empty: empty = list(range(len(p.planes)))
-    else: empty = [i for i,plane in enumerate(p.planes) if absent and not header and not plane.any()]
+    else: empty = [i for i,plane in enumerate(p.planes) if absent>0 and not header and not plane.any()]
     if empty:
         raise ImageError(f'damaged or cut off (no chunk of plane {", ".join(map(str, empty))} is in the store); '
                          'copy it again, or if it is black on purpose, write it with write_empty_chunks=True',

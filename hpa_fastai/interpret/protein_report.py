@@ -18,7 +18,7 @@ from ..deploy.predictor import locate
 from ..deploy.tables import check_out
 from ..batches.tensors import composite, read_images
 from ..cells.layout import fields_of_proteins, read_fields_or_cells
-from ..cells.proteins import summarise_fields, write_summary
+from ..cells.proteins import summarise_fields, thresholds_that_decided, write_summary
 from ..cells.variation import rank_variation
 from .pages import *
 from .fields import box_around
@@ -184,6 +184,7 @@ def protein_report(
     if out is not None: out = check_out(out, force)
     if not isinstance(predictions, pd.DataFrame): predictions = read_fields_or_cells(predictions)
     fields, labels = fields_of_proteins(predictions, by, layout, labels)
+    if thresholds is None: thresholds = thresholds_that_decided(predictions, labels)
     summary, more = summarise_fields(fields, labels, by, thresholds), []
     table = images if images is None or isinstance(images, pd.DataFrame) else locate(images, reader.channels)
     if 'cell' in predictions:

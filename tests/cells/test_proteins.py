@@ -7,6 +7,7 @@ import pytest
 
 from hpa_fastai.cells.layout import fields_of_proteins
 from hpa_fastai.cells.proteins import summarise_proteins
+from hpa_fastai.cells.variation import cell_variation
 from hpa_fastai.cli.main import main
 from hpa_fastai.data.labels import HPA28, LabelSet
 from hpa_fastai.deploy.tables import ResultError, result_columns, with_labels
@@ -113,6 +114,70 @@ def test_cells_of_a_field_count_as_one_field():
     found = summarise_proteins(with_labels(table, TWO), thresholds=.4)
     assert found.loc[0, ['fields', 'failed', 'cells']].tolist() == [3, 1, 3]
     assert found.Nucleoli[0] == pytest.approx((.8+.2)/2)
+
+
+def cells_of(fields, per_field, chance, labels=TWO):
+    "A table of cells, decided at one half: each is in the first class with this chance, and else in none"
+    rng = np.random.default_rng(0)
+    rows = [(f'f{k:02}', *((.9, .1) if rng.random()<chance else (.1, .1))) for k in range(fields) for _ in range(per_field)]
+    columns = dict(cell=[i+1 for _ in range(fields) for i in range(per_field)], mask='')
+    return predictions(rows, labels, gene=[f'g{k//12}' for k in range(len(rows))], **columns)
+
+
+def test_cells_are_decided_by_the_thresholds_of_the_cells():
+    table = cells_of(30, 12, .8)
+    found = summarise_proteins(table)
+    assert (found.main=='Nucleoli').mean() > .9 and (found.additional=='').all()
+    reversed_rows = with_labels(table[::-1].reset_index(drop=True), TWO)
+    pd.testing.assert_frame_equal(found, summarise_proteins(reversed_rows))
+
+
+def test_a_layout_never_replaces_probabilities():
+    table = predictions([('a', .9, .1), ('b', .8, .1)])
+    layout = pd.DataFrame(dict(Id=['a', 'b'], gene='A', Nucleoli=0, Cytosol=1, Predicted='1', error='lost', cells='x'))
+    found = summarise_proteins(table, layout=layout)
+    assert found.loc[0, ['main', 'failed', 'cells']].tolist() == ['Nucleoli', 0, 0]
+
+
+def test_a_layout_counts_more_than_the_predictions_whatever_its_columns_are_called():
+    table = predictions([('a', .9, .1), ('b', .1, .9), ('c', .9, .1)], Gene='X')
+    layout = pd.DataFrame({'Id': ['a', 'b', 'c'], 'gene': ['A', 'A', 'B'], 'Antibody': ['1', '2', '3'],
+                           'Cell line': ['U2OS', 'U-2 OS', 'HeLa']})
+    found = summarise_proteins(table, layout=layout).set_index('gene')
+    assert found.loc['A', ['antibodies', 'cell_lines', 'agreement']].tolist() == [2, 1, 0] and set(found.index) == {'A', 'B'}
+
+
+def test_antibodies_are_compared_by_their_numbers():
+    table = predictions([('101_7_A1_1', .9, .1), ('102_7_A1_1', .1, .9)])
+    layout = pd.DataFrame(dict(antibody=['HPA000101', 'HPA000102'], gene=['A', 'B']))
+    assert summarise_proteins(table, layout=layout).main.tolist() == ['Nucleoli', 'Cytosol']
+
+
+def test_a_field_counts_once_if_the_layout_does_not_know_its_cell_line():
+    table = predictions([('101_7_A1_1', .9, .1), ('101_7_A1_2', .7, .1)])
+    layout = pd.DataFrame(dict(antibody=['101', '101'], gene='A', cell_line=['U2OS', 'HeLa']))
+    with pytest.warns(UserWarning, match='says different things about one antibody, such as 101: its cell_line are not'):
+        found = summarise_proteins(table, layout=layout)
+    assert found.loc[0, ['fields', 'cell_lines']].tolist() == [2, 1]
+
+
+def test_genes_that_a_spreadsheet_took_for_dates_are_said():
+    with pytest.warns(UserWarning, match="gene '1-Mar' looks rewritten by a spreadsheet"):
+        summarise_proteins(predictions([('a', .9, .1)], gene='1-Mar'))
+
+
+@pytest.mark.parametrize('by', ['main', 'Fields', 'cells'])
+def test_names_of_the_summary_are_no_proteins(by):
+    with pytest.raises(ResultError, match='is the name of a column of the summary'):
+        summarise_proteins(predictions([('a', .9, .1)], **{by: 'A'}), by=by)
+
+
+def test_variation_of_tables_with_odd_columns():
+    table = with_labels(cells_of(6, 12, .5).assign(protein='x', cells=3, antibody='1'), TWO)
+    assert cell_variation(table).gene.nunique() == 6
+    assert protein_report(table).cells.tolist() == [12]*6
+    with pytest.raises(ResultError, match='none of the fields of view has cells'):
+        cell_variation(with_labels(table.assign(cell=0), TWO))
 
 
 def test_averages_of_certain_pictures_stay_probabilities():

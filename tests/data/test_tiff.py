@@ -177,6 +177,50 @@ def test_damaged_chunks_of_a_zarr_are_refused(tmp_path, version, loss):
     assert 'a folder, not' not in message and verify_folder(tmp_path, deep=True, progress=False).exit_code==1
 
 
+def a_store(path, x, **kwargs):
+    "An OME-Zarr picture of version 3"
+    zarr = pytest.importorskip('zarr', minversion='3')
+    root = zarr.open_group(str(path), mode='w', zarr_format=3)
+    root.create_array('0', shape=x.shape, dtype='u1', **kwargs)[:] = x
+    scales = [dict(axes=[dict(name=n) for n in 'cyx'], datasets=[dict(path=kwargs.pop('named', '0'))])]
+    root.attrs['ome'] = dict(multiscales=scales)
+
+
+def test_a_shard_that_is_lost_is_no_black_channel(tmp_path):
+    x = picture(64)
+    a_store(tmp_path/'w1.zarr', x, chunks=(1,16,16), shards=(1,64,64))
+    assert same(read(tmp_path), x) and 'absent' not in str(verify_folder(tmp_path, progress=False))
+    (tmp_path/'w1.zarr'/'0'/'c'/'1'/'0'/'0').unlink()
+    fails('no chunk of plane 1 is in the store', tmp_path)
+
+
+@pytest.mark.parametrize('also', ['.DS_Store', '0/.DS_Store', '0/._zarr.json', '.zgroup', '.zattrs'])
+def test_other_files_of_a_zarr_store_do_no_harm(tmp_path, also):
+    x = picture(64)
+    a_store(tmp_path/'w1.zarr', x, chunks=(1,32,32))
+    (tmp_path/'w1.zarr'/also).write_bytes(b'{"zarr_format": 2}' if also.startswith('.z') else b'\0\0\0\1Bud1'*700)
+    assert same(read(tmp_path), x)
+
+
+@pytest.mark.parametrize('inner', ['./0', '0/'])
+def test_places_within_a_zarr_store(tmp_path, inner):
+    x = picture(64)
+    a_store(tmp_path/'w1.zarr', x, chunks=(1,32,32))
+    about = (tmp_path/'w1.zarr'/'zarr.json').read_text()
+    (tmp_path/'w1.zarr'/'zarr.json').write_text(about.replace('"path": "0"', f'"path": "{inner}"'))
+    assert same(read(tmp_path), x)
+
+
+def test_a_store_of_several_pictures(tmp_path):
+    zarr, x = pytest.importorskip('zarr', minversion='3'), picture(64)
+    (tmp_path/'plate').mkdir()
+    zarr.open_group(str(tmp_path/'plate'/'w1.zarr'), mode='w').attrs['bioformats2raw.layout'] = 3
+    a_store(tmp_path/'plate'/'w1.zarr'/'0', x, chunks=(1,32,32))
+    assert same(read(tmp_path/'plate'), x)
+    a_store(tmp_path/'plate'/'w1.zarr'/'1', x, chunks=(1,32,32))
+    fails('holds 2 pictures .0, 1.; write each to a separate store', tmp_path/'plate')
+
+
 def test_what_is_no_zarr_says_so(tmp_path):
     (tmp_path/'a.zarr').mkdir()
     fails('a folder without the files that make it a zarr store', tmp_path)
