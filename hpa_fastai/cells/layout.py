@@ -86,8 +86,8 @@ def join_layout(
         raise ResultError('the layout has neither a column Id nor antibody (its columns are '
                           f'{", ".join(map(str, layout))}); give it one of them')
     called = 'Id' if key is not None else 'antibody'
-    known['_key'] = layout[key].map(cell_text).map(id_form) if key is not None else known.pop('antibody').map(_number_of)
-    ours = fields.Id if key is not None else fields.antibody.map(_number_of)
+    if key is not None: known['_key'], ours = layout[key].map(cell_text).map(id_form), fields.Id
+    else: known['_key'], ours = known.pop('antibody').map(_number_of), fields.antibody.map(_number_of)
     is_known = ours.isin(known['_key'])
     if not is_known.any():
         raise ResultError(f'the layout knows none of the {len(fields)} fields of view: it has {called} '
@@ -146,7 +146,8 @@ def fields_of_proteins(
     found = pd.concat([fields[['Id', 'Predicted', 'cells', 'error', *labels.classes]], own], axis=1)
     if layout is not None: found = join_layout(found, layout, by)
     if 'protein' not in found:
-        there = [str(c) for c in fields if c not in labels.classes and c not in ('cells', 'Predicted', 'Names', 'error')]
+        ours = {*labels.classes, 'cells', 'Predicted', 'Names', 'error'}
+        there = [str(c) for c in fields if c not in ours]
         if layout is not None: there += map(str, read_table(layout, ResultError))
         near = near_names(by, there, 1)
         hint = f'; did you mean {near[0]!r}?' if near else f' (there are {", ".join(there)})'

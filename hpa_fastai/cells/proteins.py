@@ -223,7 +223,8 @@ def thresholds_that_decided(
     table = as_predictions(predictions, labels)[0]
     table = table[table.error.eq('') & table[list(labels.classes)].notna().all(axis=1)]
     if not len(table): return None
-    return thresholds_of_table(table[list(labels.classes)].to_numpy(float), _named(table.Predicted, labels), labels.negative)
+    probs, named = table[list(labels.classes)].to_numpy(float), _named(table.Predicted, labels)
+    return thresholds_of_table(probs, named, labels.negative)
 
 def summarise_fields(
     fields:pd.DataFrame,  # of `fields_of_proteins`
