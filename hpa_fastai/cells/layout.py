@@ -152,7 +152,7 @@ def fields_of_proteins(
         near = near_names(by, there, 1)
         hint = f'; did you mean {near[0]!r}?' if near else f' (there are {", ".join(there)})'
         raise ResultError(f'no column {by!r} says which protein a field of view shows{hint}; give a table with Id and '
-                          f'{by} as layout=… (--layout), or take by=\'antibody\' (--by antibody)')
+                          f'{by} as layout=… (--layout), or name the antibody with by=… (--by)')
     nameless = found.protein.eq('')
     if nameless.all(): raise ResultError(f'the column {by!r} is empty: no field of view has a protein')
     if nameless.any():

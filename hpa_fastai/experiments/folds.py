@@ -326,7 +326,7 @@ def train_folds(
         predictions, decisions, evaluation = decided
         if is_first():
             for model in models: _update_bundle(model, decisions, evaluation)
-            of_fold = [fold if fold==fold else '' for fold in predictions.fold]  # what is in no fold has none
+            of_fold = ['' if pd.isna(fold) else fold for fold in predictions.fold]  # what is in no fold has none
             table = predictions.assign(fold=of_fold)
             write_whole(out/'predictions.csv', csv_text([list(table), *table.itertuples(index=False, name=None)]))
             write_whole(out/'classes.csv', evaluation.table.to_csv())

@@ -59,7 +59,7 @@ NUMBERS = dict(  # of each command: options that take numbers
     calibrate=('bs', 'num-workers', 'seed'),
     figure=('per-location', 'n', 'width', 'dpi', 'pixel-size'),
     map=('bs', 'num-workers', 'seed'),
-    simulate=('n', 'size', 'seed', 'label-noise'),
+    simulate=('n', 'size', 'seed', 'label-noise', 'variation'),
     demo=('minutes',),
 )
 
