@@ -114,7 +114,7 @@ def table_samples(folder, field):
 
 def picture_reads():
     from hpa_fastai.cells.masks import read_mask
-    from hpa_fastai.data.formats import open_planes
+    from hpa_fastai.formats.pictures import open_planes
     return dict(header=lambda path: open_planes(path, header=True), planes=open_planes, mask=read_mask)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
 from hpa_fastai.data.duplicates import *
-from hpa_fastai.data.names import *
+from hpa_fastai.formats.names import *
 from hpa_fastai.data.files import *
 from hpa_fastai.data.reader import *
 from hpa_fastai.simulate.atlas import simulate_atlas

@@ -29,7 +29,7 @@ print(before, m['Anonymous'], m['Rss']-m['Anonymous'], dls.train.cache.images.nb
 def clone(source, folder, n):
     "n fields of view as hard links to those of `source`, with a table of labels"
     import pandas as pd
-    from hpa_fastai.data.names import CHANNELS
+    from hpa_fastai.formats.names import CHANNELS
     from hpa_fastai.data.files import find_images
     from hpa_fastai.data.label_tables import read_labels
 

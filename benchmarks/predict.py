@@ -35,7 +35,7 @@ def make_model(tmp, arch, size, n=80):
 
 def clone(source, folder, n):
     "n fields of view, as hard links to those of `source`"
-    from hpa_fastai.data.names import CHANNELS
+    from hpa_fastai.formats.names import CHANNELS
     from hpa_fastai.data.files import find_images
     rows = find_images(source).to_dict('records')
     for i in range(n):

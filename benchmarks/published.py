@@ -7,7 +7,7 @@ from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 
 try: import cv2
 except ImportError: cv2 = None
@@ -122,7 +122,7 @@ def our_input(bundle, row):
 def compare_reading(name, bundle, rows, repeat, tmp):
     "Reading and preprocessing, in parts that take turns"
     import torch
-    from hpa_fastai.data.formats import default_workers, reading_pool
+    from hpa_fastai.formats.pictures import default_workers, reading_pool
     n, threads = default_workers(), torch.get_num_threads()
     folder = tmp/'middle'
     folder.mkdir(exist_ok=True)

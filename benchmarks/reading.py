@@ -5,9 +5,9 @@ from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from hpa_fastai.data.formats import reading_pool
+from hpa_fastai.formats.pictures import reading_pool
 from hpa_fastai.data.reader import ImageReader
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.verify import verify_folder
 

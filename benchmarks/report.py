@@ -14,7 +14,7 @@ def seconds(f):
 
 def many(run, source, folder, n):
     "A run of n fields of view: hard links to those of `source`, with their predictions"
-    from hpa_fastai.data.names import CHANNELS
+    from hpa_fastai.formats.names import CHANNELS
     from hpa_fastai.data.files import find_images
     files, ids = find_images(source).set_index('Id'), [f'{i % len(run):04}-{i // len(run):03}' for i in range(n)]
     (folder).mkdir()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hpa_fastai.basics.errors import ImageError
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.batches.tensors import read_image
 
 

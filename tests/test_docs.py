@@ -164,7 +164,7 @@ def test_broken_links_are_found(tmp_path):
 
 
 def test_the_limits_that_are_promised_hold():
-    from hpa_fastai.data import channels, formats, folders, ome_zarr, tiff
+    from hpa_fastai.formats import channels, formats, folders, ome_zarr, tiff
     from hpa_fastai.deploy.loading import MAX_SAMPLE
     from hpa_fastai.models.graphs import MAX_BYTES
     limits = (ROOT/'SECURITY.md').read_text(encoding='utf-8').split('## Limits')[1]

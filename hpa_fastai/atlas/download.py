@@ -17,7 +17,7 @@ from ..basics.paths import path_text, write_whole
 from ..basics.spreadsheets import read_table
 from ..basics.words import few_names
 from ..data.labels import HPA28, LabelSet, get_labels
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..basics.download import DownloadError, one_at_a_time
 from .fetching import FieldFetcher, Manifest, fetch_fields
 from .fields import COLUMNS, choose_fields, classes_by_name, fields_table, outside_classes, target_of

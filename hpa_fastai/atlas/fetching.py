@@ -14,8 +14,8 @@ from threading import Lock
 from ..basics.environment import tqdm_bar
 from ..basics.errors import HPAError, one_line
 from ..basics.paths import file_sha256, file_stat, write_whole
-from ..data.formats import check_jpeg_codes, open_planes
-from ..data.names import CHANNELS
+from ..formats.pictures import check_jpeg_codes, open_planes
+from ..formats.names import CHANNELS
 from ..basics.download import DownloadError, fetch_whole
 from .site import AtlasSite
 

@@ -16,7 +16,7 @@ from ..batches.splits import antibody_of
 from ..data.files import attach_images, find_images
 from ..data.label_tables import read_labels
 from ..data.labels import HPA28, LabelSet, get_labels
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 
 # %% ../../nbs/atlas/30_sources.ipynb #de1f3968
 def join_sources(

@@ -19,11 +19,11 @@ from ..basics.paths import path_text
 from ..data.labels import HPAError
 from ..basics.paths import file_stat, is_url
 from ..data.folders import file_stamp
-from ..data.formats import count_workers
+from ..formats.pictures import count_workers
 from ..data.reader import read_into
-from ..data.names import *
+from ..formats.names import *
 from ..data.files import *
-from ..data.channels import *
+from ..formats.channels import *
 from ..data.reader import *
 from .tensors import *
 from ..basics.errors import warn_user

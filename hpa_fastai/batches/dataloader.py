@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from fastai.data.all import *
 from fastai.torch_core import TensorMultiCategory
 from ..data.labels import *
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..data.reader import *
 from .tensors import *
 from .cache import *

@@ -19,11 +19,11 @@ from ..basics.errors import *
 from ..basics.arguments import *
 from ..basics.paths import *
 from ..basics.processes import *
-from ..data.names import *
+from ..formats.names import *
 from ..data.files import *
 from ..data.reader import *
 from ..data.depth import *
-from ..data.channels import wanted_channels
+from ..formats.channels import wanted_channels
 from .tensors import *
 from ..data.labels import *
 from ..data.label_tables import *

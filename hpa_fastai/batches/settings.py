@@ -13,8 +13,8 @@ import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from ..basics.errors import HPAError
-from ..data.names import CHANNELS
-from ..data.channels import wanted_channels
+from ..formats.names import CHANNELS
+from ..formats.channels import wanted_channels
 from ..data.reader import FULL_PIXEL, ImageReader
 
 # %% ../../nbs/batches/30_settings.ipynb #870af7b1

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..basics.environment import check_backend
 from ..data.labels import *
 from ..basics.errors import *
-from ..data.names import *
+from ..formats.names import *
 from ..data.files import *
 from ..data.depth import find_depth
 from ..data.reader import *

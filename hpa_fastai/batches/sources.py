@@ -17,9 +17,9 @@ from ..data.labels import *
 from ..basics.environment import cache_home
 from ..basics.errors import *
 from ..basics.paths import *
-from ..data.names import *
+from ..formats.names import *
 from ..data.files import *
-from ..data.formats import *
+from ..formats.pictures import *
 from ..data.reader import *
 
 # %% ../../nbs/batches/40_sources.ipynb #86a11188

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..basics.arguments import as_list, checked
 from ..basics.words import few_names, near_names
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..data.labels import *
 from ..data.labels import is_blank
 from ..data.label_tables import find_columns

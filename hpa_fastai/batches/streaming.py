@@ -14,9 +14,9 @@ import pandas as pd, torch
 from loky import BrokenProcessPool, ProcessPoolExecutor
 from ..basics.errors import HPAError
 from ..basics.paths import is_url
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..data.folders import fov_stamp
-from ..data.formats import reading_pool
+from ..formats.pictures import reading_pool
 from ..data.reader import read_several
 
 # %% ../../nbs/batches/80_streaming.ipynb #c4d81b6a

@@ -14,8 +14,8 @@ from fastai.torch_core import TensorImage, show_image
 from fastai.data.all import DisplayedTransform, IntToFloatTensor, TransformBlock
 from ..basics.arguments import *
 from ..basics.errors import *
-from ..data.channels import *
-from ..data.formats import *
+from ..formats.channels import *
+from ..formats.pictures import *
 from ..data.reader import *
 from ..data.depth import *
 

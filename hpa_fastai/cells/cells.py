@@ -20,8 +20,8 @@ from ..basics.environment import tqdm_bar
 from ..basics.errors import ImageError
 from ..basics.paths import id_form, path_text, spell_out, write_whole
 from ..data.labels import HPA19, LabelSet
-from ..data.names import CHANNELS
-from ..data.channels import wanted_channels
+from ..formats.names import CHANNELS
+from ..formats.channels import wanted_channels
 from ..data.folders import fov_stamp
 from ..data.files import plain_source
 from ..data.depth import Depth

@@ -10,7 +10,7 @@ import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from scipy import ndimage as ndi
 from ..batches.settings import CellCrop, ImageSettings
-from ..data.channels import MAX_PIXELS
+from ..formats.channels import MAX_PIXELS
 from ..data.reader import FULL_PIXEL, FULL_SIDE
 from .segmentation import CellError
 

@@ -14,11 +14,11 @@ from scipy import ndimage as ndi
 from PIL import Image
 from ..basics.paths import id_form, irregular_kind, path_text
 from ..data.labels import HPAError
-from ..data.names import CHANNELS, is_hidden, split_mask, split_name
-from ..data.channels import check_length, check_size
-from ..data.folders import check_tiff_directories
-from ..data.tiff import check_tiff_complete, check_tiff_pages, check_tiff_statements, tiff_pixels
-from ..data.formats import open_image_file, png_header, png_pixel_chunks
+from ..formats.names import CHANNELS, is_hidden, split_mask, split_name
+from ..formats.channels import check_length, check_size
+from ..formats.ome import check_tiff_directories
+from ..formats.tiff import check_tiff_complete, check_tiff_pages, check_tiff_statements, tiff_pixels
+from ..formats.pictures import open_image_file, png_header, png_pixel_chunks
 from .segmentation import CellError, enlarge_mask
 from ..basics.errors import warn_user
 

@@ -13,7 +13,7 @@ from PIL import Image
 from ..basics.arguments import checked
 from ..data.labels import HPAError
 from ..batches.tensors import composite
-from ..data.channels import grey_levels, resize_plane
+from ..formats.channels import grey_levels, resize_plane
 
 # %% ../../nbs/cells/10_segmentation.ipynb #9b6aa27c
 class CellError(HPAError): "Cells that can't be outlined, masks that can't be used, or a submission that can't be made."

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np, pandas as pd
 from ..basics.errors import *
 from ..basics.paths import *
-from .names import *
-from .channels import *
-from .formats import *
+from ..formats.names import *
+from ..formats.channels import *
+from ..formats.pictures import *
 from .reader import *
 from .reader import look_at_header
 

@@ -13,7 +13,7 @@ from .labels import *
 from ..basics.errors import *
 from ..basics.processes import *
 from .files import *
-from .formats import *
+from ..formats.pictures import *
 from .depth import reader_for
 from .reader import *
 

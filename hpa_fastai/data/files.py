@@ -16,11 +16,11 @@ from ..basics.paths import *
 from ..basics.spreadsheets import *
 from .labels import *
 from .label_tables import *
-from .names import *
+from ..formats.names import *
 from .folders import *
-from .dyes import *
-from .channels import *
-from .formats import open_planes
+from ..formats.dyes import *
+from ..formats.channels import *
+from ..formats.pictures import open_planes
 
 # %% ../../nbs/data/30_files.ipynb #5c1aeae4
 _NamedFile = namedtuple('_NamedFile', 'folder name Id channel') # channel: None for a file of all channels

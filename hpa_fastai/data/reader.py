@@ -14,12 +14,12 @@ import numpy as np, pandas as pd
 from PIL import Image
 from fastcore.basics import patch
 from ..basics.errors import *
-from .names import *
-from .dyes import *
+from ..formats.names import *
+from ..formats.dyes import *
 from .files import *
 from .folders import fov_stamp
-from .channels import *
-from .formats import *
+from ..formats.channels import *
+from ..formats.pictures import *
 
 # %% ../../nbs/data/60_reader.ipynb #ba0b3788
 FULL_PIXEL = .08 # µm per pixel of a field of view of the Human Protein Atlas at full size

@@ -18,11 +18,11 @@ from ..basics.error_groups import *
 from ..basics.errors import *
 from ..basics.paths import *
 from ..basics.spreadsheets import *
-from .names import *
+from ..formats.names import *
 from .folders import *
 from .files import *
-from .channels import *
-from .formats import *
+from ..formats.channels import *
+from ..formats.pictures import *
 from .reader import *
 from .depth import *
 from .labels import *

@@ -18,11 +18,11 @@ from ..basics.environment import tqdm_bar
 from ..basics.errors import HPAError
 from ..basics.paths import is_empty_folder, is_url, path_text
 from ..basics.workbooks import check_rows
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..data.folders import fov_stamp
 from ..data.files import image_table, plain_source
 from ..data.reader import check_fields
-from ..data.formats import count_workers
+from ..formats.pictures import count_workers
 from ..data.depth import Depth, find_depth
 from ..batches.sources import Sources
 from ..batches.streaming import *

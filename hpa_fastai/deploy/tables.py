@@ -20,7 +20,7 @@ from ..basics.paths import near_beside, path_text, same_form, spell_out
 from ..basics.spreadsheets import find_delimiter, is_excel, read_text, to_numbers
 from ..basics.workbooks import Sheet, check_openpyxl, read_sheets, write_workbook
 from ..data.labels import HPA19, HPA28, ZTG10, LabelSet, get_labels
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..batches.splits import antibody_of
 
 # %% ../../nbs/deploy/50_tables.ipynb #581f2415

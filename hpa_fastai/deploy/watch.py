@@ -14,11 +14,11 @@ from ..basics.arguments import checked
 from ..basics.environment import tqdm_bar
 from ..basics.errors import HPAError, ImageError
 from ..basics.paths import path_text
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..data.folders import fov_stamp
 from ..data.depth import Depth
 from ..data.files import find_images
-from ..data.channels import wanted_channels
+from ..formats.channels import wanted_channels
 from .tables import *
 from .journal import *
 from .predictor import Predictor

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..batches.settings import normalize, std_floor
 
 # %% ../../nbs/evaluate/75_picture_statistics.ipynb #b4d099fe

@@ -21,7 +21,7 @@ from ..basics.processes import *
 from ..data.files import attach_images, find_images
 from ..data.labels import HPA28, LabelSet, get_labels
 from ..data.label_tables import read_labels
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..data.reader import ImageReader
 from ..batches.loaders import HPADataLoaders
 from ..batches.splits import antibody_of, group_codes

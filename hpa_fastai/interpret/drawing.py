@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from ..basics.errors import HPAError
 from ..basics.paths import path_text, write_whole
 from ..basics.packages import version_of
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..deploy.bundle import Bundle
 from ..deploy.tables import check_out
 

@@ -17,7 +17,7 @@ from scipy.stats import binomtest, fisher_exact
 from ..basics.arguments import checked
 from ..basics.errors import HPAError, ImageError
 from ..data.labels import LabelSet
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..data.depth import reader_for
 from ..batches.tensors import read_images
 from ..batches.splits import antibody_of, group_codes

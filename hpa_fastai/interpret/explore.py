@@ -19,7 +19,7 @@ from ..basics.errors import ImageError
 from ..basics.paths import find_label_file
 from ..data.labels import *
 from ..data.label_tables import *
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..data.folders import as_source
 from ..basics.arguments import *
 from ..data.files import *

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from PIL import Image
 from ..basics.errors import HPAError, ImageError
 from ..basics.paths import id_form
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from ..data.files import attach_images
 from ..data.reader import ImageReader
 from ..batches.scale import Scale, scale_of

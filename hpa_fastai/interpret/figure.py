@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from ..basics.arguments import as_list, checked
 from ..basics.errors import HPAError
 from ..basics.paths import id_form
-from ..data.names import CHANNELS
-from ..data.channels import wanted_channels
+from ..formats.names import CHANNELS
+from ..formats.channels import wanted_channels
 from ..data.depth import reader_for
 from ..data.reader import ImageReader
 from ..batches.show import round_length

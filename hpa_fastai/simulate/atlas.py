@@ -15,7 +15,7 @@ from PIL import Image
 from ..basics.arguments import checked
 from ..basics.paths import path_text
 from ..data.labels import HPA28, LabelSet, get_labels
-from ..data.names import CHANNELS
+from ..formats.names import CHANNELS
 from .field import PSF_UM, SimulateError
 from .cells import Cells
 from .lines import ATLAS_LINES

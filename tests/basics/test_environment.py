@@ -10,7 +10,7 @@ import pytest
 
 from hpa_fastai.basics import environment
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 
 BARE = dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONIOENCODING='ascii', HOME='/proc/nowhere',
             MPLBACKEND='module://not_installed.backend')

@@ -10,7 +10,7 @@ from PIL import Image
 from hpa_fastai.batches.tensors import TensorRGBY
 from hpa_fastai.batches.settings import ImageSettings, normalize, resize
 from hpa_fastai.batches.transforms import AugmentRGBY, MoveRGBY, NormalizeRGBY, ResizeRGBY, random_affine
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.data.reader import ImageReader
 
 

@@ -22,7 +22,7 @@ from hpa_fastai.cells.segmentation import CellError, segment_cells
 from hpa_fastai.cli.main import main
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.labels import HPA19, LabelSet
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.deploy.bundle import BundleError

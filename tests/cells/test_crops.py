@@ -13,7 +13,7 @@ from hpa_fastai.batches.settings import CellCrop
 from hpa_fastai.cells.cells import predict_cells
 from hpa_fastai.cells.crops import CellCrops, file_pixel_size
 from hpa_fastai.cells.segmentation import CellError, segment_cells
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.simulate.atlas import simulate_fov
 

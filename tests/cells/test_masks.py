@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from hpa_fastai.cells.masks import *
 from hpa_fastai.cells.segmentation import CellError
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.simulate.atlas import simulate_fov
 
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 from hpa_fastai.cli.main import main
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 
 
 @pytest.mark.parametrize('change, words', [

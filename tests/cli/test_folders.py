@@ -11,7 +11,7 @@ from hpa_fastai.basics.errors import ImageError
 from hpa_fastai.batches.loaders import HPADataLoaders
 from hpa_fastai.cli.main import main
 from hpa_fastai.data.labels import HPA28
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.data.verify import verify_folder
 from hpa_fastai.deploy.predictor import Predictor

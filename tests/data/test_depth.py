@@ -8,8 +8,8 @@ from hpa_fastai.batches.loaders import HPADataLoaders
 from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.data.depth import Depth, find_depth, reader_for
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.formats import png_chunk
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.pictures import png_chunk
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.data.verify import verify_folder
 from pictures import as_camera

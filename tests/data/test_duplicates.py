@@ -2,7 +2,7 @@
 
 import numpy as np, pytest
 from PIL import Image
-from hpa_fastai.data.names import *
+from hpa_fastai.formats.names import *
 from hpa_fastai.data.files import *
 from hpa_fastai.data.duplicates import *
 from hpa_fastai.simulate.atlas import simulate_fov

@@ -8,7 +8,7 @@ from PIL import Image
 
 from hpa_fastai.basics.errors import ImageError
 from hpa_fastai.data.files import attach_images, find_images
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.batches.tensors import TensorRGBY, read_image, read_images
 from pictures import picture, plane_files, read, same, write

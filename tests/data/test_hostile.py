@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from hpa_fastai.data.formats import png_chunk
+from hpa_fastai.formats.pictures import png_chunk
 from pictures import encoded
 
 zarr, numcodecs = pytest.importorskip('zarr', minversion='3'), pytest.importorskip('numcodecs')
@@ -23,9 +23,9 @@ import json, resource, sys
 from pathlib import Path
 import numpy as np, tifffile, zarr
 from hpa_fastai.basics.errors import ImageError
-from hpa_fastai.data.formats import open_planes
-from hpa_fastai.data.folders import ome_set
-from hpa_fastai.batches.scale import stated_pixel_size
+from hpa_fastai.formats.pictures import open_planes
+from hpa_fastai.formats.ome import ome_set
+from hpa_fastai.formats.pixel_size import stated_pixel_size
 from hpa_fastai.cells.masks import read_mask
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3
 def tried(read):

@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest, tifffile
 from PIL import Image
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.basics.errors import ImageError
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.labels import HPA19, HPA28, ZTG10, HPAError, LabelError
 from hpa_fastai.data.label_tables import read_labels

@@ -16,7 +16,7 @@ from hpa_fastai.data.files import find_images
 from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.basics.errors import HPAError
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.interpret.drift import compare_run, monitor, plot_names, plot_traits, run_traits
 from hpa_fastai.evaluate.reference import *
 from hpa_fastai.batches.splits import antibody_of

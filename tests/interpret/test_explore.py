@@ -7,7 +7,7 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from hpa_fastai.data.labels import *
 from hpa_fastai.data.label_tables import *
-from hpa_fastai.data.names import *
+from hpa_fastai.formats.names import *
 from hpa_fastai.batches.sources import sources_of
 from hpa_fastai.data.files import *
 from hpa_fastai.batches.splits import *

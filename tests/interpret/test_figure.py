@@ -9,7 +9,7 @@ from hpa_fastai.basics.errors import HPAError
 from hpa_fastai.cli.main import main
 from hpa_fastai.data.labels import HPA28
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.interpret.fields import FINE, grey_ranges, read_results, typical_fields
 from hpa_fastai.interpret.figure import figure
 from hpa_fastai.interpret.drawing import FONT_SIZE, text_width

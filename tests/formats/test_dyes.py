@@ -1,9 +1,9 @@
 "Dyes and markers in the spellings that people use, and what they may decide."
 import pytest
 
-from hpa_fastai.data.dyes import (
+from hpa_fastai.formats.dyes import (
     CHANNEL_MEANING, channel_of, describe_channels, describe_doubts, is_other_light, name_channels, words_in)
-from hpa_fastai.data.names import CHANNELS
+from hpa_fastai.formats.names import CHANNELS
 
 
 SPELLINGS = {

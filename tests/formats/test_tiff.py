@@ -10,9 +10,9 @@ import tifffile
 
 from hpa_fastai.basics.errors import ImageError
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.names import CHANNELS
-from hpa_fastai.data.channels import MAX_PIXELS
-from hpa_fastai.data.formats import open_planes
+from hpa_fastai.formats.names import CHANNELS
+from hpa_fastai.formats.channels import MAX_PIXELS
+from hpa_fastai.formats.pictures import open_planes
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.batches.tensors import read_image
 from hpa_fastai.data.verify import verify_folder
@@ -93,7 +93,7 @@ def test_a_folder_called_zarr(tmp_path):
 
 
 def test_bombs_in_tiff_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr('hpa_fastai.data.tiff.tiff_pixels', lambda *args: pytest.fail('was decoded'))
+    monkeypatch.setattr('hpa_fastai.formats.tiff.tiff_pixels', lambda *args: pytest.fail('was decoded'))
     side = int(MAX_PIXELS**.5)+16
     tifffile.imwrite(tmp_path/'a.tif', np.zeros((side,side), np.uint8), compression='zlib')
     fails('is refused', tmp_path)

@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageFile
 
 from hpa_fastai.basics.errors import ImageError
-from hpa_fastai.data import formats
+from hpa_fastai.formats import pictures
 from hpa_fastai.data.files import find_images
-from hpa_fastai.data.formats import PNG_MAGIC, png_chunk
+from hpa_fastai.formats.pictures import PNG_MAGIC, png_chunk
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.batches.tensors import TensorRGBY, read_images
 from hpa_fastai.data.verify import verify_folder
@@ -111,7 +111,7 @@ def test_no_permission(tmp_path, monkeypatch):
     write(tmp_path, picture(64))
     def refuse(path): raise PermissionError(13, 'Permission denied', path)
     if os.geteuid(): os.chmod(tmp_path/'A1_red.png', 0)
-    else: monkeypatch.setattr('hpa_fastai.data.formats.open_image_file', refuse)
+    else: monkeypatch.setattr('hpa_fastai.formats.pictures.open_image_file', refuse)
     fails('A1_red.png: no permission to read it', tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_grey_png_is_the_same_by_few_threads_and_by_many(tmp_path, bits, monkeyp
     write(tmp_path, x)
     for num_workers, cores, how_often in ((1, 16, 4), (3, 16, 4), (4, 2, 4), (4, 16, 0)):
         used.clear()
-        monkeypatch.setattr('hpa_fastai.data.formats.default_workers', lambda: cores)
+        monkeypatch.setattr('hpa_fastai.formats.pictures.default_workers', lambda: cores)
         (_, img), = read_images(find_images(tmp_path), ImageReader(), num_workers)
         assert same(img, x if bits==8 else x//257) and len(used)==how_often
 
@@ -140,7 +140,7 @@ def test_what_the_decoder_of_grey_png_refuses_goes_to_pillow(tmp_path, monkeypat
 @pytest.fixture(params=['few threads', 'many threads', 'lenient Pillow', 'narrow Pillow'])
 def any_decoder(request, monkeypatch):
     "Each way of decoding, and settings of Pillow that other code in a notebook may have changed"
-    monkeypatch.setattr(formats._thread, 'one_of_many', request.param=='many threads', raising=False)
+    monkeypatch.setattr(pictures._thread, 'one_of_many', request.param=='many threads', raising=False)
     if request.param=='lenient Pillow': monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
     if request.param=='narrow Pillow': monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
 
@@ -199,7 +199,7 @@ def test_cut_jpg_is_refused(tmp_path, any_decoder, loss, progressive):
 @pytest.mark.parametrize('threads', ['few', 'many'])
 @pytest.mark.parametrize('depth,colour', [(2,0), (4,0), (8,0), (16,0), (8,2), (16,2), (8,4), (16,4), (8,6), (16,6)])
 def test_png_of_any_depth(tmp_path, depth, colour, threads, monkeypatch):
-    monkeypatch.setattr(formats._thread, 'one_of_many', threads=='many', raising=False)
+    monkeypatch.setattr(pictures._thread, 'one_of_many', threads=='many', raising=False)
     top, n = 2**depth-1, {0:1, 2:3, 4:2, 6:4}[colour]
     a = RNG.integers(0, top+1, (24, 37, n))
     a[0, :, :3], a[0, 0, :3] = 0, top
@@ -221,4 +221,4 @@ def test_a_png_packed_in_a_way_that_does_not_exist_is_refused(tmp_path, numbers)
     path.write_bytes(PNG_MAGIC + png_chunk(b'IHDR', head) + path.read_bytes()[33:])
     for header in (True, False):
         with pytest.raises(ImageError, match='packing that does not exist'):
-            formats.open_planes(str(path), header=header)
+            pictures.open_planes(str(path), header=header)
