@@ -177,8 +177,8 @@ OPTIONS = dict(
                                      'fields (0.08 µm at full size), or for pictures of several scales. A model that '
                                      'you train knows the scale of its pictures, unless they differ: then give the '
                                      'size when you train it and when you use it'),
-    z=dict(choices=('max', 'channels'), help='max: take the maximum of a Z stack; channels: the planes of the stack '
-                                             'are the channels'),
+    z=dict(choices=('max', 'sharpest', 'channels'), help='of a Z stack, take the maximum or the sharpest plane; '
+                                                         'channels: the planes of the stack are the channels'),
     # the network
     arch=dict(help='the network: hpa-densenet121, hpa-inception-v3-cells, subcell-vit, smallresnet, lenet5, or any of '
                    'timm or torchvision. By default hpa-densenet121 (trained on the real atlas) if its weights are '

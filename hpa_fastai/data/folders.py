@@ -18,6 +18,7 @@ from ..basics.spreadsheets import *
 from ..formats.names import *
 from ..formats.channels import *
 from ..formats.ome import *
+from ..formats.addresses import *
 
 # %% ../../nbs/data/20_folders.ipynb #0157d8b6
 LeftOut = namedtuple('LeftOut', 'group file detail')
@@ -217,8 +218,9 @@ def fov_stamp(
     "Identify the version of the files of a field of view."
     stamps = []
     for path in dict.fromkeys(row[c] for c in CHANNELS if isinstance(row[c], str)):
-        try: stamps.append(file_stamp(path))
-        except OSError: stamps.append((path, None))
+        for file in parse_address(path).files:
+            try: stamps.append(file_stamp(file))
+            except OSError: stamps.append((file, None))
     return hashlib.blake2b(json.dumps(stamps).encode(), digest_size=8).hexdigest()
 
 # %% ../../nbs/data/20_folders.ipynb #c71e9349
@@ -229,7 +231,7 @@ def layout_of(
 ) -> str: # 'channels', 'single' or 'zarr'
     "Tell from the paths of the four channels how a field of view is stored."
     if len(set(paths))>1 or paths[0] is None: return 'channels'
-    return 'zarr' if str(paths[0]).rstrip('/').lower().endswith('.zarr') else 'single'
+    return 'zarr' if is_zarr(str(paths[0])) else 'single'
 
 # %% ../../nbs/data/20_folders.ipynb #4d26cbae
 def read_paths(

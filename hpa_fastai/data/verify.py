@@ -19,6 +19,7 @@ from ..basics.errors import *
 from ..basics.paths import *
 from ..basics.spreadsheets import *
 from ..formats.names import *
+from ..formats.addresses import parse_address
 from .folders import *
 from .files import *
 from ..formats.channels import *
@@ -53,12 +54,14 @@ def file_size_and_end(
 
 # %% ../../nbs/data/62_verify.ipynb #5381157c
 def check_file(
-    path:str, # of the file
+    path:str, # of the file, or another address of `parse_address`
     z:str|None=None, # as in `ImageReader`
     deep:bool=False, # check the codes of a JPG, too
     alone:bool=False, # as in `open_planes`
 ) -> tuple[Planes, tuple]: # what the header says, and (size, end) of the file
-    "Read the header of one file; raise an `ImageError` if it cannot be read."
+    "Read the header of one file, or of each file of a stack; raise an `ImageError` if it cannot be read."
+    files = parse_address(path).files
+    if len(files)>1 and z in ('max', 'sharpest'): return [check_file(file, z, deep, alone) for file in files][0]
     p = open_planes(path, z=z, header=True, alone=alone)
     if deep and p.format.startswith('JPEG'):
         with naming_file(path), open_image_file(path) as f: check_jpeg_codes(f.read())

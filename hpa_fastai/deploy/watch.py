@@ -15,6 +15,7 @@ from ..basics.environment import tqdm_bar
 from ..basics.errors import HPAError, ImageError
 from ..basics.paths import path_text
 from ..formats.names import CHANNELS
+from ..formats.addresses import parse_address
 from ..data.folders import fov_stamp
 from ..data.depth import Depth
 from ..data.files import find_images
@@ -32,9 +33,14 @@ def _file_state(path):
         return max((f.stat().st_mtime_ns for f in Path(path).rglob('*') if f.is_file()), default=None)
     return (status.st_size, status.st_mtime_ns) if status.st_size else None
 
+def _state_of(address):
+    "Return the states of the files of an address; None if one is missing or empty."
+    states = tuple(map(_file_state, parse_address(address).files))
+    return None if None in states else states
+
 def _states(files):
     "Return the states of the files of a field of view."
-    return tuple(file and _file_state(file) for file in files)
+    return tuple(file and _state_of(file) for file in files)
 
 def _files_of(table):
     "List the four files of each field of view."
@@ -150,7 +156,7 @@ def _wake_ups(folder, poll, stop, every=1.):
 # %% ../../nbs/deploy/90_watch.ipynb #3ff8813e
 def _why_incomplete(row, channels):
     "Say what a field of view lacks."
-    lacking = [c for c in channels if not row[c] or _file_state(row[c]) is None]
+    lacking = [c for c in channels if not row[c] or _state_of(row[c]) is None]
     if lacking: return f'{row["Id"]}: never completed: no {" and no ".join(lacking)} channel'
     return f'{row["Id"]}: never completed: its files kept changing or could not be read'
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MIN_SIDE', 'MAX_BYTES', 'MOST_METADATA', 'PILLOW_BANDS', 'Planes', 'check_size', 'check_planes',
            'check_length', 'no_pixels', 'damaged', 'check_mode', 'planes_of_pillow', 'likely_axes', 'setting_text',
-           'planes_of_array', 'wanted_channels', 'no_such_channels', 'ChannelMap', 'assign_channels', 'full_range',
-           'percentile_range', 'resize_plane', 'to_grey_levels', 'grey_levels']
+           'is_a_stack', 'planes_of_array', 'wanted_channels', 'no_such_channels', 'ChannelMap', 'assign_channels',
+           'full_range', 'percentile_range', 'resize_plane', 'to_grey_levels', 'grey_levels']
 
 # %% ../../nbs/formats/20_channels.ipynb #b530f234
 import math, re, shlex
@@ -20,7 +20,7 @@ from .dyes import *
 # %% ../../nbs/formats/20_channels.ipynb #dd18e1d5
 class Planes(NamedTuple):
     "The planes of a picture, and what is known about them"
-    planes:list            # 2-D arrays or Pillow images; None in their place if only the header was read
+    planes:list            # 2-D arrays or Pillow images, or stacks Z×H×W; None if only the header was read
     size:tuple             # width and height in the file
     kind:str               # 'grey', 'colour' or 'stack'
     names:list|None=None   # of the planes, from the metadata
@@ -131,29 +131,44 @@ def setting_text(
     return f"{name}={shown!r} (in a shell: --{name.replace('_', '-')} {shlex.quote(text)})"
 
 # %% ../../nbs/formats/20_channels.ipynb #13edab97
-def _resolve_stack(a, axes, z):
-    "Remove the axes T and Z of an array by the setting `z`, or raise an error that names the choices."
+def is_a_stack(
+    n:int, # planes along Z
+    is_alone:bool=False, # whether Z is the only axis besides height and width
+) -> ImageError:
+    "Make the error for a Z stack if no setting says what to do with it."
+    or_channels = f", or if they are channels say {setting_text('z', 'channels')}" if is_alone else ''
+    return ImageError(f"a Z stack of {n} planes; project it first, or say {setting_text('z', 'max')} to take the "
+                      f"maximum, {setting_text('z', 'sharpest')} to take the sharpest plane{or_channels}")
+
+def _resolve_stack(a, axes, z, time=None):
+    "Remove the axes T and Z of an array by settings, or raise an error that names the choices."
+    if 'T' in axes and time is not None:
+        i, n = axes.index('T'), a.shape[axes.index('T')]
+        if time>=n: raise ImageError(f'no time point number {time}, counted from 0: there are {n}', 'no such plane')
+        a, axes = a[(slice(None),)*i + (time,)], axes[:i]+axes[i+1:]
     if z=='channels' and a.ndim==3: return a, ['C' if c in 'TZ' else c for c in axes]
-    or_channels = f", or if they are channels say {setting_text('z', 'channels')}" if a.ndim==3 else ''
     if 'T' in axes:
-        n = a.shape[axes.index('T')]
-        raise ImageError(f'{n} time points; write each field of view to a separate file{or_channels}')
+        or_channels = f", or if they are channels say {setting_text('z', 'channels')}" if a.ndim==3 else ''
+        raise ImageError(f"{a.shape[axes.index('T')]} time points; say {setting_text('time', 'first')} to take the "
+                         f"first, {setting_text('time', 'all')} to take each as a field of view{or_channels}")
     if 'Z' not in axes: return a, axes
     i = axes.index('Z')
     only_zeros = not any(a.strides)  # in place of pixels that were not read
-    if z=='max': return a[(slice(None),)*i + (0,)] if only_zeros else a.max(i), axes[:i]+axes[i+1:]
-    raise ImageError(f"a Z stack of {a.shape[i]} planes; project it first, or say {setting_text('z', 'max')} "
-                     f"to take the maximum{or_channels}")
+    if z in ('max', 'sharpest') and only_zeros: return a[(slice(None),)*i + (0,)], axes[:i]+axes[i+1:]
+    if z=='max': return a.max(i), axes[:i]+axes[i+1:]
+    if z=='sharpest': return a, axes
+    raise is_a_stack(a.shape[i], a.ndim==3)
 
 # %% ../../nbs/formats/20_channels.ipynb #82094e40
 def planes_of_array(
     a:np.ndarray, # of any number of axes
     axes:str, # a letter for each, as OME does: T, Z, C, Y, X, and S for the samples of a colour
-    z:str|None=None, # 'max' projects a Z stack, 'channels' takes its planes for channels
+    z:str|None=None, # 'max' projects a Z stack, 'sharpest' keeps it, 'channels' takes its planes for channels
     names:list|None=None, # of the planes, from the metadata
     colour:bool=False, # whether the planes are those of a colour picture
     form:str='array', # format of the file
     bits:int|None=None, # of a value, if the file states fewer than its type has
+    time:int|None=None, # number of the time point, from 0
 ) -> Planes:
     "Split an array into planes."
     if a.dtype.kind=='b':
@@ -165,12 +180,13 @@ def planes_of_array(
         if a.shape[i]==1 and axes[i] not in 'YX':
             a = a[(slice(None),)*i + (0,)]
             del axes[i]
-    a, axes = _resolve_stack(a, axes, z)
-    more = [c for c in axes if c not in 'YX']
+    a, axes = _resolve_stack(a, axes, z, time)
+    is_deep = z=='sharpest' and 'Z' in axes
+    more = [c for c in axes if c not in ('YXZ' if is_deep else 'YX')]
     if len(more)>1:
         shape = 'x'.join(map(str, a.shape))
         raise ImageError(f'axes {"".join(axes)} of {shape}: more than channels, height and width')
-    a = a.transpose([axes.index(c) for c in (*more,'Y','X')])
+    a = a.transpose([axes.index(c) for c in (*more, *('Z' if is_deep else ''), 'Y', 'X')])
     h,w = a.shape[-2:]
     check_size(w, h)
     planes = list(a) if more else [a]

@@ -218,8 +218,9 @@ def open_zarr(
 # %% ../../nbs/formats/50_ome_zarr.ipynb #b0f271d8
 def read_zarr(
     path:str, # folder, or URL of one
-    z:str|None=None, # 'max' projects a Z stack, 'channels' takes its planes for channels
+    z:str|None=None, # 'max' projects a Z stack, 'sharpest' keeps it, 'channels' takes its planes for channels
     header:bool=False, # only what the description says; the planes are all zero
+    time:int|None=None, # number of the time point, from 0
 ) -> Planes:
     "Read the planes of an OME-Zarr picture at full resolution."
     a, attributes, files, opened, chunks = open_zarr(path, header)
@@ -238,7 +239,8 @@ def read_zarr(
         raise damaged(f'{without:,} planes or more have no chunk in the store')
     form = f'OME-Zarr ({absent} of {expected} chunks absent)' if absent>0 else 'OME-Zarr'
     is_empty = not there
-    p = planes_of_array(no_pixels(a.dtype, a.shape) if header or is_empty else a[:], axes, z, names, form=form)
+    pixels = no_pixels(a.dtype, a.shape) if header or is_empty else a[:]
+    p = planes_of_array(pixels, axes, z, names, form=form, time=time)
     if is_empty: empty = list(range(len(p.planes)))
     else: empty = [i for i,plane in enumerate(p.planes) if absent>0 and not header and not plane.any()]
     if empty:

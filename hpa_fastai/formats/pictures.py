@@ -17,6 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..basics.arguments import checked
 from ..basics.errors import *
 from ..basics.paths import *
+from .addresses import *
 from .channels import *
 from .tiff import *
 from .ome_zarr import *
@@ -241,41 +242,63 @@ def explain_unreadable(
     error:Exception, # what reading it raised
 ) -> ImageError: # that names the file
     "Explain an exception that was raised while reading a file."
-    is_zarr = path.rstrip('/').lower().endswith('.zarr') and (is_url(path) or os.path.exists(path))
+    is_of_zarr = is_zarr(path) and (is_url(path) or os.path.exists(path))
     is_absent, is_folder = isinstance(error, FileNotFoundError), os.path.isdir(path)
     what = f'{type(error).__name__}: {one_line(error)}'
     if isinstance(error, ImageError): found = error
     elif isinstance(error, HPAError): found = ImageError(str(error))
-    elif is_zarr and not is_folder and not is_url(path):
+    elif is_of_zarr and not is_folder and not is_url(path):
         found = ImageError('a file, but OME-Zarr is a folder', 'not an image')
-    elif is_zarr and is_absent:
+    elif is_of_zarr and is_absent:
         found = ImageError('a folder without the files that make it a zarr store (.zgroup or zarr.json); copy it again',
                            'not an image')
     elif is_absent and os.path.islink(path): found = ImageError('a link to a file that is not there', 'dangling link')
     elif is_absent: found = ImageError('no such file', 'no such file')
-    elif not is_zarr and (is_folder or isinstance(error, IsADirectoryError)):
+    elif not is_of_zarr and (is_folder or isinstance(error, IsADirectoryError)):
         found = ImageError('a folder, not a picture', 'not an image')
     elif isinstance(error, PermissionError): found = ImageError('no permission to read it', 'no permission')
-    elif is_zarr and 'codec' not in what.lower(): found = damaged(what)
-    elif not is_zarr and _signs_of_damage.search(f'{type(error).__name__} {error}'): found = damaged(one_line(error))
+    elif is_of_zarr and 'codec' not in what.lower(): found = damaged(what)
+    elif not is_of_zarr and _signs_of_damage.search(f'{type(error).__name__} {error}'): found = damaged(one_line(error))
     else: found = ImageError(f'cannot be read ({what}); copy it again, or save it with another program')
     return found.locate(file=path)
 
+# %% ../../nbs/formats/60_pictures.ipynb #74093a5c
+def _open_stack(files, target, z, header):
+    "Read a Z stack whose planes are files of their own, and project it by the setting `z`."
+    if z not in ('max', 'sharpest'): raise is_a_stack(len(files)).locate(file=files[0])
+    slices = []
+    for file in files[:1] if header else files:
+        p = open_planes(file, target, header=header, alone=True)
+        if len(p.planes)>1: raise ImageError(f'{len(p.planes)} planes in the file of one plane of a Z stack', file=file)
+        plane = np.asarray(p.planes[0])
+        if slices and (plane.shape!=slices[0].shape or plane.dtype!=slices[0].dtype):
+            raise ImageError(f'the other planes of its stack have {"x".join(map(str, slices[0].shape[::-1]))} px of '
+                             f'{slices[0].dtype}, this one {"x".join(map(str, plane.shape[::-1]))} px of {plane.dtype}',
+                             'sizes differ', file)
+        if z=='max' and slices: np.maximum(slices[0], plane, out=slices[0])
+        else:
+            check_planes((len(files) if z=='sharpest' else 1, *plane.shape), plane.itemsize)
+            slices.append(np.array(plane) if z=='max' else plane)
+    return p if header else p._replace(planes=[slices[0] if z=='max' else np.stack(slices)])
+
 # %% ../../nbs/formats/60_pictures.ipynb #42d09656
 def open_planes(
-    path:str, # file, zarr folder, or URL of one
+    path:str, # file, zarr folder, URL of one, or another address of `parse_address`
     target=lambda w,h: (w,h), # function from the size in the file to the wanted size; a JPG may be decoded smaller
-    z:str|None=None, # 'max' projects a Z stack, 'channels' takes its planes for channels
+    z:str|None=None, # 'max' projects a Z stack, 'sharpest' keeps it, 'channels' takes its planes for channels
     header:bool=False, # read only the header; the planes hold no pixels
     alone:bool=False, # the file of one channel: leave out the other files that its OME metadata name
 ) -> Planes:
     "Decode a picture of any format, which is recognised by its content, not by its name."
+    files, position, time = parse_address(path)
+    if len(files)>1: return _open_stack(files, target, z, header)
+    path = files[0]
     try:
-        if path.rstrip('/').lower().endswith('.zarr'): return read_zarr(path, z, header)
+        if is_zarr(path): return read_zarr(path, z, header, time)
         with open_image_file(path) as f:
             magic = f.read(8)
             f.seek(0)
-            if magic[:4] in _tiff_magic: return read_tiff(f, z, header, alone)
+            if magic[:4] in _tiff_magic: return read_tiff(f, z, header, alone, time)
             if magic[:4]==PNG_MAGIC[:4]: return read_png(f, header)
             if magic[:3]==_jpeg_magic: return read_jpeg(f, target, header)
         if not magic: raise ImageError('an empty file (0 bytes); copy it again', 'empty file')

@@ -8,6 +8,7 @@ __all__ = ['stated_pixel_size']
 # %% ../../nbs/formats/70_pixel_size.ipynb #ec755f45
 import os
 from ..basics.paths import is_url
+from .addresses import *
 from .ome import check_tiff_directories, ome_elements
 from .ome_zarr import open_zarr
 
@@ -53,10 +54,10 @@ def stated_pixel_size(
     path: str|os.PathLike,  # of a picture of any kind
 ) -> float|None:  # µm per pixel; None: the file states none
     "Read the size of a pixel in the metadata of a file."
-    path = os.fspath(path)
+    path = parse_address(os.fspath(path)).files[0]
     if is_url(path): return None
     try:
-        if path.rstrip('/').lower().endswith('.zarr'): return _of_zarr(path)
+        if is_zarr(path): return _of_zarr(path)
         if not path.lower().endswith(('.tif', '.tiff')): return None
         import tifffile
         with open(path, 'rb') as f:

@@ -172,9 +172,10 @@ def _suggested_bits(tif, series):
 # %% ../../nbs/formats/40_tiff.ipynb #44069cfa
 def read_tiff(
     f, # binary file
-    z:str|None=None, # 'max' projects a Z stack, 'channels' takes its planes for channels
+    z:str|None=None, # 'max' projects a Z stack, 'sharpest' keeps it, 'channels' takes its planes for channels
     header:bool=False, # only what the header says; the planes are all zero
     alone:bool=False, # without the other files that its OME metadata name
+    time:int|None=None, # number of the time point, from 0
 ) -> Planes:
     "Read the planes of a TIFF, ImageJ TIFF or OME-TIFF."
     import tifffile
@@ -184,16 +185,16 @@ def read_tiff(
         if len(tif.pages): check_tiff_statements(tif, folder)
         if alone and tif.is_ome and tif.ome_metadata.count('FileName=')>1:
             f.seek(0)
-            with tifffile.TiffFile(f, is_ome=False) as by_itself: return _planes_of_tiff(by_itself, f, z, header)
+            with tifffile.TiffFile(f, is_ome=False) as by_itself: return _planes_of_tiff(by_itself, z, header, time)
         names = files_of_ome(tif.ome_metadata, name) if tif.is_ome else []
         missing = [n for n in names if is_remote or not file_stat(os.path.join(folder, n)).st_size]
         if missing and len(names)>1:
             some = ', '.join(missing[:4]) + (', …' if len(missing)>4 else '')
             raise ImageError(f'one of {len(names)} files that are one field of view by their OME metadata; '
                              f'missing from its folder, or empty: {some}')
-        return _planes_of_tiff(tif, f, z, header)
+        return _planes_of_tiff(tif, z, header, time)
 
-def _planes_of_tiff(tif, f, z, header):
+def _planes_of_tiff(tif, z, header, time):
     "Read the planes of an opened TIFF."
     if len(tif.pages): check_tiff_pages(tif)
     pictures = tif.series
@@ -220,5 +221,5 @@ def _planes_of_tiff(tif, f, z, header):
     significant = [e.get('SignificantBits') for e in ome_elements(tif.ome_metadata, 'Pixels')] if tif.is_ome else []
     stated = [series.keyframe.bitspersample, *(int(bits) for bits in significant if bits)]
     are_fewer = series.dtype.kind=='u' and isinstance(stated[0], int) and min(stated)<8*series.dtype.itemsize
-    found = planes_of_array(pixels, axes, z, names, is_colour, 'TIFF', min(stated) if are_fewer else None)
+    found = planes_of_array(pixels, axes, z, names, is_colour, 'TIFF', min(stated) if are_fewer else None, time)
     return found._replace(hint=_suggested_bits(tif, series))
