@@ -123,6 +123,11 @@ def _write_fov(path, fov, masks, drawings, divisions, size, seed, stain_seed, di
         for file, plane in files.items(): Image.fromarray(plane).save(file, compress_level=1, compress_type=zlib.Z_RLE)
     except OSError as e: raise SimulateError(f'cannot write {file}: {e.strerror or e}') from e
 
+# %% ../../nbs/simulate/50_atlas.ipynb #1e44e38c
+_OF_ANY_SIZE = 28_000           # pixels that are drawn in the time that a field takes whatever its size
+_WORTH_PROCESSES = 5_000_000    # pixels that are drawn in three seconds, by one process
+
+
 # %% ../../nbs/simulate/50_atlas.ipynb #659e6362
 def simulate_atlas(
     path:str|Path,                  # folder to write: `train.csv`, `train/<Id>_<channel>.png`
@@ -136,12 +141,12 @@ def simulate_atlas(
     per_protein:Sequence[int]|None=None,    # antibodies of a protein, cell lines of an antibody, fields of a line
     variation:float=0.,             # share of the proteins some of whose cells differ; with `per_protein`
     masks:bool=False,               # write `masks/<Id>.png` too: 0 between cells, then 1, 2, …
-    num_workers:int|None=None,      # processes; None takes one a core
+    num_workers:int|None=None,      # processes; None: one a core where that is faster
     progress:bool=True,             # show a progress bar
     force:bool=False,               # replace a simulated atlas that is there
 )->pd.DataFrame:                    # Id, Target, antibody; TrueTarget if labels have errors; gene and more of a design
     "Write a Kaggle-style folder of simulated fields of view"
-    from loky import ProcessPoolExecutor
+    from loky import ProcessPoolExecutor, cpu_count
     from hpa_fastai.basics.environment import tqdm_bar
     n, size, seed, num_workers = checked(n=n, size=size, seed=seed, num_workers=num_workers, error=SimulateError)
     label_noise, variation = checked(label_noise=label_noise, variation=variation, error=SimulateError)
@@ -168,7 +173,8 @@ def simulate_atlas(
              row.varied and (row.varied, _drawings_of(row.varied.others, labels, difficulty)[0]))
             for i, row in enumerate(plan.itertuples())]
     with ExitStack() as processes:
-        few = n < 16 or num_workers in (0, 1)     # not worth the start of processes
+        if num_workers is None: num_workers = cpu_count() if n*(size**2 + _OF_ANY_SIZE) > _WORTH_PROCESSES else 1
+        few = n < 16 or num_workers < 2
         run = map if few else processes.enter_context(ProcessPoolExecutor(num_workers)).map
         written = run(_write_fov, *zip(*jobs))
         for _ in tqdm_bar(written, total=n, desc='simulating', unit='FOV', disable=not progress): pass

@@ -1,7 +1,7 @@
 "Simulated fields of view and atlases: what is drawn and written, and that it is the same every time."
 import json, subprocess, sys
 from pathlib import Path
-import numpy as np, pandas as pd, pytest
+import loky, numpy as np, pandas as pd, pytest
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from hpa_fastai.data.labels import HPA28, HPA19, ZTG10, HPAError, LabelSet
@@ -140,6 +140,15 @@ def test_other_label_sets(tmp_path, labels, header):
     df = quick(tmp_path/'a', n=len(labels), labels=labels, balance='even', num_workers=1)
     assert (tmp_path/'a'/'train.csv').read_text().splitlines()[0] == header
     assert read_labels(tmp_path/'a'/'train.csv', labels).Target.tolist() == df.Target.tolist()
+
+def test_processes_are_started_where_that_is_faster(tmp_path, monkeypatch):
+    class Started(Exception): "Processes were started."
+    def start(*args): raise Started
+    monkeypatch.setattr(loky, 'cpu_count', lambda: 4)
+    monkeypatch.setattr(loky, 'ProcessPoolExecutor', start)
+    assert len(quick(tmp_path/'small', n=40)) == 40
+    with pytest.raises(Started): quick(tmp_path/'large', n=60, size=256)
+    with pytest.raises(Started): quick(tmp_path/'asked', n=40, num_workers=2)
 
 def test_your_own_class_is_drawn_in_other_processes_too(tmp_path):
     @pattern('Ghost')
