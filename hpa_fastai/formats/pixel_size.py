@@ -9,19 +9,8 @@ __all__ = ['stated_pixel_size']
 import os
 from ..basics.paths import is_url
 from .addresses import *
-from .ome import check_tiff_directories, ome_elements
+from .ome import check_tiff_directories, in_um, ome_elements
 from .ome_zarr import open_zarr
-
-# %% ../../nbs/formats/70_pixel_size.ipynb #25a4c08d
-_metres = {'nm': 1e-9, 'nanometer': 1e-9, 'nanometre': 1e-9, 'um': 1e-6, 'µm': 1e-6, 'μm': 1e-6, '\\u00b5m': 1e-6,
-           'micron': 1e-6, 'microns': 1e-6, 'micrometer': 1e-6, 'micrometre': 1e-6, 'mm': 1e-3, 'millimeter': 1e-3,
-           'cm': 1e-2, 'm': 1., 'meter': 1.}
-
-def _in_um(size, unit):
-    "Convert a length to µm; None if no light microscope has pixels of this size."
-    try: um = float(size)*_metres[str(unit).strip().lower()]*1e6
-    except (KeyError, TypeError, ValueError): return None
-    return round(um, 6) if .01<=um<=20 else None
 
 # %% ../../nbs/formats/70_pixel_size.ipynb #90277be7
 def _of_tiff(tif):
@@ -29,16 +18,16 @@ def _of_tiff(tif):
     if tif.is_ome:
         pixels = next(iter(ome_elements(tif.ome_metadata, 'Pixels')), None)
         if pixels is not None and pixels.get('PhysicalSizeX'):
-            return _in_um(pixels.get('PhysicalSizeX'), pixels.get('PhysicalSizeXUnit', 'µm'))
+            return in_um(pixels.get('PhysicalSizeX'), pixels.get('PhysicalSizeXUnit', 'µm'))
     plane = (tif.metaseries_metadata or {}).get('PlaneInfo', {}) if tif.is_metaseries else {}
     if plane.get('spatial-calibration-state'):
-        return _in_um(plane.get('spatial-calibration-x'), plane.get('spatial-calibration-units'))
+        return in_um(plane.get('spatial-calibration-x'), plane.get('spatial-calibration-units'))
     tags = tif.pages[0].tags
     if 'XResolution' not in tags: return None
     pixels, units = tags['XResolution'].value
     unit = (tif.imagej_metadata or {}).get('unit') if tif.is_imagej else None
     if unit is None and 'ResolutionUnit' in tags and tags['ResolutionUnit'].value==3: unit = 'cm'
-    return _in_um(units/pixels, unit) if pixels else None
+    return in_um(units/pixels, unit) if pixels else None
 
 # %% ../../nbs/formats/70_pixel_size.ipynb #d98edbb1
 def _of_zarr(path):
@@ -47,7 +36,7 @@ def _of_zarr(path):
     axis = next((i for i, axis in enumerate(scales['axes']) if axis['name']=='x'), None)
     steps = scales['datasets'][0].get('coordinateTransformations', [])
     scale = next((step['scale'] for step in steps if step.get('type')=='scale'), None)
-    return None if scale is None or axis is None else _in_um(scale[axis], scales['axes'][axis].get('unit'))
+    return None if scale is None or axis is None else in_um(scale[axis], scales['axes'][axis].get('unit'))
 
 # %% ../../nbs/formats/70_pixel_size.ipynb #f580bbe8
 def stated_pixel_size(
