@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['Piece', 'read_czi_directory', 'Region', 'czi_regions', 'czi_positions', 'read_czi']
 
-# %% ../../nbs/formats/55_czi.ipynb #6133a606
+# %% ../../nbs/formats/55_czi.ipynb #6f8400db
 import os, struct
-from contextlib import contextmanager
 from typing import NamedTuple
 from xml.etree import ElementTree
 import numpy as np

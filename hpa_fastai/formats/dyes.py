@@ -76,11 +76,12 @@ def words_in(
 def channel_of(
     name:str, # of a plane, or a part of the name of a file
 ) -> tuple[str|None, bool]: # the channel, or None if it is not known; and whether a marker says so
-    "Tell which channel a dye or a marker belongs to."
+    "Tell which channel a dye or a marker belongs to; a colour on the screen (LUT) counts as a dye."
     words = [word for word in words_in(name) if word.channel]
+    is_screen_colour = name.endswith(' LUT')
     for is_marker in (True, False):
         channels = {word.channel for word in words if word.is_marker==is_marker}
-        if channels: return (channels.pop() if len(channels)==1 else None), is_marker
+        if channels: return (channels.pop() if len(channels)==1 else None), is_marker and not is_screen_colour
     return None, False
 
 # %% ../../nbs/formats/00_dyes.ipynb #96ce68ee
@@ -120,10 +121,11 @@ def describe_channels(
 ) -> str:
     "Say which name is which channel, and why."
     said = ', '.join(f'{name} is {channel} ({CHANNEL_MEANING[channel]})' for channel,name in found.items())
-    dyes = [name for name in found.values() if name in set(guessed)]
-    if not dyes: return said
-    are_dyes = 'is a dye' if len(dyes)==1 else 'are dyes'
-    return f'{said}; {", ".join(dyes)} {are_dyes}, taken as in the Human Protein Atlas'
+    guesses = [name for name in found.values() if name in set(guessed)]
+    if not guesses: return said
+    is_one, are_of_screen = len(guesses)==1, guesses[0].endswith(' LUT')
+    what = ('a colour' if is_one else 'colours') + ' on the screen' if are_of_screen else 'a dye' if is_one else 'dyes'
+    return f'{said}; {", ".join(guesses)} {"is" if is_one else "are"} {what}, taken as in the Human Protein Atlas'
 
 def describe_doubts(
     doubts:dict, # channel: the names that all fit it

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['check_lif', 'check_xlef', 'opened_lif', 'lif_positions', 'read_lif']
 
-# %% ../../nbs/formats/54_lif.ipynb #fe3bfb1e
-import os, re, struct
+# %% ../../nbs/formats/54_lif.ipynb #030d4377
+import os, re, struct, sys
 from contextlib import contextmanager
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -133,14 +133,16 @@ def _position_of_image(number, image, tile):
                     sizes.get('T', 1), in_um(x[1]-x[0], 'm') if len(x)>1 else None, image.dtype.name,
                     few if 0<few<8*image.dtype.itemsize and image.dtype.kind=='u' else None, is_colour, why_not)
 
-# %% ../../nbs/formats/54_lif.ipynb #48782478
+# %% ../../nbs/formats/54_lif.ipynb #e13153df
 @contextmanager
 def opened_lif(
     path:str, # local file
 ): # yields a `LifFile` of `liffile`
     "Open a file of Leica after a look at all that the library believes."
+    if sys.version_info<(3, 11): raise needs_library('LIF', 'Python 3.11 or later with liffile', 'lif')
     try: import liffile
     except ImportError: raise needs_library('LIF', 'liffile', 'lif') from None
+    if not hasattr(liffile.LifImage, 'frame'): raise needs_library('LIF', 'liffile 2026.2.16 or later', 'lif')
     is_text = path.lower().endswith(('.xlef', '.xlif', '.xlcf'))
     if is_text: check_xlef(path)
     else:

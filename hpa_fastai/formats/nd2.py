@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['nd2_parts', 'nd2_positions', 'read_nd2']
 
-# %% ../../nbs/formats/56_nd2.ipynb #50ab7a18
-import math, os, re, struct, zlib
+# %% ../../nbs/formats/56_nd2.ipynb #56762db9
+import os, re, struct, zlib
 from contextlib import contextmanager
 import numpy as np
 from ..basics.errors import *
@@ -105,7 +105,7 @@ def nd2_positions(
     "List the points of an ND2."
     with _opened(path) as (opened, _): return _describe(opened)[0]
 
-# %% ../../nbs/formats/56_nd2.ipynb #da6fc659
+# %% ../../nbs/formats/56_nd2.ipynb #3b3a04a8
 def _check_frame(path, at, a, n_values):
     "Refuse a frame of an ND2 that is not whole, or is larger than stated when it is unpacked."
     n_frame = a.heightPx*a.widthBytes
@@ -132,7 +132,8 @@ def read_nd2(
         positions, loops = _describe(opened)
         p, a = pick_position(positions, position), opened.attributes
         n, itemsize = len(p.channels)*(3 if p.is_colour else 1), np.dtype(p.dtype).itemsize
-        if not p.why_not and n!=a.componentCount: raise damaged(f'{n} channels have names, and {a.componentCount} are there')
+        if not p.why_not and n!=a.componentCount:
+            raise damaged(f'{n} channels have names, and {a.componentCount} are there')
         is_wide = a.widthBytes>=p.width*n*itemsize
         frames = {}
         def read(c, k, t):
