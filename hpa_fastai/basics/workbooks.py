@@ -11,7 +11,7 @@ import datetime, io, itertools, os, re, warnings, zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-import numpy as np
+import numpy as np, pandas as pd
 from .errors import *
 from .paths import *
 from .words import *
@@ -183,7 +183,7 @@ def _written(sheet, value, styled):
     from openpyxl.cell import WriteOnlyCell
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     if isinstance(value, (np.bool_, np.number)): value = value.item()
-    if value is None or isinstance(value, float) and not np.isfinite(value): return None
+    if value is None or value is pd.NA or isinstance(value, float) and not np.isfinite(value): return None
     if not isinstance(value, str):
         if not styled: return value
         styled.value = value

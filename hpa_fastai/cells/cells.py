@@ -27,6 +27,7 @@ from ..data.files import plain_source
 from ..data.depth import Depth
 from ..data.reader import ImageReader, center_on, geometry
 from ..deploy.tables import *
+from ..deploy.beside import columns_beside, further_columns
 from ..deploy.journal import *
 from ..deploy.embeddings import EmbeddingFile
 from ..deploy.predictor import *
@@ -260,7 +261,8 @@ def fill(self:_CellRun, journal, progress):
             if embeddings is None: embeddings = np.full((len(rows), self.predictor.n_features), np.nan)
             journal.note({id_: stamps.pop(id_)+mask_stamps[id_]})
             journal.add(rows.itertuples(index=False, name=None), embeddings)
-    journal.finish(ids.tolist(), columns_beside(ids, self.table), self.predictor.notes(journal.about))
+    more = further_columns(self.table, journal.columns)
+    journal.finish(ids.tolist(), columns_beside(ids, self.table), self.predictor.notes(journal.about), more)
 
 # %% ../../nbs/cells/30_cells.ipynb #f9e0fbd7
 def predict_cells(
@@ -309,7 +311,8 @@ def predict_cells(
     run = _CellRun(predictor, table, _masks_by_id(masks, table), weight, border, diameter, pixel_size, depth)
     if not out:
         parts = run.stream(range(len(table)), progress=progress)
-        return with_labels(pd.concat([rows for rows, _ in parts], ignore_index=True), labels)
+        cells = pd.concat([rows for rows, _ in parts], ignore_index=True)
+        return with_labels(cells.join(further_columns(table, list(cells)), on='Id'), labels)
     about = dict(source=about_source(images), **predictor.about(), bits=depth.bits,
                  masks=None if masks is None else about_source(masks),
                  prior=float(weight) if of_fields else None, border=border, diameter=diameter and float(diameter),

@@ -17,6 +17,7 @@ from ..basics.error_groups import ErrorGroups
 from ..basics.paths import path_text, spell_out, write_whole
 from ..basics.workbooks import check_rows
 from .tables import *
+from .beside import widen_csv
 
 # %% ../../nbs/deploy/55_journal.ipynb #a63491d9
 def read_record(
@@ -181,6 +182,7 @@ def remember(self:Journal,
 @patch
 def _start_counting(self:Journal):
     "Forget the rows that were counted."
+    self.further = []  # names of columns behind the others, in a growing table
     self.done, self.errors, self.named = [], ErrorGroups(), Counter()
     self.within = {}  # the second cell of each row, by Id: in a table of cells the number of the cell
 
@@ -193,8 +195,9 @@ def _count(self:Journal, rows):
         self.within[id_] = []
         for row in of_id:
             self.within[id_].append(row[1])
-            if not row[-1]: self.named.update(o for o in row[names].split('|') if o)
-            else: self.errors.add(id_, row[-1])
+            error = row[len(self.columns)-1]
+            if not error: self.named.update(o for o in row[names].split('|') if o)
+            else: self.errors.add(id_, error)
 
 # %% ../../nbs/deploy/55_journal.ipynb #f82af0f2
 @patch
@@ -207,7 +210,7 @@ def _recover(self:Journal, keep_last):
         if rows and cells[0] != rows[0][0]:
             self._count(rows)
             whole, pending, rows = whole+pending, 0, []
-        if n == 0: whole = len(record)
+        if n == 0: whole, self.further = len(record), cells[len(self.columns):]
         else:
             rows.append(cells)
             pending += len(record)
@@ -221,12 +224,18 @@ def _recover(self:Journal, keep_last):
 
 # %% ../../nbs/deploy/55_journal.ipynb #59927443
 @patch
+def _whole_rows(self:Journal, rows):
+    "Give rows a cell for each column, and texts that can be written."
+    n = len(self.columns)+len(self.further)
+    return [[spell_out(o) if isinstance(o, str) else o for o in (*row, *['']*(n-len(row)))] for row in rows]
+
+@patch
 def add(self:Journal,
-    rows: list,  # texts and numbers in the order of `columns`
+    rows: list,  # texts and numbers in the order of `columns`, then of `further`
     embeddings = None,  # len(rows)×D; NaN where a field of view could not be read
 ):
     "Write rows so that they survive a kill."
-    rows = [[spell_out(o) if isinstance(o, str) else o for o in row] for row in rows]
+    rows = self._whole_rows(rows)
     if self.embeddings: self.embeddings.add(embeddings)
     write_all(self.file, csv_text(rows, self.digits).encode())
     self._count(rows)
@@ -281,8 +290,20 @@ def replace(self:Journal,
 ):
     "Write rows that replace those of the same Ids."
     old = {r[0] for r in rows} & set(self.done)
-    if old: self._rewrite(without=old, more=csv_text(rows, self.digits).encode())
+    if old: self._rewrite(without=old, more=csv_text(self._whole_rows(rows), self.digits).encode())
     else: self.add(rows)
+
+# %% ../../nbs/deploy/55_journal.ipynb #1713be75
+@patch
+def widen(self:Journal,
+    names: list,  # of further columns
+):
+    "Give a growing table further columns, empty in the rows that it has."
+    new = [name for name in names if name not in self.further and name not in self.columns]
+    if not new: return
+    header, *records = _records(self.file)
+    cells = csv_text([['']*len(new)]).encode()
+    self._put(header[:-1]+b','+csv_text([new]).encode()+b''.join(record[:-1]+b','+cells for record in records))
 
 # %% ../../nbs/deploy/55_journal.ipynb #6539fd94
 @patch
@@ -310,6 +331,7 @@ def finish(self:Journal,
     order: list|None = None,  # all Ids in the wanted order; None: as written
     beside: pd.DataFrame|None = None,  # of `columns_beside`, for a workbook or an AnnData file
     notes: dict|None = None,  # how the results were made, for the same
+    more: pd.DataFrame|None = None,  # of `further_columns`, for a csv or parquet file
 ) -> Path:
     "Give the complete table its final name."
     if self.complete: return self.out
@@ -318,7 +340,11 @@ def finish(self:Journal,
         with explain_write_error(self.out, f'the rows are kept in {self.part}; '):
             rows = self.part if order == self.done else self._sort(order)
             whole, tmp = rows, self._beside('tmp')
-            if self.out.suffix == '.parquet': whole = csv_to_parquet(rows, tmp, self.columns)
+            if self.out.suffix == '.csv' and more is not None and len(more.columns):
+                ids = [id_ for id_ in order for _ in self.within[id_]]
+                with open(rows, 'rb') as file: tmp.write_bytes(widen_csv(_records(file), ids, more))
+                whole = tmp
+            if self.out.suffix == '.parquet': whole = csv_to_parquet(rows, tmp, self.columns, more)
             if self.out.suffix == '.xlsx':
                 n = sum(len(self.within[id_]) for id_ in order)
                 check_rows(n, f'{self.out} (all rows are in {self.part}, which is a csv: rename it)', ResultError)

@@ -30,6 +30,7 @@ from ..evaluate.picture_statistics import is_blank, picture_figures
 from .bundle import Bundle
 from .hub import load_models, normalize_otherwise
 from .tables import *
+from .beside import columns_beside, further_columns
 from .journal import *
 from .embeddings import EmbeddingFile
 from .scoring import DECISION_FLAGS, choose_thresholds, decide_by_prevalence, decision_flags
@@ -308,7 +309,9 @@ def __call__(self:Predictor,
         for part, _ in self.stream(table):
             rows += part
             bar.update(len(part))
-    return with_labels(self.settle(pd.DataFrame(rows, columns=result_columns(self.labels))), self.labels)
+    columns = result_columns(self.labels)
+    predictions = self.settle(pd.DataFrame(rows, columns=columns)).join(further_columns(table, columns), on='Id')
+    return with_labels(predictions, self.labels)
 
 # %% ../../nbs/deploy/80_predictor.ipynb #9228cf49
 def _model_digest(bundle):
@@ -388,5 +391,6 @@ def to_file(self:Predictor,
                 journal.add(rows, embs)
                 shown.update(len(rows))
         if self.prevalence is not None: journal.revise(self.settle)
-        journal.finish(table.Id.tolist(), columns_beside(table.Id, table), self.notes(about))
+        more = further_columns(table, result_columns(self.labels))
+        journal.finish(table.Id.tolist(), columns_beside(table.Id, table), self.notes(about), more)
     return journal

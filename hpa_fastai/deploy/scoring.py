@@ -37,7 +37,8 @@ def judged(
     predictions, labels = as_predictions(predictions, labels)
     truth = read_labels(truth, labels, allow_empty=True, ids=predictions.Id, id_column=id_column,
                         label_column=label_column)
-    both = predictions[predictions['error'] == ''].merge(truth[['Id', 'Target']], on='Id')
+    ok = predictions[predictions['error'] == ''].drop(columns='Target', errors='ignore')
+    both = ok.merge(truth[['Id', 'Target']], on='Id')
     errors = ErrorGroups(predictions.loc[predictions['error'] != '', ['Id', 'error']].itertuples(index=False))
     if not len(both) and len(errors) == len(predictions) > 0:
         why = '; '.join(errors.lines(len(errors), 3))

@@ -27,7 +27,8 @@ from ..evaluate.reference import *
 from ..deploy.bundle import Bundle, BundleError
 from ..deploy.loading import load_bundle
 from ..deploy.hub import find_model
-from ..deploy.tables import as_predictions, columns_beside, result_columns
+from ..deploy.beside import columns_beside
+from ..deploy.tables import as_predictions, result_columns
 from ..deploy.predictor import locate
 from .drawing import *
 

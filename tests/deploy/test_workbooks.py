@@ -9,8 +9,9 @@ from hpa_fastai.basics import workbooks
 from hpa_fastai.basics.workbooks import read_sheets
 from hpa_fastai.data.labels import HPA19, HPA28, get_labels
 from hpa_fastai.deploy import journal as journals
+from hpa_fastai.deploy.beside import columns_beside
 from hpa_fastai.deploy.journal import Journal
-from hpa_fastai.deploy.tables import (ResultError, as_predictions, cell_columns, check_out, columns_beside,
+from hpa_fastai.deploy.tables import (ResultError, as_predictions, cell_columns, check_out,
                                       read_cells, read_predictions, result_columns)
 
 EVIL = ['=cmd|calc', '+1', '-1', '@x', "'=1", '#REF!', '007', '1-2', 'plate_A01_s1', 'TRUE', '12.0', 'NA', 'é\nß']
