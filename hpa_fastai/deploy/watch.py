@@ -21,6 +21,7 @@ from ..data.depth import Depth
 from ..data.files import find_images
 from ..formats.channels import wanted_channels
 from .tables import *
+from .beside import further_columns
 from .journal import *
 from .predictor import Predictor
 
@@ -113,6 +114,13 @@ def _has_row(journal, table):
     rows = table.to_dict('records')
     return np.array([r['Id'] in done and journal.seen.get(r['Id']) == fov_stamp(r) for r in rows], bool)
 
+def _with_more(journal, rows, table):
+    "Add to rows what the table of fields of view knows beyond the pictures."
+    more = further_columns(table.drop(columns=['final', 'complete', 'unchanged_for'], errors='ignore'), journal.columns)
+    journal.widen(list(more))
+    cells = more.reindex(columns=journal.further).map(cell_text)
+    return [[*row, *cells.loc[row[0]]] for row in rows]
+
 @patch
 def step(self:Predictor,
     watcher: FolderWatcher,  # state of the folder so far
@@ -137,7 +145,7 @@ def step(self:Predictor,
             few = ', '.join(again[:3]) + (', …' if len(again) > 3 else '')
             warnings.warn(f'acquired again, and predicted again: {few}')
         journal.note({r[0]: stamps[r[0]] for r in rows})
-        journal.replace(rows)
+        journal.replace(_with_more(journal, rows, table))
         n += len(rows)
     return n
 
@@ -169,7 +177,8 @@ def _report_incomplete(journal, watcher, labels, timed_out):
     journal.waiting = [(r['Id'], _why_incomplete(r, watcher.channels)) for r in left.to_dict('records')]
     if not timed_out: return
     answered = {id_ for id_ in journal.done if id_ in journal.seen}
-    journal.replace([failed_row(id_, why, labels) for id_, why in journal.waiting if id_ not in answered])
+    rows = [failed_row(id_, why, labels) for id_, why in journal.waiting if id_ not in answered]
+    journal.replace(_with_more(journal, rows, left))
 
 # %% ../../nbs/deploy/90_watch.ipynb #97a80b25
 def watch(
