@@ -74,7 +74,7 @@ def pick_position(
     if number<len(positions): return positions[number]
     raise ImageError(f'there is no picture {number+1}, but {len(positions)}', 'no such position')
 
-# %% ../../nbs/formats/53_positions.ipynb #96666c37
+# %% ../../nbs/formats/53_positions.ipynb #e9a1744b
 def no_field(
     p:Position, # that is not a field of view
 ) -> ImageError:
@@ -91,7 +91,8 @@ def planes_of_position(
 ) -> Planes:
     "Read the planes of a position one by one."
     if p.why_not: raise no_field(p)
-    if time is not None and time>=p.n_t: raise ImageError(f'there is no time point {time+1}, but {p.n_t}', 'setting')
+    if time is not None and time>=p.n_t:
+        raise ImageError(f'no time point number {time}, counted from 0: there are {p.n_t}', 'no such plane')
     check_size(p.width, p.height)
     samples, dtype = (3,) if p.is_colour else (), np.dtype(p.dtype)
     times = range(p.n_t) if time is None else [time]

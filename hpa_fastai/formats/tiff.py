@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_tiff_statements', 'check_tiff_segments', 'check_tiff_pages', 'jpeg_size', 'check_tiff_codes',
-           'check_tiff_complete', 'tiff_pixels', 'read_tiff']
+           'check_tiff_complete', 'tiff_pixels', 'pictures_of_tiff', 'ome_of_picture', 'read_tiff']
 
 # %% ../../nbs/formats/40_tiff.ipynb #0cfae35f
 import io, logging, math, os, re, struct
@@ -13,13 +13,18 @@ from ..basics.errors import *
 from ..basics.paths import *
 from .channels import *
 from .ome import *
+from .positions import *
 
 # %% ../../nbs/formats/40_tiff.ipynb #514c15bf
-def _stated_planes(tif):
-    "Read how many planes the metadata of a TIFF state; 1 if they do not."
+_MOST_STATED = 2**17 # planes of all time points of a picture
+
+def _stated_planes(tif, time):
+    "Read how many planes of a picture the metadata of a TIFF state, or of one time point of it; 1 if they do not."
     pixels = ome_elements(tif.ome_metadata, 'Pixels') if tif.is_ome else []
     try:
-        if pixels: return max(math.prod(int(e.get(f'Size{axis}', 1)) for axis in 'CZT') for e in pixels)
+        n_t = max((int(e.get('SizeT', 1)) for e in pixels), default=1) if time is not None else 1
+        if n_t>_MOST_STATED: raise ImageError(f'{n_t:,} time points are refused; write fewer to a file', 'too large')
+        if pixels: return max(math.prod(int(e.get(f'Size{axis}', 1)) for axis in 'CZT') for e in pixels)//max(n_t, 1)
         if tif.is_imagej: return int((tif.imagej_metadata or {}).get('images', 1))
         if tif.is_shaped and (stated := re.search(r'"shape": *\[([\d, ]+)\]', tif.pages.first.shaped_description)):
             return math.prod(map(int, stated[1].split(',')))//math.prod(tif.pages.first.shape)
@@ -29,10 +34,11 @@ def _stated_planes(tif):
 def check_tiff_statements(
     tif, # `TiffFile` of `tifffile`, whose `series` were not looked at
     folder:str, # that the file is in
+    time:int|None=None, # number of the time point that is read; None: all
 ):
     "Refuse a TIFF whose metadata state more planes than a field of view has, or name files of other folders."
     first = tif.pages.first
-    check_planes((_stated_planes(tif), *first.shape), first.dtype.itemsize if first.dtype is not None else 1)
+    check_planes((_stated_planes(tif, time), *first.shape), first.dtype.itemsize if first.dtype is not None else 1)
     for name in {e.get('FileName') or '' for e in ome_elements(tif.ome_metadata, 'UUID')} - {''} if tif.is_ome else ():
         is_beside = name==os.path.basename(name) and '\\' not in name and name not in ('.', '..')
         what = irregular_kind(os.path.join(folder, name)) if is_beside else 'file of another folder'
@@ -133,9 +139,11 @@ _codecs = (1, 5, _JPEG, 8, 32773, 32946, 34925, 50000) # none, LZW, JPEG, deflat
 
 def check_tiff_complete(
     series, # of `tifffile`
+    time:int|None=None, # number of the time point that is read; None: all
 ):
     "Refuse a TIFF series that is too large, or some of whose pixels are not in the file."
-    check_planes(series.shape, series.dtype.itemsize)
+    lengths = [1 if axis=='T' and time is not None else n for axis,n in zip(series.axes, series.shape)]
+    check_planes(lengths, series.dtype.itemsize)
     n_bytes = series.parent.filehandle.size
     if series.dataoffset is not None and series.dataoffset+series.nbytes>n_bytes:
         raise damaged('its pixels end beyond the file')
@@ -153,11 +161,21 @@ def check_tiff_complete(
 # %% ../../nbs/formats/40_tiff.ipynb #3294ac6d
 def tiff_pixels(
     series, # one of an open `tifffile.TiffFile`
-) -> np.ndarray: # in the shape and type of the series
-    "Decode all pixels of a TIFF series."
-    contents = {}
+    time:int|None=None, # number of the time point that is read; None: all
+) -> np.ndarray: # in the shape and type of the series; of one time point, with a length of 1 along T
+    "Decode the pixels of a TIFF series."
+    contents, shape = {}, series.shape
+    lead = shape[:len(shape)-len(series.keyframe.shape)]
+    if time is not None and 'T' in series.axes[:len(lead)] and len(series.pages)==math.prod(lead):
+        along = series.axes.index('T')
+        numbers = np.arange(math.prod(lead)).reshape(lead).take([time], along)
+        pages = [series.pages[number] for number in numbers.flat]
+        for page in pages: check_tiff_codes(page, contents)
+        pixels = np.stack([page.asarray(maxworkers=1) for page in pages])
+        return pixels.reshape(*numbers.shape, *shape[len(lead):])
     for page in series.pages: check_tiff_codes(page, contents)
-    return series.asarray(maxworkers=1) # whoever reads many files has a thread for each
+    pixels = series.asarray(maxworkers=1) # whoever reads many files has a thread for each
+    return pixels if time is None or 'T' not in series.axes else pixels.take([time], series.axes.index('T'))
 
 # %% ../../nbs/formats/40_tiff.ipynb #4b76d319
 def _suggested_bits(tif, series):
@@ -169,6 +187,27 @@ def _suggested_bits(tif, series):
     suggested = [bits for bits in (10, 12, 14) for end in ends if end==2**bits-1]
     return max(suggested, default=None)
 
+# %% ../../nbs/formats/40_tiff.ipynb #9ae087d7
+def pictures_of_tiff(
+    tif, # `TiffFile` of `tifffile`
+) -> list: # of its series
+    "List the pictures of an opened TIFF, without those that are in other files."
+    if len(tif.pages): check_tiff_pages(tif)
+    if not tif.series:
+        raise ImageError('a TIFF without a picture: cut off while it was written or copied?', 'truncated or damaged')
+    if not tif.is_ome: return tif.series
+    return [s for s in tif.series if any(page is not None and page.parent is tif for page in s.pages)]
+
+def ome_of_picture(
+    tif, # `TiffFile` of `tifffile`
+    series, # one of its pictures
+    name:str, # of the elements, without a namespace
+) -> list: # of `Element`
+    "List the elements with a name that describe one picture in the OME metadata of a TIFF."
+    images = ome_elements(tif.ome_metadata, 'Image')
+    if len(images)!=len(tif.series): return ome_elements(tif.ome_metadata, name)
+    return [e for e in images[tif.series.index(series)].iter() if e.tag.endswith('}'+name)]
+
 # %% ../../nbs/formats/40_tiff.ipynb #44069cfa
 def read_tiff(
     f, # binary file
@@ -176,49 +215,51 @@ def read_tiff(
     header:bool=False, # only what the header says; the planes are all zero
     alone:bool=False, # without the other files that its OME metadata name
     time:int|None=None, # number of the time point, from 0
+    position:int|None=None, # number of the picture, from 0; None: there is one
 ) -> Planes:
     "Read the planes of a TIFF, ImageJ TIFF or OME-TIFF."
     import tifffile
     check_tiff_directories(f)
     is_remote, (folder, name) = isinstance(f, io.BytesIO), os.path.split(getattr(f, 'name', ''))
     with tifffile.TiffFile(f, _multifile=not is_remote) as tif:
-        if len(tif.pages): check_tiff_statements(tif, folder)
+        if len(tif.pages): check_tiff_statements(tif, folder, time)
         if alone and tif.is_ome and tif.ome_metadata.count('FileName=')>1:
             f.seek(0)
-            with tifffile.TiffFile(f, is_ome=False) as by_itself: return _planes_of_tiff(by_itself, z, header, time)
+            with tifffile.TiffFile(f, is_ome=False) as by_itself:
+                return _planes_of_tiff(by_itself, z, header, time, position)
         names = files_of_ome(tif.ome_metadata, name) if tif.is_ome else []
         missing = [n for n in names if is_remote or not file_stat(os.path.join(folder, n)).st_size]
         if missing and len(names)>1:
             some = ', '.join(missing[:4]) + (', …' if len(missing)>4 else '')
             raise ImageError(f'one of {len(names)} files that are one field of view by their OME metadata; '
                              f'missing from its folder, or empty: {some}')
-        return _planes_of_tiff(tif, z, header, time)
+        return _planes_of_tiff(tif, z, header, time, position)
 
-def _planes_of_tiff(tif, z, header, time):
+def _planes_of_tiff(tif, z, header, time, position):
     "Read the planes of an opened TIFF."
-    if len(tif.pages): check_tiff_pages(tif)
-    pictures = tif.series
-    if not pictures:
-        raise ImageError('a TIFF without a picture: cut off while it was written or copied?', 'truncated or damaged')
-    if tif.is_ome: # not those of other files
-        pictures = [s for s in pictures if any(page is not None and page.parent is tif for page in s.pages)]
-    if len(pictures)!=1:
-        shapes = ', '.join('x'.join(map(str, s.shape)) for s in tif.series[:4])
-        raise ImageError(f'holds {len(tif.series)} separate pictures ({shapes}); write each to a separate file')
-    series = pictures[0]
+    pictures = pictures_of_tiff(tif)
+    if position is None and len(pictures)>1:
+        shapes = ', '.join('x'.join(map(str, s.shape)) for s in pictures[:4])
+        raise ImageError(f'holds {len(pictures)} separate pictures ({shapes}); name one by its number, from 0: '
+                         f'{tif.filename or "name.tif"}#0')
+    series = pick_position(pictures, position or 0)
     photometric = getattr(series.keyframe.photometric, 'name', 'UNKNOWN')
     if photometric in _not_grey:
         raise ImageError(f'colours of type {photometric} are not intensities; save it as grey (black is zero) or RGB',
                          'no intensities')
     axes = likely_axes(series.axes, series.shape)
     check_size(*(series.shape[axes.index(c)] for c in 'XY'))
-    check_tiff_complete(series)
-    pixels = no_pixels(series.dtype, series.shape) if header else tiff_pixels(series)
+    check_tiff_complete(series, time)
+    n_t = series.shape[axes.index('T')] if 'T' in axes else 1
+    if time is not None and time>=n_t:
+        raise ImageError(f'no time point number {time}, counted from 0: there are {n_t}', 'no such plane')
+    if header: pixels = no_pixels(series.dtype, series.shape)
+    else: pixels, time = tiff_pixels(series, time), None if time is None else 0
     is_colour = photometric in ('RGB','YCBCR')
     names = None
-    if tif.is_ome: names = [e.get('Name') or e.get('Fluor') or '' for e in ome_elements(tif.ome_metadata, 'Channel')]
+    if tif.is_ome: names = [telling_name(e.get('Name'), e.get('Fluor')) for e in ome_of_picture(tif, series, 'Channel')]
     elif tif.is_imagej: names = (tif.imagej_metadata or {}).get('Labels')
-    significant = [e.get('SignificantBits') for e in ome_elements(tif.ome_metadata, 'Pixels')] if tif.is_ome else []
+    significant = [e.get('SignificantBits') for e in ome_of_picture(tif, series, 'Pixels')] if tif.is_ome else []
     stated = [series.keyframe.bitspersample, *(int(bits) for bits in significant if bits)]
     are_fewer = series.dtype.kind=='u' and isinstance(stated[0], int) and min(stated)<8*series.dtype.itemsize
     found = planes_of_array(pixels, axes, z, names, is_colour, 'TIFF', min(stated) if are_fewer else None, time)
