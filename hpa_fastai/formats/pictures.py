@@ -21,6 +21,7 @@ from .addresses import *
 from .channels import *
 from .tiff import *
 from .ome_zarr import *
+from .microscopes import *
 
 # %% ../../nbs/formats/60_pictures.ipynb #ffd26752
 PNG_MAGIC = b'\x89PNG\r\n\x1a\n'
@@ -216,7 +217,7 @@ def reading_pool(
     return ThreadPoolExecutor(n, initializer=tell_thread)
 
 # %% ../../nbs/formats/60_pictures.ipynb #a772249b
-_tiff_magic, _jpeg_magic = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'), b'\xff\xd8\xff'
+_jpeg_magic = b'\xff\xd8\xff'
 
 # %% ../../nbs/formats/60_pictures.ipynb #400448d6
 def open_image_file(
@@ -295,12 +296,17 @@ def open_planes(
     path = files[0]
     try:
         if is_zarr(path): return read_zarr(path, z, header, time)
+        if is_url(path) and path.lower().endswith(MICROSCOPE_EXTS): positions_of(path)
         with open_image_file(path) as f:
             magic = f.read(8)
             f.seek(0)
-            if magic[:4] in _tiff_magic: return read_tiff(f, z, header, alone, time)
+            if magic[:4] in TIFF_MAGIC: return read_tiff(f, z, header, alone, time, position)
+            is_of_many = microscope_kind(path, magic)
+            if position and not is_of_many:
+                raise ImageError(f'holds one picture, and none with the number {position}', 'no such position')
             if magic[:4]==PNG_MAGIC[:4]: return read_png(f, header)
             if magic[:3]==_jpeg_magic: return read_jpeg(f, target, header)
+        if is_of_many: return read_position(path, position, time, z, header)
         if not magic: raise ImageError('an empty file (0 bytes); copy it again', 'empty file')
         raise ImageError(f'not a PNG, JPG or TIFF file: it starts with {magic!r}', 'not an image')
     except Exception as e: raise explain_unreadable(path, e) from e

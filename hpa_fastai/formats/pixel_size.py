@@ -11,6 +11,7 @@ from ..basics.paths import is_url
 from .addresses import *
 from .ome import check_tiff_directories, in_um, ome_elements
 from .ome_zarr import open_zarr
+from .microscopes import MICROSCOPE_EXTS, only_field, positions_of
 
 # %% ../../nbs/formats/70_pixel_size.ipynb #90277be7
 def _of_tiff(tif):
@@ -40,13 +41,18 @@ def _of_zarr(path):
 
 # %% ../../nbs/formats/70_pixel_size.ipynb #f580bbe8
 def stated_pixel_size(
-    path: str|os.PathLike,  # of a picture of any kind
+    path: str|os.PathLike,  # of a picture of any kind, or an address of `parse_address`
 ) -> float|None:  # µm per pixel; None: the file states none
     "Read the size of a pixel in the metadata of a file."
-    path = parse_address(os.fspath(path)).files[0]
+    files, position, _ = parse_address(os.fspath(path))
+    path = files[0]
     if is_url(path): return None
     try:
         if is_zarr(path): return _of_zarr(path)
+        if position is None and path.lower().endswith(MICROSCOPE_EXTS):
+            return only_field(positions_of(path), path).pixel_size
+        if position or position==0 and path.lower().endswith(MICROSCOPE_EXTS):
+            return positions_of(path)[position].pixel_size
         if not path.lower().endswith(('.tif', '.tiff')): return None
         import tifffile
         with open(path, 'rb') as f:
