@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import programs
 from hpa_fastai.batches.cache import ImageCache, build_cache, cache_key, read_images
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.reader import ImageReader
@@ -67,9 +66,7 @@ if __name__=='__main__':
 
 
 def test_a_daemon_builds_it_too(table, tmp_path):
-    run = subprocess.run(
-        [sys.executable, '-c', DAEMON, Path(table.red[0]).parent, tmp_path / 'cache'], capture_output=True, text=True
-    )
+    run = programs.run(DAEMON, Path(table.red[0]).parent, tmp_path / 'cache')
     assert run.stdout == '0\n', run.stderr
 
 
@@ -152,7 +149,7 @@ print(c.build_cache(find_images(sys.argv[1]), ImageReader(size=16), sys.argv[2],
 
 def test_killed_build_leaves_no_cache(table, tmp_path):
     folder, cache = Path(table.red[0]).parent, tmp_path / 'cache'
-    p = subprocess.Popen([sys.executable, '-c', BUILD, folder, cache, '1'])
+    p = programs.Program(BUILD, folder, cache, 1)
     deadline = time.time() + 60
     while not list(cache.glob('building-*/*.npy')) and time.time() < deadline:
         time.sleep(0.05)
@@ -166,10 +163,7 @@ def test_killed_build_leaves_no_cache(table, tmp_path):
 
 def test_two_processes_at_once_agree(table, tmp_path):
     folder, cache = Path(table.red[0]).parent, tmp_path / 'cache'
-    both = [
-        subprocess.Popen([sys.executable, '-c', BUILD, folder, cache, '.1'], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    both = [programs.Program(BUILD, folder, cache, 0.1) for _ in range(2)]
     while not list(cache.glob('building-*/*.npy')):
         time.sleep(0.02)
     assert (
@@ -275,7 +269,7 @@ def test_a_kill_between_any_two_steps_spoils_no_pixels(table, tmp_path, before):
             file = build_cache(table, reader, place, progress=False).file
             if before == 'damaged':
                 spoil(file, 'other Ids')
-        done = subprocess.run([sys.executable, '-c', KILLED, folder, place, str(k)], capture_output=True, text=True)
+        done = programs.run(KILLED, folder, place, k)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         for _ in range(2):
             cache = build_cache(table, reader, place, progress=False)

@@ -3,8 +3,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -13,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+import programs
 from cell_models import BOX, FIELD, SQUARE, bundle_of, published_as, save_model
 from hpa_fastai.basics.errors import HPAError, ImageError
 from hpa_fastai.batches.settings import CellCrop
@@ -170,7 +169,7 @@ cells.predict_cells(model, folder, out=out, embeddings=embeddings, progress=Fals
 def test_a_killed_run_goes_on_byte_for_byte(plate, models, tmp_path, table, vectors):
     predict_cells(models/'square', plate, out=tmp_path/f'w{table}', embeddings=tmp_path/f'w{vectors}', progress=False)
     args = [str(plate), str(models/'square'), str(tmp_path/table), str(tmp_path/vectors)]
-    run = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', RUN, *args], stdout=subprocess.PIPE, text=True)
+    run = programs.Program(RUN, *args)
     for _ in range(2): run.stdout.readline()
     run.send_signal(signal.SIGKILL)
     run.wait()

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import programs
 from hpa_fastai.cli.main import main
 from hpa_fastai.data.files import find_images
 
@@ -261,12 +262,11 @@ def test_a_stopped_training_is_kept_and_goes_on(small_atlas, tmp_path, capsys):
     out, log = tmp_path/'m', tmp_path/'m.training'/'log.csv'
     args = ['train', str(small_atlas), '--arch', 'lenet5', '--pretrained', 'no', '--size', '48', '--epochs', '6',
             '--out', str(out), '--cache', str(tmp_path/'cache'), '--no-progress']
-    warned = {k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'}
-    p = subprocess.Popen([COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=warned)
+    p = programs.Program('import warnings; warnings.simplefilter("default"); ' + programs.COMMAND, *args)
     while not log.exists() and p.poll() is None: time.sleep(.05)
     p.send_signal(signal.SIGINT)
-    said = p.communicate()[0]
-    assert p.returncode == 1 and 'training was stopped' in said, said
+    said = p.communicate()
+    assert p.returncode == 1 and 'training was stopped' in said[1], said
     assert (out/'model.safetensors').exists() and log.exists()
     assert main(args) == 2
     said = capsys.readouterr().err
@@ -456,7 +456,7 @@ def test_names_of_files_do_not_command_the_terminal(tmp_path):
     for c in ('red', 'green', 'blue', 'yellow'): Image.fromarray(picture).save(tmp_path/f'a\x1b]0;owned\x07_{c}.png')
     (tmp_path/'b\x1b[2J\u202e_green.png').write_bytes(b'no picture')
     for args in (('verify', tmp_path), ('verify', tmp_path/'no\x1b[31m'), ('predict', tmp_path/'no\x1b[31m')):
-        done = run(*args)
+        done = programs.run(programs.COMMAND, *args)
         said = done.stdout + done.stderr
         assert not set(said) & set('\x1b\x07\u202e'), said
         assert r'\x1b' in said, said
@@ -481,18 +481,10 @@ def test_a_disk_that_refuses_is_one_line_with_the_file(tmp_path, monkeypatch, ca
     assert re.match(f'hpa_fastai: run/table.csv: .*{words}', said) and '\n' not in said, said
 
 
-LIMITED = """
-import resource, sys
-from hpa_fastai.cli.main import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),)*2)
-sys.exit(main(sys.argv[2:]))
-"""
-
-
 def test_a_limit_of_the_size_of_files_keeps_rows_and_goes_on(trained, small_atlas, tmp_path):
     out = tmp_path/'p.csv'
     command = ['predict', small_atlas/'train', '--model', trained[1], '--out', out, '--no-progress', '--bs', '8']
-    done = subprocess.run([sys.executable, '-c', LIMITED, '9000', *command], capture_output=True, text=True)
+    done = programs.run(programs.COMMAND, *command, largest_file=9000)
     said = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     assert f'{out}.part' in said and 'File too large' in said and 'the same call or command goes on' in said

@@ -1,11 +1,9 @@
 "A disk that takes no more is one line that names the file, and leaves nothing half-written."
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 
+import programs
 from hpa_fastai.data.labels import HPA28
 from hpa_fastai.deploy.tables import result_columns
 from hpa_fastai.experiments.compare import compare
@@ -30,8 +28,7 @@ COMMANDS.append('figure p.csv --kind counts --out new.pdf')
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_files_may_not_grow(folder, command):
-    run = f'ulimit -f 1; exec {sys.executable} -m hpa_fastai {command}'
-    done = subprocess.run(['bash', '-c', run], cwd=folder, capture_output=True, text=True)
+    done = programs.run(programs.COMMAND, *command.split(), cwd=folder, largest_file=1024)
     said = [line for line in done.stderr.splitlines() if not line.startswith('note')]
     assert done.returncode==2 and len(said)==1, done.stderr
     assert command.split()[-1] in said[0] and 'File too large' in said[0] and 'make room' in said[0]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import programs
 from hpa_fastai.basics.errors import HPAError
 from hpa_fastai.cells.cells import predict_cells
 from hpa_fastai.cli.main import main
@@ -197,12 +198,12 @@ else: predict(folder, model, out=out, embeddings=e, bs=4, progress=False)
 def test_a_kill_leaves_the_file_away_or_whole(plate, trained, tmp_path):
     "While the embeddings are converted, and while the layout of a map is added to them"
     out = dict(out=tmp_path/'p.csv', embeddings=tmp_path/'e.h5ad', bs=4, progress=False)
-    run = [sys.executable, '-W', 'ignore', '-c', KILL, plate, trained[1], out['out'], out['embeddings']]
-    assert subprocess.run(list(map(str, run))).returncode == -signal.SIGKILL
+    run = [KILL, plate, trained[1], out['out'], out['embeddings']]
+    assert programs.run(*run).returncode == -signal.SIGKILL
     assert not (tmp_path/'e.h5ad').exists() and not (tmp_path/'p.csv').exists()
     predict(plate, trained[1], **out)
     whole = (tmp_path/'e.h5ad').read_bytes()
-    assert subprocess.run(list(map(str, run))).returncode == -signal.SIGKILL
+    assert programs.run(*run).returncode == -signal.SIGKILL
     assert (tmp_path/'e.h5ad').read_bytes() == whole
     embedding_map(out['out'], out['embeddings'], out=tmp_path/'m.html', method='pca', progress=False)
     assert np.isfinite(read(tmp_path/'e.h5ad').obsm['X_pca']).all(1).sum() == 9
@@ -241,7 +242,7 @@ print('came to the end')
 def test_a_full_disk_never_ends_the_process(tmp_path):
     "HDF5 by itself ends it, if the disk is full when a file is closed; at every place where it can be full"
     disk = on_a_disk_of(400, tmp_path)
-    try: done = subprocess.run([sys.executable, '-W', 'ignore', '-c', FULL, disk], capture_output=True, text=True)
+    try: done = programs.run(FULL, disk)
     finally: subprocess.run(['umount', disk], check=True)
     assert done.returncode == 0 and done.stdout.endswith('came to the end\n'), done
 

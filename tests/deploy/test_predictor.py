@@ -3,7 +3,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.deploy.journal import Journal
 from hpa_fastai.deploy.tables import read_predictions, result_columns
 from hpa_fastai.evaluate.thresholds import plain_thresholds
+import programs
 from pictures import as_camera
 
 NAMES = list(HPA28.classes)
@@ -174,9 +174,7 @@ hpa_fastai.predict(sys.argv[1], model=sys.argv[2], out=sys.argv[3], bs=4, progre
 
 def kill_after(batches, folder, model, out):
     "Start a run and kill it without warning when it has done so many batches"
-    p = subprocess.Popen(
-        [sys.executable, '-c', RUN, str(folder), str(model), str(out), '.05'], stdout=subprocess.PIPE, text=True
-    )
+    p = programs.Program(RUN, folder, model, out, '.05')
     for _ in range(batches): p.stdout.readline()
     time.sleep(.02)
     p.send_signal(signal.SIGKILL)
@@ -253,8 +251,7 @@ hpa_fastai.predict(sys.argv[1], model=sys.argv[2], out=sys.argv[3], bs=4, thresh
     pytest.param('p.parquet', 'before', marks=pytest.mark.slow)])
 def test_a_run_killed_around_its_last_decisions_comes_to_the_same(plate, trained, tmp_path, name, when):
     "Between the last row and the decisions that take all rows, and between these and the name of the table"
-    p = subprocess.Popen([sys.executable, '-c', MATCH, str(plate), str(trained[1]), str(tmp_path/name), when],
-                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    p = programs.Program(MATCH, plate, trained[1], tmp_path/name, when)
     assert p.stdout.readline() == 'there\n'
     p.send_signal(signal.SIGKILL)
     p.wait()
@@ -435,8 +432,7 @@ def test_embeddings_on_a_full_disk(plate, trained, small_disk):
     (small_disk/'filler').write_bytes(bytes(53_000))
     args = ['predict', str(plate), '--model', str(trained[1]), '--out', str(small_disk/'p.csv')]
     args += ['--embeddings', str(small_disk/'e.npy'), '--no-progress']
-    run = [sys.executable, '-c', 'import sys; from hpa_fastai.cli.main import main; sys.exit(main())', *args]
-    done = subprocess.run(run, capture_output=True, text=True)
+    done = programs.run(programs.COMMAND, *args)
     assert done.returncode == 2 and f'{small_disk}/e.npy' in done.stderr and 'No space left' in done.stderr, done
     assert 'the rows are kept in' in done.stderr.splitlines()[1] and len(done.stderr.splitlines()) == 2
     (small_disk/'filler').unlink()

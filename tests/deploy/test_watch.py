@@ -2,8 +2,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.data.labels import HPAError
 from hpa_fastai.deploy.tables import read_predictions
 from hpa_fastai.deploy.watch import watch
+import programs
 from pictures import as_camera
 
 CHANNELS = ('red', 'green', 'blue', 'yellow')
@@ -160,8 +159,7 @@ def test_ctrl_c_ends_cleanly(plate, rows, trained, tmp_path):
     copy(rows[1], plate, ('red',))
     args = ['predict', str(plate), '--model', str(trained[1]), '--out', str(tmp_path/'p.csv')]
     args += ['--watch', '--settle', '.2', '--no-progress']
-    run = [sys.executable, '-c', 'import sys; from hpa_fastai.cli.main import main; sys.exit(main())', *args]
-    p = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = programs.Program(programs.COMMAND, *args)
     for _ in range(300):
         if (tmp_path/'p.csv').exists() and (tmp_path/'p.csv').read_bytes().count(b'\n') == 2: break
         time.sleep(.1)

@@ -1,9 +1,7 @@
 "Of two trainings to one place the second is refused at once, and a killed one blocks nobody."
-import subprocess
-import sys
-
 import pytest
 
+import programs
 from hpa_fastai.basics.errors import HPAError
 from hpa_fastai.basics.processes import only_writer
 from hpa_fastai.experiments.compare import compare
@@ -26,7 +24,7 @@ with only_writer(sys.argv[1], 'training'):
     (lambda atlas, out: compare(atlas/'train.csv', atlas/'train', out, archs=['lenet5'], **OPTIONS), lambda out: out),
 ], ids=['model', 'folds', 'comparison'])
 def test_the_second_to_write_to_a_place_is_refused_at_once(small_atlas, tmp_path, write, place):
-    first = subprocess.Popen([sys.executable, '-c', WRITE, place(tmp_path/'out')], stdout=subprocess.PIPE, text=True)
+    first = programs.Program(WRITE, place(tmp_path/'out'))
     try:
         assert first.stdout.readline() == 'writing\n'
         with pytest.raises(HPAError, match='is writing there; wait for its end'): write(small_atlas, tmp_path/'out')

@@ -1,7 +1,9 @@
 "Several processes: one model, each image counted once, one bundle. Two real processes on the CPU."
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,15 +13,24 @@ from hpa_fastai.all import HPADataLoaders, HPAError
 from hpa_fastai.deploy.loading import load_bundle
 from hpa_fastai.train.distributed import rank_share
 from hpa_fastai.train.metrics import mean_ap
+from programs import COMMAND, Program
 
 pytest.importorskip('accelerate')
-LAUNCH = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
 
 
-def launch(*args, cwd=None):
-    "Run in two processes"
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    return subprocess.run([*LAUNCH, *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env)
+def launch(code, *args, cwd=None):
+    "What two processes come to that run a program together; a launcher sets these variables"
+    with socket.create_server(('127.0.0.1', 0)) as free: port = free.getsockname()[1]
+    env = os.environ | dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
+                            MASTER_PORT=str(port))
+    started = [Program(code, *args, cwd=cwd, env=env | dict(RANK=str(n), LOCAL_RANK=str(n))) for n in range(2)]
+    while any(program.poll() is None for program in started):
+        if any(program.poll() for program in started):  # it failed, and the other would wait for it
+            for program in started: program.kill()
+        time.sleep(.05)
+    said = [program.communicate() for program in started]
+    assert [program.returncode for program in started] == [0, 0], said
+    return [''.join(streams) for streams in zip(*said)]
 
 
 SCRIPT = """
@@ -64,9 +75,7 @@ torch.save(found, f'{out}/rank{rank_distrib()}.pt')
 def ranks(small_atlas, tmp_path_factory):
     "What two processes that trained one model each found"
     out = tmp_path_factory.mktemp('ranks')
-    (out/'script.py').write_text(SCRIPT)
-    done = launch(out/'script.py', small_atlas, out)
-    assert done.returncode == 0, done.stderr
+    launch(SCRIPT, small_atlas, out)
     return [torch.load(out/f'rank{r}.pt', weights_only=False) for r in range(2)], out
 
 
@@ -105,16 +114,15 @@ def test_one_bundle_is_written(ranks):
     bundle = load_bundle(out/'model')
     assert all(torch.equal(v, bundle.model.state_dict()[k]) for k, v in a['weights'].items())
     assert np.allclose(bundle.thresholds.values, a['thresholds'])
-    assert sorted(p.name for p in out.iterdir()) == ['cache', 'model', 'rank0.pt', 'rank1.pt', 'script.py']
+    assert sorted(p.name for p in out.iterdir()) == ['cache', 'model', 'rank0.pt', 'rank1.pt']
 
 
 def test_the_command_trains_in_all_processes_and_one_speaks(small_atlas, tmp_path):
     options = '--group antibody --arch lenet5 --pretrained no --size 32 --sizes 32 --minutes .03 --bs 8'.split()
     options += ['--cache', 'cache', '--out', 'model']
-    done = launch('-m', 'hpa_fastai', 'train', small_atlas, *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert [done.stdout.count(o) for o in ('images to train on', 'Saved to', 'mean AP')] == [1, 1, 1]
-    assert done.stderr.count('training at 32 px: 100%') <= 1
+    out, err = launch(COMMAND, 'train', small_atlas, *options, cwd=tmp_path)
+    assert [out.count(o) for o in ('images to train on', 'Saved to', 'mean AP')] == [1, 1, 1]
+    assert err.count('training at 32 px: 100%') <= 1
     assert load_bundle(tmp_path/'model').config['training']['minutes'] < .2
     assert not [p for p in tmp_path.iterdir() if p.name not in ('cache', 'model')]
 
@@ -136,10 +144,8 @@ sys.stdout.write(f"{learn.history['kept_of_start']} {weights:.9f}\\n")
 
 @pytest.mark.slow
 def test_processes_go_back_towards_the_start_together(small_atlas, tmp_path):
-    (tmp_path/'script.py').write_text(TOGETHER)
-    done = launch(tmp_path/'script.py', small_atlas, tmp_path/'cache')
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    out, _ = launch(TOGETHER, small_atlas, tmp_path/'cache')
+    first, second = out.splitlines()
     assert first == second
 
 
