@@ -13,7 +13,8 @@ from .basics.errors import HPAError, ImageError
 from .data.labels import HPA19, HPA28, HPA31, LabelError, LabelSet, ZTG10, get_labels
 from .data.label_tables import guess_labels, read_labels
 from .formats.names import CHANNELS
-from .data.files import attach_images, find_images, image_table
+from .data.files import attach_images, find_images
+from .data.image_tables import image_table
 from .data.reader import ImageReader
 from .batches.tensors import RGBYBlock, TensorRGBY, composite, read_image, read_images
 from .data.verify import Verification, verify_folder

@@ -17,6 +17,7 @@ from ..basics.errors import *
 from ..formats.names import *
 from ..formats.dyes import *
 from .files import *
+from .image_tables import *
 from .folders import fov_stamp
 from ..formats.addresses import *
 from ..formats.channels import *
@@ -233,6 +234,7 @@ def _read(self:ImageReader, row):
         beside = next((row[c] for c in there if isinstance(row.get(c), str)), '')
         copy = '' if is_one_file or not beside else f'copy its file again, beside {os.path.basename(beside)}; '
         where = f' in {row["green"]}' if is_one_file else ''
+        if row.get('absent'): where = f' (the plate lacks images of {row["absent"]} here)'
         others = ''.join(c[0] for c in CHANNELS if c not in absent)
         raise ImageError(f"no {' and no '.join(absent)} channel{where}; {copy}"
                          f"if the data set has none say {setting_text('channels', others)}, "

@@ -13,7 +13,7 @@ from hpa_fastai.all import (HPADataLoaders, HPAError, ImageReader, MultilabelStr
                             verify_folder, watch)
 from hpa_fastai.basics.arguments import RANGES
 from hpa_fastai.deploy.saving import write_bundle
-from hpa_fastai.data.files import image_table
+from hpa_fastai.data.image_tables import image_table
 from hpa_fastai.formats.names import CHANNELS
 
 WRONG = [-2, float('nan'), float('inf'), 10**20, 'many', True, [7.5], np.float32('nan')]

@@ -9,7 +9,8 @@ import tifffile
 from PIL import Image
 
 from hpa_fastai.basics.errors import ImageError
-from hpa_fastai.data.files import attach_images, find_images, image_table
+from hpa_fastai.data.files import attach_images, find_images
+from hpa_fastai.data.image_tables import image_table
 from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.batches.tensors import read_image
 from pictures import only, picture, same, write
@@ -105,9 +106,13 @@ def test_names_of_microscopes_are_said_and_read_when_the_user_says_which_is_whic
     for n,p in zip(names, x): Image.fromarray(p).save(tmp_path/f'{n}.tif')
     with pytest.raises(ImageError) as e: find_images(tmp_path)
     first, second = tokens.split(', ')
-    assert f'seem to differ in {tokens}. Say which is which' in str(e.value) and e.value.kind=='unclear channels'
-    assert names[0] in str(e.value) and f'--channels red={first},green={second})' in str(e.value)
-    assert 'csv of paths with the columns Id, red, green, blue, yellow' in str(e.value)
+    is_plate = program in ('Opera Phenix', 'ImageXpress')
+    differ = f"seem to differ in {tokens}. Say which is which"
+    if is_plate: differ = "there are channel 1, channel 2: say which is"
+    assert differ in str(e.value) and e.value.kind=='unclear channels'
+    example = 'red=1,green=2' if is_plate else f'red={first},green={second}'
+    assert f'--channels {example})' in str(e.value) and (is_plate or names[0] in str(e.value))
+    assert is_plate or 'csv of paths with the columns Id, red, green, blue, yellow' in str(e.value)
 
     channels = {'blue': first, 'green': second.swapcase()}
     t = find_images(tmp_path, channels)
@@ -242,7 +247,7 @@ def test_guids_of_metaxpress(tmp_path):
     guid = '0A1B2C3D-0000-4444-8888-00000000000{}'
     for n in (1, 2, 3, 4): (tmp_path/f'x_C03_s1_w{n}{guid.format(n)}.TIF').touch()
     t = find_images(tmp_path, {c: f'w{n+1}' for n,c in enumerate(CHANNELS)})
-    assert list(t.Id)==['x_C03_s1'] and set(t.layout)=={'channels'}
+    assert list(t.Id)==['x_C03_s1'] and t.well[0]=='C03' and set(t.layout)=={'channels'}
 
 
 def test_a_model_that_remembers_other_dyes_falls_back_on_the_guess(tmp_path):

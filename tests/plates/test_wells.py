@@ -2,7 +2,7 @@
 import pytest
 
 from hpa_fastai.basics.errors import HPAError
-from hpa_fastai.data.wells import MOST_COLUMNS, MOST_ROWS, PLATE_FORMATS, parse_well, plate_format_of, well_name
+from hpa_fastai.plates.wells import MOST_COLUMNS, MOST_ROWS, PLATE_FORMATS, parse_well, plate_format_of, well_name
 
 
 @pytest.mark.parametrize('text', ['D5', 'D05', 'd-5', 'D_05', 'D 5', 'D005', 'D/5', 'r04c05', 'R4C5', 'row 4, column 5',
