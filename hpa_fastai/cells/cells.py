@@ -23,7 +23,7 @@ from ..data.labels import HPA19, LabelSet
 from ..formats.names import CHANNELS
 from ..formats.channels import wanted_channels
 from ..data.folders import fov_stamp
-from ..data.files import plain_source
+from ..data.image_tables import plain_source
 from ..data.depth import Depth
 from ..data.reader import ImageReader, center_on, geometry
 from ..deploy.tables import *

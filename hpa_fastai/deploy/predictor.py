@@ -20,7 +20,7 @@ from ..basics.paths import is_empty_folder, is_url, path_text
 from ..basics.workbooks import check_rows
 from ..formats.names import CHANNELS
 from ..data.folders import fov_stamp
-from ..data.files import image_table, plain_source
+from ..data.image_tables import image_table, plain_source
 from ..data.reader import check_fields
 from ..formats.pictures import count_workers
 from ..data.depth import Depth, find_depth

@@ -9,7 +9,7 @@ __all__ = ['OPERETTA_INDEXES', 'operetta_image', 'read_operetta']
 import os, re
 from collections.abc import Iterable
 from ..basics.errors import *
-from ..formats.pixel_size import in_micrometres
+from ..formats.ome import in_um
 from .images import *
 
 # %% ../../nbs/plates/20_operetta.ipynb #692fb1a0
@@ -65,7 +65,7 @@ def read_operetta(
         channel = _whole(record, 'ChannelID')
         if channel is None: continue
         if name := record.get('ChannelName'): plate.channels.setdefault(channel, name)
-        if um := in_micrometres(record.get('ImageResolutionX'), 'm'): plate.pixel_sizes.setdefault(channel, um)
+        if um := in_um(record.get('ImageResolutionX'), 'm'): plate.pixel_sizes.setdefault(channel, um)
     for record in records.get('Image', ()):
         if not (image := _listed(record, folder)): continue
         name = os.path.basename(image.file)

@@ -9,7 +9,7 @@ __all__ = ['yokogawa_image', 'read_yokogawa']
 import os, re
 from collections.abc import Iterable
 from ..basics.errors import *
-from ..formats.pixel_size import in_micrometres
+from ..formats.ome import in_um
 from .wells import *
 from .images import *
 
@@ -47,7 +47,7 @@ def _describe(plate, folder, names):
             if not (number.isascii() and number.isdecimal() and len(number)<4): continue
             called = record.get('Fluorophore') or record.get('Target')
             if called: plate.channels.setdefault(int(number), called)
-            if um := in_micrometres(record.get('HorizontalPixelDimension'), 'µm'):
+            if um := in_um(record.get('HorizontalPixelDimension'), 'µm'):
                 plate.pixel_sizes.setdefault(int(number), um)
 
 def _note_absent(plate, folder, listed):
