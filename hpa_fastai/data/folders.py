@@ -40,7 +40,10 @@ def describe_left_out(
     n, kinds = _count_details(left, 'not read')
     if n:
         lines.append(f'{n} files of kinds that are not read are left out: {kinds} '
-                     '(PNG, TIFF, JPG and OME-Zarr are read)')
+                     '(PNG, TIFF, JPG, OME-Zarr, LIF, CZI and ND2 are read)')
+    if others := [o for o in left if o.group=='no field of view']:
+        lines.append(f'{len(others)} pictures in files of microscopes are no fields of view and are left out, the '
+                     f'first is {os.path.basename(others[0].file)}, {others[0].detail}')
     n, kinds = _count_details(left, 'no file')
     if n: lines.append(f'{n} entries are called like images but are no files, and are left out: {kinds}')
     n, kinds = _count_details(left, 'no channel')

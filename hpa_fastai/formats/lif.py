@@ -57,12 +57,12 @@ def check_lif(
         if length>_LONGEST_NAME: raise damaged('a block of its pixels has no name')
         f.seek(2*length+size, os.SEEK_CUR)
 
-# %% ../../nbs/formats/54_lif.ipynb #9430db36
+# %% ../../nbs/formats/54_lif.ipynb #1826c636
 _MOST_FILES = 4096 # of an XLEF
 
 def check_xlef(
     path:str, # of an XLEF or XLIF
-) -> None:
+) -> set: # of the full paths of all files that belong to it
     "Refuse an XLEF that names files of other folders, or pixels in files of other kinds than LOF."
     folder, to_visit, seen = os.path.dirname(os.path.abspath(path)), [os.path.abspath(path)], set()
     while to_visit:
@@ -89,6 +89,7 @@ def check_xlef(
             if not there.lower().endswith(('.lof', '.xlif', '.xlef', '.xlcf')):
                 raise ImageError(f'its pixels are in files such as {name[:99]}: give the folder of these instead')
             to_visit.append(there)
+    return seen
 
 # %% ../../nbs/formats/54_lif.ipynb #11f5fde0
 def _dyes_of_detectors(e):
@@ -133,7 +134,7 @@ def _position_of_image(number, image, tile):
                     sizes.get('T', 1), in_um(x[1]-x[0], 'm') if len(x)>1 else None, image.dtype.name,
                     few if 0<few<8*image.dtype.itemsize and image.dtype.kind=='u' else None, is_colour, why_not)
 
-# %% ../../nbs/formats/54_lif.ipynb #e13153df
+# %% ../../nbs/formats/54_lif.ipynb #407a8024
 @contextmanager
 def opened_lif(
     path:str, # local file
@@ -185,8 +186,9 @@ def read_lif(
         p = _position_of_image(position, image, tile)
         if not p.why_not and not header:
             block = image.memory_block
-            is_whole = image.nbytes<=block.size and (block.frames or block.offset+block.size<=file_stat(path).st_size)
-            if not is_whole: raise damaged(f'it ends before the pixels of {p.name}')
+            n_file = file_stat(image.parent.filepath).st_size
+            is_there = block.frames or block.offset+block.size<=n_file
+            if image.nbytes>block.size or not is_there: raise damaged(f'it ends before the pixels of {p.name}')
         def read(c, k, t):
             return image.frame(**{axis: i for axis,i in dict(C=c, Z=k, T=t, M=tile).items() if axis in image.sizes})
         return planes_of_position(p, read, path[-4:].upper().strip('.'), time, z, header)

@@ -14,6 +14,7 @@ from .channels import *
 # %% ../../nbs/formats/30_ome.ipynb #567ee64d
 _MOST_PAGES = 4096
 _type_sizes = {2:1, 3:2, 4:4, 5:8, 8:2, 9:4, 10:8, 11:4, 12:8, 13:4, 16:8, 17:8, 18:8} # bytes, by number of the type
+_description = 270 # number of the tag
 _whole_types = 1, 3, 4, 6, 8, 9, 13, 16, 17
 _whole_numbers = 256, 257, 259, 262, 277, 278, 284, 317, 322, 323 # tags: sides, compression, kind of pixels, of tiles
 
@@ -21,6 +22,7 @@ def check_tiff_directories(
     f, # binary file
 ):
     "Refuse a TIFF that has more pages or longer metadata than a field of view, before they are read."
+    n_file = f.seek(0, os.SEEK_END)
     f.seek(0)
     head = f.read(16)
     order, is_big = '<' if head[:2]==b'II' else '>', head[2:4] in (b'+\0', b'\0+')
@@ -40,6 +42,8 @@ def check_tiff_directories(
                 if n_bytes>MOST_METADATA:
                     raise ImageError(f'{n_bytes/1e6:,.0f} MB of metadata (tag {values[0]}) are refused; '
                                      'save the picture without them', 'too large')
+                is_text = values[0]==_description and n_bytes>struct.calcsize('<'+offset)
+                if is_text and values[3]+n_bytes>n_file: raise damaged('its description ends beyond the file')
             at, = unpacked(offset, f.read(struct.calcsize('<'+offset)))
         else:
             raise ImageError(f'more than {_MOST_PAGES} pages, or pages that follow one another in a circle, are '

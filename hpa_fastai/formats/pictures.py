@@ -17,6 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..basics.arguments import checked
 from ..basics.errors import *
 from ..basics.paths import *
+from .names import *
 from .addresses import *
 from .channels import *
 from .tiff import *
@@ -236,7 +237,7 @@ def open_image_file(
 _signs_of_damage = re.compile(
     'truncated|broken|invalid offset|failed to read|decompress|incomplete|cannot decode|data stream|'
     'reading image file|corrupt|ended before|decoder error|not enough image data|lzma|zstd|src size|bad data|'
-    'no marker found', re.IGNORECASE)
+    'no marker found|unpack requires', re.IGNORECASE)
 
 def explain_unreadable(
     path:str, # of the file
@@ -302,10 +303,11 @@ def open_planes(
             f.seek(0)
             if magic[:4] in TIFF_MAGIC: return read_tiff(f, z, header, alone, time, position)
             is_of_many = microscope_kind(path, magic)
-            if position and not is_of_many:
+            is_png, is_jpeg = magic[:4]==PNG_MAGIC[:4], magic[:3]==_jpeg_magic
+            if position and (is_png or is_jpeg):
                 raise ImageError(f'holds one picture, and none with the number {position}', 'no such position')
-            if magic[:4]==PNG_MAGIC[:4]: return read_png(f, header)
-            if magic[:3]==_jpeg_magic: return read_jpeg(f, target, header)
+            if is_png: return read_png(f, header)
+            if is_jpeg: return read_jpeg(f, target, header)
         if is_of_many: return read_position(path, position, time, z, header)
         if not magic: raise ImageError('an empty file (0 bytes); copy it again', 'empty file')
         raise ImageError(f'not a PNG, JPG or TIFF file: it starts with {magic!r}', 'not an image')

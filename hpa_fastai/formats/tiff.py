@@ -242,6 +242,8 @@ def _planes_of_tiff(tif, z, header, time, position):
         shapes = ', '.join('x'.join(map(str, s.shape)) for s in pictures[:4])
         raise ImageError(f'holds {len(pictures)} separate pictures ({shapes}); name one by its number, from 0: '
                          f'{tif.filename or "name.tif"}#0')
+    stated = len(ome_elements(tif.ome_metadata, 'Image')) if tif.is_ome else 0
+    if len(pictures)<=(position or 0)<stated: raise damaged(f'{len(pictures)} of {stated} pictures are there')
     series = pick_position(pictures, position or 0)
     photometric = getattr(series.keyframe.photometric, 'name', 'UNKNOWN')
     if photometric in _not_grey:
