@@ -17,6 +17,7 @@ from .labels import *
 from .label_tables import *
 from ..formats.names import *
 from .folders import *
+from .positions import *
 from ..formats.dyes import *
 from ..formats.channels import *
 from ..formats.pictures import open_planes
@@ -223,7 +224,8 @@ def survey_images(
     where = source if isinstance(source, str) else ''
     try:
         plates = find_plates(files, root, channels, time)
-        files = plates.rest
+        of_many = [file for file in plates.rest if is_file_of_many(file[1])]
+        files = [file for file in plates.rest if file not in set(of_many)] if of_many else plates.rest
         named, tokens, guess = name_files(files, channels, root, sep) if files or not plates.rows else ([], None, None)
     except ImageError as e: raise e.locate(file=where) from None
     left += [LeftOut('guess', '', note) for note in plates.notes]
@@ -235,11 +237,15 @@ def survey_images(
     rows, passed = _collect(files)
     left += [LeftOut('passed over', f'{folder}{sep}{name}', why) for folder,name,why in passed]
     left += [LeftOut('mask', f'{mask.folder}{sep}{mask.name}', '') for mask in masks]
+    several = list_positions(of_many, [(file.folder, file.name) for file in named], sep, time)
+    tiffs = split_tiffs(join_ome_sets(rows, sep), sep, time)
+    left += several.left + tiffs.left
     records = []
-    for id_,row in _unique_fields(join_ome_sets(rows, sep), root, sep):
+    for id_,row in _unique_fields(several.rows|tiffs.rows, root, sep):
         paths = [row.get(None) or row.get(c) for c in CHANNELS]
         records.append((id_, layout_of(paths), *paths))
     table = pd.DataFrame(sorted(records, key=lambda r: r[0]), columns=FIELD_COLUMNS, dtype=object)
+    table = with_facts(table, several.facts|tiffs.facts)
     if plates.rows: table = _with_plates(table, plates.rows)
     if plates.channels and all(named==plates.channels[0] for named in plates.channels):
         table.attrs['channels'] = plates.channels[0]

@@ -16,6 +16,7 @@ from ..formats.addresses import *
 from ..formats.names import *
 from ..plates.tables import find_plates
 from .folders import *
+from .positions import *
 from .files import *
 
 # %% ../../nbs/data/35_image_tables.ipynb #6b111692
@@ -77,6 +78,7 @@ def plain_source(
 def image_table(
     source,  # folder, file, list of files, csv or table of paths, row of one, pixels (4×H×W) or several of them
     channels='rgby',  # as `find_images` takes them
+    time:str|int|None = None,  # as `find_images` takes it
 ) -> pd.DataFrame:  # one row for each field of view: Id, layout, red, green, blue, yellow, and other columns
     "Make the table of the fields of view in a folder, file, table, list, or in memory."
     source = plain_source(source)
@@ -92,23 +94,25 @@ def image_table(
         records = [_as_record(o) for o in source]
         if None not in records: source = _from_records(records)
     if isinstance(source, pd.DataFrame) and {*FIELD_COLUMNS}<=set(source): return source.reset_index(drop=True)
-    if isinstance(source, str) and source.lower().endswith((*IMAGE_EXTS, '.zarr')):
+    if isinstance(source, str) and source.lower().endswith((*IMAGE_EXTS, *MICROSCOPE_EXTS, '.zarr')):
         if not (is_url(source) or os.path.exists(source)): raise ImageError('no such file', 'no such file', source)
         folder, name = os.path.split(source)
-        if is_url(source) or not os.path.isfile(source): return find_images([source], channels)
+        if is_file_of_many(name) and not is_url(source): check_holds_fields(source)
+        if is_url(source) or not os.path.isfile(source) or is_file_of_many(name):
+            return find_images([source], channels, time)
         beside = sorted(n for n in os.listdir(folder or '.') if n.lower().endswith((*IMAGE_EXTS, '.zarr')))
-        plates = find_plates([(folder, n) for n in beside], folder, channels)
+        plates = find_plates([(folder, n) for n in beside], folder, channels, time)
         if (folder, name) not in plates.rest:
-            found = find_images([source if n==name else os.path.join(folder, n) for n in beside], channels)
+            found = find_images([source if n==name else os.path.join(folder, n) for n in beside], channels, time)
             files = found[list(CHANNELS)].map(lambda address: parse_address(address).files if address else ())
             return found[files.map(lambda of: source in of).any(axis=1)].reset_index(drop=True)
         beside = [n for _,n in plates.rest]
         named, tokens, _ = name_files(plates.rest, channels, folder, os.sep)
         this = named[beside.index(name)]
-        if this.channel is None: return find_images([source], channels)
+        if this.channel is None: return find_images([source], channels, time)
         paths = [os.path.join(folder, n) for n,file in zip(beside, named) if file.channel and file.Id==this.Id]
-        return find_images(paths, tokens or channels)
+        return find_images(paths, tokens or channels, time)
     if not isinstance(source, (str, list, pd.DataFrame)):
         raise ImageError(f'a {type(source).__name__} holds no pictures: '
                          'give a folder, files, a table of paths, arrays, tensors or Pillow images', 'not an image')
-    return find_images(source, channels)
+    return find_images(source, channels, time)

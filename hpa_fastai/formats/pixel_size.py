@@ -11,7 +11,8 @@ from ..basics.paths import is_url
 from .addresses import *
 from .ome import check_tiff_directories, in_um, ome_elements
 from .ome_zarr import open_zarr
-from .microscopes import MICROSCOPE_EXTS, only_field, positions_of
+from .names import MICROSCOPE_EXTS
+from .microscopes import only_field, positions_of
 
 # %% ../../nbs/formats/70_pixel_size.ipynb #90277be7
 def _of_tiff(tif):

@@ -88,7 +88,7 @@ def test_a_folder_called_like_an_image_is_entered(tmp_path):
     assert list(t.Id) == ['A1']
 
 
-UNREAD = ['a.czi', 'b.CZI', 'c.lif', 'd.nd2', 'e.gif', 'f.webp', 'g.jp2', 'h.tif.gz', 'i.bmp', 'j.npy', 'k.zip',
+UNREAD = ['a.vsi', 'b.VSI', 'c.oir', 'd.lsm', 'e.gif', 'f.webp', 'g.jp2', 'h.tif.gz', 'i.bmp', 'j.npy', 'k.zip',
           'A1_red', 'A2_red.png.part', 'A3_green.dat']
 
 
@@ -103,7 +103,7 @@ def test_kinds_that_are_not_read_are_counted(tmp_path, url):
     with pytest.warns(UserWarning) as w: t = find_images(source)
     assert list(t.Id) == ['A1'] and len(w) == 1
     said = str(w[0].message)
-    assert said.startswith(f'{source}: 14 files of kinds that are not read are left out: 2 .czi, ') and '\n' not in said
+    assert said.startswith(f'{source}: 14 files of kinds that are not read are left out: 2 .vsi, ') and '\n' not in said
     assert t.attrs['left_out'] == [said]
 
 

@@ -246,15 +246,15 @@ def test_composites_are_listed_as_passed_over(atlas):
 
 def test_what_is_left_out_is_listed(atlas):
     i = find_images(atlas / 'train').Id[0]
-    for n in ('a.czi', 'b.czi', 'c.gif', f'{i}_cp_masks.png', 'notes.txt'):
+    for n in ('a.vsi', 'b.vsi', 'c.gif', f'{i}_cp_masks.png', 'notes.txt'):
         (atlas / 'train' / n).touch()
     v = check(atlas)
     assert (
-        found(v) == {('note', 'not read: .czi'), ('note', 'not read: .gif'), ('note', 'mask')}
+        found(v) == {('note', 'not read: .vsi'), ('note', 'not read: .gif'), ('note', 'mask')}
         and v.exit_code == 0
         and len(v.table) == 8
     )
-    assert sum('not read: .czi' in line for line in str(v).splitlines()) == 1
+    assert sum('not read: .vsi' in line for line in str(v).splitlines()) == 1
     os.mkfifo(atlas / 'train' / 'x.png')
     v = check(atlas, deep=True)
     assert ('warning', 'not a file: FIFO') in found(v) and v.exit_code == 1 and len(v.table) == 8
