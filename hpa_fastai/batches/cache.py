@@ -18,7 +18,7 @@ from loky import BrokenProcessPool, ProcessPoolExecutor
 from ..basics.paths import path_text
 from ..data.labels import HPAError
 from ..basics.paths import file_stat, is_url
-from ..data.folders import file_stamp
+from ..data.folders import columns_for_reading, file_stamp
 from ..formats.pictures import count_workers
 from ..data.reader import read_into
 from ..formats.names import *
@@ -180,8 +180,7 @@ PROCESSES_FROM = 200  # fields of view; fewer are read in threads
 # %% ../../nbs/batches/20_cache.ipynb #841aee6a
 def _in_processes(file, table, reader, n):
     "Fill the array in a file; yield the number of rows done, and the reasons for those that can't be read."
-    columns = [c for c in ('Id', 'layout', *CHANNELS) if c in table]
-    rows = list(enumerate(table[columns].to_dict('records')))
+    rows = list(enumerate(table[columns_for_reading(table)].to_dict('records')))
     parts = [rows[i:i+8] for i in range(0, len(rows), 8)]
     pool = ProcessPoolExecutor(n, timeout=10)
     try:

@@ -15,7 +15,7 @@ from loky import BrokenProcessPool, ProcessPoolExecutor
 from ..basics.errors import HPAError
 from ..basics.paths import is_url
 from ..formats.names import CHANNELS
-from ..data.folders import fov_stamp
+from ..data.folders import columns_for_reading, fov_stamp
 from ..formats.pictures import reading_pool
 from ..data.reader import read_several
 
@@ -35,7 +35,7 @@ def _read_in_processes(table, todo, readers, num_workers, ahead, patience, stamp
     def tasks():
         for start in range(0, len(todo), 1024):
             block = todo[start:start+1024]
-            rows = table[['Id', 'layout', *CHANNELS]].iloc[block].to_dict('records')
+            rows = table[columns_for_reading(table)].iloc[block].to_dict('records')
             for k in range(0, len(block), n): yield block[k:k+n], rows[k:k+n]
     left, waiting, pool = tasks(), deque(), ProcessPoolExecutor(num_workers, timeout=60)
     def start():
@@ -73,7 +73,7 @@ def read_ahead(
     if processes and _worth_processes(table, len(todo), readers, num_workers):
         yield from _read_in_processes(table, todo, readers, num_workers, ahead, patience, stamps)
         return
-    columns = ['Id', 'layout', *CHANNELS]
+    columns = columns_for_reading(table)
     def read(i):
         row = {c: table[c].iat[i] for c in columns}
         if stamps is not None: stamps[row['Id']] = fov_stamp(row)

@@ -13,6 +13,7 @@ from ..basics.paths import *
 from ..formats.names import *
 from ..formats.channels import *
 from ..formats.pictures import *
+from .folders import columns_for_reading
 from .reader import *
 from .reader import look_at_header
 
@@ -154,7 +155,7 @@ def find_depth(
     remembered = tuple(bits for bits in remembered if bits)
     reader = replace(reader, size=None, pixel_size=None, missing='zero')
     rows = table.iloc[table.Id.astype(str).argsort(kind='stable').to_numpy()]
-    rows = _spread(rows[[c for c in ('Id', 'layout', *CHANNELS) if c in rows]].to_dict('records'), _MOST_FIELDS)
+    rows = _spread(rows[columns_for_reading(rows)].to_dict('records'), _MOST_FIELDS)
     are_remote = any(isinstance(row.get(c), str) and is_url(row[c]) for row in rows for c in CHANNELS)
     if are_remote: rows = _spread(rows, FEW_FIELDS)
     with reading_pool(default_workers()) as pool:

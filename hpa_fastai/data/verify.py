@@ -318,7 +318,7 @@ def verify_folder(
     folder = as_source(folder)
     if not is_named: csv = _only_table(folder)
     table, left = survey_images(folder, reader.channels)
-    depth, rows = find_depth(table, reader), table[['Id','layout',*CHANNELS]].to_dict('records')
+    depth, rows = find_depth(table, reader), table[columns_for_reading(table)].to_dict('records')
     reader = depth.of(reader)
     with reading_pool(count_workers(num_workers)) as pool:
         checks = pool.map(partial(check_field, reader=reader, deep=deep), rows)
