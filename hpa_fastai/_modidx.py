@@ -1218,6 +1218,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'hpa_fastai.data.folders._put_aside': ( 'data/folders.html#_put_aside',
                                                                                  'hpa_fastai/data/folders.py'),
                                          'hpa_fastai.data.folders.as_source': ('data/folders.html#as_source', 'hpa_fastai/data/folders.py'),
+                                         'hpa_fastai.data.folders.columns_for_reading': ( 'data/folders.html#columns_for_reading',
+                                                                                          'hpa_fastai/data/folders.py'),
                                          'hpa_fastai.data.folders.describe_left_out': ( 'data/folders.html#describe_left_out',
                                                                                         'hpa_fastai/data/folders.py'),
                                          'hpa_fastai.data.folders.file_stamp': ( 'data/folders.html#file_stamp',

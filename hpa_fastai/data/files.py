@@ -18,6 +18,7 @@ from .label_tables import *
 from ..formats.names import *
 from .folders import *
 from .positions import *
+from ..formats.addresses import *
 from ..formats.dyes import *
 from ..formats.channels import *
 from ..formats.pictures import open_planes
@@ -220,7 +221,7 @@ def survey_images(
     "List the fields of view in a folder, and what else is there."
     source = as_source(source)
     if isinstance(source, pd.DataFrame) or str(source).lower().endswith(TABLE_EXTS): return read_paths(source), []
-    files, left, root, sep = list_files(source)
+    files, left, root, sep = list_files([source] if isinstance(source, str) and is_zarr(source) else source)
     where = source if isinstance(source, str) else ''
     try:
         plates = find_plates(files, root, channels, time)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LeftOut', 'FIELD_COLUMNS', 'describe_left_out', 'as_source', 'list_files', 'join_ome_sets', 'file_stamp', 'fov_stamp',
-           'layout_of', 'read_paths']
+           'columns_for_reading', 'layout_of', 'read_paths']
 
 # %% ../../nbs/data/20_folders.ipynb #7402fac7
 import hashlib, json, os, re
@@ -228,6 +228,12 @@ def fov_stamp(
 
 # %% ../../nbs/data/20_folders.ipynb #c71e9349
 FIELD_COLUMNS = ['Id', 'layout', *CHANNELS]
+
+def columns_for_reading(
+    table:pd.DataFrame, # of `find_images`
+) -> list: # names of the columns that a reader looks at
+    "List the columns of a table of fields of view that matter for reading them."
+    return [c for c in (*FIELD_COLUMNS, 'pixel_size', 'absent') if c in table]
 
 def layout_of(
     paths, # of the four channels; None for a missing one
