@@ -256,7 +256,7 @@ def summarise_fields(
 def summarise_proteins(
     predictions:pd.DataFrame|str|Path,  # of `predict` or `predict_cells`, or its file
     by:str = 'gene',  # column that says which protein a field of view shows, or 'antibody'
-    layout:pd.DataFrame|str|Path|None = None,  # what is known of each Id or antibody (gene, cell line): table or file
+    layout:pd.DataFrame|str|Path|None = None,  # what is known of each Id, well or antibody: table or file
     thresholds:float|list|Thresholds|None = None,  # a number, or one a class; None: those that decided the table
     labels:LabelSet|str|None = None,  # the classes; None: those of the predictions
     out:str|Path|None = None,  # .csv, .parquet or .xlsx to write

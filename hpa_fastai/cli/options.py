@@ -138,8 +138,8 @@ OPTIONS = dict(
     id_column=dict(metavar='NAME', help='column of the table that holds the Ids of the images; default: by its name'),
     report=dict(type=path, metavar='PAGE', help='HTML page to write'),
     label_column=dict(metavar='NAME', help='column of the table that holds the labels; by default found by its name'),
-    images=dict(help='folder of images, in the data folder or anywhere; '
-                     'by default train, or the data folder itself'),
+    images=dict(help='folder of images, in the data folder or anywhere; by default train, or the data folder itself'),
+    layout=dict(type=path, metavar='FILE', help='table of what is known of each Id, well or antibody: gene, treatment'),
     labels=dict(default='hpa28',
                 help='hpa28, hpa19, hpa31, ztg10, a table of class names, or the names: Nucleus,Cytosol'),
     group=dict(metavar='COLUMN',

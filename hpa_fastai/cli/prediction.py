@@ -73,6 +73,9 @@ def _watch(args):
     from hpa_fastai.basics.errors import HPAError
     from hpa_fastai.deploy.predictor import check_place
     from hpa_fastai.deploy.watch import watch
+    if args.layout:
+        raise HPAError('--watch cannot compare a layout with wells that are still to come; give --layout to '
+                       'hpa_fastai report or proteins afterwards')
     if args.embeddings or args.submission or args.report or args.group or args.dry_run:
         raise HPAError('--watch writes a table and nothing else; '
                        'leave --embeddings, --submission, --report, --group and --dry-run away')
@@ -121,7 +124,12 @@ def predict(
     files['group'] = group_of(args)
     check_results(force=args.force or args.dry_run, **files)
     check_place(args.folder)
+    if args.layout:
+        from hpa_fastai.basics.spreadsheets import read_table
+        from hpa_fastai.cells.layout import add_layout
+        layout = read_table(args.layout)
     predictor = predictor_of(args)
+    if args.layout: predictor.describe = lambda table: add_layout(table, layout, predictor.labels.classes)
     if args.dry_run: return _rehearse(args, predictor)
     journal = write_results(predictor, args.folder, force=args.force, progress=args.progress, **files)
     print(_summary(journal))
@@ -140,6 +148,9 @@ def add_predict(
     parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
     add_options(parser, 'out',
                 out=dict(default=Path('predictions.csv'), help='file for the table, .csv, .xlsx or .parquet'))
+    add_options(parser, 'layout', layout=dict(
+        help='table of what is known of each well (with its plate, if there are several) or each Id, such as gene '
+             'and treatment: .csv or .xlsx; its columns are added to the results'))
     add_options(parser, 'embeddings')
     add_options(parser, 'submission', submission=dict(help='csv file in the format of a Kaggle competition; needs '
                                                            '--sample'))

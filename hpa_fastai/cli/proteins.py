@@ -40,9 +40,9 @@ def add_proteins(
     parser.add_argument('predictions', metavar='PREDICTIONS', type=path, help='table that predict or cells wrote')
     parser.add_argument('--by', metavar='COLUMN', default='gene',
                         help='column that says which protein an image shows; antibody is read from HPA Ids')
-    parser.add_argument('--layout', type=path, metavar='FILE',
-                        help='table with what is known of each Id, or of each antibody: gene, antibody, cell_line, '
-                             'Target; such as the train.csv of a download')
+    add_options(parser, 'layout', layout=dict(
+        help='table of what is known of each Id, each well or each antibody: gene, antibody, cell_line, Target; such '
+             'as the sheet of a plate, or the train.csv of a download'))
     add_options(parser, 'out', 'force', out=dict(default=Path('proteins.csv'), help='.csv, .parquet or .xlsx to write'))
     add_options(parser, 'report', 'images',
                 report=dict(help='HTML page about the proteins, those to look at first'),

@@ -7,7 +7,6 @@ __all__ = ['further_columns', 'widen_csv', 'columns_beside']
 
 # %% ../../nbs/deploy/52_beside.ipynb #ef880b62
 import re
-from pathlib import Path
 import pandas as pd
 from ..formats.names import CHANNELS
 from ..batches.splits import antibody_of

@@ -125,6 +125,7 @@ class Predictor:
         self.normalize, self.sources = normalize, {}  # what was measured, by the settings of reading
         self.bs = bs or min(usual_batch(b.settings.size, b.settings.reader.size) for b in self.bundles)
         self.tta, self.at_least_one = tta, at_least_one
+        self.describe = None  # a function that adds columns to the table of fields of view, such as those of a layout
         self.n_threads = torch.get_num_threads()
         self.bits, self.said = (reading or {}).get('bits'), ''  # bits of the files, if given; the last depth printed
 
@@ -296,7 +297,7 @@ def find(self:Predictor,
     "Find the fields of view to predict, and refuse them if the models cannot read any."
     table = locate(source, self.channels)
     for reader in self.readers: check_fields(table, reader)
-    return table
+    return self.describe(table) if self.describe else table
 
 @patch
 def __call__(self:Predictor,

@@ -12,11 +12,13 @@ import pandas as pd
 from ..basics.arguments import known_arguments
 from ..basics.errors import HPAError
 from ..basics.paths import path_text
+from ..basics.spreadsheets import read_table
+from ..cells.layout import add_layout
 from ..deploy.embeddings import EMBEDDING_FORMATS
 from ..deploy.journal import Journal, check_start
 from ..deploy.predictor import Predictor, check_place, plain_source
 from ..deploy.scoring import write_submission
-from ..deploy.tables import check_out, read_predictions, with_labels
+from ..deploy.tables import ResultError, check_out, read_predictions, with_labels
 
 # %% ../../nbs/interpret/85_prediction.ipynb #27ae221e
 def check_results(
@@ -98,12 +100,15 @@ def predict(
     sample: str|Path|None = None,  # the sample submission of that competition
     report: str|Path|None = None,  # .html for a page about the run
     group = None,  # of the page: what pictures share, such as the well: a column of the images, a function of the Id
+    layout: pd.DataFrame|str|Path|None = None,  # what is known of each Id, well or antibody: its columns are added
 ) -> pd.DataFrame:  # Id, Predicted, Names, a probability a class, flags, error
     "Say where the protein is, for every field of view in a folder."
     check_results(out, force, embeddings, submission, sample, report, group)
     check_place(folder)
     folder = plain_source(folder)
+    if layout is not None: layout = read_table(layout, ResultError)
     predictor = Predictor(model, device, bs, tta, at_least_one, precision, num_workers, thresholds, reading, normalize)
+    if layout is not None: predictor.describe = lambda table: add_layout(table, layout, predictor.labels.classes)
     if out is not None:
         journal = write_results(predictor, folder, out, force, embeddings, submission, sample, report, progress, group)
         return with_labels(read_predictions(journal.out), predictor.labels)
