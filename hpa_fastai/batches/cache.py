@@ -8,7 +8,6 @@ __all__ = ['CACHE_VERSION', 'cache_key', 'ImageCache', 'default_cache_folder', '
 # %% ../../nbs/batches/20_cache.ipynb #e845a00a
 import errno, hashlib, json, multiprocessing, os, platform, secrets, shutil, time
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import repeat
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -40,7 +39,7 @@ def cache_key(
     files = table[list(CHANNELS)].to_numpy().tolist()
     stamps = {p: file_stamp(p) for row in files for p in row if isinstance(p, str)}
     rows = sorted((str(i), [stamps.get(p) for p in row]) for i,row in zip(table.Id, files))
-    return hashlib.sha256(json.dumps([CACHE_VERSION, asdict(reader), rows]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([CACHE_VERSION, reader.remembered, rows]).encode()).hexdigest()[:32]
 
 # %% ../../nbs/batches/20_cache.ipynb #aa602181
 class ImageCache:

@@ -265,7 +265,7 @@ def from_df(cls:HPADataLoaders,
     elif n_processes()>1: raise SplitError('seed=None: several processes would each split the table in another way')
     if val_bs is not None: val_bs = checked(bs=val_bs)
     labels = get_labels(labels)
-    df = attach_images(df, images, (reader or ImageReader()).channels)
+    df = attach_images(df, images, (reader or ImageReader()).channels, (reader or ImageReader()).time)
     own = sort_transforms(item_tfms, batch_tfms, size, reader, partial(picture_sizes, df, ImageReader()))
     if reader is None:
         reader = ImageReader(size=own.read_size)
@@ -321,7 +321,7 @@ def from_csv(cls:HPADataLoaders,
     if not isinstance(images, (list, pd.DataFrame)): images = find_image_folder(path, images)
     if not isinstance(csv, pd.DataFrame): csv = find_label_file(path, csv, LabelError)
     labels, reader = get_labels(labels), kwargs.get('reader') or ImageReader()
-    table = find_images(images, reader.channels)
+    table = find_images(images, reader.channels, reader.time)
     if not isinstance(column := kwargs.get('valid_col'), str|None):  # its number in the file, which reading changes
         kwargs['valid_col'] = column_at(read_cells(csv, labels, id_column, label_column).columns, column)
     df = read_labels(csv, labels, ids=table.Id, id_column=id_column, label_column=label_column)
@@ -348,7 +348,7 @@ def fields(self:HPADataLoaders,
         if neither:
             raise ImageError(f'{neither[0]!r}: no such file, and not the Id of an image of these loaders; '
                              f'{len(neither)} of {len(named)} names are neither')
-    table = image_table(source, self.settings.reader.channels)
+    table = image_table(source, self.settings.reader.channels, self.settings.reader.time)
     if not len(table):
         raise ImageError('no images found; give a folder, files, a table of paths, pixels, '
                          'or Ids of images of these loaders')

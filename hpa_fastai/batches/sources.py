@@ -8,7 +8,7 @@ __all__ = ['sources_of', 'channel_moments', 'channel_figures', 'read_pictures', 
 
 # %% ../../nbs/batches/40_sources.ipynb #9baa8d57
 import hashlib, json, os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -166,7 +166,7 @@ def of_source(self:Sources,
     if self.keep and None not in files:
         place = os.path.commonprefix(sorted({os.path.dirname(f[0]) for f in files}))
         by_folder = self.column is None and 'source' not in table
-        key = json.dumps([asdict(self.reader), None if by_folder else name, place])
+        key = json.dumps([self.reader.remembered, None if by_folder else name, place])
         kept = cache_home()/'hpa_fastai'/'sources'/f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.json'
     old = None if None in files or self.anew and not part else self._recall(name, kept)
     if old is not None:

@@ -309,6 +309,7 @@ def attach_images(
     df:pd.DataFrame, # a column Id, and any other (Target, group, …)
     images, # anything `find_images` takes, or the table it gave
     channels='rgby', # as `find_images` takes them
+    time:str|int|None=None, # as `find_images` takes it
 ) -> pd.DataFrame: # `df` in its own order, with the columns layout, red, green, blue, yellow
     "Add the paths of images to a table of labels."
     if not isinstance(df, pd.DataFrame) or 'Id' not in df:
@@ -317,7 +318,7 @@ def attach_images(
     images = as_source(images)
     where = {pd.DataFrame: 'the table of images', list: 'the list of files'}.get(type(images), images)
     is_found = isinstance(images, pd.DataFrame) and {*FIELD_COLUMNS}<={*images}
-    table = images if is_found else find_images(images, channels)
+    table = images if is_found else find_images(images, channels, time)
     folder, n = table.attrs.get('found_in') or ('', 0)
     if is_found and n==len(table): where = folder
     ids, table = df.Id.map(id_form), table.assign(Id=table.Id.map(id_form))

@@ -202,18 +202,21 @@ def join_ome_sets(
 
 # %% ../../nbs/data/20_folders.ipynb #106cab0d
 def file_stamp(
-    path, # of a file, of a folder that is one picture, or of an object
-) -> tuple: # its full path, and values that change when its content changes
-    "Identify the version of a file, or of the files in a folder."
+    path, # of a file, of a folder that is one picture, of an object, or an address of `parse_address`
+) -> tuple: # its full path or address, and values that change when its content changes
+    "Identify the version of the files of a picture."
+    files, position, time = parse_address(os.fspath(path))
+    within, path = write_address([''], position, time), files[0]
+    if len(files)>1: return write_address(files), [file_stamp(file) for file in files]
     if is_url(path):
         import fsspec
         fs, name = fsspec.core.url_to_fs(path)
-        return path, fs.ukey(name)
-    files = sorted(Path(path).rglob('*')) if os.path.isdir(path) else [path]
-    if str(path).lower().endswith(('.ome.tif','.ome.tiff')):
+        return path+within, fs.ukey(name)
+    if os.path.isdir(path): files = sorted(Path(path).rglob('*'))
+    if path.lower().endswith(('.ome.tif','.ome.tiff')):
         beside = [n for n in ome_set(path) if n==os.path.basename(n)] # all files that are read where this one is
         if beside: files = [os.path.join(os.path.dirname(path), n) for n in beside]
-    return os.path.abspath(path), [(st.st_size, st.st_mtime_ns) for st in map(file_stat, files)]
+    return os.path.abspath(path)+within, [(st.st_size, st.st_mtime_ns) for st in map(file_stat, files)]
 
 def fov_stamp(
     row, # of the table of `find_images`
@@ -221,9 +224,8 @@ def fov_stamp(
     "Identify the version of the files of a field of view."
     stamps = []
     for path in dict.fromkeys(row[c] for c in CHANNELS if isinstance(row[c], str)):
-        for file in parse_address(path).files:
-            try: stamps.append(file_stamp(file))
-            except OSError: stamps.append((file, None))
+        try: stamps.append(file_stamp(path))
+        except OSError: stamps.append((path, None))
     return hashlib.blake2b(json.dumps(stamps).encode(), digest_size=8).hexdigest()
 
 # %% ../../nbs/data/20_folders.ipynb #c71e9349

@@ -32,7 +32,7 @@ def wanted_times(
     chosen = [int(time)-1] if is_number else [number-1 for number in choose_times(range(1, n+1), time)]
     return chosen if n>1 else [None]
 
-# %% ../../nbs/data/25_positions.ipynb #f270b137
+# %% ../../nbs/data/25_positions.ipynb #6c3f08d3
 class Listed(NamedTuple):
     "Fields of view in files that may hold several"
     rows:dict   # {(folder, Id): {None: address within the folder}}
@@ -73,7 +73,7 @@ def list_positions(
     sep:str, # separator of folders
     time:str|int|None=None, # as `find_images` takes it
 ) -> Listed:
-    "List the fields of view in files of microscopes; a file that can't be opened is a row, which fails when it is read."
+    "List the fields of view in files of microscopes; one that can't be opened is a row, which fails when it is read."
     listed, parts = Listed({}, {}, []), {}
     taken = Counter((folder, id_form(split_name(name)[0])) for folder,name in (*files, *others))
     for folder,name in sorted(files):

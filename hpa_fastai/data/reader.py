@@ -9,7 +9,7 @@ __all__ = ['FULL_PIXEL', 'FULL_SIDE', 'ImageReader', 'geometry', 'naming_file', 
 # %% ../../nbs/data/60_reader.ipynb #c06571c9
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 import numpy as np, pandas as pd
 from PIL import Image
 from fastcore.basics import patch
@@ -19,6 +19,7 @@ from ..formats.dyes import *
 from .files import *
 from .image_tables import *
 from .folders import fov_stamp
+from .positions import wanted_times
 from ..formats.addresses import *
 from ..formats.channels import *
 from ..formats.pictures import *
@@ -41,6 +42,7 @@ class ImageReader:
     bits:int|None=None           # bits that the camera used, e.g. 12 of the 16 in the file; `find_depth` finds them
     pixel_size:float|None=None   # µm per pixel in the files, if they are not whole HPA fields (0.08 at full size)
     z:str|None=None              # of Z stacks: 'max' projects, 'sharpest' takes a plane, 'channels': they are channels
+    time:str|int|None=None       # of a time series, which fields of view there are: 'first', 'all', or a number from 1
 
     def __post_init__(self):
         object.__setattr__(self, 'percentiles', tuple(np.ravel(self.percentiles).tolist()))
@@ -53,6 +55,8 @@ class ImageReader:
         channels, size, bits, pixel_size = self.channels, self.size, self.bits, self.pixel_size
         wanted = wanted_channels(channels) if isinstance(channels, (str, dict)) else []
         if not wanted or len(set(wanted))!=len(channels): raise no_such_channels(channels)
+        wanted_times(1, self.time)
+        if str(self.time).isdecimal(): object.__setattr__(self, 'time', int(self.time))
         choices = dict(missing=('error','zero'), scale=('dtype','percentile'), z=(None,'max','sharpest','channels'))
         for name,allowed in choices.items():
             if getattr(self, name) not in allowed: refuse(name, f'choose one of {", ".join(map(repr, allowed))}')
@@ -66,6 +70,11 @@ class ImageReader:
             refuse('bits', 'cameras have 8 to 16')
         if pixel_size is not None and not (_is_number(pixel_size) and pixel_size>0):
             refuse('pixel_size', f'give the µm per pixel, e.g. {FULL_PIXEL}')
+
+    @property
+    def remembered(self) -> dict:
+        "The settings that a model remembers: all but the choice of time points, which is made for each source."
+        return {name: value for name,value in asdict(self).items() if name!='time'}
 
 # %% ../../nbs/data/60_reader.ipynb #6f96dcc0
 def geometry(

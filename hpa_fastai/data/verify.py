@@ -317,7 +317,7 @@ def verify_folder(
         csv = find_label_file(folder, csv, LabelError) if is_path else find_beside(csv, folder, LabelError)
     folder = as_source(folder)
     if not is_named: csv = _only_table(folder)
-    table, left = survey_images(folder, reader.channels)
+    table, left = survey_images(folder, reader.channels, reader.time)
     depth, rows = find_depth(table, reader), table[columns_for_reading(table)].to_dict('records')
     reader = depth.of(reader)
     with reading_pool(count_workers(num_workers)) as pool:

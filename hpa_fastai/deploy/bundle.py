@@ -173,7 +173,7 @@ def assemble(cls:Bundle,
     preprocess = {k: v for k,v in asdict(settings).items() if k!='reader'}
     thresholds = replace(thresholds or plain_thresholds(.5, len(labels)), exclusive=labels.negative)
     config = dict(
-        format_version=FORMAT, model=model.config, labels=asdict(labels), reader=asdict(settings.reader),
+        format_version=FORMAT, model=model.config, labels=asdict(labels), reader=settings.reader.remembered,
         preprocess=preprocess, thresholds=thresholds.to_dict(),
         calibration=calibration and calibration.to_dict(),
         training=training or {}, metrics=None if evaluation is None else evaluation.class_records(),

@@ -8,7 +8,7 @@ __all__ = ['FILES', 'is_hub_name', 'pull_model', 'find_model', 'read_otherwise',
 
 # %% ../../nbs/deploy/30_hub.ipynb #cfa60852
 import difflib, json, re, warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 import torch
 from ..basics.arguments import as_list
@@ -89,7 +89,7 @@ def read_otherwise(
     if 'size' in reading: raise HPAError('reading: the size belongs to the network; leave it out')
     try: reader = replace(bundle.settings.reader, **reading)
     except TypeError as e: raise HPAError(f'reading: {str(e).split("()")[-1].strip()}') from None
-    config = {**bundle.config, 'reader': json.loads(json.dumps(asdict(reader)))}
+    config = {**bundle.config, 'reader': json.loads(json.dumps(reader.remembered))}
     return replace(bundle, settings=replace(settings, reader=reader), config=config)
 
 # %% ../../nbs/deploy/30_hub.ipynb #4d3a7d88

@@ -55,8 +55,10 @@ class FolderWatcher:
         channels: list,  # names of the channels that a field of view must have
         settle: float = 2.,  # seconds without a change after which a file counts as written
         names='rgby',  # what tells apart the files of the channels, as `find_images` takes it
+        time: str|int|None = None,  # as `find_images` takes it
     ):
-        self.folder, self.channels, self.settle, self.names = Path(folder), channels, settle, names
+        self.folder, self.channels, self.settle = Path(folder), channels, settle
+        self.names, self.time = names, time
         self.seen, self.done, self.tried = {}, {}, {}  # by files: (states, since when); states when done; when tried
         self.n_changes = 0  # of any field of view, so far
         self.depth = Depth()  # of the files, once pictures of more than 8 bits have come
@@ -74,7 +76,7 @@ def look(self:FolderWatcher) -> pd.DataFrame:  # as of `find_images`, 'complete'
         if _states(files) == states: self.done[files] = states  # at the end of the queue
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        table = find_images(self.folder, self.names)
+        table = find_images(self.folder, self.names, self.time)
     table = table[np.array([files not in self.done for files in _files_of(table)], bool)]
     now, complete, unchanged_for = time.monotonic(), [], []
     for files in _files_of(table):
@@ -204,7 +206,8 @@ def watch(
                        "with thresholds='model' (--thresholds model), and match it with predict afterwards")
     predictor.check_task('fields')
     read = {c for reader in predictor.readers for c in wanted_channels(reader.channels)}
-    watcher = FolderWatcher(folder, [c for c in CHANNELS if c in read], settle, predictor.channels)
+    watcher = FolderWatcher(folder, [c for c in CHANNELS if c in read], settle, predictor.channels,
+                            predictor.readers[0].time)
     earlier = None if force else read_record(Path(f'{out}.run.json'))
     watcher.depth = Depth(predictor.bits or (earlier or {}).get('bits'))
     about = dict(watched=os.path.abspath(folder), **predictor.about(), bits=watcher.depth.bits)

@@ -197,7 +197,7 @@ def compare(
     experiments = _gather_experiments(experiments, archs)
     split_options(options)
     reader = revive_options(options).get('reader') or ImageReader()
-    df = labelled_table(df, labels, images, reader.channels, id_column, label_column)
+    df = labelled_table(df, labels, images, reader.channels, id_column, label_column, reader.time)
     with only_writer(out, 'comparison'):
         if is_first(): out.mkdir(parents=True, exist_ok=True)
         finished = [] if force else _finished_experiments(out/'experiments.csv')

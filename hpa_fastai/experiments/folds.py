@@ -167,13 +167,13 @@ def _save_fold(learn, out, fold):
     if is_first(): shutil.rmtree(out/f'fold{fold}-training', ignore_errors=True)
 
 # %% ../../nbs/experiments/20_folds.ipynb #f9bd70b9
-def _read_folds(out, trained, df, images, channels):
+def _read_folds(out, trained, df, images, reader):
     "The predictions of all folds as the networks gave them, and the rows of what could not be read."
     predictions = pd.concat([read_predictions(out/f'fold{k}.csv').assign(fold=k) for k in trained])
     in_no_fold = df.Id[~df.Id.isin(predictions.Id)]
     folds = json.loads((out/'settings.json').read_text(encoding='utf-8'))['folds']
     if len(in_no_fold) and len(trained) == folds:
-        unread = attach_images(df, images, channels)
+        unread = attach_images(df, images, reader.channels, reader.time)
         unread = unread[unread.Id.isin(in_no_fold)]
         predictor = Predictor(out/f'fold{trained[0]}')
         predictor.bits = predictor.readers[0].bits
@@ -264,11 +264,12 @@ def labelled_table(
     channels='rgby',  # as `find_images` takes them
     id_column: str | None = None,  # of the table of labels: its column of Ids; None: found by its name
     label_column: str | None = None,  # of the table of labels: its column of labels; None: found by its name
+    time: str | int | None = None,  # as `find_images` takes it
 ) -> pd.DataFrame:  # Id as text, Target, and the other columns
     "Labels from a table, or from the csv of a competition."
     is_standard = isinstance(df, pd.DataFrame) and {'Id', 'Target'} <= set(df) and not (id_column or label_column)
     if is_standard: return df.assign(Id=df.Id.map(same_form))
-    table = images if isinstance(images, pd.DataFrame) else find_images(images, channels)
+    table = images if isinstance(images, pd.DataFrame) else find_images(images, channels, time)
     return read_labels(df, labels, ids=table.Id, id_column=id_column, label_column=label_column)
 
 # %% ../../nbs/experiments/20_folds.ipynb #99d1e5ca
@@ -302,8 +303,8 @@ def train_folds(
     "Train a model for each fold, and judge it on images it never saw; continue an earlier run that was stopped."
     folds, seed = checked(folds=folds, seed=seed, error=ExperimentError)
     labels, out, options = get_labels(labels), Path(path_text(out, 'out', ExperimentError)), revive_options(options)
-    channels = (options.get('reader') or ImageReader()).channels
-    df = labelled_table(df, labels, images, channels, id_column, label_column)
+    reader = options.get('reader') or ImageReader()
+    df = labelled_table(df, labels, images, reader.channels, id_column, label_column, reader.time)
     split_options(options)
     trained = list(range(folds) if trained_folds is None else trained_folds)
     if not trained or not set(trained) <= set(range(folds)):
@@ -319,7 +320,7 @@ def train_folds(
             learn = train_fold(df, images, k, folds, labels, group, seed, progress, checkpoints, **options)
             _save_fold(learn, out, k)
 
-        raw = _read_folds(out, trained, df, images, channels)
+        raw = _read_folds(out, trained, df, images, reader)
         models = [out/f'fold{k}' for k in trained]
         epoch_chosen = any('weights' in load_bundle(model).config['training'] for model in models)
         decided = _decide_out_of_fold(raw, df, labels, group, seed, calibration, epoch_chosen)

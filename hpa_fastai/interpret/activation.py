@@ -198,7 +198,7 @@ def activation_maps(
         numbers = [n for c in ([classes] if one_class else classes) for n in explainer.labels.parse(c)]
     shape = (1 if numbers is None else len(numbers), explainer.size, explainer.size)
     if hasattr(images, '__len__') and not isinstance(images, str) and not len(images): table = []
-    else: table = locate(images, explainer.predictor.channels)
+    else: table = locate(images, explainer.predictor.channels, explainer.predictor.readers[0].time)
     res = np.full((len(table), *shape), np.nan, np.float32)
     def targets(i, probs): return [int(probs.argmax())] if numbers is None else numbers
     for i,_,_,maps in _explain(explainer, table, targets) if len(table) else ():
@@ -271,7 +271,7 @@ def prediction_maps(
 ) -> Iterator[tuple]:  # Id, name of a class, its probability, S×S map from 0 to 1; of the pictures that can be read
     "Show where each predicted location was found, one map after the other"
     explainer = Explainer(model, tta, bs, method)
-    table, labels = locate(images, explainer.predictor.channels), explainer.labels
+    table, labels = locate(images, explainer.predictor.channels, explainer.predictor.readers[0].time), explainer.labels
     predictions = as_predictions(predictions, labels, probs=False)[0]
     absent = set(predictions.Id)-set(table.Id)
     if absent:

@@ -334,7 +334,7 @@ def monitor(
         ok, group = ok.assign(group=group_codes(run, group)[(run['error']=='').to_numpy()]), 'group'
     if images is not None and len(ok):
         in_memory = isinstance(images, pd.DataFrame)
-        table = images if in_memory else locate(images, bundle.settings.reader.channels)
+        table = images if in_memory else locate(images, bundle.settings.reader.channels, bundle.settings.reader.time)
         known = table[table.Id.astype(str).isin(ok.Id)]
         if not len(known):
             place = 'the table' if in_memory else images

@@ -349,7 +349,7 @@ def embedding_map(
 ) -> Path:  # `out`
     "Write the map of a run, on which similar images lie together."
     out, is_page = check_map(out, method, force)
-    table = None if images is None or not is_page else locate(images, reader.channels)
+    table = None if images is None or not is_page else locate(images, reader.channels, reader.time)
     points = points_of_run(predictions, embeddings, method, seed)
     _check_colouring(points, [by] if by else [])
     if isinstance(embeddings, (str, os.PathLike)) and Path(path_text(embeddings)).suffix=='.h5ad':

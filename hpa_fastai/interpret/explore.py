@@ -313,7 +313,7 @@ def explore(
 ) -> Path:  # the page
     "Write everything there is to see about a data set into one self-contained HTML page."
     out, folder = check_page(out, force), as_source(folder)
-    path, images = find_label_file(folder, csv, LabelError), find_images(folder, reader.channels)
+    path, images = find_label_file(folder, csv, LabelError), find_images(folder, reader.channels, reader.time)
     df = read_labels(path, labels, ids=images.Id, id_column=id_column, label_column=label_column)
     table = df.merge(images.drop_duplicates('Id'), on='Id')
     if table.empty:

@@ -305,7 +305,7 @@ def figure(
     reader = replace(bundle.settings.reader if bundle else ImageReader(), size=None, pixel_size=None, **(reading or {}))
     panels = _check_choices(colours, brightness, panels, reader.channels)
     table = read_results(predictions)
-    pictures = locate(images, reader.channels)
+    pictures = locate(images, reader.channels, reader.time)
     if not reader.bits or 'bits' not in (reading or {}): reader = reader_for(pictures, reader)
     by_id = {id_form(row['Id']): row for row in pictures.to_dict('records')}
     rows = len(as_list(ids)) if ids is not None else n

@@ -186,7 +186,8 @@ def protein_report(
     fields, labels = fields_of_proteins(predictions, by, layout, labels)
     if thresholds is None: thresholds = thresholds_that_decided(predictions, labels)
     summary, more = summarise_fields(fields, labels, by, thresholds), []
-    table = images if images is None or isinstance(images, pd.DataFrame) else locate(images, reader.channels)
+    is_ready = images is None or isinstance(images, pd.DataFrame)
+    table = images if is_ready else locate(images, reader.channels, reader.time)
     if 'cell' in predictions:
         ranked = rank_variation(predictions, fields, labels, by, table, reader)
         of_proteins = ranked[[by, *_of_variation]].rename(columns=_of_variation)

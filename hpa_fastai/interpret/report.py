@@ -75,7 +75,7 @@ def report(
     def load(model): return model if model is None or isinstance(model, Bundle) else load_bundle(find_model(model))
     bundle = load(what if kind=='model' else reference)
     channels = bundle.settings.reader.channels if bundle and reader.channels=='rgby' else reader.channels
-    table = images if images is None or isinstance(images, pd.DataFrame) else locate(images, channels)
+    table = images if images is None or isinstance(images, pd.DataFrame) else locate(images, channels, reader.time)
     if kind=='model':
         name = 'Model' if isinstance(what, Bundle) else Path(what).resolve().name
         return write_page(out, ModelReport(bundle, name, table, per_class).page())
