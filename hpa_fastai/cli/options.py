@@ -6,7 +6,7 @@
 __all__ = ['YES_NO', 'OPTIONS', 'READING', 'PREDICTION_BATCH', 'Help', 'Parser', 'number', 'path', 'fold_number', 'learning_rate',
            'pretrained', 'fine_tune', 'thresholds', 'channels', 'names', 'add_options', 'add_reading_options',
            'reader_of', 'reading_of', 'add_prediction_options', 'predictor_of', 'places_of', 'columns_of', 'group_of',
-           'check_free', 'tell_taken', 'report_failures', 'join_processes']
+           'check_free', 'tell_taken', 'report_failures']
 
 # %% ../../nbs/cli/10_options.ipynb #828749ab
 import argparse, os, re, sys
@@ -179,6 +179,8 @@ OPTIONS = dict(
                                      'size when you train it and when you use it'),
     z=dict(choices=('max', 'sharpest', 'channels'), help='of a Z stack, take the maximum or the sharpest plane; '
                                                          'channels: the planes of the stack are the channels'),
+    time=dict(metavar='first|all|N', help='of a time series: take its first time point, its time point number N, or '
+                                          'each as a field of view of its own'),
     # the network
     arch=dict(help='the network: hpa-densenet121, hpa-inception-v3-cells, subcell-vit, smallresnet, lenet5, or any of '
                    'timm or torchvision. By default hpa-densenet121 (trained on the real atlas) if its weights are '
@@ -271,7 +273,7 @@ def add_options(
                                                                                       'read the files each time')
 
 # %% ../../nbs/cli/10_options.ipynb #d87ea644
-READING = ('channels', 'missing', 'scale', 'percentiles', 'bits', 'pixel_size', 'z')
+READING = ('channels', 'missing', 'scale', 'percentiles', 'bits', 'pixel_size', 'z', 'time')
 
 def add_reading_options(
     parser: argparse.ArgumentParser,  # of a command
@@ -384,17 +386,3 @@ def report_failures(
     if not len(errors): return 0
     print(*errors.lines(n), f'{len(errors)} of {n} fields of view could not be read.', sep='\n', file=sys.stderr)
     return 1
-
-# %% ../../nbs/cli/10_options.ipynb #6dbedf39
-def join_processes(
-    args: argparse.Namespace,  # with device and progress
-):  # the `torch.device` of this process
-    "Find the device of this process, and silence all processes but the first"
-    import warnings
-    from hpa_fastai.basics.processes import is_first, start_processes
-    from hpa_fastai.basics.devices import find_device
-    device = start_processes(find_device(args.device))
-    if not is_first():
-        sys.stdout, args.progress = open(os.devnull, 'w', encoding='utf-8'), False
-        warnings.simplefilter('ignore')
-    return device

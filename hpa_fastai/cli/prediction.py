@@ -27,7 +27,7 @@ def evaluate(
     csv, images = places_of(args)
     predictor = predictor_of(args)
     predictor.check_task('fields')
-    table = find_images(images, predictor.channels)
+    table = find_images(images, predictor.channels, predictor.readers[0].time)
     truth = read_labels(csv, predictor.labels, ids=table.Id, **columns_of(args))
     known = attach_images(truth, table)
     predictions = predictor(known, args.progress)
@@ -208,7 +208,7 @@ def cells(
     if not empty.any() or (df.cell>0).any(): return code
     if args.masks: why = f'No cell was found in any field of view: the masks in {args.masks} contain no cells.'
     else:
-        table = locate(args.folder, predictor.readers[0].channels)
+        table = locate(args.folder, predictor.readers[0].channels, predictor.readers[0].time)
         seen = table[table.Id.astype(str).isin(df.Id[empty].astype(str))]
         why = why_no_cells(seen, whole_file(predictor.readers[0]), pixel_size=args.pixel_size)
     print(why, file=sys.stderr)

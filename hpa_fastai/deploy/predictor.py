@@ -39,9 +39,10 @@ from .scoring import DECISION_FLAGS, choose_thresholds, decide_by_prevalence, de
 def locate(
     source,  # folder, file, list of files, csv or table of paths, row of one, array 4×H×W, or several of them
     channels='rgby',  # as `find_images` takes them
+    time: str|int|None = None,  # as `find_images` takes it
 ) -> pd.DataFrame:  # Id, layout, red, green, blue, yellow
     "Make the table of fields of view to predict."
-    table = image_table(source, channels)
+    table = image_table(source, channels, time)
     if not len(table):
         if isinstance(source, (str, os.PathLike)): where = source
         elif isinstance(source, pd.DataFrame): where = 'the table'
@@ -295,7 +296,7 @@ def find(self:Predictor,
     source,  # folder, list of files, csv or table of paths, array 4×H×W, or several of them
 ) -> pd.DataFrame:  # of `find_images`
     "Find the fields of view to predict, and refuse them if the models cannot read any."
-    table = locate(source, self.channels)
+    table = locate(source, self.channels, self.readers[0].time)
     for reader in self.readers: check_fields(table, reader)
     return self.describe(table) if self.describe else table
 
@@ -330,6 +331,7 @@ def about(self:Predictor) -> dict:
     return dict(models=[_model_digest(b) for b in self.bundles], bs=self.bs, tta=self.tta,
                 at_least_one=self.at_least_one, thresholds=self.chosen, device=self.device.type,
                 precision='half' if self.half else 'full',
+                **({'time': self.readers[0].time} if self.readers[0].time else {}),
                 **(dict(normalize=self.normalize) if self.normalize!='model' else {}))
 
 # %% ../../nbs/deploy/80_predictor.ipynb #9cd6911f
