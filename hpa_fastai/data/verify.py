@@ -65,8 +65,8 @@ def check_file(
     p = open_planes(path, z=z, header=True, alone=alone)
     if deep and p.format.startswith('JPEG'):
         with naming_file(path), open_image_file(path) as f: check_jpeg_codes(f.read())
-    if is_url(path) or os.path.isdir(path): return p, None
-    size, end = file_size_and_end(path)
+    if is_url(path) or os.path.isdir(files[0]): return p, None
+    size, end = file_size_and_end(files[0])
     mark = _ends.get(p.format.split()[0])
     if mark and mark not in end: open_planes(path, z=z)
     return p, (size, end)
@@ -350,8 +350,8 @@ def _summarise(where, fields, problems, about, deep, depth):
     columns = ['Id','layout','format','width','height']
     table = pd.DataFrame([[getattr(f, c) for c in columns] for f in fields], columns=columns)
     table['problems'] = [of_field.get(i, '') for i in table.Id]
-    return Verification(spell_out(where), table, problems, sum(len(f.files) for f in fields), about, deep,
-                        depth)
+    files = {file for f in fields for path in f.files for file in parse_address(path).files}
+    return Verification(spell_out(where), table, problems, len(files), about, deep, depth)
 
 # %% ../../nbs/data/62_verify.ipynb #65bc5eac
 def _left_out(left):
@@ -361,7 +361,7 @@ def _left_out(left):
         if o.group=='not read': problems.append(Problem('note', f'not read: {o.detail}', file=o.file))
         elif o.group=='no file': problems.append(Problem('warning', f'not a file: {o.detail}', file=o.file))
         else:
-            level = 'note' if o.group in ('mask', 'guess', 'no channel') else 'warning'
+            level = 'note' if o.group in ('mask', 'guess', 'no channel', 'no field of view') else 'warning'
             problem = f'left out beside the channels: {o.detail}' if o.group=='no channel' else o.group
             problems.append(Problem(level, problem, file=o.file, detail=o.detail))
     return problems
@@ -374,14 +374,20 @@ def _check_set(fields):
         for path,key in f.files.items():
             if key: same_end.setdefault(key, []).append((f.Id, path))
     for candidates in same_end.values():
-        if len(candidates)==1: continue
-        first = {}
+        addresses = {path: parse_address(path) for _,path in candidates}
+        if len({address.files for address in addresses.values()})==1: continue
+        digests, first = {}, {}
         for i,path in candidates:
-            other = first.setdefault(_digest(path), path)
+            files, *within = addresses[path]
+            if files not in digests: digests[files] = tuple(map(_digest, files))
+            other = first.setdefault((digests[files], *within), path)
             if other!=path: problems.append(Problem('warning', 'byte-identical', i, path, f'the same as {other}'))
     return problems
 
 # %% ../../nbs/data/62_verify.ipynb #3011f42d
 def _digest(path):
     "Compute the checksum of a file."
-    with open(path, 'rb') as f: return hashlib.blake2b(f.read()).digest()
+    found = hashlib.blake2b()
+    with open(path, 'rb') as f:
+        while part := f.read(2**22): found.update(part)
+    return found.digest()

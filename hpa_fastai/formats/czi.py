@@ -15,7 +15,7 @@ from .channels import *
 from .ome import *
 from .positions import *
 
-# %% ../../nbs/formats/55_czi.ipynb #76236374
+# %% ../../nbs/formats/55_czi.ipynb #50fa094d
 class Piece(NamedTuple):
     "A rectangle of pixels in a CZI, at one channel, slice and time point"
     at:int          # place in the file
@@ -32,7 +32,7 @@ def _segment(f, at, name, n_bytes):
     "Go to a segment of a CZI, and read its first bytes."
     f.seek(at)
     head = f.read(32)
-    called = name.decode()[7:].lower()
+    called = name.decode()[6:].lower()
     if len(head)<32 or head[:16].rstrip(b'\0')!=name: raise damaged(f'its {called} is not where it should be')
     if f.tell()+struct.unpack('<Q', head[24:])[0]>n_bytes: raise damaged(f'it ends in its {called}')
 
