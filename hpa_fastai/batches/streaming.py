@@ -6,7 +6,7 @@
 __all__ = ['FLUSH', 'read_ahead', 'usual_batch', 'group_batches', 'run_side_by_side']
 
 # %% ../../nbs/batches/80_streaming.ipynb #b4f18f28
-import multiprocessing, time
+import math, multiprocessing, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
@@ -29,6 +29,14 @@ def _worth_processes(table, n, readers, num_workers):
     paths = [p for c in CHANNELS for p in table[c]]
     return all(not is_url(p) if isinstance(p, str) else isinstance(p, (float, type(None))) for p in paths)
 
+def _as_read(row, readers, found):
+    "Put what was read of a field of view together: pixels, width relative to training, and µm per pixel."
+    widths = [width for _, width in found]
+    um = row.get('pixel_size')
+    return {**{reader: torch.from_numpy(a) for reader, (a, _) in zip(readers, found)},
+            'relative_width': max(widths, key=lambda width: abs(math.log(width)), default=1.),
+            'pixel_size': um if isinstance(um, float) and um > 0 else None}
+
 def _read_in_processes(table, todo, readers, num_workers, ahead, patience, stamps):
     "Decode in processes, which return several neighbours at a time."
     n = max(1, min(8, 2**22//sum(4*r.size**2 for r in readers)))  # four megabytes at most are copied at a time
@@ -49,7 +57,7 @@ def _read_in_processes(table, todo, readers, num_workers, ahead, patience, stamp
             start()
             for i, (stamp, found) in zip(numbers, future.result()):
                 if stamps is not None: stamps[table.Id.iat[i]] = stamp
-                yield i, found if isinstance(found, str) else {r: torch.from_numpy(a) for r, a in zip(readers, found)}
+                yield i, found if isinstance(found, str) else _as_read(table.iloc[i], readers, found)
     except BrokenProcessPool as e:
         raise HPAError('a process that read pictures was killed; is the memory full? '
                        'With num_workers=3 (--num-workers 3) or fewer, threads read instead') from e
@@ -67,7 +75,7 @@ def read_ahead(
     patience: float|None = FLUSH,  # seconds after which None is returned if the next picture is not there yet
     stamps: dict|None = None,  # to be filled with the version of the files of each field of view, before reading
     processes: bool = False,  # read in processes, not in threads, if there are many files and cores
-):  # yields (row number, {reader: 4×H×W uint8} or the reason why there is none), in order
+):  # yields (row number, {reader: 4×H×W uint8, and its scale} or the reason why there is none), in order
     "Decode fields of view in threads or processes."
     todo = list(todo)
     if processes and _worth_processes(table, len(todo), readers, num_workers):
@@ -77,7 +85,7 @@ def read_ahead(
     def read(i):
         row = {c: table[c].iat[i] for c in columns}
         if stamps is not None: stamps[row['Id']] = fov_stamp(row)
-        try: return {reader: torch.from_numpy(reader.array(row)) for reader in readers}
+        try: return _as_read(row, readers, [reader.array_and_width(row) for reader in readers])
         except HPAError as e: return ' '.join(str(e).split())
     todo, waiting = iter(todo), deque()
     with reading_pool(num_workers) as pool:

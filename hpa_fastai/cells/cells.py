@@ -37,10 +37,11 @@ from .masks import *
 from .crops import CellCrops
 
 # %% ../../nbs/cells/30_cells.ipynb #64a8ecc0
-def _fit_mask(mask, reader, size):
+def _fit_mask(mask, reader, size, relative_width=1.):
     "A mask where `reader` and a network of `size` pixels put the picture"
     h, w = mask.shape
-    resized, (canvas_w, canvas_h) = geometry(reader, w, h)
+    um = relative_width*reader.field_width/max(w, h) if reader.field_width and not reader.pixel_size else None
+    resized, (canvas_w, canvas_h) = geometry(reader, w, h, um)
     canvas = np.zeros((canvas_h, canvas_w), np.int32)
     center_on(canvas, np.asarray(Image.fromarray(mask).resize(resized, Image.NEAREST)))
     return np.asarray(Image.fromarray(canvas).resize((size, size), Image.NEAREST))
@@ -162,10 +163,11 @@ def pictures(self:_CellRun, bundle, places, masks):
     "A function that makes a model's input of some of the cells of a field of view"
     settings = bundle.settings
     if settings.crop:
-        crops = CellCrops(places[whole_file(settings.reader)], masks, settings, self.pixel_size)
+        um = self.pixel_size or places.get('pixel_size')
+        crops = CellCrops(places[whole_file(settings.reader)], masks, settings, um)
         return lambda cells: bundle.inputs(crops(cells))
     x = self.predictor.inputs(bundle, [places])[0]
-    small = _fit_mask(masks, settings.reader, x.shape[-1])
+    small = _fit_mask(masks, settings.reader, x.shape[-1], places.get('relative_width', 1.))
     return lambda cells: single_cells(x, small, cells).contiguous(memory_format=torch.channels_last)
 
 @patch

@@ -19,7 +19,7 @@ from ..data.depth import reader_for
 from ..batches.tensors import composite, read_images
 from ..evaluate.reference import Reference
 from ..deploy.bundle import Bundle
-from ..deploy.predictor import FLAGS
+from ..deploy.scoring import FLAGS
 from ..deploy.tables import as_predictions
 from .pages import *
 from .activation import Explainer, InterpretError, draw_map
@@ -173,6 +173,7 @@ _flag_meanings = {
     'saturated': 'more full pixels than in training',
     'out-of-focus': 'less fine detail than in training',
     'unlike-training': 'less like the training pictures than about 99 % of new pictures of their kind',
+    'other-scale': 'less than half or more than twice as wide in µm as the training pictures',
     'uncertain': 'a probability is so near its threshold that the name may be chance',
     'no-location': 'no probability passed its threshold',
 }

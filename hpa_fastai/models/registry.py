@@ -9,7 +9,7 @@ __all__ = ['DENSENET', 'INCEPTION', 'SUBCELL', 'PUBLISHED', 'PublishedFile', 'Pu
 import difflib
 from dataclasses import dataclass
 from ..data.labels import HPA19, HPA28, HPA31, LabelSet
-from ..data.reader import ImageReader
+from ..data.reader import FULL_PIXEL, FULL_SIDE, ImageReader
 from ..batches.settings import CellCrop, ImageSettings
 from .networks import ModelError
 from .conversion import CHANNEL_MEAN, CHANNEL_STD
@@ -55,7 +55,7 @@ def _test_files(record):
 
 DENSENET = PublishedModel(
     'hpa-densenet121', 'fields', 'hpa-densenet121', HPA28,
-    ImageSettings(ImageReader(size=1024), 1024, CHANNEL_MEAN, CHANNEL_STD),
+    ImageSettings(ImageReader(size=1024, field_width=FULL_PIXEL*FULL_SIDE), 1024, CHANNEL_MEAN, CHANNEL_STD),
     _zenodo(5942853, 'densenet_model.onnx', sha256='0ef125632b0058b2f04448de56dc23339fcbfe4f628601e836e17cef6f344e3f'),
     _test_files(5942853), 'MIT',
     'Ouyang, W., Winsnes, C. F., Hjelmare, M. et al. Analysis of the Human Protein Atlas Image Classification '

@@ -161,6 +161,7 @@ class ReaderConfig(ConfigPart):
     percentiles: Annotated[Items[Percent], Field(min_length=2, max_length=2)]  # that become 0 and 255
     bits: Annotated[int, Field(ge=8, le=16)]|None  # of the camera
     pixel_size: Annotated[float, Field(ge=1e-4, le=1e4)]|None  # µm a pixel
+    field_width: Annotated[float, Field(ge=1e-2, le=1e5)]|None = None  # µm, of the pictures of training
     z: Literal['max', 'sharpest', 'channels']|None  # what to do with a Z stack
 
 FourShares = Annotated[Items[Share], Field(min_length=4, max_length=4)]

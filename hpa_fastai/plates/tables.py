@@ -50,12 +50,18 @@ def channels_of_plate(
     "Find out which channel of a plate shows what."
     there = ', '.join(channel_text(*item) for item in names.items())
     if isinstance(channels, dict):
-        found = {c: _number_of(token, names) for c,token in ChannelMap(channels).items()}
-        if lost := [c for c,number in found.items() if number is None]:
-            token = ChannelMap(channels)[lost[0]]
-            near = near_names(str(token), [name for name in names.values() if name], 1)
-            hint = f'; did you mean {near[0]!r}?' if near else ''
-            raise ImageError(f'no channel {token!r} for {lost[0]}: there are {there}{hint}', 'unclear channels')
+        tokens = ChannelMap(channels)
+        found = {c: _number_of(token, names) for c,token in tokens.items()}
+        lost = [c for c,number in found.items() if number is None]
+        near = {c: near_names(str(tokens[c]), [name for name in names.values() if name], 1) for c in lost}
+        are_other_dyes = lost and not any(near.values()) and all(channel_of(str(tokens[c]))[0]==c for c in lost)
+        if are_other_dyes: # as a model remembers them from the plate that it was trained on
+            guessed, told = channels_of_plate(names, ''.join(c[0] for c in tokens))
+            if {*guessed.items()}>={item for item in found.items() if item[1] is not None}: return guessed, told
+        if lost:
+            hint = f'; did you mean {near[lost[0]][0]!r}?' if near[lost[0]] else ''
+            raise ImageError(f'no channel {tokens[lost[0]]!r} for {lost[0]}: there are {there}{hint}',
+                             'unclear channels')
         twice = [number for number,n in Counter(found.values()).items() if n>1]
         if twice: raise ImageError(f'{channel_text(twice[0], names[twice[0]])} is given for two channels; '
                                    f'there are {there}', 'unclear channels')
@@ -149,7 +155,7 @@ def rows_of_plate(
 class FoundPlates(NamedTuple):
     "What was found of plates in a folder"
     rows:list # of dictionaries, one for each field of view
-    channels:list # for each plate whose channels were named, {channel: number and name}
+    channels:list # for each plate, {channel: its name, or its number if it has none}
     rest:list # (folder, name) of files that belong to no plate
     notes:list # lines to tell the user
     others:list # (path, what it is) of pictures of a plate that are no fields of view
@@ -205,7 +211,7 @@ def find_plates(
         try:
             rows += rows_of_plate(plate, channels, time)
             numbers, _ = channels_of_plate(plate.channels, channels)
-            named.append({c: channel_text(k, plate.channels[k]) for c,k in numbers.items()})
+            named.append({c: plate.channels[k] or k for c,k in numbers.items()})
         except ImageError as e: raise ImageError(f'plate {plate.name}: {e.why}', e.kind, folder) from None
         notes += [f'plate {plate.name}: {note}' for note in plate.notes]
         others += plate.others

@@ -99,8 +99,8 @@ def test_ensemble_is_the_mean_and_decodes_once(plate, trained, tmp_path, monkeyp
     one, two = load_bundle(trained[1]), load_bundle(trained[1])
     with torch.no_grad(): two.model[1][-1].weight.mul_(.5)
     pa, pb = (probs(predict(plate, model=m, progress=False)) for m in (one, two))
-    reads, real = [], ImageReader.array
-    monkeypatch.setattr(ImageReader, 'array', lambda self, row: (reads.append(row['Id']), real(self, row))[1])
+    reads, real = [], ImageReader.array_and_width
+    monkeypatch.setattr(ImageReader, 'array_and_width', lambda self, row: (reads.append(row['Id']), real(self, row))[1])
     both = probs(predict(plate, model=[one, two], progress=False))
     assert np.abs(both - (pa + pb)/2).max() < 1e-6 and np.abs(pa - pb).max() > 1e-3 and len(reads) == 10
 
@@ -189,9 +189,9 @@ def test_a_killed_run_goes_on_to_the_same_table(small_atlas, trained, tmp_path, 
     else: unfinished(small_atlas/'train', trained, out)
     assert not out.exists() and (tmp_path/f'{name}.part').read_bytes().count(b'\n') > 8
     kept = (tmp_path/f'{name}.part').read_bytes()
-    reads, real = [], ImageReader.array
+    reads, real = [], ImageReader.array_and_width
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(ImageReader, 'array', lambda self, row: (reads.append(row['Id']), real(self, row))[1])
+        m.setattr(ImageReader, 'array_and_width', lambda self, row: (reads.append(row['Id']), real(self, row))[1])
         predict(small_atlas/'train', model=trained[1], out=out, bs=4, progress=False)
     assert len(reads) == 90 - (kept.count(b'\n') - 1)
     assert out.read_bytes() == (tmp_path/f'whole-{name}').read_bytes()
@@ -260,7 +260,7 @@ def test_a_run_killed_around_its_last_decisions_comes_to_the_same(plate, trained
     with pytest.MonkeyPatch.context() as m, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         whole = predict(plate, out=tmp_path/f'whole-{name}', **options)
-        m.setattr(ImageReader, 'array', None)  # nothing is read again
+        m.setattr(ImageReader, 'array_and_width', None)  # nothing is read again
         again = predict(plate, out=tmp_path/name, **options)
     assert again.equals(whole) and (tmp_path/name).read_bytes() == (tmp_path/f'whole-{name}').read_bytes()
     assert sorted(o.name for o in tmp_path.iterdir()) == sorted([name, f'whole-{name}', 'plate'])
@@ -383,12 +383,12 @@ def test_pictures_that_were_replaced_meanwhile_are_predicted_again(plate, traine
     acquired_again(rows[5], rows[0])
     os.remove(rows[6]['green'])
     shutil.copy(rows[1]['green'], rows[6]['green'])  # a channel alone
-    reads, real = set(), ImageReader.array
+    reads, real = set(), ImageReader.array_and_width
     with (
         pytest.MonkeyPatch.context() as m,
         pytest.warns(UserWarning, match='2 of .* have changed files since they were predicted'),
     ):
-        m.setattr(ImageReader, 'array', lambda self, row: (reads.add(row['Id']), real(self, row))[1])
+        m.setattr(ImageReader, 'array_and_width', lambda self, row: (reads.add(row['Id']), real(self, row))[1])
         df = predict(plate, **kwargs)
     assert {rows[5]['Id'], rows[6]['Id']} <= reads and (embeddings or len(reads) == 2)
     whole = predict(plate, **{**kwargs, 'out': tmp_path/'whole.csv', 'embeddings': embeddings and tmp_path/'whole.npy'})
@@ -473,11 +473,11 @@ def test_two_runs_do_not_write_one_table(plate, trained, tmp_path):
 
 
 def test_finished_pictures_do_not_wait_for_slow_ones(plate, trained, monkeypatch):
-    last, real = find_images(plate).Id[9], ImageReader.array
+    last, real = find_images(plate).Id[9], ImageReader.array_and_width
     def slow(self, row):
         if row['Id'] == last: time.sleep(.3)
         return real(self, row)
-    monkeypatch.setattr(ImageReader, 'array', slow)
+    monkeypatch.setattr(ImageReader, 'array_and_width', slow)
     stream = Predictor(trained[1]).stream(find_images(plate), patience=.02)
     parts = [[r[0] for r in rows] for rows, _ in stream]
     assert len(parts) > 1 and sum(parts, []) == find_images(plate).Id.tolist()

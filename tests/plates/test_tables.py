@@ -221,7 +221,7 @@ def test_an_index_can_not_lead_out_of_its_folder(tmp_path, told):
 
 def test_a_mapping_of_what_is_not_there(tmp_path):
     write_image_xpress(tmp_path/'p')
-    with pytest.raises(ImageError, match=r"plate plate7: no channel 'Alexa 448' for green: .*did you mean 'Alexa 488'"):
+    with pytest.raises(ImageError, match="plate7: no channel 'Alexa 448' for green: .*did you mean 'Alexa 488'"):
         find_images(tmp_path, dict(green='Alexa 448', blue=1))
     with pytest.raises(ImageError, match='no channel 9 for red: there are channel 1'): find_images(tmp_path, dict(red=9))
     with pytest.raises(ImageError, match=r'channel 1 \(DAPI\) is given for two channels'):
