@@ -38,7 +38,8 @@ def cache_key(
     "Compute the name of the cache of these files, read with these settings, in any order of the rows."
     files = table[list(CHANNELS)].to_numpy().tolist()
     stamps = {p: file_stamp(p) for row in files for p in row if isinstance(p, str)}
-    rows = sorted((str(i), [stamps.get(p) for p in row]) for i,row in zip(table.Id, files))
+    sizes = table.pixel_size.tolist() if 'pixel_size' in table and reader.field_width else [None]*len(table)
+    rows = sorted((str(i), [stamps.get(p) for p in row], str(um)) for i,row,um in zip(table.Id, files, sizes))
     return hashlib.sha256(json.dumps([CACHE_VERSION, reader.remembered, rows]).encode()).hexdigest()[:32]
 
 # %% ../../nbs/batches/20_cache.ipynb #aa602181

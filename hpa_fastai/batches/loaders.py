@@ -15,13 +15,13 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.data.all import *
 from ..basics.error_groups import ErrorGroups
-from ..basics.errors import *
 from ..basics.arguments import *
+from ..basics.errors import *
 from ..basics.paths import *
 from ..basics.processes import *
 from ..formats.names import *
 from ..data.files import *
-from ..data.reader import *
+from ..data.image_tables import *
 from ..data.depth import *
 from ..formats.channels import wanted_channels
 from .tensors import *
@@ -34,11 +34,12 @@ from .splits import *
 from .splits import check_ways, column_at, split_by_function
 from .cache import *
 from .cache import without_cache
+from .scale import usual_width
 from .settings import *
 from .sources import *
 from .transforms import *
 from .fastai_transforms import USUAL_SIZE, USUAL_WAY, UsualSize, UsualWord, says_size, sort_transforms
-from ..data.reader import picture_sizes
+from ..data.reader import ImageReader, check_fields, picture_sizes
 from .dataloader import *
 from .dataloader import order_of
 
@@ -280,6 +281,8 @@ def from_df(cls:HPADataLoaders,
     depth = find_depth(df, reader)
     if depth.line and is_first(): print(depth, flush=True)
     reader = depth.of(reader)
+    if reader.size and not (reader.pixel_size or reader.field_width):
+        reader = replace(reader, field_width=usual_width(df, reader))
     df, store = _readable(df, reader, cache, progress)
     train, valid = train_valid_rows(df, labels, valid_pct, fold, folds, group, seed, valid_col, splitter)
     check_split(df, (train, valid), group, labels, way=way if way in ('valid_col', 'splitter') else '').warn()

@@ -226,6 +226,7 @@ def fov_stamp(
     for path in dict.fromkeys(row[c] for c in CHANNELS if isinstance(row[c], str)):
         try: stamps.append(file_stamp(path))
         except OSError: stamps.append((path, None))
+    if isinstance(um := row.get('pixel_size'), float) and um>0: stamps.append(um) # its index may come later
     return hashlib.blake2b(json.dumps(stamps).encode(), digest_size=8).hexdigest()
 
 # %% ../../nbs/data/20_folders.ipynb #c71e9349

@@ -82,7 +82,8 @@ def read_otherwise(
 ) -> Bundle:  # a new bundle with the same network
     "Make a bundle that reads files with other settings than the saved ones."
     um, settings = reading.get('pixel_size'), bundle.settings
-    states_scale = settings.reader.pixel_size or (settings.crop and settings.crop.pixel_size)
+    states_scale = settings.reader.pixel_size or settings.reader.field_width \
+        or (settings.crop and settings.crop.pixel_size)
     if um and not states_scale and not bundle.config.get('published'):
         raise HPAError(f'the model was trained without a pixel size; leave pixel_size={um} (--pixel-size {um}) out, or '
                        'train again with it')

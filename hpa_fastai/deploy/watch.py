@@ -136,6 +136,7 @@ def step(self:Predictor,
     if not len(table): return 0
     table['Id'] = check_ids(table.Id)
     is_final = dict(zip(table.Id, table.final))
+    self.say_scale(table)
     if watcher.depth.bits is None:
         watcher.depth = self.depth_of(table)
         if watcher.depth.bits: journal.remember(bits=watcher.depth.bits)
