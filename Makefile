@@ -18,9 +18,9 @@ demo: install
 	$(BIN)/hpa_fastai demo --out demo --force
 
 test: install
-	# A notebook or a test a core: more threads only wait for one another.
-	OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" nbdev_test --timing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=worksteal --durations=10 $(if $(REAL_DATA),"--real-data=$(REAL_DATA)")
+	# A notebook or a test a core: more threads or processes only wait for one another.
+	OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 PATH="$(abspath $(BIN)):$$PATH" nbdev_test --timing
+	OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=worksteal --durations=10 $(if $(REAL_DATA),"--real-data=$(REAL_DATA)")
 
 # Trainings and runs that are killed and go on, several times over: for a change of what they protect.
 slow: install

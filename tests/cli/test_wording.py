@@ -165,8 +165,8 @@ def test_a_rehearsal_counts_what_the_run_would_use(small_atlas, trained, tmp_pat
 
 @pytest.mark.parametrize('more, n', [([], 0), (['--fold', '0'], 1), (['--fine-tune', 'yes'], 1)])
 def test_notes_about_a_split_are_for_trainings_that_use_it(small_atlas, tmp_path, recwarn, more, n):
-    assert main(['train', str(small_atlas), '--arch', 'smallresnet', '--size', '32', '--epochs', '1', '--no-cache',
-                 '--no-progress', '--group', 'antibody', '--out', str(tmp_path/'m'), *more]) == 0
+    assert main(['train', str(small_atlas), '--arch', 'smallresnet', '--size', '32', '--epochs', '1', '--cache',
+                 str(tmp_path/'cache'), '--no-progress', '--group', 'antibody', '--out', str(tmp_path/'m'), *more]) == 0
     said = [str(w.message) for w in recwarn]
     assert len([s for s in said if s.startswith('valid has no image')]) == n, said
     assert len([s for s in said if s.startswith('train has no image')]) in (0, n)
