@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from campaign_mutations import change_files
 
+sys.path.insert(0, str(Path(__file__).parent.parent/'tests'))  # files as microscopes write them
+
 MOST_SECONDS, MOST_MEGABYTES, HANGS = 2, 500, 30
 JOB = 2000    # inputs of a worker, which is a process of its own
 
@@ -91,6 +93,33 @@ def zarr_samples(folder, field):
     root.create_array('0', data=field, chunks=(1, 24, 24), shards=(2, 48, 48))
 
 
+def lif_samples(folder, field):
+    from microscope_files import DYES, lif_of
+    deep = field.astype(np.uint16)*16
+    (folder/'fields.lif').write_bytes(lif_of({'A1': (deep, 'CYX', DYES), 'A2': (field[:2], 'CYX', DYES[:2])}, bits=12))
+    (folder/'stack.lif').write_bytes(lif_of({'A1': (np.stack([deep]*2), 'ZCYX', DYES),
+                                             'tiles': (np.stack([deep]*2), 'MCYX', DYES)}))
+    (folder/'scan.lif').write_bytes(lif_of({'scan': (field, 'λYX', ['Green LUT']), 'A1': (field, 'CYX', DYES)}))
+
+
+def czi_samples(folder, field):
+    from microscope_files import write_czi
+    deep = field.astype(np.uint16)*16
+    write_czi(folder/'scenes.czi', np.stack([deep]*2)[:, None, None])
+    write_czi(folder/'stack.czi', np.stack([deep]*4).reshape(1, 2, 2, *deep.shape))
+    write_czi(folder/'packed.czi', deep[None, None, None], compression='zstd1:ExplicitLevel=2')
+    write_czi(folder/'colour.czi', field[:3].transpose(1, 2, 0).copy()[None, None, None, None], ['camera'])
+    write_czi(folder/'tiles.czi', np.stack([field]*2)[:, None, None], apart=(40, 0))
+
+
+def nd2_samples(folder, field):
+    from microscope_files import DYES, nd2_of
+    deep = (field.astype(np.uint16)*16).transpose(1, 2, 0)
+    (folder/'points.nd2').write_bytes(nd2_of(np.stack([deep]*4).reshape(2, 1, 2, *deep.shape), DYES, ['P1', 'P2']))
+    (folder/'times.nd2').write_bytes(nd2_of(np.stack([deep]*2).reshape(1, 2, 1, *deep.shape), DYES, ['P1']))
+    (folder/'packed.nd2').write_bytes(nd2_of(deep[None, None, None], DYES, ['P1'], packed=True))
+
+
 def npy_samples(folder, field):
     mask = np.zeros((48, 48), np.int32)
     for k in range(4): mask[2+11*k:10+11*k, 4:40] = k+1
@@ -122,6 +151,18 @@ def store_reads():
     reads = picture_reads()
     reads.pop('mask')
     return reads
+
+
+def positions_reads():
+    from hpa_fastai.data.files import find_images
+    from hpa_fastai.formats.microscopes import positions_of
+    from hpa_fastai.formats.pictures import open_planes
+    def read(path):
+        n = len(positions_of(path))
+        for k in range(min(n, 3)): planes = open_planes(f'{path}#{k}@0', z='max')
+        return planes if n else open_planes(path)
+    return dict(header=lambda path: open_planes(f'{path}#0@0', z='max', header=True), planes=read,
+                listed=lambda path: find_images([path], time='first'))
 
 
 def mask_reads():
@@ -185,6 +226,9 @@ KINDS = {  # a new reader is a line: samples, reads, strict reader
     'TIFF': (tiff_samples, picture_reads, strict_tiff),
     'JPG': (jpg_samples, picture_reads, strict_jpg),
     'OME-Zarr': (zarr_samples, store_reads, no_strict),
+    'LIF': (lif_samples, positions_reads, no_strict),
+    'CZI': (czi_samples, positions_reads, no_strict),
+    'ND2': (nd2_samples, positions_reads, no_strict),
     'npy': (npy_samples, mask_reads, no_strict),
     'tables': (table_samples, table_reads, no_strict),
 }
@@ -222,7 +266,7 @@ def place_of(error):
     "The line of the package that an exception came from, and its message without numbers"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if 'hpa_fastai' in f.filename]
     where = f'{Path(frames[-1].filename).name}:{frames[-1].lineno}' if frames else ''
-    said = re.sub(r'/.*?\.(png|jpg|tif|zarr|npy|csv|xlsx)\b', 'FILE', ' '.join(str(error).split()))
+    said = re.sub(r'/.*?\.(png|jpg|tif|zarr|lif|czi|nd2|npy|csv|xlsx)\b', 'FILE', ' '.join(str(error).split()))
     return f"{type(error).__name__} {where} {re.sub('[0-9]+', '#', said)[:110]}"
 
 

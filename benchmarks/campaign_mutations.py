@@ -192,6 +192,46 @@ def change_json(rng, data):
     return json.dumps(tree).encode()
 
 
+def change_lif(rng, data):
+    "A number or a sign in the description of a file of Leica, whose length is stated again; or a number before a block"
+    if len(data) < 20: return change_bytes(rng, data)
+    n = 2*struct.unpack_from('<I', data, 9)[0]
+    if rng.integers(4):
+        text = change_text(rng, data[13:13+n].decode('utf-16-le', 'replace').encode())
+        text = text.decode('utf-8', 'replace').encode('utf-16-le', 'replace')
+        return data[:9] + struct.pack('<I', len(text)//2) + text + data[13+n:]
+    blocks = [found.start() for found in re.finditer(b'p\0\0\0', data)]
+    return change_number(rng, data, pick(rng, blocks or [0]) + int(pick(rng, [0, 4, 8, 9, 13, 17, 18])))
+
+
+def change_number(rng, data, at):
+    "A number at a place replaced by another"
+    layout = pick(rng, ['<I', '<Q'])
+    if not 0 <= at <= len(data)-8: return change_bytes(rng, data)
+    new = bytearray(data)
+    number = another(rng, struct.unpack_from(layout, data, at)[0])
+    struct.pack_into(layout, new, at, number % 256**struct.calcsize(layout))
+    return bytes(new)
+
+
+def change_czi(rng, data):
+    "A number in the header, the directory or before a piece of pixels of a CZI replaced; or a text in its metadata"
+    segments = [found.start() for found in re.finditer(b'ZISRAW[A-Z]+', data)]
+    if not rng.integers(4) and (xml := re.search(rb'<ImageDocument>.*</ImageDocument>', data, re.DOTALL)):
+        changed = change_text(rng, xml[0])[:len(xml[0])].ljust(len(xml[0]))
+        return data[:xml.start()] + changed + data[xml.end():]
+    entries = [found.start() for found in re.finditer(b'DV', data)] if rng.integers(2) else segments
+    return change_number(rng, data, pick(rng, entries or [0]) + int(rng.integers(0, 160)))
+
+
+def change_nd2(rng, data):
+    "A number in the metadata or in the list of parts of an ND2 replaced, or one of its lengths"
+    parts = [found.start() for found in re.finditer(struct.pack('<I', 0x0abeceda), data)]
+    names = [found.end() for found in re.finditer(rb'(?:Image\w+(?:\|\d+)?!)|(?:[a-zA-Z]\0){4,}\0\0', data)]
+    places = [at+int(rng.integers(0, 16)) for at in parts] if rng.integers(3) == 0 else names
+    return change_number(rng, data, pick(rng, places or [0]))
+
+
 def change_npy(rng, data):
     "The header of an array changed: its type, order or shape"
     if rng.integers(2): return change_bytes(rng, data)
@@ -220,8 +260,8 @@ def change_workbook(rng, data):
 
 
 BY_ENDING = {'.png': change_png, '.tif': change_tiff, '.jpg': change_jpg, '.npy': change_npy, '.xlsx': change_workbook,
-             '.csv': change_text, '.json': change_json, '.zattrs': change_json, '.zarray': change_json,
-             '.zgroup': change_json}
+             '.lif': change_lif, '.czi': change_czi, '.nd2': change_nd2, '.csv': change_text, '.json': change_json,
+             '.zattrs': change_json, '.zarray': change_json, '.zgroup': change_json}
 
 
 def change_files(rng, files):

@@ -21,13 +21,14 @@ from ..formats.microscopes import *
 from .folders import *
 from .labels import id_form
 
-# %% ../../nbs/data/25_positions.ipynb #6a32feb4
+# %% ../../nbs/data/25_positions.ipynb #db5af0ae
 def wanted_times(
     n:int, # time points that there are
     time:str|int|None, # as `choose_times` takes it
 ) -> list: # of numbers from 0; [None] where there is one, or no choice was made
     "Choose the time points of a series that become rows; one that is not there is refused when it is read."
     if time is None: return [None]
+    check_positions(n)
     is_number = not isinstance(time, bool) and str(time).isdecimal() and int(time)>0
     chosen = [int(time)-1] if is_number else [number-1 for number in choose_times(range(1, n+1), time)]
     return chosen if n>1 else [None]

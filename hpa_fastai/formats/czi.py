@@ -15,7 +15,7 @@ from .channels import *
 from .ome import *
 from .positions import *
 
-# %% ../../nbs/formats/55_czi.ipynb #50fa094d
+# %% ../../nbs/formats/55_czi.ipynb #83b2dde1
 class Piece(NamedTuple):
     "A rectangle of pixels in a CZI, at one channel, slice and time point"
     at:int          # place in the file
@@ -25,7 +25,7 @@ class Piece(NamedTuple):
     width:int       # pixels
     height:int      # pixels
 
-_MOST_PIECES = 2**19
+_MOST_PIECES, _MOST_AXES = 2**19, 40
 _MOST_DESCRIPTION = 2**26 # bytes
 
 def _segment(f, at, name, n_bytes):
@@ -56,7 +56,7 @@ def read_czi_directory(
         entry = f.read(32)
         if len(entry)<32 or entry[:2]!=b'DV': raise damaged('it ends in its directory')
         kind, at, of_part, packing, pyramid, n_axes = struct.unpack('<IQIIB5xI', entry[2:])
-        if n_axes>40: raise damaged('a piece of its pixels has too many dimensions')
+        if n_axes>_MOST_AXES: raise damaged('a piece of its pixels has too many dimensions')
         axes = [struct.unpack_from('<4siIfI', data, 0) for data in (f.read(20).ljust(20, b'\0') for _ in range(n_axes))]
         sizes = {name.rstrip(b'\0').decode('ascii', 'replace'): rest for name,*rest in axes}
         if not {'X', 'Y'}<=set(sizes): raise damaged('a piece of its pixels has no sides')
@@ -164,7 +164,7 @@ def _position(number, region, told):
     return Position(number, name, width, height, names, len(_starts(region.pieces, 'Z')),
                     len(_starts(region.pieces, 'T')), told.pixel_size, dtype, few, is_colour, why_not)
 
-# %% ../../nbs/formats/55_czi.ipynb #39301c28
+# %% ../../nbs/formats/55_czi.ipynb #2cf1cb8d
 def _library():
     "Import the library that reads pixels of a CZI."
     try: from pylibCZIrw import czi
@@ -192,7 +192,9 @@ def _check_pieces(path, pieces, itemsize):
         n_bytes = f.seek(0, os.SEEK_END)
         for piece in pieces:
             _segment(f, piece.at, b'ZISRAWSUBBLOCK', n_bytes)
-            words, _, n = struct.unpack('<IIQ', f.read(16).ljust(16, b'\0'))
+            head = f.read(48).ljust(48, b'\0') # with a copy of the entry of the directory, which the library reads again
+            words, _, n, schema, n_axes = struct.unpack('<IIQ2s26xI', head)
+            if schema!=b'DV' or n_axes>_MOST_AXES: raise damaged('a piece of its pixels has too many dimensions')
             if f.tell()+words+n>n_bytes: raise damaged('a piece of its pixels ends beyond the file')
             if not piece.packing and n<piece.width*piece.height*itemsize:
                 raise damaged('a piece of its pixels is shorter than it states')

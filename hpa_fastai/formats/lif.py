@@ -17,7 +17,7 @@ from .channels import *
 from .ome import *
 from .positions import *
 
-# %% ../../nbs/formats/54_lif.ipynb #9fbab23b
+# %% ../../nbs/formats/54_lif.ipynb #46def445
 _MOST_DESCRIPTION = 2**26 # bytes: a thousand fields of view have half of it
 _LONGEST_NAME = 1000 # letters
 
@@ -49,12 +49,13 @@ def check_lif(
         f.seek(size, os.SEEK_CUR)
         return _check_description(_leading_text(f, n_bytes))
     _check_description(text)
-    version = re.search(r'\bVersion="(\d+)"', text[:1000])
+    version = re.search(r'\bVersion="\s*(\d+)\s*"', text[:1000])
     layout = '<IIBIBI' if version and version[1]=='1' else '<IIBQBI'
     while len(head := f.read(struct.calcsize(layout)))==struct.calcsize(layout):
-        mark, _, _, size, _, length = struct.unpack(layout, head)
-        if mark!=0x70 or f.tell()+2*length+size>n_bytes: break # told when this image is read
-        if length>_LONGEST_NAME: raise damaged('a block of its pixels has no name')
+        mark, _, inner, size, last, length = struct.unpack(layout, head)
+        if (mark, inner, last)!=(0x70, 0x2a, 0x2a): break # told when this image is read
+        if length>_LONGEST_NAME: raise damaged('a block of its pixels has a name without an end')
+        if f.tell()+2*length+size>n_bytes: break
         f.seek(2*length+size, os.SEEK_CUR)
 
 # %% ../../nbs/formats/54_lif.ipynb #1826c636
@@ -91,7 +92,7 @@ def check_xlef(
             to_visit.append(there)
     return seen
 
-# %% ../../nbs/formats/54_lif.ipynb #11f5fde0
+# %% ../../nbs/formats/54_lif.ipynb #3108e66e
 def _dyes_of_detectors(e):
     "List the dyes of the detectors that were switched on; of one for transmitted light, its name."
     sequence = [s for block in e.iter('LDM_Block_Sequential_List') for s in block.iter('ATLConfocalSettingDefinition')]
@@ -124,14 +125,17 @@ def _position_of_image(number, image, tile):
     sizes = {axis: n for axis,n in image.sizes.items() if n>1}
     frame = '' if image.is_flim else ''.join(image.frames.frame_dims)
     why_not = why_no_field(sizes, frame.removesuffix('S')) if not image.is_flim else why_no_field({'H': 1, **sizes})
-    e, x = image.xml_element, image.coords.get('X', ())
+    e = image.xml_element
+    along_x = e.find("./Data/Image/ImageDescription/Dimensions/DimensionDescription[@DimID='1']")
+    steps = max(sizes.get('X', 1)-1, 1)
+    um = in_um(float(along_x.get('Length'))/steps, along_x.get('Unit')) if along_x is not None else None
     bits = {int(c.get('Resolution')) for c in e.iter('ChannelDescription')}
     n, name = sizes.get('C', 1), image.path
     if tile is not None: name = f'{name} tile {tile+1}'
     is_colour = sizes.get('S')==3
     few = max(bits, default=0)
     return Position(number, name, sizes.get('X', 0), sizes.get('Y', 0), _channel_names(e, n), sizes.get('Z', 1),
-                    sizes.get('T', 1), in_um(x[1]-x[0], 'm') if len(x)>1 else None, image.dtype.name,
+                    sizes.get('T', 1), um, image.dtype.name,
                     few if 0<few<8*image.dtype.itemsize and image.dtype.kind=='u' else None, is_colour, why_not)
 
 # %% ../../nbs/formats/54_lif.ipynb #407a8024

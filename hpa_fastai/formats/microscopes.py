@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TIFF_MAGIC', 'microscope_kind', 'tiff_positions', 'positions_of', 'only_field', 'read_position']
 
-# %% ../../nbs/formats/57_microscopes.ipynb #41b97a15
-import os
+# %% ../../nbs/formats/57_microscopes.ipynb #40dbeb05
+import errno, os
 from functools import lru_cache
 from ..basics.errors import *
 from ..basics.paths import *
@@ -31,7 +31,7 @@ def microscope_kind(
     if magic==b'ZISRAWFI': return 'CZI'
     if magic[:4]==b'\xda\xce\xbe\x0a' or name.endswith('.nd2') and magic[4:6]==b'jP': return 'ND2'
 
-# %% ../../nbs/formats/57_microscopes.ipynb #c7946b5e
+# %% ../../nbs/formats/57_microscopes.ipynb #759a97ee
 def tiff_positions(
     path:str, # local file
 ) -> list[Position]:
@@ -60,8 +60,10 @@ _READERS = dict(LIF=read_lif, CZI=read_czi, ND2=read_nd2)
 def _in_one_line(read, *args):
     "Read a file with a library, and explain what it did not expect as damage."
     try: return read(*args)
-    except (ImageError, OSError, MemoryError): raise
-    except Exception as e: raise damaged(f'{type(e).__name__}: {one_line(e)}') from e
+    except (ImageError, MemoryError): raise
+    except Exception as e:
+        if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL): raise # of the system, not of a library
+        raise damaged(f'{type(e).__name__}: {one_line(e)}') from e
 
 @lru_cache(maxsize=16)
 def _known_positions(path, stamp):

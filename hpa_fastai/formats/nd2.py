@@ -63,7 +63,7 @@ def _check_metadata(f, at, n_bytes):
             try: to_look.append(zlib.decompressobj().decompress(data[sign.end()-2:], MOST_METADATA+1))
             except zlib.error: pass # it only looked like packed data
 
-# %% ../../nbs/formats/56_nd2.ipynb #3e4f713f
+# %% ../../nbs/formats/56_nd2.ipynb #0516776c
 @contextmanager
 def _opened(path):
     "Open an ND2 after a look at its parts; yields the opened file, and the places of the parts."
@@ -80,7 +80,11 @@ def _describe(opened):
     "List the positions of an opened ND2, and the axis and length of each loop."
     a, loops = opened.attributes, [(_LOOPS.get(loop.type, '?'), loop.count) for loop in opened.experiment]
     lengths = dict(loops)
-    channels, volume = opened.metadata.channels, opened.metadata.channels[0].volume
+    part = 'ImageMetadataSeqLV|0' if opened.version>=(3, 0) else 'ImageMetadataSeq|0'
+    told = opened.unstructured_metadata(strip_prefix=False, include={part})[part]
+    told = told.get('SLxPictureMetadata', told)
+    planes = told['sPicturePlanes'].get('sPlaneNew') or told['sPicturePlanes'].get('sPlane') or {}
+    names = tuple(plane.get('sDescription') or '' for plane in planes.values())
     is_colour = opened.components_per_channel==3
     few = a.bitsPerComponentSignificant
     dtype = opened.dtype
@@ -92,12 +96,11 @@ def _describe(opened):
     points = next((loop.parameters.points for loop in opened.experiment if loop.type=='XYPosLoop'), [])
     n = lengths.get('M', 1)
     check_positions(n)
-    names = [points[i].name or '' if i<len(points) else '' for i in range(n)]
-    shared = Position(0, '', a.widthPx or 0, a.heightPx, tuple(c.channel.name or '' for c in channels),
-                      lengths.get('Z', 1), lengths.get('T', 1),
-                      in_um(volume.axesCalibration[0], 'µm') if volume.axesCalibrated[0] else None, dtype.name,
+    shared = Position(0, '', a.widthPx or 0, a.heightPx, names, lengths.get('Z', 1), lengths.get('T', 1),
+                      in_um(told.get('dCalibration'), 'µm') if told.get('bCalibrated') else None, dtype.name,
                       few if dtype.kind=='u' and 0<few<8*dtype.itemsize else None, is_colour, why_not)
-    return [shared._replace(number=i, name=name) for i,name in enumerate(names)], loops
+    called = [points[i].name or '' if i<len(points) else '' for i in range(n)]
+    return [shared._replace(number=i, name=name) for i,name in enumerate(called)], loops
 
 def nd2_positions(
     path:str, # local file
