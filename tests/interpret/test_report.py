@@ -209,7 +209,7 @@ def test_the_page_says_whether_its_level_holds(trained, small_atlas, tmp_path, m
     said = 'holds for independent pictures only'
     run, out = Predictor(trained[1])(images), tmp_path/'p.html'
     for group, unsure in ((None, True), (lambda i: i[5], False), (False, False)):
-        page = report(run, out, trained[1], images, group=group, force=True).read_text(encoding='utf-8')
+        page = report(run, out, trained[1], group=group, force=True).read_text(encoding='utf-8')
         assert (said in page) == unsure
     predict(images, trained[1], report=out, group='donor', force=True, progress=False)
     assert said not in out.read_text(encoding='utf-8')
