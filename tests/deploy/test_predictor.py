@@ -536,7 +536,7 @@ def test_a_mapping_of_channels_goes_from_the_model_to_the_answer(plate, trained,
         )
     reader = replace(bundle.settings.reader, channels={'g': 0, 'yellow': 1, 'r': 2, 'blue': 3})
     mapped = replace(
-        bundle, settings=replace(bundle.settings, reader=reader), config={**bundle.config, 'reader': asdict(reader)}
+        bundle, settings=replace(bundle.settings, reader=reader), config={**bundle.config, 'reader': reader.remembered}
     )
     write_bundle(mapped, tmp_path/'mapped', torch.stack([read_image(r, 48) for r in table.head(2).to_dict('records')]))
     saved = load_bundle(tmp_path/'mapped')

@@ -15,6 +15,7 @@ from hpa_fastai.data.labels import HPAError
 from hpa_fastai.deploy.tables import read_predictions
 from hpa_fastai.deploy.watch import watch
 import programs
+from microscopes import write_operetta, write_yokogawa
 from pictures import as_camera
 
 CHANNELS = ('red', 'green', 'blue', 'yellow')
@@ -186,6 +187,35 @@ def test_depth_of_the_first_pictures_holds_and_what_does_not_fit_is_an_error(pla
 def test_a_group_is_refused_not_ignored(plate, tmp_path, capsys):
     assert main(['predict', str(plate), '--out', str(tmp_path/'p.csv'), '--watch', '--group', 'Well']) == 2
     assert '--group' in capsys.readouterr().err and not (tmp_path/'p.csv').exists()
+
+
+def test_a_plate_whose_index_comes_last(plate, predictor, tmp_path):
+    "A CellVoyager writes wells one after the other, and the list of all images in the end"
+    done = write_yokogawa(tmp_path/'whole', ['C03', 'C04'], n_fields=2)
+    first = [done/'protocol.mes', *sorted(done.glob('*_C03_*.tif'))]
+    rest = [*sorted(done.glob('*_C04_*.tif')), done/'MeasurementDetail.mrf', done/'MeasurementData.mlf']
+    def microscope():
+        for file in (*first, None, *rest):
+            if file is None: time.sleep(.8)
+            else: shutil.copy(file, plate)
+            time.sleep(.02)
+
+    journal, table = run(plate, predictor, tmp_path/'out.csv', microscope)
+    assert sorted(table.Id)==[f'plate7_C0{w}_f{f}' for w in (3, 4) for f in (1, 2)]
+    assert table.error.eq('').all() and not journal.waiting
+    assert dict(zip(table.Id, table.well))['plate7_C04_f2']=='C04'
+
+
+def test_a_plate_without_names_of_channels_waits_for_its_index(plate, predictor, tmp_path):
+    write_operetta(tmp_path/'whole', [(3, 11)])
+    def microscope():
+        for file in sorted((tmp_path/'whole'/'Images').glob('*.tiff')): shutil.copy(file, plate)
+        time.sleep(.8)
+        shutil.copy(tmp_path/'whole'/'Images'/'Index.xml', plate)
+
+    with pytest.warns(UserWarning, match='say which is red.*; looking again'):
+        _, table = run(plate, predictor, tmp_path/'out.csv', microscope)
+    assert list(table.Id)==['plate_C11_f1', 'plate_C11_f2'] and table.error.eq('').all()
 
 
 @pytest.mark.parametrize('poll', [False, True])
