@@ -164,14 +164,17 @@ def test_broken_links_are_found(tmp_path):
 
 
 def test_the_limits_that_are_promised_hold():
-    from hpa_fastai.formats import channels, formats, folders, ome_zarr, tiff
+    from hpa_fastai.formats import channels, czi, lif, nd2, ome, ome_zarr, pictures, positions, tiff
     from hpa_fastai.deploy.loading import MAX_SAMPLE
     from hpa_fastai.models.graphs import MAX_BYTES
     limits = (ROOT/'SECURITY.md').read_text(encoding='utf-8').split('## Limits')[1]
     promised = {int(n.replace(',', '')) for n in re.findall(r'\| ([\d,]+)', limits)}
-    assert formats._MOST_CHUNKS == ome_zarr._MOST_CHUNKS and len(tiff._codecs) == 8
-    assert promised == {channels.MAX_PIXELS, channels.MAX_BYTES, channels.MOST_METADATA, folders._MOST_PAGES,
-                        tiff._MOST_SCANS, formats._MOST_CHUNKS, MAX_SAMPLE, MAX_BYTES}
+    assert pictures._MOST_CHUNKS == ome_zarr._MOST_CHUNKS and len(tiff._codecs) == 8
+    assert lif._MOST_DESCRIPTION == czi._MOST_DESCRIPTION == nd2._MOST_LIST and len(czi._packings) == 4
+    assert lif._MOST_FILES == ome._MOST_PAGES
+    assert promised == {channels.MAX_PIXELS, channels.MAX_BYTES, channels.MOST_METADATA, ome._MOST_PAGES,
+                        tiff._MOST_SCANS, pictures._MOST_CHUNKS, MAX_SAMPLE, MAX_BYTES, lif._MOST_DESCRIPTION,
+                        positions.MOST_POSITIONS, czi._MOST_PIECES}
     assert ', '.join(sorted(ome_zarr._compressors)) in limits
 
 

@@ -164,7 +164,7 @@ def _position(number, region, told):
     return Position(number, name, width, height, names, len(_starts(region.pieces, 'Z')),
                     len(_starts(region.pieces, 'T')), told.pixel_size, dtype, few, is_colour, why_not)
 
-# %% ../../nbs/formats/55_czi.ipynb #2cf1cb8d
+# %% ../../nbs/formats/55_czi.ipynb #d0ad4b44
 def _library():
     "Import the library that reads pixels of a CZI."
     try: from pylibCZIrw import czi
@@ -192,7 +192,7 @@ def _check_pieces(path, pieces, itemsize):
         n_bytes = f.seek(0, os.SEEK_END)
         for piece in pieces:
             _segment(f, piece.at, b'ZISRAWSUBBLOCK', n_bytes)
-            head = f.read(48).ljust(48, b'\0') # with a copy of the entry of the directory, which the library reads again
+            head = f.read(48).ljust(48, b'\0') # with a copy of its entry, which the library reads again
             words, _, n, schema, n_axes = struct.unpack('<IIQ2s26xI', head)
             if schema!=b'DV' or n_axes>_MOST_AXES: raise damaged('a piece of its pixels has too many dimensions')
             if f.tell()+words+n>n_bytes: raise damaged('a piece of its pixels ends beyond the file')
