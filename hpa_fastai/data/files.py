@@ -239,14 +239,14 @@ def survey_images(
     left += [LeftOut('passed over', f'{folder}{sep}{name}', why) for folder,name,why in passed]
     left += [LeftOut('mask', f'{mask.folder}{sep}{mask.name}', '') for mask in masks]
     several = list_positions(of_many, [(file.folder, file.name) for file in named], sep, time)
-    tiffs = split_tiffs(join_ome_sets(rows, sep), sep, time)
-    left += several.left + tiffs.left
+    series = split_series(join_ome_sets(rows, sep), sep, time)
+    left += several.left + series.left
     records = []
-    for id_,row in _unique_fields(several.rows|tiffs.rows, root, sep):
+    for id_,row in _unique_fields(several.rows|series.rows, root, sep):
         paths = [row.get(None) or row.get(c) for c in CHANNELS]
         records.append((id_, layout_of(paths), *paths))
     table = pd.DataFrame(sorted(records, key=lambda r: r[0]), columns=FIELD_COLUMNS, dtype=object)
-    table = with_facts(table, several.facts|tiffs.facts)
+    table = with_facts(table, several.facts|series.facts)
     if plates.rows: table = _with_plates(table, plates.rows)
     if plates.channels and all(named==plates.channels[0] for named in plates.channels):
         table.attrs['channels'] = plates.channels[0]

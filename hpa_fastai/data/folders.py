@@ -243,7 +243,7 @@ def layout_of(
 ) -> str: # 'channels', 'single' or 'zarr'
     "Tell from the paths of the four channels how a field of view is stored."
     if len(set(paths))>1 or paths[0] is None: return 'channels'
-    return 'zarr' if is_zarr(str(paths[0])) else 'single'
+    return 'zarr' if is_zarr(parse_address(str(paths[0])).files[0]) else 'single'
 
 # %% ../../nbs/data/20_folders.ipynb #4d26cbae
 def read_paths(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['POSITION_COLUMNS', 'wanted_times', 'Listed', 'is_file_of_many', 'list_positions', 'check_holds_fields', 'with_facts',
-           'split_tiffs']
+           'split_series']
 
-# %% ../../nbs/data/25_positions.ipynb #65e9e454
+# %% ../../nbs/data/25_positions.ipynb #359c55fd
 import os, re
 from collections import Counter
 from typing import NamedTuple
@@ -16,6 +16,8 @@ from ..basics.paths import *
 from ..formats.names import *
 from ..formats.addresses import *
 from ..formats.lif import check_xlef
+from ..formats.ome_zarr import open_zarr
+from ..formats.pixel_size import stated_pixel_size
 from ..formats.positions import *
 from ..formats.microscopes import *
 from .folders import *
@@ -94,7 +96,7 @@ def list_positions(
         else: _add_fields(listed, folder, name, sep, id_, positions, time)
     return listed
 
-# %% ../../nbs/data/25_positions.ipynb #b0f3ba3a
+# %% ../../nbs/data/25_positions.ipynb #184c356a
 def check_holds_fields(
     path:str, # of a file of a microscope that is given alone
 ) -> None:
@@ -111,7 +113,8 @@ def with_facts(
 ) -> pd.DataFrame: # with the columns of `POSITION_COLUMNS` that say something
     "Add to a table what files say about their positions."
     if not facts: return table
-    known = [facts.get(address, {}) for address in table.green]
+    first = [next(filter(None, paths), '') for paths in zip(*(table[c] for c in CHANNELS))]
+    known = [facts.get(address, {}) for address in first]
     for column,nothing in zip(POSITION_COLUMNS, ('', None, 1, None)):
         values = [of.get(column, nothing) for of in known]
         if all(value==nothing for value in values): continue
@@ -119,31 +122,46 @@ def with_facts(
         table[column] = pd.Series(values, index=table.index, dtype=kind)
     return table
 
-# %% ../../nbs/data/25_positions.ipynb #7cfd8f71
+# %% ../../nbs/data/25_positions.ipynb #7687843b
 _MOST_PROBED = 50 # kinds of names
 
 def _positions_or_none(path):
-    "List the pictures of a TIFF; none if it can't be read, which is told later."
-    try: return positions_of(path)
+    "List the pictures of a TIFF or an OME-Zarr; none if it can't be read, which is told later."
+    if is_url(path): return []
+    try:
+        if not is_zarr(path): return positions_of(path)
+        a, attributes, *_ = open_zarr(path, header=True)
+        scales = attributes['multiscales'][0]
+        sizes = dict(zip((axis['name'] for axis in scales['axes']), a.shape))
+        um = stated_pixel_size(path)
+        return [Position(0, '', sizes['x'], sizes['y'], (), sizes.get('z', 1), sizes.get('t', 1), um)]
     except Exception: return []
 
-def split_tiffs(
+def split_series(
     rows:dict, # {(folder, Id): {channel: name}}
     sep:str, # separator of folders
     time:str|int|None=None, # as `find_images` takes it
-) -> Listed: # all rows, those of TIFF files with several pictures or time points in place of those of these files
-    "List each picture and time point of TIFF files as a row of its own."
+) -> Listed: # all rows, those of files with several pictures or time points in place of those of these files
+    "List each picture of TIFF files, and each wanted time point of TIFF and OME-Zarr, as a row of its own."
     wanted_times(1, time)
     listed, kinds = Listed({}, {}, []), {}
     for (folder,id_),row in rows.items():
-        name = row.get(None) or ''
-        path, positions = f'{folder}{sep}{name}' if folder else name, []
-        if name.lower().endswith(('.tif', '.tiff')) and not is_url(path):
-            kind = folder, re.sub(r'\d+', '', name)
-            if time is None and kind not in kinds and len(kinds)<_MOST_PROBED:
-                kinds[kind] = len(_positions_or_none(path))>1
-            if time is not None or kinds.get(kind): positions = _positions_or_none(path)
-        if len(positions)>1 or time is not None and sum(p.n_t for p in positions)>1:
+        name, positions = next(iter(row.values())), []
+        path = f'{folder}{sep}{name}' if folder else name
+        is_tiff = name.lower().endswith(('.tif', '.tiff'))
+        kind = folder, re.sub(r'\d+', '', name)
+        if is_tiff and time is None and None in row and kind not in kinds and len(kinds)<_MOST_PROBED:
+            kinds[kind] = len(_positions_or_none(path))>1
+        if time is not None and (is_tiff or is_zarr(name)) or kinds.get(kind): positions = _positions_or_none(path)
+        has_times = time is not None and sum(p.n_t for p in positions)>1
+        if None in row and (len(positions)>1 or has_times):
             _add_fields(listed, folder, name, sep, id_, positions, time)
+        elif has_times and len(positions)==1:
+            times = wanted_times(positions[0].n_t, time)
+            for t in times:
+                addresses = {c: write_address([file], None, t) for c,file in row.items()}
+                listed.rows[folder, id_ if len(times)==1 else f'{id_}_t{t+1:03d}'] = addresses
+                first = next(addresses[c] for c in CHANNELS if c in addresses)
+                listed.facts[path[:len(path)-len(name)]+first] = dict(time=t+1)
         else: listed.rows[folder, id_] = row
     return listed

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from ..basics.errors import *
+from ..basics.words import near_names
 from .names import *
 from .dyes import *
 
@@ -276,7 +277,10 @@ def assign_channels(
             numbers[c] = names.index(plane) if plane in names else plane
             if numbers[c] not in range(n):
                 called = f'called {", ".join(p.names)}' if names else 'without names'
-                raise ImageError(f'no plane {channels.get(c, plane)!r}: there are {n}, {called}', 'unclear channels')
+                near = near_names(plane, p.names, 1) if names and isinstance(plane, str) else []
+                meant = f'; did you mean {near[0]!r}?' if near else ''
+                raise ImageError(f'no plane {channels.get(c, plane)!r}: there are {n}, {called}{meant}',
+                                 'unclear channels')
         return numbers
     if p.kind=='colour':
         fourth = np.asarray(p.planes[3]) if n>3 else None

@@ -165,6 +165,26 @@ def test_time_points_and_pictures_of_tiff(tmp_path):
     assert (np.abs(img[[2, 1, 0, 3]].astype(int)-CELLS[1]/16) <= 1).all()
 
 
+def test_time_points_of_zarr_and_of_one_file_for_each_channel(tmp_path):
+    zarr = pytest.importorskip('zarr', minversion='3')
+    kinds = dict(t='time', c='channel', y='space', x='space')
+    axes = [dict(name=name, type=kind) for name, kind in kinds.items()]
+    root = zarr.open_group(str(tmp_path/'store.zarr'), mode='w')
+    root.attrs.update(dict(ome=dict(version='0.5', omero=dict(channels=[dict(label=dye) for dye in DYES]),
+                                    multiscales=[dict(axes=axes, datasets=[dict(path='0')])])))
+    root.create_array('0', data=CELLS[:2])
+    for c, name in enumerate(('blue', 'green', 'red', 'yellow')):
+        tifffile.imwrite(tmp_path/f'A1_{name}.tif', CELLS[:2, c], imagej=True, metadata=dict(axes='TYX'))
+    reader = ImageReader(bits=12)
+    for row in find_images(tmp_path).to_dict('records'):
+        with pytest.raises(ImageError, match="2 time points; say time='first'"): reader.array(row)
+    table = find_images(tmp_path, time='all')
+    assert list(table.Id) == ['A1_t001', 'A1_t002', 'store_t001', 'store_t002'] and list(table.time) == [1, 2, 1, 2]
+    assert list(table.layout) == ['channels']*2+['zarr']*2
+    for row in table.to_dict('records'):
+        assert (np.abs(reader.array(row)[[2, 1, 0, 3]].astype(int)-CELLS[row['time']-1]/16) <= 1).all()
+
+
 def test_versions_and_caches_tell_positions_and_time_points_apart(day):
     first, second = find_images(day, time='first'), find_images(day, time=2)
     reader = ImageReader(size=32)
