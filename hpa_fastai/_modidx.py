@@ -2406,6 +2406,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'hpa_fastai/formats/dyes.py'),
                                          'hpa_fastai.formats.dyes.is_other_light': ( 'formats/dyes.html#is_other_light',
                                                                                      'hpa_fastai/formats/dyes.py'),
+                                         'hpa_fastai.formats.dyes.mapping_text': ( 'formats/dyes.html#mapping_text',
+                                                                                   'hpa_fastai/formats/dyes.py'),
                                          'hpa_fastai.formats.dyes.name_channels': ( 'formats/dyes.html#name_channels',
                                                                                     'hpa_fastai/formats/dyes.py'),
                                          'hpa_fastai.formats.dyes.words_in': ('formats/dyes.html#words_in', 'hpa_fastai/formats/dyes.py')},

@@ -198,7 +198,7 @@ def _unique_fields(rows, root, sep):
 def _with_plates(table, rows):
     "Add the fields of view of plates to a table; columns that say nothing are left out."
     of_plates = pd.DataFrame(rows)
-    for column,nothing in (('time', 1), ('planes', 1), ('absent', '')):
+    for column,nothing in (('time', 1), ('planes', 1), ('channels', ''), ('absent', '')):
         if (of_plates[column]==nothing).all(): del of_plates[column]
     if of_plates.pixel_size.isna().all(): del of_plates['pixel_size']
     whole = {c: 'Int64' for c in ('row', 'column', 'field', 'time', 'planes') if c in of_plates}
@@ -246,6 +246,8 @@ def survey_images(
         paths = [row.get(None) or row.get(c) for c in CHANNELS]
         records.append((id_, layout_of(paths), *paths))
     table = pd.DataFrame(sorted(records, key=lambda r: r[0]), columns=FIELD_COLUMNS, dtype=object)
+    if isinstance(channels, dict):
+        for facts in several.facts.values(): facts['channels'] = mapping_text(ChannelMap(channels))
     table = with_facts(table, several.facts|series.facts)
     if plates.rows: table = _with_plates(table, plates.rows)
     if plates.channels and all(named==plates.channels[0] for named in plates.channels):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 from ..basics.errors import *
 from ..basics.paths import *
+from ..formats.dyes import *
 from ..formats.names import *
 from ..formats.addresses import *
 from ..formats.lif import check_xlef
@@ -42,7 +43,7 @@ class Listed(NamedTuple):
     facts:dict  # {address with its folder: {column: value}}
     left:list   # of `LeftOut`
 
-POSITION_COLUMNS = ('position', 'time', 'planes', 'pixel_size') # that `find_images` adds where they are known
+POSITION_COLUMNS = ('position', 'time', 'planes', 'pixel_size', 'channels') # that `find_images` adds where known
 
 def _add_fields(listed, folder, name, sep, id_, positions, time):
     "List the fields of view of one file."
@@ -51,6 +52,7 @@ def _add_fields(listed, folder, name, sep, id_, positions, time):
     times = {p.number: wanted_times(p.n_t, time) for p in fields}
     check_positions(len(listed.rows)+sum(map(len, times.values())))
     for p in fields:
+        named = mapping_text(name_channels(dict.fromkeys(filter(None, p.channels))).found)
         of_file = id_ if len(fields)==1 else f'{id_}_{p.number+1:03d}'
         for t in times[p.number]:
             number = None if is_one and t is None else p.number
@@ -59,7 +61,7 @@ def _add_fields(listed, folder, name, sep, id_, positions, time):
             listed.rows[folder, of_time] = {None: address}
             listed.facts[f'{folder}{sep}{address}' if folder else address] = dict(
                 position='' if is_one else p.name, time=None if t is None else t+1, planes=p.n_z,
-                pixel_size=p.pixel_size)
+                pixel_size=p.pixel_size, channels=named)
     not_fields = [LeftOut('no field of view', f'{path}#{p.number}', p.why_not) for p in positions if p.why_not]
     if fields: listed.left.extend(not_fields)
     else: listed.rows[folder, id_] = {None: name} # its reader says what it holds
@@ -115,10 +117,10 @@ def with_facts(
     if not facts: return table
     first = [next(filter(None, paths), '') for paths in zip(*(table[c] for c in CHANNELS))]
     known = [facts.get(address, {}) for address in first]
-    for column,nothing in zip(POSITION_COLUMNS, ('', None, 1, None)):
+    for column,nothing in zip(POSITION_COLUMNS, ('', None, 1, None, '')):
         values = [of.get(column, nothing) for of in known]
         if all(value==nothing for value in values): continue
-        kind = {'position': object, 'pixel_size': float}.get(column, 'Int64')
+        kind = {'position': object, 'channels': object, 'pixel_size': float}.get(column, 'Int64')
         table[column] = pd.Series(values, index=table.index, dtype=kind)
     return table
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKERS', 'DYES', 'OTHER_LIGHT', 'CHANNEL_MEANING', 'Word', 'words_in', 'channel_of', 'is_other_light',
-           'NamedChannels', 'name_channels', 'describe_channels', 'describe_doubts']
+           'NamedChannels', 'name_channels', 'describe_channels', 'describe_doubts', 'mapping_text']
 
 # %% ../../nbs/formats/00_dyes.ipynb #28ea6697
 import re
@@ -133,3 +133,10 @@ def describe_doubts(
     "Say which names fit the same channel."
     return '; '.join(f'{" and ".join(names)} would all be {c}' if len(names)>2 else
                      f'{" and ".join(names)} would both be {c}' for c,names in doubts.items())
+
+# %% ../../nbs/formats/00_dyes.ipynb #8df23f68
+def mapping_text(
+    found:dict, # channel: its name or number
+) -> str: # e.g. 'green=FITC, blue=DAPI'; '' if there is none
+    "Write which name is which channel, for a cell of a table."
+    return ', '.join(f'{c}={found[c]}' for c in CHANNEL_MEANING if c in found)

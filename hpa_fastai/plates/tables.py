@@ -88,7 +88,7 @@ def channels_of_plate(
     return {c: next(k for k,of in names.items() if of==name) for c,name in found.items()}, told
 
 # %% ../../nbs/plates/60_tables.ipynb #a3a45b3f
-PLATE_COLUMNS = 'plate', 'well', 'row', 'column', 'field', 'time', 'planes', 'pixel_size', 'absent'
+PLATE_COLUMNS = 'plate', 'well', 'row', 'column', 'field', 'time', 'planes', 'pixel_size', 'channels', 'absent'
 
 def _some(texts, n=4):
     "List the first few texts for a message."
@@ -129,6 +129,7 @@ def rows_of_plate(
         plate.notes.append('pixel sizes differ: ' + ', '.join(f'{channel_text(k, plate.channels[k])} {um:g} µm'
                                                               for k,um in sizes.items()))
     pixel_size = next((sizes[k] for k in usual if k in sizes), None)
+    named = mapping_text({c: plate.channels[k] or k for c,k in numbers.items()})
     rows, lacking, names = [], {}, {}
     for (row,column,field,t),of_field in sorted(fields.items()):
         well = names.setdefault((row, column), well_name(row, column))
@@ -144,7 +145,7 @@ def rows_of_plate(
         if lost: lacking.setdefault((row, column), set()).update(lost)
         absent = ', '.join(channel_text(k, plate.channels.get(k, '')) for k in lost)
         rows.append(record | dict(plate=plate.name, well=well, row=row, column=column, field=field, time=t,
-                                  planes=n_planes, pixel_size=pixel_size, absent=absent))
+                                  planes=n_planes, pixel_size=pixel_size, channels=named, absent=absent))
     _note_lacking(plate, lacking)
     if plate.absent:
         first = min(image.file for image in plate.absent)
@@ -187,7 +188,7 @@ def _rows_of_zarr(path, attributes, time):
             id_ = f'{name}_{well}_f{field.field}' + (f'_t{t+1:03d}' if len(times)>1 else '')
             rows.append(dict(Id=id_, layout='zarr', **dict.fromkeys(CHANNELS, address), plate=name, well=well,
                              row=field.row, column=field.column, field=field.field, time=t+1, planes=1,
-                             pixel_size=field.pixel_size, absent=''))
+                             pixel_size=field.pixel_size, channels='', absent=''))
     return rows, notes
 
 def find_plates(

@@ -305,6 +305,7 @@ def test_a_model_remembers_the_channels_of_its_plate(tmp_path):
     "And finds those of another one by their dyes"
     write_image_xpress(tmp_path/'p')
     table = find_images(tmp_path/'p')
+    assert set(table.channels)=={'red=Alexa 555, green=Alexa 488, blue=DAPI, yellow=Alexa 647'}
     assert table.attrs['channels']==dict(red='Alexa 555', green='Alexa 488', blue='DAPI', yellow='Alexa 647')
     other = write_image_xpress(tmp_path/'q', waves=('Hoechst', 'FITC', 'TRITC', 'Cy5'))
     again = find_images(other, table.attrs['channels'])
