@@ -200,13 +200,14 @@ def _compare(fields, found, labels):
 
 # %% ../../nbs/cells/50_proteins.ipynb #f86111ff
 def write_summary(
-    table:pd.DataFrame,  # of `summarise_proteins`
+    table:pd.DataFrame,  # of `summarise_proteins` or `summarise_wells`
     out:Path,  # .csv, .parquet or .xlsx
+    title:str = 'Proteins',  # of the sheet of a workbook
 ):
-    "Write a summary of proteins whole or not at all."
+    "Write a summary of proteins or wells whole or not at all."
     rows = table.itertuples(index=False, name=None)
     if out.suffix=='.csv': write_whole(out, csv_text([list(table), *rows]))
-    elif out.suffix=='.xlsx': write_workbook(out, [Sheet('Proteins', list(table), rows, fixed=1)])
+    elif out.suffix=='.xlsx': write_workbook(out, [Sheet(title, list(table), rows, fixed=1)])
     else:
         part, pa = out.with_name(f'.{out.name}.part'), import_pyarrow()
         try:

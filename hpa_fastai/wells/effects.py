@@ -148,7 +148,7 @@ def _faults_of_share(count, of, outer, what, at, n_tests):
         if p<=ALPHA/n_tests and share-rate>=_SMALLEST_FAULT: found.append((at[i], what, share))
     return found
 
-# %% ../../nbs/wells/20_effects.ipynb #acde32cf
+# %% ../../nbs/wells/20_effects.ipynb #0b6f7da6
 def _size_in_words(what, size, effect=False):
     "Say how much brighter, darker or blurred something is; or the share of pictures, in an effect how it differs."
     if what not in TRAITS:
@@ -168,6 +168,11 @@ class PlateEffects:
     effects: pd.DataFrame  # what, kind ('edge', 'rows', 'columns'), size, p, named
     wells: pd.DataFrame  # well, what, size: one row for each fault
     unread: list  # names of wells without a picture that could be read
+
+    @property
+    def is_compared(self) -> bool:
+        "Whether there are enough wells to compare them"
+        return self.n_compared>=_FEWEST
 
     @property
     def faulty(self) -> list:  # names of wells

@@ -60,3 +60,15 @@ for (const box of document.querySelectorAll('.table')) {
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   });
 }
+
+// Maps of plates: one of them, over the whole width, or all.
+for (const box of document.querySelectorAll('.maps')) {
+  const select = box.querySelector('select');
+  const show = () => {
+    for (const map of box.querySelectorAll('figure')) map.hidden = select.value !== '' && map.dataset.name !== select.value;
+    for (const group of box.querySelectorAll('.group')) group.hidden = !group.querySelector('figure:not([hidden])');
+    box.classList.toggle('one', select.value !== '');
+  };
+  select.addEventListener('change', show);
+  show();
+}
