@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 from scipy.stats import betabinom
 from ..plates.wells import *
 
-# %% ../../nbs/wells/20_effects.ipynb #d0ccf1de
+# %% ../../nbs/wells/20_effects.ipynb #0ae4c9a4
 TRAITS = dict(red='microtubules', green='protein', blue='nuclei', yellow='ER', focus='fine detail')
 _OF_FAULTS = ('red', 'blue', 'yellow', 'focus')  # proteins differ between wells
 
@@ -33,7 +33,7 @@ def simulate_fields(
     for trait in TRAITS:
         of_well = cells*(trait!='focus') + rng.normal(0, .6 if trait=='green' else .1, n_wells)
         table[trait] = (of_well + edge*outer*(trait!='focus'))[well] + rng.standard_t(6, len(well))*.25
-    of_protein = rng.beta(.4, 12, n_wells)  # some proteins have more flags
+    of_protein = rng.beta(1, 30, n_wells)  # some proteins have more flags
     shares = dict(flagged=of_protein[well], failed=np.full(len(well), .005))
     for (r, c),changes in (bad or {}).items():
         here = table.row.eq(r) & table.column.eq(c)
@@ -70,7 +70,7 @@ def _robust_fit(design, y, n_steps=20):
         weights = np.minimum(1, 1.345*max(_spread(left), 1e-9)/np.maximum(np.abs(left), 1e-12))
     return coefs
 
-# %% ../../nbs/wells/20_effects.ipynb #f8000b1b
+# %% ../../nbs/wells/20_effects.ipynb #919e9ef5
 ALPHA = .01  # chance that something is named on a plate where nothing is
 _SMALLEST = .1  # effect of the place: of a logarithm, or of a share
 _N_PERMUTATIONS = 4999
@@ -78,8 +78,9 @@ _N_PERMUTATIONS = 4999
 def _place_effects(values, design, n_tests, seed=0):
     "Estimate the effects of the place on each column of values: what, kind, size, p."
     inverse, n = np.linalg.pinv(design)[1:], len(design)
-    ends = [np.median(v)+np.array([-3, 3])*max(_spread(v), .02) for v in values.to_numpy(float).T]
-    y = np.stack([np.clip(v, *end) for v,end in zip(values.to_numpy(float).T, ends)], 1)
+    y = values.to_numpy(float, copy=True)
+    for k,what in enumerate(values):  # one far well must not hide an effect of all
+        if what in TRAITS: y[:, k] = np.clip(y[:, k], *(np.median(y[:, k])+np.array([-3, 3])*_spread(y[:, k])))
     found, extreme = inverse@y, np.zeros((len(inverse), y.shape[1]))
     rng, done = np.random.default_rng(seed), 0
     while done<_N_PERMUTATIONS:
@@ -94,19 +95,21 @@ def _place_effects(values, design, n_tests, seed=0):
     table = pd.DataFrame(rows, columns=['what', 'kind', 'size', 'p'])
     return table.assign(named=table.p.le(ALPHA/n_tests) & table['size'].abs().ge(_SMALLEST))
 
-# %% ../../nbs/wells/20_effects.ipynb #7ee48ba0
+# %% ../../nbs/wells/20_effects.ipynb #db97caa7
 _SMALLEST_FAULT = .25  # of a well: a logarithm, or a share
 _WORTH = .37  # of n values for a median distance, beside a standard deviation
 _FREEDOMS = np.arange(3, 31)  # degrees of freedom that the tails of a plate may have
-_USUAL_FREEDOM, _WELLS_TO_TELL = 15, 800  # of a usual plate; wells that tell as much as is known of usual plates
+_WELLS_TO_TELL = 800  # that tell as much as is known of usual plates
+
+def _usual_freedom(n_fields): return 30 if n_fields>=3 else 6  # a median of three bounds what one odd field does
 
 def _left_over(fields, trait, at, design):
     "Compare the trait of each well with what its place explains: well, what, size, and its number of spreads."
     of_field = fields[fields[trait].notna()]
     by_well = of_field.groupby('well')[trait]
-    mean, n = by_well.mean().reindex(at), by_well.size().reindex(at)
-    has = mean.notna().to_numpy()
-    y, n, place = mean.to_numpy()[has], n.to_numpy()[has], design[has]
+    middle, n = by_well.median().reindex(at), by_well.size().reindex(at)
+    has = middle.notna().to_numpy()
+    y, n, place = middle.to_numpy()[has], n.to_numpy()[has], design[has]
     left = y-place@_robust_fit(place, y)
     left -= np.median(left)
     size = by_well.transform('size')
@@ -118,12 +121,12 @@ def _left_over(fields, trait, at, design):
     spread = np.sqrt(np.maximum(spread**2 + noise*(1/n-np.mean(1/n)), spread**2/4)).clip(1e-6)
     return pd.DataFrame(dict(well=np.asarray(at)[has], what=trait, size=left, spreads=np.abs(left)/spread))
 
-def _odd_wells(left_over, n_tests):
+def _odd_wells(left_over, n_tests, n_fields):
     "Choose the wells that differ more than chance explains: rows of `_left_over`."
     middle, far = np.quantile(left_over.spreads, [.5, .95])
     ratios = stdtrit(_FREEDOMS, .975)/stdtrit(_FREEDOMS, .75)
     sure = len(left_over)/(len(left_over)+_WELLS_TO_TELL)
-    ratio = sure*far/max(middle, 1e-9) + (1-sure)*ratios[_FREEDOMS==_USUAL_FREEDOM][0]
+    ratio = sure*far/max(middle, 1e-9) + (1-sure)*ratios[_FREEDOMS==_usual_freedom(n_fields)][0]
     freedom = _FREEDOMS[np.abs(ratios-ratio).argmin()]
     freedom = min(freedom, max(1, _WORTH*(left_over.groupby('what').size().min()-4)))
     limit = -stdtrit(freedom, ALPHA/n_tests/2)
@@ -148,7 +151,7 @@ def _faults_of_share(count, of, outer, what, at, n_tests):
         if p<=ALPHA/n_tests and share-rate>=_SMALLEST_FAULT: found.append((at[i], what, share))
     return found
 
-# %% ../../nbs/wells/20_effects.ipynb #0b6f7da6
+# %% ../../nbs/wells/20_effects.ipynb #0040ad85
 def _size_in_words(what, size, effect=False):
     "Say how much brighter, darker or blurred something is; or the share of pictures, in an effect how it differs."
     if what not in TRAITS:
@@ -218,8 +221,8 @@ def plate_effects(
     no_faults = pd.DataFrame(columns=['well', 'what', 'size'])
     if len(wells)<_FEWEST: return PlateEffects(n_wells, len(wells), nothing, no_faults, unread)
     design = _design(row, column, n_wells)
-    n_effects, n_faults = 3*(len(traits)+2), len(wells)*(len([t for t in traits if t in _OF_FAULTS])+2)
-    measured = fields.groupby('well')[traits].mean().reindex(at)
+    n_effects, n_faults = 3*(len(traits)+2), len(wells)*len([t for t in traits if t in _OF_FAULTS])
+    measured = fields.groupby('well')[traits].median().reindex(at)
     measured = measured[measured.notna().all(axis=1)] if traits else measured
     of = dict(flagged=read.clip(1), failed=wells.fields)
     parts = [_place_effects(pd.DataFrame({s: wells[s]/of[s] for s in of}), design, n_effects)]
@@ -228,11 +231,11 @@ def plate_effects(
         place = _design(its.row.to_numpy(int), its.column.to_numpy(int), n_wells)
         parts.insert(0, _place_effects(measured, place, n_effects))
     left_over = [_left_over(fields, t, at, design) for t in traits if t in _OF_FAULTS and len(measured)>=_FEWEST]
-    found = _odd_wells(pd.concat(left_over), n_faults).to_numpy().tolist() if left_over else []
+    found = _odd_wells(pd.concat(left_over), n_faults, read.median()).to_numpy().tolist() if left_over else []
     outer, counts = design[:, 1]>0, wells.to_dict('list')
     counts = {c: np.array(v) for c,v in counts.items()}
-    found += _faults_of_share(counts['flagged'], counts['fields']-counts['failed'], outer, 'flagged', at, n_faults)
-    found += [o for o in _faults_of_share(counts['failed'], counts['fields'], outer, 'failed', at, n_faults)
+    found += _faults_of_share(counts['flagged'], counts['fields']-counts['failed'], outer, 'flagged', at, 2*len(wells))
+    found += [o for o in _faults_of_share(counts['failed'], counts['fields'], outer, 'failed', at, 2*len(wells))
               if o[0] not in unread]
     faults = pd.DataFrame(found, columns=['well', 'what', 'size'])
     return PlateEffects(n_wells, len(wells), pd.concat(parts, ignore_index=True), faults, unread)

@@ -13,7 +13,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from ..plates.wells import *
 
-# %% ../../nbs/wells/30_maps.ipynb #73da498d
+# %% ../../nbs/wells/30_maps.ipynb #f32f4cd1
 _FAULT = '#c8452e'  # frame of a faulty well
 
 def _labelled(n, step_inches, needed_inches):
@@ -43,14 +43,15 @@ def draw_wells(
     style = dict(cmap='cividis', vmin=0, vmax=max(np.nanmax(grid, initial=0), 1))
     if shown.kind=='share': style.update(vmax=1)
     if shown.kind=='log':
-        end = max(np.nanmax(np.abs(grid), initial=0), .25)
+        known = np.abs(grid[~np.isnan(grid)])
+        end = max(np.quantile(known, .98) if known.size else 0, .25)  # one odd well does not make the others pale
         style = dict(cmap='PuOr', norm=TwoSlopeNorm(0, -end, end))
     drawn = ax.imshow(grid, interpolation='none', **style)
     is_empty = ~np.isin(np.arange(grid.size), [np.ravel_multi_index(np.array(parse_well(well))-1, grid.shape)
                                                for well in shown.values.index]).reshape(grid.shape)
     empty, unknown = np.argwhere(is_empty), np.argwhere(np.isnan(grid) & ~is_empty)
     size = (72*pitch)**2
-    ax.scatter(empty[:, 1], empty[:, 0], s=size*.01, c='#9a9a9a', lw=0)
+    ax.scatter(empty[:, 1], empty[:, 0], s=size*.04, c='#9a9a9a', lw=0)
     ax.scatter(unknown[:, 1], unknown[:, 0], s=size*.12, c='#9a9a9a', marker='x', lw=.7)
     for well in faulty:
         row, column = np.array(parse_well(well))-1
