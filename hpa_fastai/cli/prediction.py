@@ -258,7 +258,8 @@ def report(
     from hpa_fastai.interpret.report import report as write_report
     images = args.images and find_beside(args.images, args.what)
     page = write_report(args.what, args.out, args.reference, images, args.csv, args.labels, group_of(args),
-                        reader_of(args), force=args.force, **columns_of(args))
+                        reader_of(args), force=args.force, **columns_of(args), layout=args.layout, wells=args.wells)
+    if args.wells: print(f'Wells: {args.wells}')
     print(f'Written to {page}')
 
 def add_report(
@@ -277,6 +278,12 @@ def add_report(
                 out=dict(default=Path('report.html'), help='page to write'),
                 images=dict(metavar='FOLDER',
                             help='for predictions and models: folder with the pictures'))
+    add_options(parser, 'layout', layout=dict(
+        help='for predictions: table of what is known of each well (with its plate, if there are several) or each Id, '
+             'such as gene and treatment'))
+    parser.add_argument('--wells', type=path, metavar='FILE',
+                        help='for predictions of plates: table with a row for each well, .csv, .xlsx or .parquet: its '
+                             'locations, average probabilities, flags, failures, and what the layout says')
     add_options(parser, 'csv', 'id_column', 'label_column', 'labels', title='for a data set')
     add_options(parser, 'group', group=dict(help=
         'column that says which images belong together, such as the antibody, plate or patient: of the labels of a '

@@ -16,8 +16,10 @@ from ..data.reader import ImageReader
 from ..deploy.bundle import Bundle
 from ..deploy.loading import load_bundle
 from ..deploy.hub import find_model
-from ..deploy.tables import read_predictions
+from ..deploy.tables import check_out, labels_of, read_predictions
 from ..deploy.predictor import locate
+from ..cells.layout import add_layout
+from ..wells.summary import summarise_wells
 from .pages import check_page, write_page
 from .explore import explore
 from .run_report import RunReport
@@ -57,12 +59,16 @@ def report(
     progress: bool = False,  # of predictions: show a bar
     id_column: str|None = None,  # of the csv: its column of Ids; None: found by its name
     label_column: str|None = None,  # of the csv: its column of labels; None: found by its name
+    layout: str|Path|pd.DataFrame|None = None,  # of predictions: what is known of each well or Id: table or file
+    wells: str|Path|None = None,  # of predictions: .csv, .parquet or .xlsx for a table with a row for each well
 ) -> Path:  # the page
     "Write one page about a data set, a model or a run of predictions"
     if not isinstance(what, (pd.DataFrame, Bundle)): what = path_text(what, 'what')
     kind, out = _kind(what), check_page(out, force)
     of_data = dict(csv=csv, id_column=id_column, label_column=label_column)
-    unused = dict(data=dict(reference=reference, images=images), model=dict(of_data, group=group, reference=reference),
+    of_run = dict(layout=layout, wells=wells)
+    unused = dict(data=dict(of_run, reference=reference, images=images),
+                  model=dict(of_data, **of_run, group=group, reference=reference),
                   run=dict(of_data, **({'group': group} if reference is None else {})))[kind]
     about = dict(data='a data set', model='a model', run='predictions')[kind]
     if kind=='run' and reference is None:
@@ -80,7 +86,10 @@ def report(
         name = 'Model' if isinstance(what, Bundle) else Path(what).resolve().name
         return write_page(out, ModelReport(bundle, name, table, per_class).page())
     in_memory = isinstance(what, pd.DataFrame)
+    if wells is not None: wells = check_out(wells, force)
     predictions, name = (what, 'Predictions') if in_memory else (read_predictions(what), Path(what).name)
+    if layout is not None: predictions = add_layout(predictions, layout, labels_of(predictions).classes)
+    if wells is not None: summarise_wells(predictions, out=wells, force=force)
     run = RunReport(predictions, name, bundle, table, seconds, per_class, group)
     write_page(out, run.page(progress))
     if run.notes:

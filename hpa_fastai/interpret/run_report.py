@@ -20,7 +20,10 @@ from ..batches.tensors import composite, read_images
 from ..evaluate.reference import Reference
 from ..deploy.bundle import Bundle
 from ..deploy.scoring import FLAGS
-from ..deploy.tables import as_predictions
+from ..deploy.tables import ResultError, as_predictions
+from ..wells.maps import draw_wells
+from ..wells.summary import well_column
+from ..wells.view import PlateView, view_plates
 from .pages import *
 from .activation import Explainer, InterpretError, draw_map
 from .embedding_map import MAP_SCRIPT, MAP_STYLE, map_html, map_points, thumbnail
@@ -39,10 +42,11 @@ class RunReport:
     group: object = None  # what pictures have in common, as in `monitor`
     thumbnails: dict = field(default_factory=dict)  # Id -> small picture, filled by `compare_with_training`
     notes: list = field(default_factory=list)  # warnings at the top of the page, filled by `page`
+    views: list = field(default_factory=list)  # plates that the page shows, filled by `page`
 
     def __post_init__(self):
-        self.predictions, labels = as_predictions(self.predictions)
-        self.classes = list(labels.classes)
+        self.predictions, self.labels = as_predictions(self.predictions)
+        self.classes = list(self.labels.classes)
         self.read = self.predictions[self.predictions['error']==''].reset_index(drop=True)
         self.probabilities = self.read[self.classes].to_numpy(float)
         names = self.read['Names'].fillna('').str.split('|')
@@ -297,6 +301,39 @@ def map_section(self:RunReport,
     html = map_html(points, ['most probable', 'flags'], whole=False)
     return Section('Map', f'{len(points):,} pictures of the run.', [Markup(html)])
 
+# %% ../../nbs/interpret/60_run_report.ipynb #a4e7646e
+_MOST_PLATES = 12  # that are drawn
+
+@patch
+def plates(self:RunReport) -> tuple:  # list of `PlateView`; and why there are none, '' if the table has no wells
+    "The plates of the run"
+    if well_column(self.predictions) is None: return [], ''
+    reader = self.bundle.settings.reader if self.bundle else ImageReader(size=512)
+    try: return view_plates(self.predictions, self.labels, self.table, reader), ''
+    except ResultError as why: return [], f'Plates are not shown: {why}'
+
+@patch
+def plate_section(self:RunReport,
+    view: PlateView,  # of `plates`
+) -> Section:
+    "What is odd about a plate, maps of its wells, and a table of them"
+    n, said = view.effects.n_wells, view.effects.sentences()
+    text = f'{len(view.wells):,} of {n:,} wells. '
+    if said: text += ' '.join(said)+(' A faulty well has a frame.' if view.effects.faulty else '')
+    elif view.effects.is_compared: text += 'No well and no edge differs by more than chance.'
+    else: text += 'These are too few wells to be compared.'
+    text += (' Faults are in the brightness of the stains, in fine detail, flags of pictures and pictures that could '
+             'not be read. Proteins and their locations differ between wells; they are shown, and are no fault.')
+    if view.n_measured: text += f' {view.n_measured:,} pictures were measured; 1× is the middle of the plate.'
+    else: text += ' Brightness and fine detail need the pictures (--images).'
+    width = 6.5 if n==1536 else 3.6
+    groups = {heading: {m.name: chart(draw_wells(m, n, view.effects.faulty, width), m.name) for m in maps}
+              for heading,maps in view.maps.items()}
+    wells = view.wells.drop(columns=['plate', 'row', 'column', *self.classes])
+    wells['locations'] = wells.locations.str.replace('|', ', ', regex=False)
+    maps = render_template('maps.html', groups=groups, wide=n==1536)
+    return Section(f'Plate {view.name}'.strip(), text, [maps, table_block(wells, search=True)])
+
 # %% ../../nbs/interpret/60_run_report.ipynb #4bc36a4a
 @patch
 def facts(self:RunReport) -> dict:  # name -> value
@@ -322,6 +359,7 @@ def sections(self:RunReport,
         shown = {i for ids in [*examples.values(), *self.flag_groups().values()] for i in ids}
         pixels = read_pixels(self.table, shown, self.bundle.settings.reader if self.bundle else ImageReader())
     if len(self.read): yield self.location_section()
+    for view in self.views: yield self.plate_section(view)
     if found: yield self.training_section(found)
     if len(self.read) or self.table is None: yield self.picture_section(examples, pixels)
     if found and found.ids: yield self.map_section(found)
@@ -339,6 +377,12 @@ def page(self:RunReport,
     found = self.compare_with_training()
     bar.update()
     notes = [*found.findings, *found.doubts] if found else []
+    views, why_none = self.plates()
+    notes += [f'Plate {view.name}: {said}'.replace('Plate :', 'Plate:') for view in views
+              for said in view.effects.sentences()] + [why_none]*bool(why_none)
+    self.views = sorted(views, key=lambda view: not view.effects.sentences())[:_MOST_PLATES]
+    if len(views)>_MOST_PLATES:
+        notes.append(f'{_MOST_PLATES} of {len(views)} plates are drawn, those with findings first.')
     if not len(self.predictions): notes.append('The run has no fields of view.')
     elif not len(self.read): notes.append('No field of view could be read; see the reasons under Failures.')
     text = ('Name the model (--reference MODEL) to see how the run compares with its training, '

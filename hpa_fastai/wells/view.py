@@ -11,8 +11,7 @@ import pandas as pd
 from ..data.labels import LabelSet
 from ..data.reader import ImageReader
 from ..plates.wells import *
-from ..deploy.predictor import FLAGS
-from ..deploy.scoring import DECISION_FLAGS
+from ..deploy.scoring import DECISION_FLAGS, FLAGS
 from .effects import TRAITS, PlateEffects, plate_effects
 from .maps import WellMap
 from .measures import choose_fields, measure_fields
