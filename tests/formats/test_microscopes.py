@@ -9,6 +9,7 @@ import re
 import resource
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -176,6 +177,24 @@ def test_real_scans_say_what_they_hold(real_data):
         with pytest.raises(ImageError) as e: open_planes(str(folder/name))
         assert 'holds no field of view: ' in str(e.value) and said in str(e.value) and '\n' not in str(e.value)
     assert positions_of(str(folder/'testdata_2channel_xz.lif'))[0].channels == ('FITC', 'TRITC')
+
+
+@pytest.mark.parametrize('ending', WRITERS)
+def test_many_threads_read_one_file(ending, tmp_path):
+    path = WRITERS[ending](tmp_path/f'day.{ending}', VALUES)
+    wanted = [(i, t) for _ in range(20) for i, t in np.ndindex(2, 2)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda it: np.stack(open_planes(f'{path}#{it[0]}@{it[1]}', z='max').planes), wanted))
+    assert all((a == VALUES[i, t].max(0)).all() for a, (i, t) in zip(found, wanted))
+
+
+def test_a_description_is_read_once_until_the_file_changes(tmp_path, monkeypatch):
+    path, real, read = write_lif(tmp_path/'a.lif', VALUES), liffile.LifFile.__init__, []
+    monkeypatch.setattr(liffile.LifFile, '__init__', lambda *args, **kwargs: read.append(1) or real(*args, **kwargs))
+    for _ in range(3): open_planes(f'{path}#1@1', z='max')
+    assert len(read) == 1
+    write_lif(tmp_path/'a.lif', VALUES[:, :1]//2)
+    assert (np.stack(open_planes(f'{path}#1', z='max').planes) == VALUES[1, 0].max(0)//2).all() and len(read) == 2
 
 
 # files that are damaged
