@@ -197,12 +197,12 @@ def _unique_fields(rows, root, sep):
 # %% ../../nbs/data/30_files.ipynb #365d59d7
 def _with_plates(table, rows):
     "Add the fields of view of plates to a table; columns that say nothing are left out."
-    of_plates = pd.DataFrame(rows)
+    of_plates = pd.DataFrame(rows, dtype=object).infer_objects(copy=False)
+    for c in FIELD_COLUMNS: of_plates[c] = pd.Series([row[c] for row in rows], dtype=object) # None stays None
     for column,nothing in (('time', 1), ('planes', 1), ('channels', ''), ('absent', '')):
         if (of_plates[column]==nothing).all(): del of_plates[column]
     if of_plates.pixel_size.isna().all(): del of_plates['pixel_size']
     whole = {c: 'Int64' for c in ('row', 'column', 'field', 'time', 'planes') if c in of_plates}
-    of_plates = of_plates.astype(dict.fromkeys(FIELD_COLUMNS, object))
     joined = of_plates if not len(table) else pd.concat([table, of_plates.astype(whole)])
     twice = joined.Id[joined.Id.duplicated()]
     if len(twice):

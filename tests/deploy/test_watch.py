@@ -206,6 +206,16 @@ def test_a_plate_whose_index_comes_last(plate, predictor, tmp_path):
     assert dict(zip(table.Id, table.well))['plate7_C04_f2']=='C04'
 
 
+def test_a_channel_of_a_plate_that_never_comes_is_reported(plate, predictor, tmp_path):
+    write_yokogawa(tmp_path/'whole', ['C03'], n_fields=2)
+    def microscope():
+        for file in sorted((tmp_path/'whole').iterdir()):
+            if not file.name.endswith('F002L01A03Z01C03.tif'): shutil.copy(file, plate)
+
+    _, table = run(plate, predictor, tmp_path/'out.csv', microscope)
+    assert 'never completed: no red channel' in dict(zip(table.Id, table.error))['plate7_C03_f2']
+
+
 def test_a_plate_without_names_of_channels_waits_for_its_index(plate, predictor, tmp_path):
     write_operetta(tmp_path/'whole', [(3, 11)])
     def microscope():

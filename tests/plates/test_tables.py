@@ -311,7 +311,7 @@ def test_a_model_remembers_the_channels_of_its_plate(tmp_path):
     again = find_images(other, table.attrs['channels'])
     assert np.array_equal(whole(again.iloc[0]), as_read(field(0)))
     two = find_images(write_image_xpress(tmp_path/'r', waves=('Hoechst', 'FITC')), table.attrs['channels'])
-    assert two.red[0] is None and two.blue[0].endswith('w1.TIF')
+    assert two.red[0] is None and two.yellow[0] is None and two.blue[0].endswith('w1.TIF')
 
 
 def test_from_the_command_line(tmp_path, trained, capsys):
