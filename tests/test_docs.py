@@ -167,6 +167,7 @@ def test_the_limits_that_are_promised_hold():
     from hpa_fastai.formats import channels, czi, lif, nd2, ome, ome_zarr, pictures, positions, tiff
     from hpa_fastai.deploy.loading import MAX_SAMPLE
     from hpa_fastai.models.graphs import MAX_BYTES
+    from hpa_fastai.plates import images
     limits = (ROOT/'SECURITY.md').read_text(encoding='utf-8').split('## Limits')[1]
     promised = {int(n.replace(',', '')) for n in re.findall(r'\| ([\d,]+)', limits)}
     assert pictures._MOST_CHUNKS == ome_zarr._MOST_CHUNKS and len(tiff._codecs) == 8
@@ -174,7 +175,7 @@ def test_the_limits_that_are_promised_hold():
     assert lif._MOST_FILES == ome._MOST_PAGES
     assert promised == {channels.MAX_PIXELS, channels.MAX_BYTES, channels.MOST_METADATA, ome._MOST_PAGES,
                         tiff._MOST_SCANS, pictures._MOST_CHUNKS, MAX_SAMPLE, MAX_BYTES, lif._MOST_DESCRIPTION,
-                        positions.MOST_POSITIONS, czi._MOST_PIECES}
+                        positions.MOST_POSITIONS, czi._MOST_PIECES, images.MOST_INDEX}
     assert ', '.join(sorted(ome_zarr._compressors)) in limits
 
 
