@@ -93,6 +93,15 @@ def zarr_samples(folder, field):
     root.create_array('0', data=field, chunks=(1, 24, 24), shards=(2, 48, 48))
 
 
+def plate_samples(folder, _):
+    import microscopes
+    microscopes.write_operetta(folder/'phenix.plate', [(3, 11)], n_fields=1)
+    microscopes.write_operetta(folder/'phenix6.plate', [(3, 11)], n_fields=1, version=6, planes=2)
+    microscopes.write_image_xpress(folder/'express.plate', planes=2)
+    microscopes.write_yokogawa(folder/'voyager.plate')
+    for version in (2, 3): microscopes.write_zarr_plate(folder/f'ngff{version}.zarr', n_fields=1, version=version)
+
+
 def lif_samples(folder, field):
     from microscope_files import DYES, lif_of
     deep = field.astype(np.uint16)*16
@@ -165,6 +174,16 @@ def positions_reads():
                 listed=lambda path: find_images([path], time='first'))
 
 
+def plate_reads():
+    from hpa_fastai.data.image_tables import image_table
+    from hpa_fastai.data.reader import ImageReader
+    reader = ImageReader(missing='zero', z='max')
+    def read(path):
+        rows = image_table(path, time='first').head(2).to_dict('records')
+        return [reader.array(row) for row in rows]
+    return dict(table=lambda path: image_table(path, time='first'), pictures=read)
+
+
 def mask_reads():
     from hpa_fastai.cells.masks import read_mask
     return dict(mask=read_mask)
@@ -229,6 +248,7 @@ KINDS = {  # a new reader is a line: samples, reads, strict reader
     'LIF': (lif_samples, positions_reads, no_strict),
     'CZI': (czi_samples, positions_reads, no_strict),
     'ND2': (nd2_samples, positions_reads, no_strict),
+    'plates': (plate_samples, plate_reads, no_strict),
     'npy': (npy_samples, mask_reads, no_strict),
     'tables': (table_samples, table_reads, no_strict),
 }
@@ -247,7 +267,7 @@ def make_input(samples, seed, kind, index):
     "The files of an input, and the one that is opened: both follow from the seed"
     rng = np.random.default_rng([seed, [*KINDS].index(kind), index])
     name, files = samples[rng.integers(len(samples))]
-    opened = name if name.endswith('.zarr') else sorted(files)[0]
+    opened = name if name.endswith(('.zarr', '.plate')) else sorted(files)[0]
     return change_files(rng, files), opened
 
 

@@ -264,11 +264,13 @@ BY_ENDING = {'.png': change_png, '.tif': change_tiff, '.jpg': change_jpg, '.npy'
              '.zattrs': change_json, '.zarray': change_json, '.zgroup': change_json}
 
 
+DESCRIPTIONS = ('.json', '.zattrs', '.zarray', '.xml', '.HTD', '.mlf', '.mrf', '.mes')
+
 def change_files(rng, files):
     "One to four changes of the files of a picture or table, {name: content}; a file of several may be missing"
     files = dict(files)
     for _ in range(1 + int(rng.geometric(.6) - 1) % 4):
-        described = [name for name in files if name.endswith(('.json', '.zattrs', '.zarray'))]
+        described = [name for name in files if name.endswith(DESCRIPTIONS)]
         name = pick(rng, described if described and rng.integers(2) else [*files])
         if len(files) > 1 and not rng.integers(20):
             other = files.pop(name)

@@ -26,7 +26,7 @@ def campaign(code):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'JPG', 'OME-Zarr', 'LIF', 'CZI', 'ND2', 'npy', 'tables'])
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'JPG', 'OME-Zarr', 'LIF', 'CZI', 'ND2', 'plates', 'npy', 'tables'])
 def test_changed_files_are_read_or_refused_in_one_line(kind):
     figures, found = campaign(f'from campaign_fuzz import fuzz\n'
                               f'print(json.dumps(fuzz([{kind!r}], inputs=1000, seed=3)[:2]))')
