@@ -90,6 +90,7 @@ from .cells.masks import decode_mask, encode_masks, find_masks, read_mask
 from .cells.cells import cells_submission, combine_probs, predict_cells, single_cells
 from .cells.proteins import summarise_proteins
 from .cells.variation import cell_variation
+from .wells.summary import summarise_wells
 from .interpret.activation import Explainer, activation_maps, show_maps
 from .interpret.embedding_map import embedding_map, map_html, map_points, plot_map
 from .interpret.figure import figure

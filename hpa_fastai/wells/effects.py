@@ -12,9 +12,10 @@ from scipy.special import stdtrit
 from scipy.stats import betabinom
 from ..plates.wells import *
 
-# %% ../../nbs/wells/20_effects.ipynb #0ae4c9a4
+# %% ../../nbs/wells/20_effects.ipynb #381acf25
 TRAITS = dict(red='microtubules', green='protein', blue='nuclei', yellow='ER', focus='fine detail')
-_OF_FAULTS = ('red', 'blue', 'yellow', 'focus')  # proteins differ between wells
+_STAINS = ('red', 'blue', 'yellow')  # proteins differ between wells
+_NAMES = dict(TRAITS, stains='stains')  # the three together show a fault of all that each alone leaves in doubt
 
 def simulate_fields(
     n_wells: int = 96,  # format of the plate
@@ -151,17 +152,17 @@ def _faults_of_share(count, of, outer, what, at, n_tests):
         if p<=ALPHA/n_tests and share-rate>=_SMALLEST_FAULT: found.append((at[i], what, share))
     return found
 
-# %% ../../nbs/wells/20_effects.ipynb #0040ad85
+# %% ../../nbs/wells/20_effects.ipynb #7621a5b9
 def _size_in_words(what, size, effect=False):
     "Say how much brighter, darker or blurred something is; or the share of pictures, in an effect how it differs."
-    if what not in TRAITS:
+    if what not in _NAMES:
         than = ('more ' if size>0 else 'fewer ')*effect
         return f'{abs(size):.0%} {than}of the pictures {dict(flagged="flagged", failed="not read")[what]}'
     times = np.exp(size)
     change = f'{times-1:.0%}' if 1<times<2 else f'{1-times:.0%}' if times<1 else f'{times:.1f} times'
     more, less = ('more', 'less') if what=='focus' else ('brighter', 'darker')
-    if what=='focus': return f'{change} {more if size>0 else less} {TRAITS[what]}'
-    return f'{TRAITS[what]} {change} {more if size>0 else less}'
+    if what=='focus': return f'{change} {more if size>0 else less} {_NAMES[what]}'
+    return f'{_NAMES[what]} {change} {more if size>0 else less}'
 
 @dataclass
 class PlateEffects:
@@ -221,7 +222,10 @@ def plate_effects(
     no_faults = pd.DataFrame(columns=['well', 'what', 'size'])
     if len(wells)<_FEWEST: return PlateEffects(n_wells, len(wells), nothing, no_faults, unread)
     design = _design(row, column, n_wells)
-    n_effects, n_faults = 3*(len(traits)+2), len(wells)*len([t for t in traits if t in _OF_FAULTS])
+    stains = [t for t in traits if t in _STAINS]
+    fields = fields.assign(stains=fields[stains].mean(axis=1))
+    of_faults = [*stains, *['focus']*('focus' in traits), *['stains']*(len(stains)>1)]
+    n_effects, n_faults = 3*(len(traits)+2), len(wells)*len(of_faults)
     measured = fields.groupby('well')[traits].median().reindex(at)
     measured = measured[measured.notna().all(axis=1)] if traits else measured
     of = dict(flagged=read.clip(1), failed=wells.fields)
@@ -230,7 +234,7 @@ def plate_effects(
         its = wells.loc[measured.index]
         place = _design(its.row.to_numpy(int), its.column.to_numpy(int), n_wells)
         parts.insert(0, _place_effects(measured, place, n_effects))
-    left_over = [_left_over(fields, t, at, design) for t in traits if t in _OF_FAULTS and len(measured)>=_FEWEST]
+    left_over = [_left_over(fields, t, at, design) for t in of_faults if len(measured)>=_FEWEST]
     found = _odd_wells(pd.concat(left_over), n_faults, read.median()).to_numpy().tolist() if left_over else []
     outer, counts = design[:, 1]>0, wells.to_dict('list')
     counts = {c: np.array(v) for c,v in counts.items()}
