@@ -19,7 +19,7 @@ from ..basics.errors import *
 from ..basics.paths import *
 from ..basics.spreadsheets import *
 from ..formats.names import *
-from ..formats.addresses import parse_address
+from ..formats.addresses import address_text, parse_address
 from .folders import *
 from .files import *
 from ..formats.channels import *
@@ -259,7 +259,7 @@ def __str__(self:Verification):
     if self.labels: lines.append(f'  labels  {self.labels}')
     for (level,problem),group in self.problems.groupby(['level','problem'], sort=False):
         if problem in _IN_FULL:
-            lines.append(f'{level:15}{group.detail.iloc[0]}')
+            lines += [f'{level:15}{detail}' for detail in group.detail]
             continue
         lines.append(f'{level:8}{len(group):6} {problem}{_example(group)}')
         if problem=='unclear channels': lines += [f'{"":15}{detail}' for detail in dict.fromkeys(group.detail[:3])]
@@ -279,7 +279,7 @@ def _counts(values, n=4):
 # %% ../../nbs/data/62_verify.ipynb #e39e5fad
 def _example(group, n=3):
     "Write on one line what the cases of a problem have in common, and the first few of them."
-    names = [os.path.basename(file) or i for i,file in zip(group.Id[:n], group.file[:n])]
+    names = [os.path.basename(address_text(file)) or i for i,file in zip(group.Id[:n], group.file[:n])]
     if len(group)==1: return ': ' + f'{names[0]} {group.iloc[0].detail}'.strip()[:400]
     causes = [error_cause(detail, Id) for Id,detail in zip(group.Id, group.detail)]
     kinds = {error_kind(cause, Id) for cause,Id in zip(causes, group.Id)}
@@ -381,7 +381,7 @@ def _check_set(fields):
             files, *within = addresses[path]
             if files not in digests: digests[files] = tuple(map(_digest, files))
             other = first.setdefault((digests[files], *within), path)
-            if other!=path: problems.append(Problem('warning', 'byte-identical', i, path, f'the same as {other}'))
+            if other!=path: problems.append(Problem('warning', 'byte-identical', i, path, f'the same as {address_text(other)}'))
     return problems
 
 # %% ../../nbs/data/62_verify.ipynb #3011f42d

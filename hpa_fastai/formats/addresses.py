@@ -63,7 +63,7 @@ def address_text(
 ) -> str:
     "Write an address for a message."
     files = parse_address(address).files
-    return address if len(files)<2 else f'{files[0]} and {len(files)-1} more planes of its stack'
+    return address if len(files)<2 else f'{files[0]} and {len(files)-1} more of its stack'
 
 # %% ../../nbs/formats/15_addresses.ipynb #9c7dc34a
 _zarr = re.compile(r'\.zarr(?:/[^/.]+)*/?(?:#\d+(?:@\d+)?)?\Z', re.IGNORECASE) # folders within, not files

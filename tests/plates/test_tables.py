@@ -294,6 +294,14 @@ def test_an_ome_zarr_plate_that_is_not_whole(tmp_path, told, trained, version):
     with pytest.raises(ImageError, match='do not describe a plate'): find_images(tmp_path)
 
 
+def test_verify_says_all_about_a_plate_and_names_stacks_by_their_first_file(tmp_path):
+    write_image_xpress(tmp_path/'p', ['C03', 'C04'], planes=2)
+    for file in (tmp_path/'p').rglob('*_C04_s1_w4.TIF'): file.unlink()
+    said = str(verify_folder(tmp_path/'p', progress=False))
+    assert 'well lacks images of channel 4' in said and 'DAPI is blue' in said
+    assert 'plate7_C03_s1_w3.TIF and 1 more of its stack' in said and '|' not in said
+
+
 def test_other_pictures_beside_a_plate(tmp_path):
     write_yokogawa(tmp_path/'p')
     for c in CHANNELS: tifffile.imwrite(tmp_path/f'A1_{c}.tif', np.zeros((64, 64), np.uint8))
