@@ -18,7 +18,7 @@ def further_columns(
     columns: list,  # of the results: they count more than columns of the same name
 ) -> pd.DataFrame:  # texts and numbers of each field of view, by Id
     "Take what a table of fields of view knows beyond the pictures."
-    known = {'Id', 'path', 'layout', *CHANNELS, *COLUMN_TYPES, *columns}
+    known = {'Id', 'path', 'layout', 'channels', *CHANNELS, *COLUMN_TYPES, *columns}  # how it is read says nothing new
     found = {}
     for c in table:
         if c in known or not table[c].map(pd.api.types.is_scalar).all(): continue
