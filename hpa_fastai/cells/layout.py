@@ -178,7 +178,7 @@ def add_layout(
     layout = read_table(layout, ResultError)
     called, theirs, ours = layout_key(layout, fields)
     keys = {column_called(layout, c) for c in ('Id', 'well', 'plate', *(['antibody'] if called=='antibody' else []))}
-    keys |= {'layout', 'path', 'channels', *CHANNELS, *COLUMN_TYPES, *PLATE_TYPES, *keep}
+    keys |= {'layout', 'path', 'channels', 'absent', *CHANNELS, *COLUMN_TYPES, *PLATE_TYPES, *keep}
     names = [c for c in layout if c and c not in keys]
     known = layout[names].map(cell_text).map(same_form).assign(_key=theirs)
     known = known[theirs.isin(ours) & theirs.ne('')].drop_duplicates()
