@@ -329,6 +329,7 @@ def test_from_the_command_line(tmp_path, trained, capsys):
         assert main(['predict', str(tmp_path/'p'), '--model', model, '--out', str(tmp_path/'out.csv')])==0
     table = read_predictions(tmp_path/'out.csv')
     assert list(table.well)==['C03', 'C03', 'D12', 'D12'] and table.field.astype(int).tolist()==[1, 2, 1, 2]
+    assert set(table.channels)=={'red=Alexa 555, green=Alexa 488, blue=DAPI, yellow=Alexa 647'}
     capsys.readouterr()
     other = ['--out', str(tmp_path/'b.csv'), '--channels', 'red=9']
     assert main(['predict', str(tmp_path/'p'), '--model', model, *other])==2
