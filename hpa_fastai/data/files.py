@@ -197,13 +197,15 @@ def _unique_fields(rows, root, sep):
 # %% ../../nbs/data/30_files.ipynb #365d59d7
 def _with_plates(table, rows):
     "Add the fields of view of plates to a table; columns that say nothing are left out."
-    of_plates = pd.DataFrame(rows, dtype=object).infer_objects(copy=False)
+    of_plates = pd.DataFrame(rows)
     for c in FIELD_COLUMNS: of_plates[c] = pd.Series([row[c] for row in rows], dtype=object) # None stays None
     for column,nothing in (('time', 1), ('planes', 1), ('channels', ''), ('absent', '')):
         if (of_plates[column]==nothing).all(): del of_plates[column]
     if of_plates.pixel_size.isna().all(): del of_plates['pixel_size']
     whole = {c: 'Int64' for c in ('row', 'column', 'field', 'time', 'planes') if c in of_plates}
     joined = of_plates if not len(table) else pd.concat([table, of_plates.astype(whole)])
+    texts = [c for c in ('plate', 'well', 'channels', 'absent', 'position') if c in joined]
+    joined[texts] = joined[texts].fillna('')
     twice = joined.Id[joined.Id.duplicated()]
     if len(twice):
         raise ImageError(f'{_some(twice.unique())} is the Id of two fields of view; give each plate its own folder, '
@@ -333,9 +335,10 @@ def attach_images(
     if len(extra):
         warn_user(f'{where}: {len(extra)} of {len(table)} fields of view have no row in the table of labels '
                   f'and are left out: {_some(extra)}')
-    found = table.set_index('Id')[FIELD_COLUMNS[1:]].loc[ids]
+    found = table.set_index('Id').loc[ids].set_axis(df.index)
     # objects, because pandas would refuse names that are not UTF-8 as text
-    columns = {c: pd.Series(found[c].to_numpy(object), index=df.index, dtype=object) for c in found}
+    columns = {c: pd.Series(found[c].to_numpy(object), index=df.index, dtype=object) for c in FIELD_COLUMNS[1:]}
+    columns |= {c: found[c] for c in found if c not in columns and c not in df and c in KNOWN_COLUMNS}
     attached = df.assign(Id=ids, **columns)
     if 'channels' in table.attrs: attached.attrs['channels'] = table.attrs['channels']
     return attached

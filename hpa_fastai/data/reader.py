@@ -266,14 +266,18 @@ def _read(self:ImageReader, row):
         center_on(res[CHANNELS.index(c)], a)
         there.append(c)
         del plane, p # before the next file is read
-    if res is None: raise ImageError('no channel has a file', 'missing channel')
+    if res is None:
+        why = row.get('absent')
+        raise ImageError(f'no channel has a file{f" ({why})" if isinstance(why, str) and why else ""}',
+                         'missing channel')
     absent = [c for c in wanted_channels(self.channels) if c not in there]
     if absent and self.missing=='error':
         is_one_file = row.get('layout') in ('single','zarr')
         beside = next((row[c] for c in there if isinstance(row.get(c), str)), '')
         copy = '' if is_one_file or not beside else f'copy its file again, beside {os.path.basename(beside)}; '
         where = f' in {row["green"]}' if is_one_file else ''
-        if row.get('absent'): where = f' (the plate lacks images of {row["absent"]} here)'
+        lost = row.get('absent')
+        if isinstance(lost, str) and lost: where = f' (the plate lacks images of {lost} here)'
         others = ''.join(c[0] for c in CHANNELS if c not in absent)
         raise ImageError(f"no {' and no '.join(absent)} channel{where}; {copy}"
                          f"if the data set has none say {setting_text('channels', others)}, "

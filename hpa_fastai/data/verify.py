@@ -381,7 +381,8 @@ def _check_set(fields):
             files, *within = addresses[path]
             if files not in digests: digests[files] = tuple(map(_digest, files))
             other = first.setdefault((digests[files], *within), path)
-            if other!=path: problems.append(Problem('warning', 'byte-identical', i, path, f'the same as {address_text(other)}'))
+            if other==path: continue
+            problems.append(Problem('warning', 'byte-identical', i, path, f'the same as {address_text(other)}'))
     return problems
 
 # %% ../../nbs/data/62_verify.ipynb #3011f42d

@@ -28,7 +28,7 @@ def parse_address(
     if not has_signs or not is_url(address) and os.path.lexists(address): return PictureAddress((address,))
     if found := _inside_file.fullmatch(address):
         return PictureAddress((found[1],), int(found[2]), None if found[3] is None else int(found[3]))
-    first, *others = address.split('|')
+    first, *others = (part.replace(r'\|', '|') for part in re.split(r'(?<!\\)\|', address))
     folder = first.rpartition('/')[0] if is_url(first) else os.path.dirname(first)
     def from_first(name):
         if is_url(first): return f'{folder}/{name}' if '../' not in name else _up(folder, name)
@@ -55,7 +55,8 @@ def write_address(
         if beside := is_beside and is_beside.fullmatch(path): return beside[1]
         if is_url(first): return posixpath.relpath(path.partition('://')[2], folder.partition('://')[2])
         return os.path.relpath(path, folder or '.')
-    return '|'.join((first, *map(as_seen, others)))
+    if not others: return first
+    return '|'.join(path.replace('|', r'\|') for path in (first, *map(as_seen, others)))
 
 # %% ../../nbs/formats/15_addresses.ipynb #d44dd196
 def address_text(

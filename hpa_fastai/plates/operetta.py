@@ -9,7 +9,9 @@ __all__ = ['OPERETTA_INDEXES', 'operetta_image', 'read_operetta']
 import os, re
 from collections.abc import Iterable
 from ..basics.errors import *
+from ..basics.paths import *
 from ..formats.ome import in_um
+from .wells import *
 from .images import *
 
 # %% ../../nbs/plates/20_operetta.ipynb #692fb1a0
@@ -45,15 +47,28 @@ def _listed(record, folder):
     return PlateImage(row, column, _whole(record, 'FieldID', 1), channel, _whole(record, 'PlaneID', 1),
                       _whole(record, 'TimepointID', 0)+1, beside(folder, name))
 
+_measurement = re.compile(r'measurement[ _-]*\d+', re.IGNORECASE)
+
+def _name_of_plate(folder):
+    "Name a plate by its folder, and tell whether this is a folder of images within it."
+    path = folder.partition('://')[2] if is_url(folder) else os.path.abspath(folder)
+    parts = [part for part in re.split(r'[/\\]', path) if part]
+    is_of_images = bool(parts) and parts[-1].lower()=='images'
+    if is_of_images and len(parts)>1: parts.pop()
+    if len(parts)>1 and _measurement.fullmatch(parts[-1]): return f'{parts[-2]}_{parts[-1]}', is_of_images
+    return (parts[-1] if parts else 'plate'), is_of_images
+
 def read_operetta(
     folder:str, # with the images
     names:Iterable[str], # of the images in it
 ) -> Plate|None: # None if neither the names nor an index are of such a plate
     "Read what an Opera Phenix or Operetta wrote for a plate."
     images = {name: image for name in names if (image := operetta_image(folder, name))}
-    upper, last = os.path.split(folder.rstrip('/\\'))
-    plate = Plate(os.path.basename(upper) if last.lower()=='images' and upper else last or 'plate', [])
-    there = set(file_names(folder)) if images or last.lower()=='images' else ()
+    names = set(names)
+    name, is_of_images = _name_of_plate(folder)
+    plate = Plate(name, [])
+    there = set(file_names(folder)) if images or is_of_images else set()
+    is_whole = all(name in names for name in there if name.lower().endswith(('.tif', '.tiff')))
     index = next((name for name in OPERETTA_INDEXES if name in there), None)
     if not index and not images: return None
     try: records = xml_records(read_index(beside(folder, index)), 'Image', 'Entry') if index else {}
@@ -66,12 +81,19 @@ def read_operetta(
         if channel is None: continue
         if name := record.get('ChannelName'): plate.channels.setdefault(channel, name)
         if um := in_um(record.get('ImageResolutionX'), 'm'): plate.pixel_sizes.setdefault(channel, um)
+    placed, twice = {}, []
     for record in records.get('Image', ()):
         if not (image := _listed(record, folder)): continue
         name = os.path.basename(image.file)
-        plate.declared.setdefault(image[:2], set()).add(image.channel)
-        if name in there: images[name] = image
-        else: plate.absent.append(image)
+        if placed.setdefault(name, image)!=image:
+            twice.append(name)
+            continue
+        if name in names: images[name] = image
+        if name in names or is_whole: plate.declared.setdefault(image[:2], set()).add(image.channel)
+        if is_whole and name not in there: plate.absent.append(image)
+    if twice:
+        plate.notes.append(f'{index} puts {len(twice)} images in two places, such as {twice[0]}; the first counts, '
+                           f'{well_name(*placed[twice[0]][:2])}')
     if not images: return None if not plate.absent else plate
     plate.images = list(images.values())
     for image in plate.images: plate.channels.setdefault(image.channel, '')

@@ -35,7 +35,8 @@ def channel_text(
 
 def _number_of(token, names):
     "Find the number of the channel of a plate that a number or a part of a name means; None if there is none."
-    if isinstance(token, int): return token if token in names else None
+    if isinstance(token, int) and token in names: return token
+    token = str(token)
     called = {number: name.casefold() for number,name in names.items() if name}
     for fits in (lambda name: name==token.casefold(), lambda name: token.casefold() in name):
         found = [number for number,name in called.items() if fits(name)]
@@ -133,7 +134,7 @@ def rows_of_plate(
     rows, lacking, names = [], {}, {}
     for (row,column,field,t),of_field in sorted(fields.items()):
         well = names.setdefault((row, column), well_name(row, column))
-        id_ = f'{plate.name}_{well}_{plate.field_sign}{field}' + (f'_t{t:03d}' if len(times)>1 else '')
+        id_ = f'{plate.name}_{well}_{plate.field_sign}{field}' + (f'_t{t:03d}' if time=='all' else '')
         record = dict(Id=id_, layout='channels')
         n_planes = 1
         for c in CHANNELS:
@@ -161,35 +162,58 @@ class FoundPlates(NamedTuple):
     notes:list # lines to tell the user
     others:list # (path, what it is) of pictures of a plate that are no fields of view
 
+_of_yokogawa = re.compile(r'_T\d{4}F\d{3,4}L\d\dA', re.IGNORECASE)
+
 def _plates_of_files(files):
     "Find the plates whose images are files of their own: [(folder, `Plate`)]."
     by_folder, found, of_image_xpress = {}, [], {}
     for folder,name in files:
-        if name[-4:].lower() in ('.tif', 'tiff'): by_folder.setdefault(folder, []).append(name)
+        is_tiff = name[-4:].lower() in ('.tif', 'tiff')
+        if is_tiff or _of_yokogawa.search(name): by_folder.setdefault(folder, []).append(name)
     for folder,names in by_folder.items():
-        if plates := read_yokogawa(folder, names): found += [(folder, plate) for plate in plates.values()]
-        elif plate := read_operetta(folder, names): found.append((folder, plate))
-        elif any(map(image_xpress_name, names)):
-            of_image_xpress.setdefault(image_xpress_folder(folder)[0], {})[folder] = names
+        plates = list(read_yokogawa(folder, names).values())
+        taken = {image.file for plate in plates for image in plate.images}
+        rest = [name for name in names if beside(folder, name) not in taken] if plates else names
+        if plate := read_operetta(folder, rest):
+            plates.append(plate)
+            taken = {image.file for image in plate.images}
+            rest = [name for name in rest if beside(folder, name) not in taken]
+        found += [(folder, plate) for plate in plates]
+        if any(map(image_xpress_name, rest)):
+            of_image_xpress.setdefault(image_xpress_folder(folder)[0], {})[folder] = rest
     for folder,folders in of_image_xpress.items():
         found += [(folder, plate) for plate in read_image_xpress(folder, folders).values()]
     return found
 
-def _rows_of_zarr(path, attributes, time):
+def _rows_of_zarr(path, name, time):
     "List the fields of view of an OME-Zarr plate, and lines to tell the user."
+    attributes, = read_attributes([path])
     fields, notes = zarr_plate_fields(path, attributes)
-    times = choose_times(range(max((field.n_times for field in fields), default=1)), time)
-    name = re.split(r'[/\\]', path.rstrip('/\\'))[-1][:-5]
     rows = []
     for field in fields:
-        for t in times:
-            address = write_address([field.path], 0, t) if field.n_times>1 else field.path
+        is_later = str(time).isdecimal() and int(time)>field.n_times # which is refused when it is read
+        for t in [int(time)-1] if is_later else choose_times(range(field.n_times), time):
+            address = write_address([field.path], 0, t) if field.n_times>1 or is_later else field.path
             well = well_name(field.row, field.column)
-            id_ = f'{name}_{well}_f{field.field}' + (f'_t{t+1:03d}' if len(times)>1 else '')
+            id_ = f'{name}_{well}_f{field.field}' + (f'_t{t+1:03d}' if time=='all' else '')
             rows.append(dict(Id=id_, layout='zarr', **dict.fromkeys(CHANNELS, address), plate=name, well=well,
                              row=field.row, column=field.column, field=field.field, time=t+1, planes=1,
                              pixel_size=field.pixel_size, channels='', absent=''))
     return rows, notes
+
+def _failed_rows(plate, why):
+    "List the fields of view of a plate that can't be read at all, with the reason."
+    places = sorted({image[:3] for image in plate.images})
+    return [dict(Id=f'{plate.name}_{well_name(row, column)}_{plate.field_sign}{field}', layout='channels',
+                 **dict.fromkeys(CHANNELS), plate=plate.name, well=well_name(row, column), row=row, column=column,
+                 field=field, time=1, planes=1, pixel_size=None, channels='', absent=why)
+            for row,column,field in places]
+
+def _distinct_name(name, folder, root):
+    "Name a plate by the folders that it is in, below those that all have in common."
+    parts = [part for part in re.split(r'[/\\]', folder[len(root):]) if part and part.lower()!='images']
+    if parts and parts[-1] in (name, f'{name}.zarr'): parts.pop()
+    return id_form('/'.join([*parts, name]))
 
 def find_plates(
     files:list, # (folder, name) of images, and of OME-Zarr stores
@@ -197,29 +221,36 @@ def find_plates(
     channels='rgby', # channels that are wanted, or the number or name of each
     time:str|int|None=None, # 'first', 'all', or the number of a time point, from 1; None: there must be one
 ) -> FoundPlates:
-    "Find the plates among images."
+    "Find the plates among images; one whose channels are not clear fails alone, if there is anything else."
     found = _plates_of_files(files)
     stores = [beside(folder, name) for folder,name in files if name.lower().endswith('.zarr')]
-    attributes = zip(stores, read_attributes(stores))
-    zarr_plates = [(path, told) for path,told in attributes if isinstance(told.get('plate'), dict)]
-    rows, named, notes, others, taken = [], [], [], [], {path for path,_ in zarr_plates}
-    n_named = Counter(plate.name for _,plate in found)
+    zarr_plates = {path: re.split(r'[/\\]', path.rstrip('/\\'))[-1][:-5]
+                   for path,told in zip(stores, read_attributes(stores)) if isinstance(told.get('plate'), dict)}
+    n_named = Counter([*(plate.name for _,plate in found), *zarr_plates.values()])
+    taken = {*zarr_plates, *(image.file for _,plate in found for image in plate.images),
+             *(path for _,plate in found for path,_ in plate.others)}
+    rest = [(folder, name) for folder,name in files if beside(folder, name) not in taken] if taken else files
+    is_alone = len(found)+len(zarr_plates)==1 and not rest
+    rows, named, notes, others = [], [], [], []
     for folder,plate in found:
-        taken.update(image.file for image in plate.images)
-        taken.update(path for path,_ in plate.others)
-        within = folder[len(root):].replace('\\', '/').strip('/')
-        if n_named[plate.name]>1 and within: plate.name = id_form(f'{within}/{plate.name}')
+        if n_named[plate.name]>1: plate.name = _distinct_name(plate.name, folder, root)
         try:
             rows += rows_of_plate(plate, channels, time)
             numbers, _ = channels_of_plate(plate.channels, channels)
-            named.append({c: plate.channels[k] or k for c,k in numbers.items()})
-        except ImageError as e: raise ImageError(f'plate {plate.name}: {e.why}', e.kind, folder) from None
+            named.append({c: plate.channels[k] or f'ch{k}' for c,k in numbers.items()})
+        except ImageError as e:
+            why = '; '.join([f'plate {plate.name}: {e.why}', *plate.notes])
+            if is_alone or e.kind=='setting': raise ImageError(why, e.kind, folder) from None
+            rows += _failed_rows(plate, why)
+            plate.notes = [f'{e.why}: its fields of view fail', *plate.notes]
         notes += [f'plate {plate.name}: {note}' for note in plate.notes]
         others += plate.others
-    for path,told in zarr_plates:
-        try: of_plate, told_of = _rows_of_zarr(path, told, time)
-        except ImageError as e: raise e.locate(file=path) from None
+    for path,name in zarr_plates.items():
+        if n_named[name]>1: name = _distinct_name(name, path, root)
+        try: of_plate, told_of = _rows_of_zarr(path, name, time)
+        except ImageError as e:
+            if is_alone or e.kind=='setting': raise e.locate(file=path) from None
+            of_plate, told_of = [], [f'{e.why}: none of its fields of view is listed']
         rows += of_plate
         notes += [f'plate {path}: {note}' for note in told_of]
-    rest = [(folder, name) for folder,name in files if beside(folder, name) not in taken] if taken else files
-    return FoundPlates(rows, named, rest, notes, others)
+    return FoundPlates(rows, named if not rest else [], rest, notes, others)

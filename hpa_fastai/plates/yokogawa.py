@@ -50,15 +50,18 @@ def _describe(plate, folder, names):
             if um := in_um(record.get('HorizontalPixelDimension'), 'µm'):
                 plate.pixel_sizes.setdefault(int(number), um)
 
-def _note_absent(plate, folder, listed):
-    "Add to a plate the images that are listed and are not there."
-    there = {os.path.basename(image.file) for image in plate.images}
+def _note_absent(plate, folder, listed, there):
+    "Add to a plate the images that are listed and are not among the files of the folder."
+    given = {os.path.basename(image.file) for image in plate.images}
+    of_plate = [name for name in there if (found := _name.fullmatch(name)) and found['plate']==plate.name]
+    is_whole = all(name in given for name in of_plate)
     for record in listed:
         found = yokogawa_image(folder, record.get('', '')) if record.get('Type')=='IMG' else None
         if found is None: continue
-        image = found[1]
+        image, name = found[1], os.path.basename(found[1].file)
+        if found[0]!=plate.name or not (is_whole or name in given): continue
         plate.declared.setdefault(image[:2], set()).add(image.channel)
-        if found[0]==plate.name and os.path.basename(image.file) not in there: plate.absent.append(image)
+        if name not in given: plate.absent.append(image)
     if failed := [record for record in listed if record.get('Type')=='ERR']:
         plate.notes.append(f'MeasurementData.mlf reports {len(failed)} errors while the plate was taken'
                            + (f', the first is {one_line(failed[0][""])}' if failed[0].get('') else ''))
@@ -80,7 +83,7 @@ def read_yokogawa(
         _describe(plate, folder, there)
         if list_name:
             listed = _read_records(plate, folder, list_name, 'MeasurementRecord')['MeasurementRecord']
-            _note_absent(plate, folder, listed)
+            _note_absent(plate, folder, listed, there)
         channels = {image.channel for image in plate.images} | {k for of in plate.declared.values() for k in of}
         plate.channels = {k: plate.channels.get(k, '') for k in sorted(channels)}
     next(iter(plates.values())).others += others

@@ -70,13 +70,24 @@ def _place_of(well, rows, columns):
     except HPAError: pass
     return int(well.get('rowIndex', rows.index(row_name)))+1, int(well.get('columnIndex', columns.index(column_name)))+1
 
-def _n_times(path, multiscales):
-    "Count the time points of a picture."
-    axes = [axis.get('name') if isinstance(axis, dict) else axis for axis in multiscales.get('axes', 'tczyx')]
-    if 't' not in axes: return 1
-    array = f'{path}/{multiscales["datasets"][0]["path"]}'
-    data = next(filter(None, _read_all([f'{array}/zarr.json', f'{array}/.zarray'])), b'{}')
-    return int(json.loads(data).get('shape', [1]*len(axes))[axes.index('t')])
+def _count_times(paths, scales):
+    "Count the time points of pictures, whose attributes are given."
+    def first_array(path, told):
+        axes = [axis.get('name') if isinstance(axis, dict) else axis for axis in told.get('axes', 'tczyx')]
+        name = told['datasets'][0]['path']
+        return (f'{path}/{name}', axes.index('t')) if 't' in axes and _is_within(name) else None
+    arrays = {}
+    for path,told in zip(paths, scales):
+        try: arrays[path] = first_array(path, told)
+        except (LookupError, TypeError, AttributeError): pass
+    arrays = {path: found for path,found in arrays.items() if found}
+    described = _read_all([f'{array}/zarr.json' for array,_ in arrays.values()])
+    older = iter(_read_all([f'{array}/.zarray' for (array,_),data in zip(arrays.values(), described) if data is None]))
+    counts = {}
+    for (path,(_,axis)),data in zip(arrays.items(), described):
+        try: counts[path] = int(json.loads(next(older) if data is None else data)['shape'][axis])
+        except (LookupError, TypeError, ValueError, RecursionError): pass # its reader says what is wrong with it
+    return counts
 
 def zarr_plate_fields(
     path:str, # of an OME-Zarr store, or its URL
@@ -87,10 +98,19 @@ def zarr_plate_fields(
     try:
         plate = attributes['plate']
         rows, columns = ([str(o['name']) for o in plate.get(key, ())] for key in ('rows', 'columns'))
-        wells = [(well, *_place_of(well, rows, columns)) for well in plate['wells'] if _is_within(well['path'])]
+        listed = [well for well in plate['wells'] if _is_within(well['path'])]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ImageError('its attributes do not describe a plate as OME-Zarr does; write it again',
                          'truncated or damaged', path) from None
+    wells, taken = [], set()
+    for well in listed:
+        try: place = _place_of(well, rows, columns)
+        except (LookupError, TypeError, ValueError): place = None
+        if place is None or not (1<=place[0]<=MOST_ROWS and 1<=place[1]<=MOST_COLUMNS):
+            notes.append(f'well {str(well["path"])[:40]!r} is on no plate, and is left out')
+        elif place in taken: notes.append(f'well {well_name(*place)} is listed twice, and counts once')
+        else: wells.append((well, *place))
+        taken.add(place)
     places = []
     for (well,row,column),told in zip(wells, read_attributes([f'{path}/{well["path"]}' for well,*_ in wells])):
         images = told.get('well', {}).get('images') if isinstance(told.get('well'), dict) else None
@@ -100,12 +120,12 @@ def zarr_plate_fields(
         inner = [image['path'] for image in images if isinstance(image, dict) and _is_within(image.get('path'))]
         places += [(row, column, int(name) if name.isdecimal() else k, f'{path}/{well["path"]}/{name}')
                    for k,name in enumerate(inner)]
-    found, n_times = [], None
-    for place,told in zip(places, read_attributes([place[-1] for place in places])):
-        scales = told.get('multiscales')
-        multiscales = scales[0] if isinstance(scales, list) and scales and isinstance(scales[0], dict) else {}
-        if n_times is None and multiscales:
-            try: n_times = _n_times(place[-1], multiscales)
-            except (LookupError, TypeError, ValueError, AttributeError): n_times = 1
-        found.append(ZarrField(*place, size_of_multiscales(multiscales), n_times or 1))
+    scales = []
+    for told in read_attributes([place[-1] for place in places]):
+        of_picture = told.get('multiscales')
+        is_usual = isinstance(of_picture, list) and of_picture and isinstance(of_picture[0], dict)
+        scales.append(of_picture[0] if is_usual else {})
+    n_times = _count_times([place[-1] for place in places], scales)
+    found = [ZarrField(*place, size_of_multiscales(told), n_times.get(place[-1], 1))
+             for place,told in zip(places, scales)]
     return found, notes

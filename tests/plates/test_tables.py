@@ -3,7 +3,6 @@ import re
 import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
 import tifffile
 
@@ -175,7 +174,144 @@ def test_the_file_of_a_plate_leads_to_its_field(tmp_path):
     assert list(found.Id)==['plate7_C04_f1'] and np.array_equal(whole(found.iloc[0]), as_read(field(1)))
 
 
+def test_a_model_of_a_plate_learns_its_scale_from_the_index(tmp_path):
+    from hpa_fastai.batches.loaders import HPADataLoaders
+    write_operetta(tmp_path/'p', [(3, c) for c in range(1, 9)], n_fields=2)
+    table = find_images(tmp_path/'p')
+    labels = table[['Id']].assign(Target=['0', '1']*8)
+    dls = HPADataLoaders.from_df(labels, tmp_path/'p', size=32, bs=4, cache=False, progress=False)
+    assert dls.settings.reader.field_width==pytest.approx(64*.297)
+    assert set(dls.train_ds.items.columns)>={'plate', 'well', 'pixel_size'}
+    assert dls.settings.reader.channels['red']=='Alexa 555'
+
+
+def test_a_table_of_a_plate_that_goes_through_a_csv(tmp_path):
+    write_operetta(tmp_path/'p', [(3, 1), (3, 2)], n_fields=1, lost=['r03c02f01p01-ch3sk1fk1fl1.tiff'])
+    table = find_images(tmp_path/'p')
+    table.to_csv(tmp_path/'t.csv', index=False)
+    again = find_images(tmp_path/'t.csv')
+    assert again.pixel_size.dtype==float and again.pixel_size.tolist()==table.pixel_size.tolist()
+    assert again['row'].tolist()==[3, 3] and again.field.tolist()==[1, 1]
+    (tmp_path/'t.csv').write_text((tmp_path/'t.csv').read_text().replace(',0.297,', ',wide,', 1))
+    with pytest.raises(ImageError, match="row 2: pixel_size is .wide.; give the µm"): find_images(tmp_path/"t.csv")
+
+
+def test_a_list_of_files_is_no_more_than_these_files(tmp_path):
+    write_operetta(tmp_path/'p', [(3, 1), (3, 2)])
+    files = sorted((tmp_path/'p'/'Images').glob('r03c02f01*'))
+    assert list(find_images(files).Id)==['p_C02_f1'] and 'absent' not in find_images(files)
+    write_yokogawa(tmp_path/'q', n_fields=2)
+    assert list(find_images(sorted((tmp_path/'q').glob('*F002*'))).Id)==['plate7_C03_f2']
+
+
+def test_a_plate_has_one_name_from_wherever_it_is_seen(tmp_path, monkeypatch):
+    write_operetta(tmp_path/'p', [(3, 1)], n_fields=1)
+    ids = [list(find_images(tmp_path).Id)]
+    for folder,source in ((tmp_path, 'p'), (tmp_path/'p', 'Images'), (tmp_path/'p'/'Images', '.')):
+        monkeypatch.chdir(folder)
+        ids.append(list(find_images(source).Id))
+    assert ids==[['p_C01_f1']]*4
+
+
+def test_measurements_of_harmony_are_called_by_the_folder_above(tmp_path):
+    for name in ('night1', 'night2'): write_operetta(tmp_path/name/'Measurement 1', [(3, 1)], n_fields=1)
+    assert list(find_images(tmp_path).Id)==['night1_Measurement 1_C01_f1', 'night2_Measurement 1_C01_f1']
+    assert list(find_images(tmp_path/'night2').Id)==['night2_Measurement 1_C01_f1']
+
+
+def test_ids_of_a_series_do_not_change_while_it_grows(tmp_path):
+    write_yokogawa(tmp_path/'p')
+    assert list(find_images(tmp_path, time='all').Id)==['plate7_C03_f1_t001']
+    write_yokogawa(tmp_path/'p', times=2)
+    assert list(find_images(tmp_path, time='all').Id)==['plate7_C03_f1_t001', 'plate7_C03_f1_t002']
+
+
+def test_lasers_by_their_wavelength_from_a_shell(tmp_path):
+    write_yokogawa(tmp_path/'p')
+    row = find_images(tmp_path, dict(red=561, green=488, blue=405, yellow=640)).iloc[0]
+    assert np.array_equal(whole(row), as_read(field(0)))
+
+
+def test_plates_in_a_folder_with_a_bar_in_its_name(tmp_path):
+    write_yokogawa(tmp_path/'a|b', planes=2)
+    assert np.array_equal(whole(find_images(tmp_path/'a|b').iloc[0], z='max'), as_read(field(0))+1)
+
+
+def test_several_makers_in_one_folder(tmp_path):
+    write_yokogawa(tmp_path/'p'/'Images')
+    write_operetta(tmp_path/'p', [(4, 1)], n_fields=1)
+    write_image_xpress(tmp_path/'p'/'Images', ['E05'], name='plate8')
+    assert list(find_images(tmp_path).well)==['D01', 'C03', 'E05']
+
+
+def test_a_cell_voyager_that_writes_png(tmp_path):
+    from PIL import Image
+    write_yokogawa(tmp_path/'p')
+    for file in sorted((tmp_path/'p').glob('*.tif')):
+        Image.fromarray(tifffile.imread(file)).save(file.with_suffix('.png'))
+        file.unlink()
+    assert np.array_equal(whole(find_images(tmp_path).iloc[0]), as_read(field(0)))
+
+
+def test_ids_on_object_storage_are_those_of_a_disk(tmp_path):
+    import fsspec
+    for day in ('monday', 'tuesday'): write_yokogawa(tmp_path/'lab2'/day)
+    fsspec.filesystem('memory').put(str(tmp_path/'lab2'), '/lab2', recursive=True)
+    assert list(find_images('memory://lab2').Id)==list(find_images(tmp_path/'lab2').Id)
+
+
 # what is wrong
+
+def test_one_plate_that_is_not_clear_does_not_end_the_others(tmp_path, told, trained):
+    write_image_xpress(tmp_path/'good', name='good')
+    write_image_xpress(tmp_path/'bad', waves=('FITC', 'GFP', 'DAPI', 'Cy5'), name='bad')
+    table, said = told(tmp_path)
+    assert list(table.Id)==['bad_C03_s1', 'good_C03_s1'] and 'plate bad: there are channel 1 (FITC)' in said
+    predicted = Predictor(trained[1], device='cpu')(table).set_index('Id')
+    assert predicted.error['good_C03_s1']==''
+    assert 'plate bad: there are channel 1 (FITC)' in predicted.error['bad_C03_s1']
+    assert 'FITC and GFP would both be green' in predicted.error['bad_C03_s1']
+    with pytest.raises(ImageError, match='plate bad: .* would both be green'): find_images(tmp_path/'bad')
+
+
+def test_why_the_channels_of_a_plate_are_not_known_is_told(tmp_path):
+    write_operetta(tmp_path/'plate7', [(3, 11)])
+    index = tmp_path/'plate7'/'Images'/'Index.xml'
+    index.write_text(index.read_text()[:900])
+    with pytest.raises(ImageError, match='there are channel 1, .*; Index.xml: the index can not be read'):
+        find_images(tmp_path/'plate7')
+
+
+def test_an_index_that_puts_an_image_in_two_places(tmp_path, told):
+    write_operetta(tmp_path/'p', [(3, 1)], n_fields=1)
+    index = tmp_path/'p'/'Images'/'Index.xml'
+    text = index.read_text()
+    first = text[text.index('<Image '):text.index('</Image>')+8]
+    index.write_text(text.replace('</Images>', first.replace('<Col>1<', '<Col>2<') + '</Images>'))
+    table, said = told(tmp_path)
+    assert list(table.well)==['C01'] and 'puts 1 images in two places' in said and 'the first counts, C01' in said
+
+
+def test_time_points_of_each_field_of_an_ome_zarr_plate(tmp_path):
+    pytest.importorskip('zarr')
+    write_zarr_plate(tmp_path/'a.zarr', n_fields=1, times=1)
+    write_zarr_plate(tmp_path/'b.zarr', n_fields=1, times=3)
+    shutil.copytree(tmp_path/'b.zarr'/'C'/'3'/'0', tmp_path/'a.zarr'/'C'/'3'/'1')
+    change_attributes(tmp_path/'a.zarr'/'C'/'3', 3, lambda told: told['well']['images'].append(dict(path='1')))
+    assert list(find_images(tmp_path/'a.zarr', time='all').time)==[1, 1, 2, 3]
+    first = find_images(tmp_path/'a.zarr', time='first')
+    assert len(first)==2 and all(whole(row).shape==(4, 64, 64) for row in first.to_dict('records'))
+
+
+def test_ome_zarr_plates_of_the_same_name_and_wells_listed_twice(tmp_path, told):
+    pytest.importorskip('zarr')
+    for day in ('monday', 'tuesday'): write_zarr_plate(tmp_path/day/'p.zarr', n_fields=1)
+    def twice(told): told['plate']['wells'] += [told['plate']['wells'][0], dict(path='odd/x', rowIndex=99)]
+    change_attributes(tmp_path/'monday'/'p.zarr', 3, twice)
+    table, said = told(tmp_path)
+    assert list(table.Id)==['monday/p_C03_f0', 'tuesday/p_C03_f0']
+    assert 'well C03 is listed twice' in said and "well 'odd/x' is on no plate" in said
+
 
 def test_a_plate_without_its_index(tmp_path, told):
     "The names of the files are enough, but for the names of the channels"
@@ -306,7 +442,8 @@ def test_other_pictures_beside_a_plate(tmp_path):
     write_yokogawa(tmp_path/'p')
     for c in CHANNELS: tifffile.imwrite(tmp_path/f'A1_{c}.tif', np.zeros((64, 64), np.uint8))
     table = find_images(tmp_path)
-    assert list(table.Id)==['A1', 'plate7_C03_f1'] and pd.isna(table.well[0]) and table['row'][1]==3
+    assert list(table.Id)==['A1', 'plate7_C03_f1'] and table.well[0]=='' and table['row'][1]==3
+    assert 'channels' not in table.attrs
 
 
 def test_a_model_remembers_the_channels_of_its_plate(tmp_path):
