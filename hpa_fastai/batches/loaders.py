@@ -239,7 +239,7 @@ def from_df(cls:HPADataLoaders,
     valid_col: str|int|None = None,  # column that marks the images for validation with True, or its number
     splitter = None,  # function of the table that returns the rows for training, and for validation
     normalize = USUAL_WAY,  # by each 'image', its 'source' or the 'dataset', (mean, std), 'minmax' (to 0..1), None: not
-    source: str|None = None,  # the column that names the sources; None: `source`, or else the folders
+    source: str|None = None,  # the column that names the sources; None: `source`, or else plates or folders
     augment: bool|AugmentRGBY = True,  # the default one (unless batch_tfms bring fastai's), none, or your own
     oversample: float = 0.5,  # power of rarity with which training images are drawn; 0: all equally often
     most_draws: float = MOST_DRAWS,  # of one image in an epoch, on average, however rare its classes are

@@ -7,7 +7,7 @@ __all__ = ['sources_of', 'channel_moments', 'channel_figures', 'read_pictures', 
            'doubtful_sources']
 
 # %% ../../nbs/batches/40_sources.ipynb #9baa8d57
-import hashlib, json, os
+import hashlib, json, os, re
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -18,25 +18,37 @@ from ..basics.environment import cache_home
 from ..basics.errors import *
 from ..basics.paths import *
 from ..formats.names import *
+from ..formats.addresses import *
 from ..data.files import *
 from ..formats.pictures import *
 from ..data.reader import *
 
 # %% ../../nbs/batches/40_sources.ipynb #86a11188
+_inside_store = re.compile(r'(.+\.zarr)/.+', re.IGNORECASE|re.DOTALL)
+
+def _place_of(address):
+    "Find the folder of a picture, or the OME-Zarr plate that it is in."
+    first = parse_address(address).files[0]
+    store = _inside_store.fullmatch(first.replace(os.sep, '/'))
+    return store[1] if store else os.path.dirname(first)
+
 def sources_of(
     table:pd.DataFrame, # of `find_images`, n rows
-    column:str|None=None, # that names the sources; None: the column `source`, or else the folders of the files
+    column:str|None=None, # that names the sources; None: the column `source`, or else the plates, or else the folders
 ) -> np.ndarray: # n names
     "Find the source of each picture; pictures in memory are one source."
     if column is None and 'source' in table: column = 'source'
     if column is not None:
         if column in table: return table[column].astype(str).map(same_form).to_numpy(object)
         raise HPAError(f'source: the table has no column {column!r}; it has {", ".join(map(str, table.columns))}')
-    sources = []
-    for row in table[list(CHANNELS)].to_dict('records'):
+    sources, plates = [], table['plate'] if 'plate' in table else [None]*len(table)
+    for row,plate in zip(table[list(CHANNELS)].to_dict('records'), plates):
         files = [os.fspath(p) for p in row.values() if isinstance(p, (str, os.PathLike)) and str(p)]
-        sources.append(spell_out(os.path.dirname(files[0]) or '.') if files else 'memory')
+        place = spell_out(_place_of(files[0]) or '.') if files else 'memory'
+        is_of_plate = isinstance(plate, str) and plate and not place.lower().endswith('.zarr')
+        sources.append(same_form(plate) if is_of_plate else place)
     return np.array(sources, object)
+
 
 # %% ../../nbs/batches/40_sources.ipynb #7765257c
 @torch.no_grad()
@@ -98,7 +110,7 @@ class Sources:
     "Mean and deviation of each channel, for each source of pictures"
     def __init__(self,
         reader: ImageReader,  # the settings of reading
-        column: str|None = None,  # of the table, that names the sources; None: `source`, or else the folders
+        column: str|None = None,  # of the table, that names the sources; None: `source`, or else plates or folders
         most: int = 200,  # number of pictures of a source to measure
         enough: int = 32,  # pictures; figures of fewer say little about other pictures
         keep: bool = False,  # keep the figures in the user's cache folder, for later calls
@@ -110,17 +122,23 @@ class Sources:
 
 # %% ../../nbs/batches/40_sources.ipynb #b9f076b9
 def _files_of(row):
-    "List the files of a picture, which identify it; None for a picture in memory."
-    files = [os.fspath(row[c]) for c in CHANNELS if isinstance(row[c], (str, Path)) and str(row[c])]
-    return tuple(f if is_url(f) else os.path.abspath(f) for f in files) or None
+    "List the addresses of a picture, which identify it; None for a picture in memory."
+    def whole(address):
+        first = parse_address(address).files[0]
+        return address if is_url(first) else os.path.abspath(first) + address[len(first):]
+    return tuple(whole(os.fspath(row[c])) for c in CHANNELS if isinstance(row[c], (str, Path)) and str(row[c])) or None
 
-def _state(files):
-    "Look up size and time of each file; None for a file that is not on this machine."
+def _state(addresses):
+    "Look up size and time of each file of a picture; None for a file that is not on this machine."
     def one(file):
-        try: found = os.stat(file)
+        try:
+            found = os.stat(file)
+            within = [o.stat() for o in Path(file).rglob('*') if o.is_file()] if os.path.isdir(file) else [found]
         except OSError: return None
-        return found.st_size, found.st_mtime_ns
+        return sum(o.st_size for o in within), max((o.st_mtime_ns for o in within), default=found.st_mtime_ns)
+    files = dict.fromkeys(file for address in addresses for file in parse_address(address).files)
     return tuple(map(one, files))
+
 
 # %% ../../nbs/batches/40_sources.ipynb #42d89d35
 @patch
@@ -164,8 +182,8 @@ def of_source(self:Sources,
     "Find or measure the figures of one source."
     kept, many = None, len(files)>=self.enough
     if self.keep and None not in files:
-        place = os.path.commonprefix(sorted({os.path.dirname(f[0]) for f in files}))
-        by_folder = self.column is None and 'source' not in table
+        place = os.path.commonprefix(sorted({_place_of(f[0]) for f in files}))
+        by_folder = self.column is None and not {'source', 'plate'} & set(table)
         key = json.dumps([self.reader.remembered, None if by_folder else name, place])
         kept = cache_home()/'hpa_fastai'/'sources'/f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.json'
     old = None if None in files or self.anew and not part else self._recall(name, kept)

@@ -126,7 +126,7 @@ def _source_names(table, source):
 # %% ../../nbs/interpret/10_explore.ipynb #8aadbd04
 def channel_stats(
     table: pd.DataFrame,  # of `find_images` or `attach_images`
-    source = None,  # column that tells the sources apart, or one value a row; None: `source`, or the folders
+    source = None,  # column that tells the sources apart, or one value a row; None: `source`, plates or folders
     most: int = 1000,  # fields that are read, drawn at random from each source in equal numbers
     size: int = 256,  # px to which they are reduced
     seed: int = 0,  # of the draw

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 from fastai.learner import load_learner
 from fastai.torch_core import set_seed
@@ -14,11 +15,13 @@ from PIL import Image
 
 from hpa_fastai.all import CHANNELS, HPADataLoaders, HPAError, attach_images, export_onnx, find_images
 from hpa_fastai.all import hpa_learner, load_bundle, predict, read_labels
-from hpa_fastai.batches.sources import Sources, read_pictures
+from hpa_fastai.batches.sources import Sources, _state, read_pictures, sources_of
 from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.interpret.activation import activation_maps
 from hpa_fastai.interpret.drift import run_traits
+from hpa_fastai.interpret.explore import channel_stats
+from microscopes import write_image_xpress, write_yokogawa, write_zarr_plate
 
 
 @pytest.fixture(autouse=True)
@@ -274,3 +277,47 @@ def test_few_pictures_at_a_time_add_up_while_a_microscope_writes(tmp_path):
     assert looked == [4] * 8  # 32 are enough
     assert np.allclose(last[0], Sources(reader).figures(table[:32])[0], atol=1e-6)
     assert (Sources(reader, keep=True).figures(table, read, part=False)[0] == last[0]).all() and len(looked) == 8
+
+
+def test_a_plate_is_one_source_however_it_is_stored(tmp_path):
+    write_image_xpress(tmp_path / 'stack', ('C03', 'C04'), sites=2, planes=2)
+    write_zarr_plate(tmp_path / 'p.zarr', ('C/3', 'D/4'))
+    assert set(sources_of(find_images(tmp_path / 'stack'))) == {'plate7'}
+    both = find_images(tmp_path)
+    assert set(sources_of(both)) == {'plate7', str(tmp_path / 'p.zarr')}
+    both = both.drop(columns='plate')
+    assert set(sources_of(both)) == {str(tmp_path / 'stack' / 'TimePoint_1' / 'ZStep_1'), str(tmp_path / 'p.zarr')}
+    stats = channel_stats(find_images(tmp_path), reader=ImageReader(z='max'))
+    assert stats.groupby('source').Id.nunique().tolist() == [4, 4]
+
+
+def write_zarr_values(folder, divide=1):
+    import zarr
+    write_zarr_plate(folder / 'p.zarr')
+    for field in (folder / 'p.zarr' / 'C' / '3').glob('[0-9]'):
+        pixels = zarr.open_array(str(field / '0'), mode='r+')
+        pixels[:] = pixels[:] // divide
+
+
+@pytest.mark.parametrize('write_plate', [
+    lambda folder: write_yokogawa(folder, n_fields=2, planes=3),
+    lambda folder: write_image_xpress(folder, sites=2, planes=2),
+    write_zarr_values,
+], ids=['CellVoyager', 'ImageXpress', 'OME-Zarr'])
+def test_figures_are_measured_again_when_the_files_of_a_plate_change(write_plate, tmp_path):
+    write_plate(tmp_path / 'plate')
+    table = find_images(tmp_path / 'plate')
+    def figures(): return Sources(ImageReader(size=48, z='max'), keep=True).figures(table, part=False)[0]
+    first = figures()
+    assert (figures() == first).all()
+    for file in (tmp_path / 'plate').rglob('*.[tT][iI][fF]'): tifffile.imwrite(file, tifffile.imread(file) // 4)
+    if write_plate is write_zarr_values: write_zarr_values(tmp_path / 'plate', 4)
+    assert (figures() < first).any()
+
+
+def test_any_plane_or_position_file_counts(tmp_path):
+    for name in ('z1.tif', 'z2.tif', 'x.lif'): (tmp_path / name).write_bytes(b'first')
+    for address, file in ((f'{tmp_path}/z1.tif|z2.tif', 'z2.tif'), (f'{tmp_path}/x.lif#3', 'x.lif')):
+        before = _state((address,) * 4)
+        (tmp_path / file).write_bytes(b'written again')
+        assert None not in before and _state((address,) * 4) != before
