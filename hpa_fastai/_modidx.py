@@ -666,6 +666,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'hpa_fastai/batches/sources.py'),
                                             'hpa_fastai.batches.sources._files_of': ( 'batches/sources.html#_files_of',
                                                                                       'hpa_fastai/batches/sources.py'),
+                                            'hpa_fastai.batches.sources._place_of': ( 'batches/sources.html#_place_of',
+                                                                                      'hpa_fastai/batches/sources.py'),
                                             'hpa_fastai.batches.sources._pooled': ( 'batches/sources.html#_pooled',
                                                                                     'hpa_fastai/batches/sources.py'),
                                             'hpa_fastai.batches.sources._state': ( 'batches/sources.html#_state',
