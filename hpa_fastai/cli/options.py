@@ -163,8 +163,9 @@ OPTIONS = dict(
     channels=dict(type=channels, default='rgby', metavar='rgby|C=NAME,…',
                   help='the part of the file names that stands for each channel: '
                        'red=AF555,green=AF488,blue=DAPI,yellow=AF647; for files with several planes, the number '
-                       '(from 0) or name of each plane: red=2,green=1,blue=0,yellow=3; or only which channels exist: '
-                       'rgb. A channel that is not named counts as absent'),
+                       '(from 0) or name of each plane: red=2,green=1,blue=0,yellow=3; for a plate, the name of each '
+                       'channel or the number that the microscope gave: red=TRITC,green=2; or only which channels '
+                       'exist: rgb. A channel that is not named counts as absent'),
     missing=dict(choices=('error', 'zero'), default='error',
                  help='a channel without a file is an error, or is read as black'),
     scale=dict(choices=('dtype', 'percentile'), default='dtype',
