@@ -6,7 +6,7 @@
 __all__ = ['fingerprint', 'symmetries', 'invariant', 'Fingerprints', 'fingerprints', 'duplicate_pairs', 'duplicate_groups']
 
 # %% ../../nbs/data/90_duplicates.ipynb #ec428a6d
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 import numpy as np, pandas as pd
 from .labels import *
@@ -14,7 +14,7 @@ from ..basics.errors import *
 from ..basics.processes import *
 from .files import *
 from ..formats.pictures import *
-from .depth import reader_for
+from .depth import find_depth
 from .reader import *
 
 # %% ../../nbs/data/90_duplicates.ipynb #f31e5cd7
@@ -74,12 +74,13 @@ class Fingerprints:
 # %% ../../nbs/data/90_duplicates.ipynb #077f01bc
 def fingerprints(
     table:pd.DataFrame, # of `find_images`
-    channels:str='rgby', # the channels that the data set has
+    reader:ImageReader=ImageReader(), # settings of reading; a channel that is missing is black
     num_workers:int|None=None, # threads; None: one for each core
 ) -> Fingerprints:
     "Compute the fingerprints of all fields of a table; record the error of a field that cannot be read."
     ids = [str(i) for i in table.Id]
-    reader = reader_for(table, ImageReader(size=_side, channels=channels, missing='zero'))
+    reader = find_depth(table, reader).of(reader)
+    reader = replace(reader, size=_side, missing='zero', pixel_size=None, field_width=None) # the whole field
     def one(row):
         try: return fingerprint(reader.array(row))
         except ImageError as e: return str(e)
@@ -133,9 +134,10 @@ def duplicate_pairs(
     protein:float=0.95, # least correlation of the protein channel; unrelated fields stay below 0.7
     landmarks:float=0.9, # least correlation of every other channel, in the same position
     flat:float=0.5, # contrast in grey levels below which a channel shows nothing
+    reader:ImageReader=ImageReader(), # settings of reading, if a table is given
 ) -> pd.DataFrame: # Id, other, protein and landmarks (the least of their correlations), most alike first
     "Find pairs of fields that show the same cells."
-    if isinstance(fp, pd.DataFrame): fp = fingerprints(fp)
+    if isinstance(fp, pd.DataFrame): fp = fingerprints(fp, reader)
     rows = np.flatnonzero(fp.contrast[:,1]>=flat)
     inv = invariant(fp.prints[rows,1].astype(np.float32))
     blocks = [_confirm(fp, rows, pairs, protein, landmarks, flat) for pairs in _candidates(inv, protein)]
@@ -154,9 +156,10 @@ def _components(fp, pairs):
 def duplicate_groups(
     table, # of `find_images`, or `Fingerprints`
     pairs:pd.DataFrame|None=None, # of `duplicate_pairs`; None: find them, with the usual settings
+    reader:ImageReader=ImageReader(), # settings of reading, if a table is given
 ) -> pd.Series: # indexed by Id: the first Id, in alphabetical order, of those that show the same cells
     "Find groups of near-duplicates; a field without a copy is a group of its own."
-    fp = table if isinstance(table, Fingerprints) else fingerprints(table)
+    fp = table if isinstance(table, Fingerprints) else fingerprints(table, reader)
     if fp.errors:
         first = ', '.join(list(fp.errors)[:3])
         warn_user(f'{len(fp.errors)} fields could not be read and count as fields without a copy: {first}')

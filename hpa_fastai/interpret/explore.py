@@ -322,7 +322,7 @@ def explore(
     depth = find_depth(table, reader)
     if depth.line: print(depth, flush=True)
     reader = replace(depth.of(reader), missing='zero')
-    prints = fingerprints(table)
+    prints = fingerprints(table, reader)
     counts = class_counts(df, labels)
     facts = {
         'images with labels': f'{len(table):,}',

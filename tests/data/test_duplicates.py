@@ -5,7 +5,9 @@ from PIL import Image
 from hpa_fastai.formats.names import *
 from hpa_fastai.data.files import *
 from hpa_fastai.data.duplicates import *
+from hpa_fastai.data.reader import ImageReader
 from hpa_fastai.simulate.atlas import simulate_fov
+from microscopes import write_image_xpress
 
 
 def save(folder, name, fov, ending='png'):
@@ -105,3 +107,13 @@ def test_nothing_to_compare(tmp_path, fovs):
 def test_mosaics_differ(real_data):
     table = find_images(real_data / 'mosaic' / 'images').head(60)
     assert len(duplicate_pairs(table)) == 0
+
+
+def test_copies_among_stacks_are_found_with_the_settings_of_reading(tmp_path):
+    write_image_xpress(tmp_path / 'a', ('C03', 'C04'), planes=2)
+    write_image_xpress(tmp_path / 'b', ('D05',), planes=2, name='other')  # the pictures of C03
+    table, reader = find_images(tmp_path), ImageReader(z='max')
+    pairs = duplicate_pairs(table, reader=reader)
+    assert [{*pair} for pair in zip(pairs.Id, pairs.other)] == [{'plate7_C03_s1', 'other_D05_s1'}]
+    assert duplicate_groups(table, reader=reader).nunique() == 2
+    assert fingerprints(table, reader).errors == {} and len(fingerprints(table).errors) == 3

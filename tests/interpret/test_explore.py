@@ -12,6 +12,8 @@ from hpa_fastai.batches.sources import sources_of
 from hpa_fastai.data.files import *
 from hpa_fastai.batches.splits import *
 from hpa_fastai.interpret.explore import *
+from hpa_fastai.data.reader import ImageReader
+from microscopes import write_image_xpress
 
 @pytest.fixture(scope='module')
 def atlas(small_atlas, tmp_path_factory):
@@ -131,3 +133,11 @@ def test_a_page_that_is_there_is_kept(atlas, tmp_path):
     (tmp_path/'mine.html').write_text('mine')
     with pytest.raises(ValueError, match='exists; give another name'): explore(atlas, 'train.csv', tmp_path/'mine.html')
     assert (tmp_path/'mine.html').read_text() == 'mine'
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_page_of_stacks_reads_them_as_asked(tmp_path):
+    table = find_images(write_image_xpress(tmp_path/'plate', ('C03', 'C04'), sites=2, planes=2))
+    table[['Id']].assign(Target='0').to_csv(tmp_path/'labels.csv', index=False)
+    page = explore(tmp_path/'plate', tmp_path/'labels.csv', tmp_path/'out.html', reader=ImageReader(z='max'))
+    assert '<dt>images that cannot be read</dt><dd>none</dd>' in page.read_text(encoding='utf-8')
