@@ -17,7 +17,7 @@ from ..basics.paths import is_url
 from ..formats.names import CHANNELS
 from ..data.folders import columns_for_reading, fov_stamp
 from ..formats.pictures import reading_pool
-from ..data.reader import read_several
+from ..data.reader import known_pixel_size, read_several
 
 # %% ../../nbs/batches/80_streaming.ipynb #c4d81b6a
 _MANY = 200  # fields of view that are worth the start of processes
@@ -32,10 +32,10 @@ def _worth_processes(table, n, readers, num_workers):
 def _as_read(row, readers, found):
     "Put what was read of a field of view together: pixels, width relative to training, and µm per pixel."
     widths = [width for _, width in found]
-    um = row.get('pixel_size')
+    is_whole = any(reader.size is None for reader in readers)  # cells may be cut out at a scale, which takes the µm
     return {**{reader: torch.from_numpy(a) for reader, (a, _) in zip(readers, found)},
             'relative_width': max(widths, key=lambda width: abs(math.log(width)), default=1.),
-            'pixel_size': um if isinstance(um, float) and um > 0 else None}
+            'pixel_size': known_pixel_size(row) if is_whole else None}
 
 def _read_in_processes(table, todo, readers, num_workers, ahead, patience, stamps):
     "Decode in processes, which return several neighbours at a time."

@@ -163,7 +163,7 @@ def pictures(self:_CellRun, bundle, places, masks):
     "A function that makes a model's input of some of the cells of a field of view"
     settings = bundle.settings
     if settings.crop:
-        um = self.pixel_size or places.get('pixel_size')
+        um = self.pixel_size or settings.reader.pixel_size or places.get('pixel_size')
         crops = CellCrops(places[whole_file(settings.reader)], masks, settings, um)
         return lambda cells: bundle.inputs(crops(cells))
     x = self.predictor.inputs(bundle, [places])[0]

@@ -1,5 +1,7 @@
 "Pictures that are read beside the network, in threads and in processes."
+import numpy as np
 import pytest
+import tifffile
 import torch
 
 from hpa_fastai.all import ImageReader, find_images
@@ -59,3 +61,16 @@ def test_when_threads_are_enough(table, monkeypatch, n, num_workers, size, first
     if first: table.loc[0, 'red'] = first
     assert not streaming._worth_processes(table, n, [ImageReader(size=size)], num_workers)
     assert first or streaming._worth_processes(table, 40, READERS, 4)
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_whole_pictures_come_with_the_size_that_their_file_states(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 64, 64), dtype=np.uint8)
+    names = dict(Name=['Alexa 555', 'Alexa 488', 'DAPI', 'Alexa 647'])
+    stated = dict(axes='CYX', PhysicalSizeX=.3, PhysicalSizeXUnit='µm', Channel=names)
+    tifffile.imwrite(tmp_path/'a.ome.tif', pixels, ome=True, photometric='minisblack', metadata=stated)
+    table = find_images(tmp_path)
+    sizes = [None, .3, .25]
+    for reader, asked in ((READERS[0], table), (ImageReader(), table), (ImageReader(), table.assign(pixel_size=.25))):
+        (_, got), = read_ahead(asked, [0], [reader], 1, 1)
+        assert got['pixel_size'] == sizes.pop(0)
