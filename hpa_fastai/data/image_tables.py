@@ -105,7 +105,13 @@ def image_table(
         if (folder, name) not in plates.rest:
             found = find_images([source if n==name else os.path.join(folder, n) for n in beside], channels, time)
             files = found[list(CHANNELS)].map(lambda address: parse_address(address).files if address else ())
-            return found[files.map(lambda of: source in of).any(axis=1)].reset_index(drop=True)
+            found = found[files.map(lambda of: source in of).any(axis=1)]
+            if len(found): return found.reset_index(drop=True)
+            what = dict(plates.others).get(os.path.join(folder, name))
+            kinds = dict(thumb='a thumbnail', shading='a picture of the shading')
+            raise ImageError(f'{kinds.get(what, what)} of a plate is no field of view; give the pictures themselves'
+                             if what else 'belongs to a plate, but is of another channel or time point than those '
+                             'that were chosen', 'no field of view', source)
         beside = [n for _,n in plates.rest]
         named, tokens, _ = name_files(plates.rest, channels, folder, os.sep)
         this = named[beside.index(name)]

@@ -59,8 +59,10 @@ def test_each_field_of_view_is_a_row_that_says_what_the_microscope_wrote(day):
     ('first', ['c'], 'c.nd2#0@0'), (2, ['c'], 'c.nd2#0@1'), ('all', ['c_t001', 'c_t002'], 'c.nd2#0@0')])
 def test_time_points_are_rows_on_demand(day, time, ids, address):
     table = find_images(day, time=time)
-    of_series = table[table.time.notna()]
-    assert list(table.Id) == IDS[:-1]+ids and list(of_series.Id) == ids and of_series.green.iloc[0].endswith(address)
+    number = '_t001' if time == 'all' else ''
+    of_series = table[table.Id.str.startswith('c')]
+    assert list(table.Id) == [id_+number for id_ in IDS[:-1]]+ids and list(of_series.Id) == ids
+    assert of_series.green.iloc[0].endswith(address)
     assert list(of_series.time) == ([1, 2] if time == 'all' else [2 if time == 2 else 1])
     read = [ImageReader(bits=12).array(row) for _, row in of_series.iterrows()]
     for img, t in zip(read, of_series.time): assert (np.abs(img.astype(int)[[2, 1, 0, 3]]-CELLS[t-1]/16) <= 1).all()
@@ -94,6 +96,55 @@ def test_ids_stay_when_a_file_grows(tmp_path):
     before = set(find_images(tmp_path).Id)
     write_czi(tmp_path/'a.czi', CELLS[:3, None, None])
     assert before == {'a_001', 'a_002'} and before < set(find_images(tmp_path).Id)
+
+
+def test_no_field_is_lost_where_files_would_have_the_same_ids(tmp_path):
+    def lif(name, n):
+        (tmp_path/name).write_bytes(lif_of({f'P{i}': (CELLS[i], 'CYX', DYES) for i in range(n)}, bits=12))
+
+    lif('scan.lif', 2), lif('scan_001.lif', 1), lif('day.lif', 2)
+    for c, name in enumerate(('blue', 'green', 'red', 'yellow')):
+        tifffile.imwrite(tmp_path/f'day_001_{name}.tif', CELLS[0, c])
+    for name, n in (('a.ome.tif', 2), ('a_001.ome.tif', 1)):
+        with tifffile.TiffWriter(tmp_path/name, ome=True) as w:
+            for i in range(n):
+                w.write(CELLS[i], photometric='minisblack', metadata=dict(axes='CYX', Channel=dict(Name=DYES)))
+    found = find_images(tmp_path).set_index('Id').green.map(lambda address: address.rpartition('/')[2]).to_dict()
+    assert found == {
+        'scan_001': 'scan_001.lif', 'scan.lif_001': 'scan.lif#0', 'scan.lif_002': 'scan.lif#1',
+        'day_001': 'day_001_green.tif', 'day.lif_001': 'day.lif#0', 'day.lif_002': 'day.lif#1',
+        'a_001': 'a_001.ome.tif', 'a.ome.tif_001': 'a.ome.tif#0', 'a.ome.tif_002': 'a.ome.tif#1'}
+
+
+def test_fields_that_no_name_can_tell_apart_are_refused(tmp_path):
+    for name, n in (('scan.lif', 2), ('scan_001.lif', 1)):
+        (tmp_path/name).write_bytes(lif_of({f'P{i}': (CELLS[i], 'CYX', DYES) for i in range(n)}, bits=12))
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path/'scan.lif_001.png')
+    said = 'scan.lif_001 is the Id of two fields of view, in scan.lif and in scan.lif_001.png; rename one'
+    with pytest.raises(ImageError, match=said): find_images(tmp_path)
+
+
+def test_ids_of_a_series_stay_when_it_grows(tmp_path):
+    ids = []
+    for n in (1, 2):
+        (tmp_path/'c.nd2').write_bytes(nd2_of(CELLS[None, :n, None].transpose(0, 1, 2, 4, 5, 3), DYES, ['P1']))
+        tifffile.imwrite(tmp_path/'s.ome.tif', CELLS[:n], metadata=dict(axes='TCYX', Channel=dict(Name=DYES)))
+        for i, c in enumerate(('blue', 'green')):
+            tifffile.imwrite(tmp_path/f'p_{c}.tif', CELLS[:n, i], imagej=True, metadata=dict(axes='TYX'))
+        table = find_images(tmp_path, time='all')
+        ids.append(list(table.Id))
+        assert list(table.time) == list(range(1, n+1))*3
+        for row in table.to_dict('records'): assert ImageReader(bits=12, missing='zero').array(row).any()
+    assert ids == [['c_t001', 'p_t001', 's_t001'], ['c_t001', 'c_t002', 'p_t001', 'p_t002', 's_t001', 's_t002']]
+
+
+def test_the_most_pictures_are_counted_in_each_file(tmp_path, monkeypatch):
+    for name in 'ab': (tmp_path/f'{name}.lif').write_bytes(
+        lif_of({f'P{i}': (CELLS[i], 'CYX', DYES) for i in range(2)}, bits=12))
+    monkeypatch.setattr('hpa_fastai.formats.positions.MOST_POSITIONS', 3)
+    assert len(find_images(tmp_path)) == 4
+    monkeypatch.setattr('hpa_fastai.formats.positions.MOST_POSITIONS', 1)
+    with pytest.raises(ImageError, match='2 pictures in one file are refused'): find_images(tmp_path)
 
 
 def test_wells_with_other_channels_are_assigned_by_their_own_names(day):
@@ -160,7 +211,8 @@ def test_time_points_and_pictures_of_tiff(tmp_path):
     assert list(table.position) == ['', '', 'well 1', 'well 2']
     with pytest.raises(ImageError, match="2 time points; say time='first'"): ImageReader().array(table.iloc[0])
     table = find_images(tmp_path, 'rgby', 'all')
-    assert list(table.Id) == ['imagej_t001', 'imagej_t002', 'one', 'slide_001', 'slide_002']
+    assert list(table.Id) == ['imagej_t001', 'imagej_t002', 'one_t001', 'slide_001_t001', 'slide_002_t001']
+    assert list(table.time) == [1, 2, 1, 1, 1]
     img = ImageReader(bits=12).array(table.iloc[-1])
     assert (np.abs(img[[2, 1, 0, 3]].astype(int)-CELLS[1]/16) <= 1).all()
 
@@ -198,7 +250,7 @@ def test_versions_and_caches_tell_positions_and_time_points_apart(day):
 
 
 def test_labels_are_attached_to_positions(day):
-    df = attach_images(pd.DataFrame(dict(Id=['a_002', 'c_t002'], Target=['0', '1'])), day, time='all')
+    df = attach_images(pd.DataFrame(dict(Id=['a_002_t001', 'c_t002'], Target=['0', '1'])), day, time='all')
     assert [address.rpartition('/')[2] for address in df.green] == ['a.czi#1', 'c.nd2#0@1']
 
 
@@ -209,12 +261,13 @@ def test_verify_lists_sizes_channels_and_depth(day):
         found = verify_folder(day, deep=deep, progress=False, reader=ImageReader(time='all'))
         table, problems = found.table.set_index('Id'), found.problems
         problems = set(zip(problems.level, problems.problem, problems.Id))
-        assert found.n_files == 4 and (table.loc[['a_001', 'b_001', 'c_t002'], ['width', 'height']] == 64).all().all()
-        assert list(table.format[['a_001', 'b_001', 'c_t001']]) == [
+        of_each = table.loc[['a_001_t001', 'b_001_t001', 'c_t002'], ['width', 'height']]
+        assert found.n_files == 4 and (of_each == 64).all().all()
+        assert list(table.format[['a_001_t001', 'b_001_t001', 'c_t001']]) == [
             'CZI 16-bit stack', 'LIF 12-bit stack', 'ND2 12-bit stack']
-        assert problems == {('error', 'missing channel', 'b_003'), ('error', 'truncated or damaged', 'cut'),
+        assert problems == {('error', 'missing channel', 'b_003_t001'), ('error', 'truncated or damaged', 'cut'),
                             ('note', 'no field of view', ''),
-                            *(('warning', 'byte-identical', f'copy_00{i}') for i in (1, 2, 3))}
+                            *(('warning', 'byte-identical', f'copy_00{i}_t001') for i in (1, 2, 3))}
     assert "time='first'" in str(verify_folder(day, progress=False).problems.detail.to_list())
 
 
@@ -223,7 +276,7 @@ def test_the_command_line_chooses_time_points(day, trained, tmp_path, capsys):
     call = ['predict', str(day), '--model', str(trained[1]), '--out', str(out), '--missing', 'zero', '--no-progress']
     assert main([*call, '--time', 'all']) in (0, None)
     df = pd.read_csv(out, dtype=str)
-    assert list(df.Id) == IDS[:-1]+['c_t001', 'c_t002'] and list(df.time[-2:]) == ['1', '2']
+    assert list(df.Id) == [f'{id_}_t001' for id_ in IDS]+['c_t002'] and list(df.time[-2:]) == ['1', '2']
     assert main([*call, '--force']) == 1 and 'time points; say --time first' in capsys.readouterr().err
     assert main([*call, '--force', '--time', 'last']) != 0
     assert "choose 'first', 'all', or the number of a time point" in capsys.readouterr().err

@@ -313,6 +313,19 @@ def test_ome_zarr_plates_of_the_same_name_and_wells_listed_twice(tmp_path, told)
     assert 'well C03 is listed twice' in said and "well 'odd/x' is on no plate" in said
 
 
+def test_a_file_of_a_plate_that_is_in_no_field_says_why(tmp_path, trained):
+    plate = write_image_xpress(tmp_path/'plate7')
+    thumb = plate/'TimePoint_1'/'plate7_C03_s1_w2_thumb.TIF'
+    said = 'plate7_C03_s1_w2_thumb.TIF: a thumbnail of a plate is no field of view; give the pictures themselves'
+    with pytest.raises(ImageError, match=said): image_table(thumb)
+    with pytest.raises(ImageError, match=said): Predictor(trained[1])(thumb)
+    with pytest.raises(ImageError, match='w4.TIF: belongs to a plate, but is of another channel or time point'):
+        image_table(plate/'TimePoint_1'/'plate7_C03_s1_w4.TIF', 'rgb')
+    series = write_yokogawa(tmp_path/'series', times=2)
+    with pytest.raises(ImageError, match='is of another channel or time point'):
+        image_table(next(series.glob('*T0002*C01.tif')), dict(blue=1, green=2, red=3, yellow=4), 'first')
+
+
 def test_a_plate_without_its_index(tmp_path, told):
     "The names of the files are enough, but for the names of the channels"
     write_operetta(tmp_path/'plate7', [(3, 11)], index=None)
