@@ -227,8 +227,8 @@ def survey_images(
     where = source if isinstance(source, str) else ''
     try:
         plates = find_plates(files, root, channels, time)
-        of_many = [file for file in plates.rest if is_file_of_many(file[1])]
-        files = [file for file in plates.rest if file not in set(of_many)] if of_many else plates.rest
+        of_many = {file for file in plates.rest if is_file_of_many(file[1])}
+        files = [file for file in plates.rest if file not in of_many]
         named, tokens, guess = name_files(files, channels, root, sep) if files or not plates.rows else ([], None, None)
     except ImageError as e: raise e.locate(file=where) from None
     left += [LeftOut('guess', '', note) for note in plates.notes]
@@ -244,7 +244,7 @@ def survey_images(
     series = split_series(join_ome_sets(rows, sep), sep, time)
     left += several.left + series.left
     records = []
-    for id_,row in _unique_fields(several.rows|series.rows, root, sep):
+    for id_,row in _unique_fields(distinct_ids(several.fields+series.fields), root, sep):
         paths = [row.get(None) or row.get(c) for c in CHANNELS]
         records.append((id_, layout_of(paths), *paths))
     table = pd.DataFrame(sorted(records, key=lambda r: r[0]), columns=FIELD_COLUMNS, dtype=object)
