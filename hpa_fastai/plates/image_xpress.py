@@ -54,6 +54,8 @@ def _selected(settings, key, most):
     return [(i, j) for i in range(1, most+1) for j,value in enumerate(settings.get(f'{key}{i}'.lower(), ()), 1)
             if value.upper()=='TRUE']
 
+_MOST_ASKED = 3 # images of a channel whose name the HTD file does not say
+
 def _wave_name(file):
     "Read the name of the wavelength in a TIFF that MetaXpress wrote; '' if it states none."
     import tifffile
@@ -111,7 +113,10 @@ def read_image_xpress(
         if index:
             try: _declare(plate, read_htd(read_index(beside(folder, index))))
             except (ImageError, OSError) as e: plate.notes.append(f'{index}: {one_line(e)}')
-        for image in plate.images:
-            if not plate.channels.get(image.channel):
-                plate.channels[image.channel] = '' if is_url(image.file) else _wave_name(image.file)
+        by_channel = {}
+        for image in plate.images: by_channel.setdefault(image.channel, []).append(image.file)
+        for k,files in by_channel.items():
+            if plate.channels.get(k): continue
+            names = ('' if is_url(file) else _wave_name(file) for file in files[:_MOST_ASKED])
+            plate.channels[k] = next(filter(None, names), '')
     return plates

@@ -32,6 +32,7 @@ def operetta_image(
 
 # %% ../../nbs/plates/20_operetta.ipynb #5ec5359b
 OPERETTA_INDEXES = 'Index.xml', 'Index.idx.xml', 'Index.ref.xml'
+_KEYS = ('URL', 'Row', 'Col', 'FieldID', 'ChannelID', 'PlaneID', 'TimepointID', 'ChannelName', 'ImageResolutionX')
 
 def _whole(record, key, default=None):
     "Read a whole number from a record of XML."
@@ -71,7 +72,7 @@ def read_operetta(
     is_whole = all(name in names for name in there if name.lower().endswith(('.tif', '.tiff')))
     index = next((name for name in OPERETTA_INDEXES if name in there), None)
     if not index and not images: return None
-    try: records = xml_records(read_index(beside(folder, index)), 'Image', 'Entry') if index else {}
+    try: records = index_records(beside(folder, index), ('Image', 'Entry'), _KEYS) if index else {}
     except (ImageError, OSError) as e:
         why = e.why if isinstance(e, ImageError) else one_line(e)
         plate.notes.append(f'{index}: {why}; the places of the images are read from their names')

@@ -30,9 +30,11 @@ def yokogawa_image(
     return found['plate'], PlateImage(row, column, **numbers, file=beside(folder, name))
 
 # %% ../../nbs/plates/40_yokogawa.ipynb #e4bcf201
+_KEYS = '', 'Type', 'Ch', 'Fluorophore', 'Target', 'HorizontalPixelDimension'
+
 def _read_records(plate, folder, name, *tags):
     "Read records of a measurement file; note what is wrong with it."
-    try: return xml_records(read_index(beside(folder, name)), *tags)
+    try: return index_records(beside(folder, name), tags, _KEYS)
     except (ImageError, OSError) as e:
         plate.notes.append(f'{name}: {e.why if isinstance(e, ImageError) else one_line(e)}')
         return {tag: [] for tag in tags}
