@@ -215,6 +215,17 @@ def _with_plates(table, rows):
 # %% ../../nbs/data/30_files.ipynb #10f4f273
 TABLE_EXTS = ('.csv', '.tsv', '.tab', '.txt', '.xlsx') # of a table of paths
 
+def _survey_addresses(paths, channels, time):
+    "List the fields of view that addresses name, and those of whole files between them."
+    timed = [path for path in paths if parse_address(path).time is not None]
+    tables, left = [], []
+    for some,of_time in (([path for path in paths if path not in set(timed)], time), (timed, 'all')):
+        files = [*dict.fromkeys(file for path in some for file in whole_files(path))]
+        found, left_out = survey_images(files, channels, of_time)
+        if some: tables.append(rows_at(found, some))
+        left += left_out
+    return pd.concat(tables, ignore_index=True) if len(tables)>1 else tables[0], left
+
 def survey_images(
     source, # anything `find_images` takes
     channels='rgby', # as `find_images` takes them
@@ -223,11 +234,13 @@ def survey_images(
     "List the fields of view in a folder, and what else is there."
     source = as_source(source)
     if isinstance(source, pd.DataFrame) or str(source).lower().endswith(TABLE_EXTS): return read_paths(source), []
+    paths = [source] if isinstance(source, str) else source
+    if any(whole_files(path)!=(path,) for path in paths): return _survey_addresses(paths, channels, time)
     files, left, root, sep = list_files([source] if isinstance(source, str) and is_zarr(source) else source)
     where = source if isinstance(source, str) else ''
     try:
         plates = find_plates(files, root, channels, time)
-        of_many = {file for file in plates.rest if is_file_of_many(file[1])}
+        of_many = {file for file in plates.rest if is_file_of_many(sep.join(filter(None, file)))}
         files = [file for file in plates.rest if file not in of_many]
         named, tokens, guess = name_files(files, channels, root, sep) if files or not plates.rows else ([], None, None)
     except ImageError as e: raise e.locate(file=where) from None
@@ -264,7 +277,7 @@ def survey_images(
 
 # %% ../../nbs/data/30_files.ipynb #61fb0746
 def find_images(
-    source, # folder nested to any depth, URL of one (`s3://…`), list of files, csv of paths, or such a table
+    source, # folder nested to any depth, URL of one (`s3://…`), list of files or addresses, csv of paths, or its table
     channels='rgby', # that a field of view has; or the word for each in the names of its files: {'blue': 'DAPI', …}
     time:str|int|None=None, # of a time series: 'first', 'all', or the number of a time point, from 1
 ) -> pd.DataFrame: # sorted by Id: Id, layout ('channels', 'single' or 'zarr'), red, green, blue, yellow, and more

@@ -76,7 +76,7 @@ def plain_source(
     return [plain(o) for o in source] if isinstance(source, list) else plain(source)
 
 def image_table(
-    source,  # folder, file, list of files, csv or table of paths, row of one, pixels (4×H×W) or several of them
+    source,  # folder, file, address, list of these, csv or table of paths, row of one, pixels (4×H×W) or several
     channels='rgby',  # as `find_images` takes them
     time:str|int|None = None,  # as `find_images` takes it
 ) -> pd.DataFrame:  # one row for each field of view: Id, layout, red, green, blue, yellow, and other columns
@@ -94,11 +94,15 @@ def image_table(
         records = [_as_record(o) for o in source]
         if None not in records: source = _from_records(records)
     if isinstance(source, pd.DataFrame) and {*FIELD_COLUMNS}<=set(source): return source.reset_index(drop=True)
+    if isinstance(source, str) and (files := whole_files(source))!=(source,):
+        of_time = time if parse_address(source).time is None else 'all'
+        return rows_at(image_table(files[0], channels, of_time), [source])
     if isinstance(source, str) and source.lower().endswith((*IMAGE_EXTS, *MICROSCOPE_EXTS, '.zarr')):
         if not (is_url(source) or os.path.exists(source)): raise ImageError('no such file', 'no such file', source)
         folder, name = os.path.split(source)
-        if is_file_of_many(name) and not is_url(source): check_holds_fields(source)
-        if is_url(source) or not os.path.isfile(source) or is_file_of_many(name):
+        is_of_many = is_file_of_many(source)
+        if is_of_many and not is_url(source): check_holds_fields(source)
+        if is_url(source) or not os.path.isfile(source) or is_of_many:
             return find_images([source], channels, time)
         beside = sorted(n for n in os.listdir(folder or '.') if n.lower().endswith((*IMAGE_EXTS, '.zarr')))
         plates = find_plates([(folder, n) for n in beside], folder, channels, time)

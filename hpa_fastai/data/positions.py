@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POSITION_COLUMNS', 'wanted_times', 'ListedField', 'Listed', 'is_file_of_many', 'list_positions', 'distinct_ids',
-           'check_holds_fields', 'with_facts', 'split_series']
+           'check_holds_fields', 'with_facts', 'split_series', 'whole_files', 'rows_at']
 
 # %% ../../nbs/data/25_positions.ipynb #359c55fd
 import os, re
@@ -78,10 +78,13 @@ def _add_fields(listed, folder, name, sep, id_, positions, time):
     else: listed.fields.append(ListedField(folder, name, id_, '', {None: name})) # its reader says what it holds
 
 def is_file_of_many(
-    name:str, # file name without its folder
+    path:str, # of a file
 ) -> bool:
-    "Tell from its name whether a file may hold several fields of view; one that is called like a channel holds one."
-    return name.lower().endswith(MICROSCOPE_EXTS) and split_name(name)[1] is None
+    "Tell whether a file may hold several fields of view; one that is called like a channel is opened to know."
+    if not path.lower().endswith(MICROSCOPE_EXTS): return False
+    if split_name(os.path.basename(path))[1] is None: return True
+    try: return sum(not p.why_not for p in positions_of(path))>1
+    except Exception: return False # its reader says what is wrong with it
 
 def list_positions(
     files:list, # of (folder, name) of files of microscopes
@@ -198,3 +201,45 @@ def split_series(
                 listed.facts[path[:len(path)-len(name)]+first] = dict(time=at)
         else: listed.fields.append(ListedField(folder, name, id_, '', row))
     return listed
+
+# %% ../../nbs/data/25_positions.ipynb #81267693
+_within_zarr = re.compile(r'(.+\.zarr)/+[^/]', re.DOTALL|re.IGNORECASE)
+
+def whole_files(
+    path:str, # or address
+) -> tuple: # the path alone if it names a whole file
+    "Name the files, or the OME-Zarr store, that an address leads into."
+    files = parse_address(path).files
+    store = _within_zarr.match(files[0].replace(os.sep, '/')) if is_zarr(files[0]) else None
+    if store: files = store[1],
+    return files if image_kind(os.path.basename(files[0].rstrip('/')) or '.') else (path,)
+
+def rows_at(
+    table:pd.DataFrame, # of the fields of view in whole files
+    paths:list, # of files, or addresses
+) -> pd.DataFrame:
+    "Keep the rows that paths or addresses name; an address that is in none becomes a row, which fails when it is read."
+    def form(path): return path.rstrip('/') if is_url(path) else os.path.normpath(path).replace(os.sep, '/')
+
+    there = {} # {path: {(number of the row, all files, position, time)}}
+    for i,row in enumerate(zip(*(table[c] for c in CHANNELS))):
+        for address in filter(None, dict.fromkeys(row)):
+            found = parse_address(address)
+            within = form(found.files[0]) if is_zarr(found.files[0]) else ''
+            above = [within[:k] for k,sign in enumerate(within) if sign=='/' and is_zarr(within[:k])]
+            for file in (*map(form, found.files), *above):
+                there.setdefault(file, set()).add((i, len(found.files), found.position or 0, found.time or 0))
+    kept, lacking = set(), []
+    for path in paths:
+        files, position, time = parse_address(path)
+        meant = {i for i,n,p,t in there.get(form(files[0]), ())
+                 if position in (None, p) and time in (None, t) and len(files) in (1, n)}
+        kept |= meant
+        first = whole_files(path)[0]
+        if meant or whole_files(path)==(path,): continue
+        id_ = os.path.basename(first)+path[len(first):] if len(files)==1 else split_name(os.path.basename(first))[0]
+        lacking.append(dict(Id=id_form(id_), layout=layout_of([path]*4), **dict.fromkeys(CHANNELS, path)))
+    found = table.iloc[sorted(kept)]
+    if lacking: found = pd.concat([found, pd.DataFrame(lacking)]) if len(found) else pd.DataFrame(lacking)
+    texts = [c for c in ('plate', 'well', 'position', 'channels', 'absent') if c in found]
+    return found.assign(**{c: found[c].fillna('') for c in texts}).sort_values('Id', ignore_index=True)

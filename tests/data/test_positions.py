@@ -147,6 +147,57 @@ def test_the_most_pictures_are_counted_in_each_file(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match='2 pictures in one file are refused'): find_images(tmp_path)
 
 
+def end_of(table): return [address.rpartition('/')[2] for address in table.green]
+
+
+def test_an_address_means_one_field_of_view_alone_and_in_a_list(day, trained):
+    whole = find_images(day)
+    for source in ('b.lif#2', 'a.czi#1'):
+        one = image_table(day/source)
+        assert end_of(one) == [source] and list(one.Id) == [whole.Id[end_of(whole).index(source)]]
+        assert find_images([day/source]).equals(one) and find_images(str(day/source)).equals(one)
+        assert 'position' in one and one.pixel_size[0] == pytest.approx(.08)
+    assert list(find_images([day/'a.czi#2', day/'b.lif', day/'a.czi#0']).Id) == ['a_001', 'a_003', 'b_001', 'b_003']
+    assert end_of(image_table(day/'c.nd2#0@1')) == ['c.nd2#0@1']
+    assert list(image_table(day/'c.nd2#0@1').Id) == ['c_t002'] and list(image_table(day/'c.nd2#0').Id) == ['c']
+    both = find_images([day/'c.nd2#0@1', day/'a.czi#0', day/'c.nd2#0@0'])
+    assert list(both.Id) == ['a_001', 'c_t001', 'c_t002'] and list(both.time[1:]) == [1, 2]
+    assert list(predict(day/'a.czi#1', model=trained[1], progress=False).Id) == ['a_002']
+    img = ImageReader(bits=12).array(image_table(day/'a.czi#1').iloc[0])
+    assert (np.abs(img[[2, 1, 0, 3]].astype(int)-CELLS[1]/16) <= 1).all()
+
+
+def test_an_address_that_leads_nowhere_says_so(day, trained):
+    for address, said in (('b.lif#9', 'there is no picture 10, but 3'), ('b.lif#1', 'sweep is no field of view'),
+                          ('c.nd2#0@5', 'no time point number 5')):
+        row = image_table(day/address).iloc[0]
+        assert row.Id == address
+        with pytest.raises(ImageError, match=said): ImageReader(missing='zero').array(row)
+    with pytest.raises(ImageError, match='none.lif: no such file'): image_table(day/'none.lif#1')
+    with pytest.raises(ImageError, match='No such file|no such file'):
+        ImageReader().array(find_images([day/'none.lif#1']).iloc[0])
+    failed = predict([day/'a.czi#0', day/'a.czi#9'], model=trained[1], progress=False).set_index('Id').error
+    assert failed['a_001'] == '' and 'no picture 10' in failed['a.czi#9']
+
+
+def test_a_file_of_many_that_is_called_like_a_channel(tmp_path):
+    images = {f'P{i}': (CELLS[i], 'CYX', DYES) for i in range(2)}
+    (tmp_path/'cells_green.lif').write_bytes(lif_of(images, bits=12))
+    for source in (tmp_path, tmp_path/'cells_green.lif'):
+        table = image_table(source)
+        assert list(table.Id) == ['cells_001', 'cells_002'] and set(table.layout) == {'single'}
+    img = ImageReader(bits=12).array(image_table(tmp_path/'cells_green.lif#1').iloc[0])
+    assert (np.abs(img[[2, 1, 0, 3]].astype(int)-CELLS[1]/16) <= 1).all()
+
+
+def test_an_address_in_one_file_for_each_channel_means_the_whole_field(tmp_path):
+    for c, name in enumerate(('blue', 'green', 'red', 'yellow')):
+        tifffile.imwrite(tmp_path/f'A1_{name}.tif', CELLS[:2, c], imagej=True, metadata=dict(axes='TYX'))
+    row = image_table(tmp_path/'A1_red.tif#0@1').iloc[0]
+    assert row.Id == 'A1_t002' and row.layout == 'channels'
+    assert (np.abs(ImageReader(bits=12).array(row)[[2, 1, 0, 3]].astype(int)-CELLS[1]/16) <= 1).all()
+
+
 def test_wells_with_other_channels_are_assigned_by_their_own_names(day):
     table = find_images(day).set_index('Id')
     full, three = (ImageReader(bits=12, missing='zero').array(table.loc[id_]) for id_ in ('b_001', 'b_003'))

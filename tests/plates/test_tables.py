@@ -313,6 +313,30 @@ def test_ome_zarr_plates_of_the_same_name_and_wells_listed_twice(tmp_path, told)
     assert 'well C03 is listed twice' in said and "well 'odd/x' is on no plate" in said
 
 
+def test_a_path_within_an_ome_zarr_plate_means_its_fields(tmp_path):
+    pytest.importorskip('zarr', minversion='3')
+    plate = write_zarr_plate(tmp_path/'p.zarr', ['C/3', 'C/4', 'D/3'])
+    table = find_images(tmp_path)
+    for address in table.green:
+        one = image_table(address)
+        assert list(one.green)==[address] and one.equals(find_images([address]))
+        assert one.iloc[0].to_dict()==table[table.green==address].iloc[0].to_dict()
+    assert list(image_table(plate/'C'/'3').well)==['C03']*2 and list(find_images([plate/'C']).column)==[3, 3, 4, 4]
+    assert list(find_images([plate/'C'/'3'/'0', plate/'D'/'3']).well)==['C03', 'D03', 'D03']
+    assert np.array_equal(whole(image_table(plate/'D'/'3'/'1').iloc[0]), as_read(field(5)))
+    row = image_table(plate/'C'/'9'/'0').iloc[0]
+    assert row.Id=='p.zarr/C/9/0'
+    with pytest.raises(ImageError, match='C/9/0'): ImageReader().array(row)
+    series = write_zarr_plate(tmp_path/'s.zarr', ['C/3'], times=2)
+    assert list(image_table(f'{series}/C/3/1#0@1').Id)==['s_C03_f1_t002']
+
+
+def test_the_address_of_a_stack_means_its_field(tmp_path):
+    write_yokogawa(tmp_path/'q', ('C03', 'C04'), planes=2)
+    table = find_images(tmp_path/'q')
+    assert '|' in table.green[1] and image_table(table.green[1]).equals(table[1:].reset_index(drop=True))
+
+
 def test_a_file_of_a_plate_that_is_in_no_field_says_why(tmp_path, trained):
     plate = write_image_xpress(tmp_path/'plate7')
     thumb = plate/'TimePoint_1'/'plate7_C03_s1_w2_thumb.TIF'
