@@ -39,7 +39,7 @@ def wanted_times(
 # %% ../../nbs/data/25_positions.ipynb #6c3f08d3
 class ListedField(NamedTuple):
     "A field of view whose Id is not yet compared with the others of its folder"
-    folder:str
+    folder:str  # that its files are in
     name:str    # of its file, or of the first of them
     stem:str    # Id of the file
     number:str  # of the picture and the time point, as the Id ends; '' if the file holds one
