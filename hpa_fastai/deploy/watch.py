@@ -61,6 +61,7 @@ class FolderWatcher:
         self.names, self.time = names, time
         self.seen, self.done, self.tried = {}, {}, {}  # by files: (states, since when); states when done; when tried
         self.n_changes = 0  # of any field of view, so far
+        self.rests_until = 0.  # by the clock that is never set: when to look again
         self.depth = Depth()  # of the files, once pictures of more than 8 bits have come
 
     def __repr__(self): return f'FolderWatcher({len(self.seen)} fields of view)'
@@ -71,12 +72,14 @@ DONE_PER_LOOK = 500  # predicted fields of view that are checked again each time
 @patch
 def look(self:FolderWatcher) -> pd.DataFrame:  # as of `find_images`, 'complete' and 'unchanged_for' (seconds)
     "Check the fields of view that are not done."
+    now = time.monotonic()
     for files in list(self.done)[:DONE_PER_LOOK]:
         states = self.done.pop(files)
         if _states(files) == states: self.done[files] = states  # at the end of the queue
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        table = find_images(self.folder, self.names, self.time)
+        try: table = find_images(self.folder, self.names, self.time)
+        finally: self.rests_until = 2*time.monotonic()-now
     table = table[np.array([files not in self.done for files in _files_of(table)], bool)]
     now, complete, unchanged_for = time.monotonic(), [], []
     for files in _files_of(table):
@@ -221,6 +224,7 @@ def watch(
             last_news = time.monotonic()
             for _ in _wake_ups(folder, poll, stop, every=min(1., max(settle, .1))):
                 n_changes, looked = watcher.n_changes, time.monotonic()
+                if looked < watcher.rests_until: continue
                 try: n = predictor.step(watcher, journal)
                 except ImageError as e:
                     warnings.warn(f'{e}; looking again')

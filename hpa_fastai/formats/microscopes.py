@@ -65,7 +65,7 @@ def _in_one_line(read, *args):
         if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL): raise # of the system, not of a library
         raise damaged(f'{type(e).__name__}: {one_line(e)}') from e
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=1024)
 def _known_positions(path, stamp):
     "List the positions of a file in its present version."
     with open(path, 'rb') as f: magic = f.read(8)

@@ -2,9 +2,11 @@
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +15,7 @@ from hpa_fastai.data.files import find_images
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.data.labels import HPAError
 from hpa_fastai.deploy.tables import read_predictions
-from hpa_fastai.deploy.watch import watch
+from hpa_fastai.deploy.watch import FolderWatcher, watch
 import programs
 from microscopes import write_operetta, write_yokogawa
 from pictures import as_camera
@@ -237,3 +239,21 @@ def test_no_settling_at_all(plate, predictor, rows, tmp_path, poll):
     journal, df = run(plate, predictor, tmp_path/'p.csv', timeout=.5, settle=0, poll=poll, stop=stop)
     timer.cancel()
     assert list(df.Id) == [rows[0]['Id']] and not stop.is_set() and not journal.waiting
+
+
+def test_after_a_slow_look_the_next_one_waits_as_long(plate, predictor, rows, tmp_path, monkeypatch):
+    module, clock, looks = sys.modules[FolderWatcher.__module__], [0.], []
+    def slow(*args, **kwargs):
+        looks.append(clock[0])
+        clock[0] += 5
+        return find_images(*args, **kwargs)
+    def each_second(*args, **kwargs):
+        for _ in range(20):
+            clock[0] += 1
+            yield ()
+    copy(rows[0], plate)
+    monkeypatch.setattr(module, 'time', SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(module, 'find_images', slow)
+    monkeypatch.setattr(module, '_wake_ups', each_second)
+    journal = watch(plate, predictor, tmp_path/'p.csv', progress=False)
+    assert looks == [1, 11, 21, 31, 40] and list(journal.done) == [rows[0]['Id']]  # the last one is at the end
