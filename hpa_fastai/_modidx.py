@@ -903,6 +903,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'hpa_fastai.cells.masks._encode_runs': ( 'cells/masks.html#_encode_runs',
                                                                                  'hpa_fastai/cells/masks.py'),
                                         'hpa_fastai.cells.masks._list_masks': ('cells/masks.html#_list_masks', 'hpa_fastai/cells/masks.py'),
+                                        'hpa_fastai.cells.masks._names_of': ('cells/masks.html#_names_of', 'hpa_fastai/cells/masks.py'),
                                         'hpa_fastai.cells.masks._only_value': ('cells/masks.html#_only_value', 'hpa_fastai/cells/masks.py'),
                                         'hpa_fastai.cells.masks._read_file': ('cells/masks.html#_read_file', 'hpa_fastai/cells/masks.py'),
                                         'hpa_fastai.cells.masks.decode_mask': ('cells/masks.html#decode_mask', 'hpa_fastai/cells/masks.py'),

@@ -14,6 +14,7 @@ from scipy import ndimage as ndi
 from PIL import Image
 from ..basics.paths import id_form, irregular_kind, path_text
 from ..data.labels import HPAError
+from ..formats.addresses import is_zarr, parse_address
 from ..formats.names import CHANNELS, is_hidden, split_mask, split_name
 from ..formats.channels import check_length, check_size
 from ..formats.ome import check_tiff_directories
@@ -41,6 +42,14 @@ def _list_masks(folder, images):
     for *_,within,id_,path in sorted(found): by_id.setdefault(id_, []).append((within, path))
     return by_id
 
+def _names_of(id_, addresses):
+    "What the mask of a field of view may be called: its Id, or one of its files if they hold nothing else"
+    names = [id_.rpartition('/')[2]]
+    for files,position,_ in map(parse_address, addresses):
+        is_inside = position is not None or is_zarr(files[0]) and not files[0].rstrip('/').lower().endswith('.zarr')
+        if not is_inside: names.append(id_form(split_name(os.path.basename(files[0]))[0]))
+    return names
+
 def find_masks(
     folder: str|Path,  # where the files are, nested to any depth
     ids,  # of the fields of view
@@ -51,9 +60,9 @@ def find_masks(
     if not folder.is_dir(): raise CellError(f'{folder}: no such folder of masks')
     rows = [{}]*len(ids) if images is None else images[list(CHANNELS)].to_dict('records')
     files = [dict.fromkeys(f for f in row.values() if isinstance(f, str)) for row in rows]
-    masks = _list_masks(folder, {os.path.abspath(f) for its_files in files for f in its_files})
-    names = [[id_.rpartition('/')[2], *(id_form(split_name(os.path.basename(f))[0]) for f in its_files)]
-             for id_,its_files in zip(ids, files)]
+    masks = _list_masks(folder, {os.path.abspath(file) for of_fov in files
+                                 for f in of_fov for file in parse_address(f).files})
+    names = list(map(_names_of, ids, files))
     n_fovs = Counter(name for its_names in names for name in set(its_names))
     found = {}
     for id_,its_names in zip(ids, names):

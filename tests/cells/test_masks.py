@@ -15,6 +15,7 @@ from hpa_fastai.cells.segmentation import CellError
 from hpa_fastai.data.files import find_images
 from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.simulate.atlas import simulate_fov
+from microscopes import write_image_xpress, write_zarr_plate
 
 
 @pytest.fixture(scope='module')
@@ -211,3 +212,24 @@ def test_text_that_is_no_mask(text):
 def test_a_mask_without_pixels_is_refused(tmp_path, shape):
     np.save(tmp_path/'a.npy', np.zeros(shape, np.int32))
     with pytest.raises(CellError, match='a mask is H×W'): read_mask(tmp_path/'a.npy')
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_a_field_inside_a_file_has_its_mask_by_its_id(truth, tmp_path):
+    folder = tmp_path/'masks'
+    folder.mkdir()
+    mask = Image.fromarray(truth.astype(np.uint8))
+    for name in ('0.png', 'run.png'): mask.save(folder/name)  # called like a part of a plate, and like a file with many
+    plate = find_images(write_zarr_plate(tmp_path/'plate'/'p.zarr', n_fields=1).parent)
+    inside = pd.DataFrame(dict(Id=['run_004'], layout='single', **dict.fromkeys(CHANNELS, f'{tmp_path}/run.lif#3')))
+    for table in (plate, inside):
+        with pytest.raises(CellError, match='no masks'): find_masks(folder, table.Id, table)
+        mask.save(folder/f'{table.Id[0]}_cellmask.png')
+        assert find_masks(folder, table.Id, table) == {table.Id[0]: folder/f'{table.Id[0]}_cellmask.png'}
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_planes_of_a_stack_are_no_masks(tmp_path):
+    table = find_images(write_image_xpress(tmp_path/'plate', planes=3))
+    planes = tmp_path/'plate'/'TimePoint_1'/'ZStep_2'
+    with pytest.raises(CellError, match='no masks'): find_masks(planes, table.Id, table)
