@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from fastai.data.all import *
 from fastai.torch_core import TensorMultiCategory
 from ..data.labels import *
+from ..formats.addresses import parse_address
 from ..formats.names import CHANNELS
 from ..data.reader import *
 from .tensors import *
@@ -228,7 +229,9 @@ def order_of(
         named, of_row = ids.astype(str).tolist(), [[str(i)] for i in table.Id]
     elif isinstance(source, (list, tuple)) and all(isinstance(o, (str, Path)) for o in source):
         def path(p): return str(p).replace(os.sep, '/')
-        named, of_row = list(map(path, source)), [list(map(path, row)) for row in table[list(CHANNELS)].to_numpy()]
+        def files(address): return [address, *(parse_address(address).files if isinstance(address, str) else ())]
+        named = list(map(path, source))
+        of_row = [[path(file) for o in row for file in files(o)] for row in table[list(CHANNELS)].to_numpy()]
     else: return table
     first = {name: n for n,name in reversed(list(enumerate(named)))}
     rank = [min(first.get(name, len(named)) for name in names) for names in of_row]

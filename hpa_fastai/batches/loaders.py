@@ -19,6 +19,7 @@ from ..basics.arguments import *
 from ..basics.errors import *
 from ..basics.paths import *
 from ..basics.processes import *
+from ..formats.addresses import parse_address
 from ..formats.names import *
 from ..data.files import *
 from ..data.image_tables import *
@@ -347,7 +348,8 @@ def fields(self:HPADataLoaders,
     if tables and isinstance(named, (list, tuple)) and len(named) and all(isinstance(o, str) for o in named):
         known = pd.concat(tables).drop_duplicates('Id').set_index('Id', drop=False)
         if set(named)<=set(known.index): return known.loc[list(named)].reset_index(drop=True)
-        neither = [o for o in named if o not in known.index and not is_url(o) and not os.path.exists(o)]
+        neither = [o for o in named if o not in known.index and not is_url(o)
+                   and not os.path.exists(parse_address(o).files[0])]
         if neither:
             raise ImageError(f'{neither[0]!r}: no such file, and not the Id of an image of these loaders; '
                              f'{len(neither)} of {len(named)} names are neither')

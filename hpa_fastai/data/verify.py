@@ -127,8 +127,8 @@ def _check_agreement(check, seen):
     "Check that the files of one field fit together."
     check.format = ', '.join(dict.fromkeys(f'{p.format} {p.kind}' for p in seen.values()))
     check.width, check.height = next(iter(seen.values())).size
-    sizes = {os.path.basename(path): 'x'.join(map(str, p.size)) for path,p in seen.items()}
-    depths = {os.path.basename(path): p.format for path,p in seen.items()}
+    sizes = {os.path.basename(address_text(path)): 'x'.join(map(str, p.size)) for path,p in seen.items()}
+    depths = {os.path.basename(address_text(path)): p.format for path,p in seen.items()}
     for level,problem,found in (('error', 'sizes differ', sizes), ('warning', 'depths differ', depths)):
         if len(set(found.values()))>1: check.add(level, problem, detail=', '.join(f'{f} {v}' for f,v in found.items()))
 

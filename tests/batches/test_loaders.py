@@ -15,7 +15,7 @@ from fastai.vision.all import DisplayedTransform, FlipItem, RandomResizedCrop, a
 
 from hpa_fastai.all import MeanAP, NormalizeRGBY, Predictor, TensorRGBY, TrainingBar, hpa_learner, predict_cells
 from hpa_fastai.batches.dataloader import HPADataLoader
-from hpa_fastai.batches.dataloader import effective_sample, rarity_weights
+from hpa_fastai.batches.dataloader import effective_sample, order_of, rarity_weights
 from hpa_fastai.batches.loaders import HPADataBlock, HPADataLoaders
 from hpa_fastai.batches.settings import ImageSettings
 from hpa_fastai.batches.sources import dataset_stats
@@ -24,7 +24,10 @@ from hpa_fastai.data.files import attach_images, find_images
 from hpa_fastai.data.labels import HPA28, HPAError, LabelError
 from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.data.reader import ImageReader
+from hpa_fastai.formats.addresses import parse_address
+from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.simulate.atlas import simulate_atlas
+from microscopes import write_image_xpress
 
 
 @pytest.fixture(scope='module')
@@ -458,3 +461,13 @@ def test_arguments_of_a_split_that_would_do_nothing_are_refused(small_atlas, cac
 def test_warnings_point_at_the_line_of_the_user(small_atlas, cache):
     with pytest.warns(UserWarning, match='antibody') as said: loaders(small_atlas, cache)
     assert {Path(warning.filename).name for warning in said} == {Path(__file__).name}
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_files_of_stacks_keep_the_order_in_which_they_are_named(tmp_path):
+    table = find_images(write_image_xpress(tmp_path/'plate', ('C03', 'C04'), sites=2, planes=2))
+    files = [file for address in table.green for file in parse_address(address).files][::-1]
+    assert list(order_of(table, files).Id) == list(table.Id)[::-1]
+    inside = pd.DataFrame([dict(dict.fromkeys(CHANNELS, f'{name}#{n}'), Id=f'{name}{n}')
+                           for name in ('a.lif', 'b.lif') for n in (0, 1)])
+    assert list(order_of(inside, ['b.lif', 'a.lif']).Id) == ['b.lif0', 'b.lif1', 'a.lif0', 'a.lif1']

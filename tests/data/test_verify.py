@@ -11,6 +11,7 @@ from hpa_fastai.data.labels import HPA19, HPA28, ZTG10, HPAError, LabelError
 from hpa_fastai.data.label_tables import read_labels
 from hpa_fastai.simulate.atlas import simulate_atlas
 from hpa_fastai.data.verify import verify_folder
+from microscopes import write_yokogawa
 
 
 @pytest.fixture(scope='module')
@@ -549,3 +550,12 @@ def test_a_folder_that_may_not_be_listed_gives_no_hint(plate, monkeypatch):
         return listdir(path)
     monkeypatch.setattr(os, 'listdir', refusing)
     with pytest.raises(HPAError, match='no table of labels in it; name'): find_label_file(plate)
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_sizes_that_differ_between_stacks_are_named_by_their_first_file(tmp_path):
+    write_yokogawa(tmp_path/'plate', planes=3)
+    for file in (tmp_path/'plate').glob('*C02.tif'): tifffile.imwrite(file, tifffile.imread(file)[:32])
+    problems = verify_folder(tmp_path/'plate', reader=ImageReader(z='max')).problems
+    detail, = problems.detail[problems.problem=='sizes differ']
+    assert 'Z01C02.tif and 2 more of its stack 64x32' in detail and '|' not in detail
