@@ -348,15 +348,13 @@ def fields(self:HPADataLoaders,
     if tables and isinstance(named, (list, tuple)) and len(named) and all(isinstance(o, str) for o in named):
         known = pd.concat(tables).drop_duplicates('Id').set_index('Id', drop=False)
         if set(named)<=set(known.index): return known.loc[list(named)].reset_index(drop=True)
-        neither = [o for o in named if o not in known.index and not is_url(o)
-                   and not os.path.exists(parse_address(o).files[0])]
+        neither = [o for o in named if not (o in known.index or is_url(o) or os.path.exists(parse_address(o).files[0]))]
         if neither:
             raise ImageError(f'{neither[0]!r}: no such file, and not the Id of an image of these loaders; '
                              f'{len(neither)} of {len(named)} names are neither')
     table = image_table(source, self.settings.reader.channels, self.settings.reader.time)
     if not len(table):
-        raise ImageError('no images found; give a folder, files, a table of paths, pixels, '
-                         'or Ids of images of these loaders')
+        raise ImageError('no images found; give a folder, files, a table of paths, pixels, or Ids of the loaders')
     return order_of(table, source)
 
 # %% ../../nbs/batches/70_loaders.ipynb #a0e0f829
