@@ -274,7 +274,8 @@ def _read(self:ImageReader, row):
     if absent and self.missing=='error':
         is_one_file = row.get('layout') in ('single','zarr')
         beside = next((row[c] for c in there if isinstance(row.get(c), str)), '')
-        copy = '' if is_one_file or not beside else f'copy its file again, beside {os.path.basename(beside)}; '
+        name = os.path.basename(address_text(beside))
+        copy = '' if is_one_file or not beside else f'copy its file again, beside {name}; '
         where = f' in {row["green"]}' if is_one_file else ''
         lost = row.get('absent')
         if isinstance(lost, str) and lost: where = f' (the plate lacks images of {lost} here)'
@@ -342,7 +343,8 @@ def check_fields(
             absent = [c for c in wanted if c not in there]
             if not absent or reader.missing!='error': return
             faults.append(str(_why_absent(absent, table, reader)))
-    raise ImageError(f'{os.path.basename(path)} and the others of the {len(table)} fields of view: {faults[0]}',
+    name = os.path.basename(address_text(path))
+    raise ImageError(f'{name} and the others of the {len(table)} fields of view: {faults[0]}',
                      'unclear channels')
 
 # %% ../../nbs/data/60_reader.ipynb #8a8ccd0f
