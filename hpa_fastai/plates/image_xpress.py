@@ -102,7 +102,7 @@ def read_image_xpress(
             if not is_sure: continue
             try: row, column = parse_well(parts['well'])
             except HPAError: continue
-            plate = plates.setdefault(parts['plate'], Plate(parts['plate'], [], 's'))
+            plate = plates.setdefault(parts['plate'], Plate(parts['plate'], [], 's', 'w'))
             file = beside(where, name)
             if parts['thumb']: plate.others.append((file, 'thumb'))
             else: plate.images.append(PlateImage(row, column, int(parts['field'] or 1), int(parts['channel'] or 1), z,

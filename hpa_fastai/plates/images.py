@@ -32,6 +32,7 @@ class Plate:
     name:str # from the names of files and folders, which do not change while the plate is written
     images:list # of `PlateImage`
     field_sign:str = 'f' # before the number of a field of view in an Id
+    channel_sign:str = 'ch' # before the number of a channel, as in the names of the files
     channels:dict = field(default_factory=dict) # {number: name}; '' where none is known
     pixel_sizes:dict = field(default_factory=dict) # {number of the channel: µm per pixel}
     declared:dict = field(default_factory=dict) # {(row, column): numbers of the channels that the index names there}

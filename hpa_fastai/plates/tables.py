@@ -47,6 +47,7 @@ def _number_of(token, names):
 def channels_of_plate(
     names:dict, # {number: name} of the channels of a plate; '' where none is known
     channels='rgby', # channels that are wanted, or the number or name of each
+    sign:str='ch', # before the number of a channel, in the names of the files
 ) -> tuple[dict, str]: # {channel: number}; and the reason in words, '' if they were given
     "Find out which channel of a plate shows what."
     there = ', '.join(channel_text(*item) for item in names.items())
@@ -57,7 +58,7 @@ def channels_of_plate(
         near = {c: near_names(str(tokens[c]), [name for name in names.values() if name], 1) for c in lost}
         are_other_dyes = lost and not any(near.values()) and all(channel_of(str(tokens[c]))[0]==c for c in lost)
         if are_other_dyes: # as a model remembers them from the plate that it was trained on
-            guessed, told = channels_of_plate(names, ''.join(c[0] for c in tokens))
+            guessed, told = channels_of_plate(names, ''.join(c[0] for c in tokens), sign)
             if {*guessed.items()}>={item for item in found.items() if item[1] is not None}: return guessed, told
         if lost:
             hint = f'; did you mean {near[lost[0]][0]!r}?' if near[lost[0]] else ''
@@ -81,8 +82,8 @@ def channels_of_plate(
         spare = [k for k in names if k not in example.values()]
         example |= dict(zip([c for c in wanted if c not in example], spare))
         why = f' ({describe_doubts(doubts)})' if doubts else ''
-        raise ImageError(f"there are {there}{why}: say which is {' and which is '.join(lacking or doubts)}, "
-                         f"e.g. {setting_text('channels', {c: example[c] for c in CHANNELS if c in example})}",
+        told = setting_text('channels', {c: f'{sign}{example[c]}' for c in CHANNELS if c in example})
+        raise ImageError(f"there are {there}{why}: say which is {' and which is '.join(lacking or doubts)}, e.g. {told}",
                          'unclear channels')
     left = [name for name in names.values() if name and name not in found.values()]
     told = describe_channels(found, guess.guessed) + (f'; {", ".join(left)} left out' if left else '')
@@ -112,8 +113,9 @@ def rows_of_plate(
 ) -> list: # of dictionaries: Id, layout, red, green, blue, yellow, and `PLATE_COLUMNS`
     "List the fields of view of a plate; what is to be told is added to its notes."
     plate.channels = dict(sorted(plate.channels.items()))
-    numbers, told = channels_of_plate(plate.channels, channels)
-    if told: plate.notes.insert(0, f'{told}. If that is wrong, say {setting_text("channels", numbers)}')
+    numbers, told = channels_of_plate(plate.channels, channels, plate.channel_sign)
+    mapping = {c: f'{plate.channel_sign}{k}' for c,k in numbers.items()}
+    if told: plate.notes.insert(0, f'{told}. If that is wrong, say {setting_text("channels", mapping)}')
     times = choose_times({image.time for image in plate.images} or {1}, time)
     chosen, fields, twice = set(times), {}, []
     for image in plate.images:
@@ -130,7 +132,7 @@ def rows_of_plate(
         plate.notes.append('pixel sizes differ: ' + ', '.join(f'{channel_text(k, plate.channels[k])} {um:g} µm'
                                                               for k,um in sizes.items()))
     pixel_size = next((sizes[k] for k in usual if k in sizes), None)
-    named = mapping_text({c: plate.channels[k] or k for c,k in numbers.items()})
+    named = mapping_text({c: plate.channels[k] or mapping[c] for c,k in numbers.items()})
     rows, lacking, names = [], {}, {}
     for (row,column,field,t),of_field in sorted(fields.items()):
         well = names.setdefault((row, column), well_name(row, column))
@@ -237,7 +239,7 @@ def find_plates(
         try:
             rows += rows_of_plate(plate, channels, time)
             numbers, _ = channels_of_plate(plate.channels, channels)
-            named.append({c: plate.channels[k] or f'ch{k}' for c,k in numbers.items()})
+            named.append({c: plate.channels[k] or f'{plate.channel_sign}{k}' for c,k in numbers.items()})
         except ImageError as e:
             why = '; '.join([f'plate {plate.name}: {e.why}', *plate.notes])
             if is_alone or e.kind=='setting': raise ImageError(why, e.kind, folder) from None

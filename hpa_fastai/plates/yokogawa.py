@@ -76,7 +76,7 @@ def read_yokogawa(
     plates, others = {}, []
     for name in names:
         if found := yokogawa_image(folder, name):
-            plates.setdefault(found[0], Plate(found[0], [])).images.append(found[1])
+            plates.setdefault(found[0], Plate(found[0], [], channel_sign='C')).images.append(found[1])
         elif _shading.fullmatch(name): others.append((beside(folder, name), 'shading'))
     if not plates: return {}
     there = file_names(folder)

@@ -90,8 +90,7 @@ def words(place, door, images, out):
 @pytest.mark.parametrize('door', DOORS)
 def test_names_that_nobody_knows_stop_every_command_before_any_work(place, capsys, tmp_path, door):
     code, out, err = shell(capsys, *words(place, door, 'waves', tmp_path/'out'))
-    assert code==2 and 'Exp12_A01_s1_w1.tif, Exp12_A01_s1_w2.tif, Exp12_A01_s1_w3.tif' in err
-    assert 'The names seem to differ in w1, w2, w3, w4' in err and 'a csv of paths with the columns Id, red' in err
+    assert code==2 and 'plate Exp12: there are channel 1, channel 2, channel 3, channel 4: say which is red' in err
     assert '--channels red=w1,green=w2,blue=w3,yellow=w4' in err and 'channels=' not in err
     assert not list(tmp_path.glob('out*/fold*')) and not list(tmp_path.glob('*.csv*'))
 
@@ -112,7 +111,8 @@ def test_the_same_numbers_whatever_the_files_are_called(place, tmp_path):
     colours = probs('colours')
     with pytest.warns(UserWarning, match='are dyes'): dyes = probs('dyes')
     waves = probs('waves', reading=dict(channels=dict(zip(CHANNELS, ('w1', 'w2', 'w3', 'w4')))))
-    assert dyes.equals(colours) and waves.equals(colours) and probs('paths.csv').equals(colours)
+    assert dyes.equals(colours) and waves[list(colours)].equals(colours) and probs('paths.csv').equals(colours)
+    assert set(waves.channels)=={'red=w1, green=w2, blue=w3, yellow=w4'} and waves.well[0]=='A01'
 
 
 @pytest.mark.parametrize('door', ['train', 'folds', 'predict', 'evaluate', 'calibrate'])
@@ -140,7 +140,7 @@ def test_a_model_remembers_what_its_files_were_called(place, tmp_path):
     predictor = Predictor(tmp_path/'model', 'cpu')
     assert predictor.channels==DYES
     for images in ('dyes', 'colours'): assert (predictor(place/images)['error']=='').all()
-    with pytest.raises(ImageError, match='no name holds AF555, AF488, DAPI, AF647; the names do not say'):
+    with pytest.raises(ImageError, match='plate Exp12: .*say which is red'):
         predictor(place/'waves')
 
 

@@ -41,7 +41,7 @@ def test_every_image_is_judged_by_the_model_of_its_fold(folds, small_atlas):
 def test_tables_are_those_of_predict(folds):
     res, out = folds
     written = read_predictions(out/'predictions.csv')
-    assert list(written) == ['Id', 'Predicted', 'Names', *HPA28.classes, 'flags', 'error', 'fold']
+    assert list(written) == ['Id', 'Predicted', 'Names', *HPA28.classes, 'flags', 'error', 'Target', 'antibody', 'fold']
     for c in ('Id', 'Predicted', 'Names', 'flags', 'fold'): assert written[c].tolist() == res.predictions[c].tolist()
     assert len(pd.read_csv(out/'classes.csv')) == 28
     assert (written['flags'].str.contains('no-location') == (written.Names == '')).all()

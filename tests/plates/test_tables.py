@@ -67,7 +67,7 @@ def test_a_real_plate_of_a_cell_voyager(real_data, told, trained, tmp_path):
 
 def test_a_real_plate_with_projections_beside_one_plane(real_data, told):
     folder = real_data/'plates'/'imagexpress_projection'
-    with pytest.raises(ImageError, match=r'channel 1 \(FITC_05\), .* would all be green.*--channels red=1,green=2'):
+    with pytest.raises(ImageError, match=r'channel 1 \(FITC_05\), .* would all be green.*--channels red=w1,green=w2'):
         find_images(folder)
     table, said = told(folder, dict(red=3, green=2, blue='w1'))
     assert list(table.Id)==[f'Projection-Mix_E0{w}_s{s}' for w in (7, 8) for s in (1, 2)]
@@ -353,7 +353,7 @@ def test_a_file_of_a_plate_that_is_in_no_field_says_why(tmp_path, trained):
 def test_a_plate_without_its_index(tmp_path, told):
     "The names of the files are enough, but for the names of the channels"
     write_operetta(tmp_path/'plate7', [(3, 11)], index=None)
-    with pytest.raises(ImageError, match='plate plate7: there are channel 1, channel 2, .*e.g. .*--channels red=1'):
+    with pytest.raises(ImageError, match='plate plate7: there are channel 1, channel 2, .*e.g. .*--channels red=ch1'):
         find_images(tmp_path)
     table, _ = told(tmp_path, dict(blue='ch1', green=2, red='3', yellow='ch04'))
     assert list(table.Id)==['plate7_C11_f1', 'plate7_C11_f2']
