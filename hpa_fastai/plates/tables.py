@@ -83,8 +83,8 @@ def channels_of_plate(
         example |= dict(zip([c for c in wanted if c not in example], spare))
         why = f' ({describe_doubts(doubts)})' if doubts else ''
         told = setting_text('channels', {c: f'{sign}{example[c]}' for c in CHANNELS if c in example})
-        raise ImageError(f"there are {there}{why}: say which is {' and which is '.join(lacking or doubts)}, e.g. {told}",
-                         'unclear channels')
+        unclear = ' and which is '.join(lacking or doubts)
+        raise ImageError(f'there are {there}{why}: say which is {unclear}, e.g. {told}', 'unclear channels')
     left = [name for name in names.values() if name and name not in found.values()]
     told = describe_channels(found, guess.guessed) + (f'; {", ".join(left)} left out' if left else '')
     return {c: next(k for k,of in names.items() if of==name) for c,name in found.items()}, told
