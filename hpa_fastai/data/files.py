@@ -240,8 +240,9 @@ def survey_images(
     where = source if isinstance(source, str) else ''
     try:
         plates = find_plates(files, root, channels, time)
-        of_many = {file for file in plates.rest if is_file_of_many(sep.join(filter(None, file)))}
-        files = [file for file in plates.rest if file not in of_many]
+        may_be_many = [file for file in plates.rest if file[1].lower().endswith(MICROSCOPE_EXTS)]
+        of_many = {file for file in may_be_many if is_file_of_many(sep.join(filter(None, file)))}
+        files = [file for file in plates.rest if file not in of_many] if of_many else plates.rest
         named, tokens, guess = name_files(files, channels, root, sep) if files or not plates.rows else ([], None, None)
     except ImageError as e: raise e.locate(file=where) from None
     left += [LeftOut('guess', '', note) for note in plates.notes]
@@ -254,10 +255,12 @@ def survey_images(
     left += [LeftOut('passed over', f'{folder}{sep}{name}', why) for folder,name,why in passed]
     left += [LeftOut('mask', f'{mask.folder}{sep}{mask.name}', '') for mask in masks]
     several = list_positions(of_many, [(file.folder, file.name) for file in named], sep, time)
-    series = split_series(join_ome_sets(rows, sep), sep, time)
+    rows = join_ome_sets(rows, sep)
+    series = split_series(rows, sep, time)
+    if several.fields or series.facts: rows = distinct_ids(several.fields+series.fields)
     left += several.left + series.left
     records = []
-    for id_,row in _unique_fields(distinct_ids(several.fields+series.fields), root, sep):
+    for id_,row in _unique_fields(rows, root, sep):
         paths = [row.get(None) or row.get(c) for c in CHANNELS]
         records.append((id_, layout_of(paths), *paths))
     table = pd.DataFrame(sorted(records, key=lambda r: r[0]), columns=FIELD_COLUMNS, dtype=object)

@@ -94,6 +94,7 @@ def list_positions(
 ) -> Listed:
     "List the fields of view in files of microscopes; one that can't be opened is a row, which fails when it is read."
     listed, parts = Listed([], {}, []), {}
+    if not files: return listed
     taken = Counter((folder, id_form(split_name(name)[0])) for folder,name in (*files, *others))
     for folder,name in sorted(files):
         path = f'{folder}{sep}{name}' if folder else name
@@ -184,7 +185,7 @@ def split_series(
         name, positions = next(iter(row.values())), []
         path = f'{folder}{sep}{name}' if folder else name
         is_tiff = name.lower().endswith(('.tif', '.tiff'))
-        kind = folder, re.sub(r'\d+', '', name)
+        kind = (folder, re.sub(r'\d+', '', name)) if is_tiff else None
         if is_tiff and time is None and None in row and kind not in kinds and len(kinds)<_MOST_PROBED:
             kinds[kind] = len(_positions_or_none(path))>1
         if time is not None and (is_tiff or is_zarr(name)) or kinds.get(kind): positions = _positions_or_none(path)
