@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMN_TYPES', 'PLATE_TYPES', 'FORMATS', 'ResultError', 'result_columns', 'cell_columns', 'failed_row', 'check_ids',
-           'escape_cell', 'unescape_cell', 'csv_text', 'import_pyarrow', 'csv_to_parquet', 'csv_to_xlsx',
-           'check_writable', 'check_out', 'read_predictions', 'read_cells', 'networks_of', 'with_labels', 'labels_of',
-           'cell_text', 'as_predictions']
+           'import_pyarrow', 'csv_to_parquet', 'csv_to_xlsx', 'check_writable', 'check_out', 'read_predictions',
+           'read_cells', 'networks_of', 'with_labels', 'labels_of', 'cell_text', 'as_predictions', 'csv_text',
+           'escape_cell', 'unescape_cell']
 
 # %% ../../nbs/deploy/50_tables.ipynb #6b98bfa9
 import datetime, io, json, os, re
@@ -17,9 +17,13 @@ import numpy as np, pandas as pd
 from ..basics.errors import HPAError
 from ..basics.packages import import_anndata, version_of
 from ..basics.paths import near_beside, path_text, same_form, spell_out
-from ..basics.spreadsheets import find_delimiter, is_excel, read_text, to_numbers
+from ..basics.spreadsheets import (csv_text, escape_cell, find_delimiter, is_excel, read_text, to_numbers,
+                                            unescape_cell)
 from ..basics.workbooks import Sheet, check_openpyxl, read_sheets, write_workbook
 from ..data.labels import HPA19, HPA28, ZTG10, LabelSet, get_labels
+
+# %% ../../nbs/deploy/50_tables.ipynb #c98408ec
+_all_ = ['csv_text', 'escape_cell', 'unescape_cell'] # what is written here is read with these
 
 # %% ../../nbs/deploy/50_tables.ipynb #581f2415
 class ResultError(HPAError):
@@ -65,35 +69,6 @@ def check_ids(
     for id_, count in Counter(ids).items():
         if count > 1: raise ResultError(f'the Id {id_!r} stands for more than one field of view; give each its own')
     return ids
-
-# %% ../../nbs/deploy/50_tables.ipynb #a495a86a
-_formula = re.compile(r"'*[=+\-@\t\r]")
-
-def escape_cell(
-    text: str,  # of a cell
-) -> str:
-    "Escape a text so that a spreadsheet shows it and never runs it."
-    return "'" + text if _formula.match(text) else text
-
-def unescape_cell(
-    text: str,  # what `escape_cell` made
-) -> str:
-    "Undo `escape_cell`."
-    return text[1:] if text[:1] == "'" and _formula.match(text) else text
-
-# %% ../../nbs/deploy/50_tables.ipynb #936340ea
-def csv_text(
-    rows,  # each a list of texts and numbers
-    digits: int = 6,  # of numbers that are not whole
-) -> str:  # one line per row; a quoted cell may hold line breaks
-    "Write rows as csv that is safe to open in a spreadsheet."
-    def cell(value):
-        if isinstance(value, str):
-            text = escape_cell(spell_out(value))
-            return '"' + text.replace('"', '""') + '"' if re.search('[",\r\n]', text) else text
-        if isinstance(value, (float, np.floating)): return '' if np.isnan(value) else f'{value:#.{digits}g}'
-        return str(value)
-    return ''.join(','.join(map(cell, row)) + '\n' for row in rows)
 
 # %% ../../nbs/deploy/50_tables.ipynb #08c1e1f2
 def import_pyarrow():
