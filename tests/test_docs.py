@@ -166,6 +166,7 @@ def test_broken_links_are_found(tmp_path):
 def test_the_limits_that_are_promised_hold():
     from hpa_fastai.formats import channels, czi, lif, nd2, ome, ome_zarr, pictures, positions, tiff
     from hpa_fastai.deploy.loading import MAX_SAMPLE
+    from hpa_fastai.evaluate.known_images import MOST_KNOWN, MOST_TEXT
     from hpa_fastai.models.graphs import MAX_BYTES
     from hpa_fastai.plates import images
     limits = (ROOT/'SECURITY.md').read_text(encoding='utf-8').split('## Limits')[1]
@@ -175,7 +176,7 @@ def test_the_limits_that_are_promised_hold():
     assert lif._MOST_FILES == ome._MOST_PAGES
     assert promised == {channels.MAX_PIXELS, channels.MAX_BYTES, channels.MOST_METADATA, ome._MOST_PAGES,
                         tiff._MOST_SCANS, pictures._MOST_CHUNKS, MAX_SAMPLE, MAX_BYTES, lif._MOST_DESCRIPTION,
-                        positions.MOST_POSITIONS, czi._MOST_PIECES, images.MOST_INDEX}
+                        positions.MOST_POSITIONS, czi._MOST_PIECES, images.MOST_INDEX, MOST_KNOWN, MOST_TEXT}
     assert ', '.join(sorted(ome_zarr._compressors)) in limits
 
 

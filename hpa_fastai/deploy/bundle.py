@@ -18,6 +18,7 @@ from ..batches.settings import ImageSettings, resize
 from ..evaluate.calibration import Calibration
 from ..evaluate.thresholds import Thresholds, plain_thresholds
 from ..evaluate.flags import Flagger
+from ..evaluate.known_images import KnownImages
 from ..models.folding import FoldedDenseNet
 from ..models.networks import plain_norms
 from ..models.schema import FORMAT
@@ -40,6 +41,7 @@ class Bundle:
     config: dict  # as in config.json
     device: torch.device = torch.device('cpu')  # where the network is
     flagger: Flagger|None = None  # says which pictures are odd
+    known: KnownImages|None = None  # training images, to show what a picture is like
 
     def __post_init__(self):
         self.thresholds = replace(self.thresholds, exclusive=self.labels.negative)

@@ -31,7 +31,7 @@ def is_hub_name(
     return not Path(model).exists() and not Path(model).parent.is_dir()
 
 # %% ../../nbs/deploy/30_hub.ipynb #788147cc
-FILES = ('model.safetensors', 'config.json', 'README.md', 'sample.npz')
+FILES = ('model.safetensors', 'config.json', 'README.md', 'sample.npz', 'known_images.safetensors')
 
 def pull_model(
     name: str,  # user/name on the Hub

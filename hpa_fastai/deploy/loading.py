@@ -24,6 +24,7 @@ from ..batches.settings import ImageSettings
 from ..evaluate.calibration import Calibration
 from ..evaluate.thresholds import Thresholds
 from ..evaluate.flags import Flagger
+from ..evaluate.known_images import KnownImages
 from ..models.architectures import create_model
 from ..models.registry import PUBLISHED
 from ..models.schema import *
@@ -156,6 +157,20 @@ def _load_network(folder, config):
     model.load_state_dict(weights)
     return model, figures
 
+# %% ../../nbs/deploy/15_loading.ipynb #65e84776
+def _load_known(folder, config, labels, n_features):
+    "Load the training images that a model knows; None if it was saved without them."
+    if config['known'] is None: return None
+    file = _file(folder, 'known_images.safetensors')
+    try:
+        known = KnownImages.read(file, n_features, labels)
+        if len(known) != config['known']['n'] or file_sha256(file) != config['known']['sha256']:
+            raise ValueError('the checksum is not that of config.json')
+    except ValueError as e:
+        raise BundleError(f'{file}: the images that the model knows are truncated or altered ({e}); '
+                          'copy the bundle again') from None
+    return known
+
 # %% ../../nbs/deploy/15_loading.ipynb #fe6e2ff9
 def load_bundle(
     path: str|Path,  # the folder
@@ -175,12 +190,14 @@ def load_bundle(
         reader = _build(ImageReader, config['reader'], f'{folder}: reader')
         settings = _build(ImageSettings, dict(config['preprocess'], reader=reader), f'{folder}: preprocess')
         model, figures = _load_network(folder, config)
+        known = _load_known(folder, config, labels, model.n_features)
     try: flagger = config['flags'] and Flagger.from_arrays(figures, config['flags'], model.n_features)
     except (KeyError, ValueError) as e:
         raise BundleError(f'{folder}: the figures of the training pictures are not valid: {e}') from None
     thresholds = Thresholds.from_dict(config['thresholds'])
     calibration = config['calibration'] and Calibration.from_dict(config['calibration'])
-    return Bundle(model, labels, settings, thresholds, calibration, config, flagger=flagger).to(device)
+    bundle = Bundle(model, labels, settings, thresholds, calibration, config, flagger=flagger, known=known)
+    return bundle.to(device)
 
 # %% ../../nbs/deploy/15_loading.ipynb #455eadd8
 MAX_SAMPLE = 2**28  # bytes of all arrays of a sample

@@ -21,6 +21,7 @@ from ..batches.splits import antibody_of, group_codes
 from ..batches.streaming import usual_batch
 from ..evaluate.evaluation import EXPECTED, FEW_IMAGES, in_groups, of_classes, score_notes
 from ..evaluate.flags import Flagger
+from ..evaluate.known_images import KnownImages, rows_to_keep
 from ..evaluate.picture_statistics import PictureMeasures
 from ..evaluate.reference import Reference
 from ..train.head_folds import fits_in_use
@@ -181,6 +182,8 @@ def model_card(
                 f'{read_at}, normalised by {images.normalized_by}',
                 f'- thresholds: {config["thresholds"]["method"]}{at_least_one}; probabilities {calibrated}']
     if config['training']: settings.append(f'- training: {describe_training(config["training"])}')
+    if known := config.get('known'):
+        settings.append(f'- known images: holds Ids and labels of {known["n"]:,} training images, no pixels')
     f1 = [r['f1'] for r in metrics if r.get('f1') is not None and r.get('support')]
     classes = ['Not evaluated.']
     if f1:
@@ -194,18 +197,21 @@ def model_card(
 
 # %% ../../nbs/deploy/20_saving.ipynb #66eec942
 def _write_files(bundle, folder, sample, published):
-    "Write the four files of a bundle."
+    "Write the files of a bundle."
     weights = {k: v.detach().cpu().contiguous() for k, v in bundle.model.state_dict().items()}
     arrays, limits = (bundle.flagger.to_arrays(), bundle.flagger.limits) if bundle.flagger else ({}, None)
     figures = {FIGURES_PREFIX + k: torch.from_numpy(v) for k, v in arrays.items()}
     save_file({**weights, **figures}, folder/'model.safetensors')
-    config = dict(bundle.config, flags=limits, sha256=file_sha256(folder/'model.safetensors'))
+    known, images = bundle.known, folder/'known_images.safetensors'
+    if known: known.write(images)
+    config = dict(bundle.config, flags=limits, sha256=file_sha256(folder/'model.safetensors'),
+                  known=known and dict(n=len(known), sha256=file_sha256(images)))
     (folder/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
     check_config(read_json(folder/'config.json'))
     (folder/'README.md').write_text(model_card(config), encoding='utf-8')
     arrays = dict(images=sample.numpy(), probs=bundle.probs(sample), **published)
     np.savez_compressed(folder/'sample.npz', **arrays)
-    shutil.copymode(folder/'config.json', folder/'model.safetensors')  # safetensors makes its files private
+    for file in folder.glob('*.safetensors'): shutil.copymode(folder/'config.json', file)  # they are made private
 
 def _replace(new, path):
     "Replace the folder `path` by the folder `new`."
@@ -245,20 +251,24 @@ def write_bundle(
     return path
 
 # %% ../../nbs/deploy/20_saving.ipynb #bd906e8c
-def _run_on_pictures(bundle, dl, n=600):
-    "Measure some pictures of a loader; return measurements, probabilities and rows."
+def _run_on_pictures(bundle, dl, n=600, kept=()):
+    "Measure some pictures of a loader; return measurements, probabilities, rows, and embeddings of the Ids to keep."
     items, cache, settings = dl.dataset.items, getattr(dl, 'cache', None), bundle.settings
     bs = usual_batch(settings.size, settings.reader.size)
-    rows = np.sort(np.random.default_rng(0).permutation(len(items))[:n])
-    measures, probs = [], []
+    is_measured = np.isin(np.arange(len(items)), np.random.default_rng(0).permutation(len(items))[:n])
+    is_kept = items['Id'].isin(kept).to_numpy()
+    rows, measures, probs, embeddings = np.flatnonzero(is_measured | is_kept), [], [], []
     for part in np.split(rows, range(bs, len(rows), bs)):
         if cache is not None: x = cache.batch(dl.places[part])
         else: x = bundle.pixels([settings.reader(r) for r in items.iloc[part].to_dict('records')])
-        x = x.as_subclass(torch.Tensor)
-        of_part, embeddings = bundle.run(bundle.inputs(x, dl.figures[part] if settings.source else None))
-        measures.append(PictureMeasures.of(x, embeddings))
-        probs.append(of_part)
-    return PictureMeasures.join(measures), np.concatenate(probs), items.iloc[rows]
+        x, here = x.as_subclass(torch.Tensor), is_measured[part]
+        of_part, features = bundle.run(bundle.inputs(x, dl.figures[part] if settings.source else None))
+        embeddings.append(features[is_kept[part]])
+        if not here.any(): continue
+        measures.append(PictureMeasures.of(x[torch.from_numpy(here).to(x.device)], features[here]))
+        probs.append(of_part[here])
+    embeddings = pd.DataFrame(np.concatenate(embeddings), index=items['Id'][is_kept])
+    return PictureMeasures.join(measures), np.concatenate(probs), items[is_measured], embeddings
 
 # %% ../../nbs/deploy/20_saving.ipynb #7e1b2c40
 def describe_pictures(
@@ -276,21 +286,27 @@ def describe_pictures(
     bundle.config['reference'] = asdict(Reference.fit(
         traits, bundle.thresholds.predict(probs), groups, usual.traits, usual_groups))
 
-def _describe_data(bundle, learn):
-    "Measure pictures to learn from and others, and add the measurements to a bundle."
+def _describe_data(bundle, learn, known):
+    "Measure pictures to learn from and others; add the measurements to a bundle, and the images that it keeps."
     dls, scores = learn.dls, learn.out_of_fold
     halves = dls.train, dls.valid
     if scores is not None:
         is_other, cache = scores.part%2==1, getattr(dls.train, 'cache', None)
         halves = [dls.test_dl(scores.items[half], cache=cache) for half in (~is_other, is_other)]
-    (usual, _, usual_items), (others, probs, items) = (_run_on_pictures(bundle, dl) for dl in halves)
+    trained = dls.train_ds.items if scores is None else scores.items
+    kept = trained.iloc[rows_to_keep(dls.labels.encode(trained['Target']))] if known else trained[:0]
+    (usual, _, usual_items, first), (others, probs, items, second) = (
+        _run_on_pictures(bundle, dl, kept=kept['Id']) for dl in halves)
+    if known:
+        found = pd.concat([first, second])
+        found = found[~found.index.duplicated()].reindex(kept['Id'])
+        bundle.known = KnownImages.of(kept, found.to_numpy(), dls.labels)
     if scores is not None:  # the head has seen these images, and the heads by folds have not
         rows = pd.Index(scores.items['Id']).get_indexer(items['Id'])
         probs = learn.probabilities(scores.logits[rows]).numpy()
     group = getattr(dls, 'group', None)
     groups = group_codes(pd.concat([usual_items, items]), group if group in items else antibody_of)
     describe_pictures(bundle, usual, others, probs, groups[len(usual_items):], groups[:len(usual_items)])
-    trained = dls.train_ds.items if scores is None else scores.items
     fitted = [fit['items'] for fit in fits_in_use(learn).values() if fit['items'] is not trained]
     bundle.config['seen'] = dict(trained=picture_digests(trained, getattr(learn, 'seen_before', '')),
                                  fitted=picture_digests(pd.concat(fitted)) if fitted else '')
@@ -308,6 +324,7 @@ def save_bundle(self:HPALearner,
     force: bool = False,  # replace an existing bundle
     note: bool = True,  # warn if thresholds or calibration were never fitted to these weights
     describe: bool = True,  # measure up to 1,200 pictures, by which others are flagged and runs are compared
+    known: bool = True,  # with `describe`: keep Ids, labels and embeddings of up to 5,000 training images
 ) -> Path:
     "Save the model with its labels, settings, thresholds and figures, loadable without pickle."
     path = Path(path_text(path, 'model', BundleError))
@@ -322,7 +339,7 @@ def save_bundle(self:HPALearner,
     n_samples = min(2 if self.dls.settings.reader.size else 1, len(valid.dataset))
     sample = next(iter(valid.create_batches(iter(range(n_samples)))))[0].as_subclass(torch.Tensor).cpu()
     bundle = self.to_bundle()
-    if describe: _describe_data(bundle, self)
+    if describe: _describe_data(bundle, self, known)
     saved, missing = write_bundle(bundle, path, sample, force), []
     if self.thresholds is None:
         missing.append('no thresholds were fitted, so every class uses 0.5 (learn.fit_thresholds())')

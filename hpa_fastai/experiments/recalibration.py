@@ -100,6 +100,7 @@ def _assemble(bundle, answers, decisions, after, groups, seed, about):
     new = Bundle.assemble(bundle.model, bundle.labels, bundle.settings, decisions.thresholds, calibration, after,
                           {**bundle.config['training'], 'calibrated': about}, bundle.config.get('published'),
                           bundle.device)
+    new.known = bundle.known  # the network is the same, and so is what it makes of them
     is_held_out = deal_parts(groups, 2, seed) == 1
     describe_pictures(new, answers.measures[~is_held_out], answers.measures[is_held_out],
                       decisions.probs[is_held_out], groups[is_held_out], groups[~is_held_out])

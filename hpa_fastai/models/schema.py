@@ -9,7 +9,7 @@ __all__ = ['MAX_VALUES', 'MAX_KEYS', 'Share', 'Percent', 'Count', 'Figure', 'Lim
            'ConfigError', 'describe_os_error', 'read_json', 'ConfigPart', 'NetworkConfig', 'LabelsConfig',
            'ReaderConfig', 'CropConfig', 'PreprocessConfig', 'CalibrationConfig', 'ThresholdsConfig', 'FlagsConfig',
            'ReliabilityRow', 'HardImage', 'Mistake', 'ValidationConfig', 'Traits', 'TraitsAndNames', 'ReferenceConfig',
-           'PublishedConfig', 'SeenConfig', 'BundleConfig', 'check_config']
+           'PublishedConfig', 'SeenConfig', 'KnownConfig', 'BundleConfig', 'check_config']
 
 # %% ../../nbs/models/32_schema.ipynb #f811c763
 import json
@@ -18,6 +18,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints
 from pydantic import Tag, ValidationError, ValidationInfo
 from ..basics.errors import HPAError
+from ..evaluate.known_images import MOST_KNOWN
 from ..evaluate.reference import N_QUANTILES
 
 # %% ../../nbs/models/32_schema.ipynb #bee0ad60
@@ -302,6 +303,11 @@ class SeenConfig(ConfigPart):
     trained: Digests  # those that the network, or its last layer, was fitted to
     fitted: Digests  # those by which its thresholds were chosen
 
+class KnownConfig(ConfigPart):
+    "The file of the training images that a model keeps."
+    n: Annotated[int, Field(ge=1, le=MOST_KNOWN)]  # images
+    sha256: Sha256  # of known_images.safetensors
+
 # %% ../../nbs/models/32_schema.ipynb #73c809d8
 FORMAT = 1  # of the bundle; a newer format is refused with a hint to upgrade
 
@@ -323,6 +329,7 @@ class BundleConfig(ConfigPart):
     reference: ReferenceConfig|None = None  # measurements of held-out pictures
     published: PublishedConfig|None = None  # of a model that others have published
     seen: SeenConfig|None = None  # the pictures that made it
+    known: KnownConfig|None = None  # training images that it keeps
     versions: Annotated[dict[Text, Text], Field(max_length=10_000)]  # of python and the libraries
     sha256: Sha256  # of the weights file
 
