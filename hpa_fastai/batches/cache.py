@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..basics.environment import cache_home, tqdm_bar
+from ..basics.error_groups import ErrorGroups
+from ..basics.processes import first_then_others
 from loky import BrokenProcessPool, ProcessPoolExecutor
 from ..basics.paths import path_text
 from ..data.labels import HPAError
@@ -25,7 +27,7 @@ from ..data.files import *
 from ..formats.channels import *
 from ..data.reader import *
 from .tensors import *
-from ..basics.errors import warn_user
+from ..basics.errors import ImageError, warn_user
 
 # %% ../../nbs/batches/20_cache.ipynb #b5f7832f
 CACHE_VERSION = 3  # raised when a change of the code gives other pixels for the same files and settings
@@ -287,3 +289,23 @@ def without_cache(
                   'size: they are read from the files each time, without a cache; size=… alone reads them whole, '
                   'with a black margin where they are not square, and keeps them in a cache')
     return False
+
+# %% ../../nbs/batches/20_cache.ipynb #33fe2f1c
+def readable_rows(
+    df: pd.DataFrame,  # of `attach_images`
+    reader: ImageReader,  # the settings of reading
+    cache: bool|str|Path = True,  # decode once into the user's cache folder, or this one; False: no cache
+    progress: bool = True,  # show a bar
+) -> tuple[pd.DataFrame, ImageCache|None]:  # the rows, and the cache
+    "Keep the rows whose pictures can be read, and build the cache of their pixels if you want one."
+    folder = None if cache is True else cache
+    store = first_then_others(lambda: build_cache(df, reader, folder, progress=progress)) if cache else None
+    if store is not None: errors = store.errors
+    else:
+        seen = tqdm_bar(read_images(df, reader), total=len(df), desc='looking at every image once', unit='FOV',
+                        disable=not progress)
+        errors = {df.Id.iat[i]: str(img) for i,img in seen if isinstance(img, Exception)}
+    bad, reasons = df.Id.isin(errors), '; '.join(ErrorGroups(errors.items()).lines(len(df), most=3))
+    if bad.all(): raise ImageError(f'none of the {len(df)} fields of view can be read: {reasons}')
+    if bad.any(): warn_user(f"{bad.sum()} of {len(df)} fields of view can't be read and are left out: {reasons}")
+    return df[~bad].reset_index(drop=True), store

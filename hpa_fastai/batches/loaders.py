@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.data.all import *
-from ..basics.error_groups import ErrorGroups
 from ..basics.arguments import *
 from ..basics.errors import *
 from ..basics.paths import *
@@ -29,12 +28,12 @@ from .tensors import *
 from ..data.labels import *
 from ..data.label_tables import *
 from ..data.label_tables import read_cells
-from ..basics.environment import tqdm_bar
 from .show import *
 from .splits import *
 from .splits import check_ways, column_at, split_by_function
+from .corrected import correct_table, find_corrections, split_as_before
 from .cache import *
-from .cache import without_cache
+from .cache import readable_rows, without_cache
 from .scale import usual_width
 from .settings import *
 from .sources import *
@@ -176,21 +175,6 @@ def HPADataBlock(
     block.make = make
     return block
 
-# %% ../../nbs/batches/70_loaders.ipynb #33fe2f1c
-def _readable(df, reader, cache, progress):
-    "Keep the rows that can be read, and build the cache of their pixels if you want one."
-    folder = None if cache is True else cache
-    store = first_then_others(lambda: build_cache(df, reader, folder, progress=progress)) if cache else None
-    if store is not None: errors = store.errors
-    else:
-        seen = tqdm_bar(read_images(df, reader), total=len(df), desc='looking at every image once', unit='FOV',
-                        disable=not progress)
-        errors = {df.Id.iat[i]: str(img) for i,img in seen if isinstance(img, Exception)}
-    bad, reasons = df.Id.isin(errors), '; '.join(ErrorGroups(errors.items()).lines(len(df), most=3))
-    if bad.all(): raise ImageError(f'none of the {len(df)} fields of view can be read: {reasons}')
-    if bad.any(): warn_user(f"{bad.sum()} of {len(df)} fields of view can't be read and are left out: {reasons}")
-    return df[~bad].reset_index(drop=True), store
-
 # %% ../../nbs/batches/70_loaders.ipynb #9876c304
 def _normalization(normalize, df, reader, cache):
     "Find mean and deviation of each channel, or None for each picture's own."
@@ -252,7 +236,8 @@ def from_df(cls:HPADataLoaders,
     item_tfms = None,  # fastai's or your own, for each picture as it is read: `TensorRGBY`, uint8 4×H×W
     batch_tfms = None,  # fastai's or your own, for batches on the device: beside ours, or in place of the same kind
     val_bs: int|None = None,  # validation images in a batch; None: `bs`
-) -> HPADataLoaders:
+    corrections = None,  # file or table of `Corrections`: the labels, but not the split, are as they say
+) -> HPADataLoaders:  # `corrections` says what these changed
     "Make loaders from a table of labels and a folder of images."
     held_out = any(o is not None for o in (valid_pct, fold, valid_col, splitter))  # somebody asked for this split
     way = check_ways(valid_pct, fold, valid_col, splitter, folds)
@@ -267,7 +252,8 @@ def from_df(cls:HPADataLoaders,
     elif n_processes()>1: raise SplitError('seed=None: several processes would each split the table in another way')
     if val_bs is not None: val_bs = checked(bs=val_bs)
     labels = get_labels(labels)
-    df = attach_images(df, images, (reader or ImageReader()).channels, (reader or ImageReader()).time)
+    df, table, group, corrected = correct_table(df, images, corrections, labels, group, reader or ImageReader())
+    df = attach_images(df, table, (reader or ImageReader()).channels, (reader or ImageReader()).time)
     own = sort_transforms(item_tfms, batch_tfms, size, reader, partial(picture_sizes, df, ImageReader()))
     if reader is None:
         reader = ImageReader(size=own.read_size)
@@ -284,8 +270,9 @@ def from_df(cls:HPADataLoaders,
     reader = depth.of(reader)
     if reader.size and not (reader.pixel_size or reader.field_width):
         reader = replace(reader, field_width=usual_width(df, reader))
-    df, store = _readable(df, reader, cache, progress)
-    train, valid = train_valid_rows(df, labels, valid_pct, fold, folds, group, seed, valid_col, splitter)
+    df, store = readable_rows(df, reader, cache, progress)
+    df, train, valid = split_as_before(
+        df, corrected, labels, valid_pct, fold, folds, group, seed, valid_col, splitter)
     check_split(df, (train, valid), group, labels, way=way if way in ('valid_col', 'splitter') else '').warn()
     mean, std = _normalization(normalize, df.iloc[train], reader, store)
     sources = Sources(reader, source) if isinstance(normalize, str) and normalize=='source' else None
@@ -300,11 +287,13 @@ def from_df(cls:HPADataLoaders,
                          own.batch_tfms or None, minmax=isinstance(normalize, str) and normalize=='minmax')
     block.dls_type = cls
     bs = min(bs, max(len(train)//n_processes(), 1))
-    return block.dataloaders(df, path=models_folder(images), bs=bs, device=device and torch.device(device),
-                             num_workers=num_workers, cache=store, group=group, oversample=oversample,
-                             most_draws=most_draws, held_out=held_out, val_bs=val_bs,
-                             normalize_asked=not isinstance(normalize, UsualWord),
-                             dl_kwargs=[dict(weights=weights), dict(weights=None)])
+    dls = block.dataloaders(df, path=models_folder(images), bs=bs, device=device and torch.device(device),
+                            num_workers=num_workers, cache=store, group=group, oversample=oversample,
+                            most_draws=most_draws, held_out=held_out, val_bs=val_bs,
+                            normalize_asked=not isinstance(normalize, UsualWord),
+                            dl_kwargs=[dict(weights=weights), dict(weights=None)])
+    dls.corrections = corrected
+    return dls
 
 # %% ../../nbs/batches/70_loaders.ipynb #3804af5c
 @patch(cls_method=True)
@@ -329,7 +318,9 @@ def from_csv(cls:HPADataLoaders,
     if not isinstance(column := kwargs.get('valid_col'), str|None):  # its number in the file, which reading changes
         kwargs['valid_col'] = column_at(read_cells(csv, labels, id_column, label_column).columns, column)
     df = read_labels(csv, labels, ids=table.Id, id_column=id_column, label_column=label_column)
+    kwargs['corrections'] = find_corrections(kwargs.get('corrections'), path)
     dls = cls.from_df(df, table, labels=labels, **kwargs)
+    if dls.corrections is not None and is_first(): print(dls.corrections, flush=True)
     dls.path = models_folder(path)
     return dls
 
