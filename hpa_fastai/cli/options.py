@@ -139,6 +139,8 @@ OPTIONS = dict(
     report=dict(type=path, metavar='PAGE', help='HTML page to write'),
     label_column=dict(metavar='NAME', help='column of the table that holds the labels; by default found by its name'),
     images=dict(help='folder of images, in the data folder or anywhere; by default train, or the data folder itself'),
+    corrections=dict(metavar='FILE', help='table of corrected labels (Id, Target, …), in the data folder or anywhere; '
+                                          'images stay on their side of the split, and new ones are trained on'),
     layout=dict(type=path, metavar='FILE', help='table of what is known of each Id, well or antibody: gene, treatment'),
     labels=dict(default='hpa28',
                 help='hpa28, hpa19, hpa31, ztg10, a table of class names, or the names: Nucleus,Cytosol'),
@@ -193,6 +195,8 @@ OPTIONS = dict(
                          'ones; without --arch, the first of hpa-densenet121, resnet18 and smallresnet whose weights '
                          'are available. yes: published weights, or stop if they are not available. no: random '
                          'weights. FILE: the weights in this file'),
+    against=dict(metavar='MODEL', help='model to compare with on the same images; by default that of --pretrained, if '
+                                       'it is the folder of a model'),
     loss_func=dict(default='focal', metavar='NAME',
                    help='loss function, such as focal, bce, asymmetric, or a sum: focal + 0.5*lovasz'),
     # training

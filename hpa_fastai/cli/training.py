@@ -31,7 +31,7 @@ def _train(args, device):
                         args.arch, args.pretrained, args.loss_func, args.size, sizes, args.fine_tune,
                         args.minutes, args.epochs, args.bs, args.lr, args.resume, args.cache, args.calibrate,
                         device, args.force, args.progress, oversample=args.oversample, most_draws=args.most_draws,
-                        **columns_of(args))
+                        corrections=args.corrections, against=args.against, **columns_of(args))
     print(f'\n{found.evaluation}\n')
     models = getattr(found, 'models', None)
     saved, model = (f'{len(models)} models and predictions.csv', 'all of them') if models else ('Saved', 'it')
@@ -82,11 +82,13 @@ def _rehearse(args):
     "Check all that a training needs, and say what would be done"
     from hpa_fastai.basics.errors import warn_user
     from hpa_fastai.basics.group_columns import group_note
-    from hpa_fastai.batches.splits import stratified_folds, train_valid_rows
+    from hpa_fastai.batches.corrected import correct_table, find_corrections, split_as_before
+    from hpa_fastai.batches.splits import stratified_folds
     from hpa_fastai.data.files import attach_images, find_images
     from hpa_fastai.data.labels import get_labels
     from hpa_fastai.data.label_tables import read_labels
     from hpa_fastai.data.reader import check_fields
+    from hpa_fastai.experiments.paired import find_old_model
     from hpa_fastai.experiments.starts import arch_of, find_start
     from hpa_fastai.experiments.training import ENOUGH
     from hpa_fastai.models.own_models import bundle_settings
@@ -96,15 +98,20 @@ def _rehearse(args):
     labels = get_labels(args.labels)
     csv, images = places_of(args)
     table = find_images(images, args.channels, args.time)
-    df = attach_images(read_labels(csv, labels, ids=table.Id, **columns_of(args)), table)
+    known = read_labels(csv, labels, ids=table.Id, **columns_of(args))
+    corrections = find_corrections(args.corrections, args.data)
+    df, _, _, report = correct_table(known, table, corrections, labels, None, reader_of(args))
+    df = attach_images(df, table)
     check_fields(table, reader_of(args))
+    if report is not None: print(report)
+    old = find_old_model(args.against, args.pretrained, labels, reader_of(args))
     if group_of(args) is None and (note := group_note(df)): warn_user(note)
     split = dict(group=group_of(args), labels=labels, seed=args.seed)
     if args.folds and args.folds!='auto':
-        fold_of_row = stratified_folds(df, args.folds, **split)
+        fold_of_row = stratified_folds(df[:len(known)].assign(Target=known.Target.to_numpy()), args.folds, **split)
         n_training, how = (fold_of_row!=0).sum(), f'{args.folds} models, each without one of {args.folds} folds'
     else:
-        train, valid = train_valid_rows(df, valid_pct=args.valid_pct, fold=args.fold, **split)
+        df, train, valid = split_as_before(df, report, labels, args.valid_pct, args.fold, 5, group_of(args), args.seed)
         n_training, how = len(train), f'{len(train)} to train on and {len(valid)} to validate'
         if args.folds and len(valid)<ENOUGH: how += ', or five models if the whole network is trained (--folds auto)'
     network, said = args.arch or arch_of(args.pretrained), None
@@ -119,7 +126,7 @@ def _rehearse(args):
         budget = (f'seconds or minutes: only the last layer is trained, because {n_training} training images are few '
                   'for a network that was trained on cells (--fine-tune yes trains the whole network)')
     print(f'{len(df)} labelled images, {len(labels)} classes: {how}\n'
-          f'{network} would be trained for {budget}\n'
+          f'{network} would be trained for {budget}{f", and compared with {old.name}" if old else ""}\n'
           f'and saved to {args.out}; nothing was done')
     return 2 if would_stop else 0
 
@@ -152,9 +159,9 @@ def add_train(
     parser = commands.add_parser('train', help='train a model on images with labels',
                                  description='Train a network on the images of a folder, whose labels are in a table. '
                                              'Then fit thresholds, and save the model.')
-    _add_data(parser, 'valid_pct', 'fold', 'folds')
+    _add_data(parser, 'corrections', 'valid_pct', 'fold', 'folds')
     add_reading_options(parser, saved=True)
-    add_options(parser, 'arch', 'pretrained', 'loss_func', title='model')
+    add_options(parser, 'arch', 'pretrained', 'against', 'loss_func', title='model')
     add_options(parser, *TRAINING, 'resume', 'cache', 'device', 'calibrate', title='training')
     add_options(parser, 'out', 'force', 'dry_run', 'progress', title='result',
                 out=dict(default=Path('hpa_model'), help='folder for the model'),

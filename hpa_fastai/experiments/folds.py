@@ -6,7 +6,7 @@
 __all__ = ['UNRECORDED', 'CountImages', 'train_fold', 'Folds', 'groups_by_id', 'folds_divide', 'labelled_table', 'train_folds']
 
 # %% ../../nbs/experiments/20_folds.ipynb #2afbe2fd
-import hashlib, json, shutil, time
+import hashlib, json, shutil, sys, time, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -16,18 +16,21 @@ from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from fastcore.foundation import L
 from ..basics.arguments import checked
+from ..basics.errors import HPAError
 from ..basics.paths import path_text, same_form, write_whole
 from ..basics.processes import *
+from ..data.corrections import CorrectionReport, read_corrections, standing_corrections
 from ..data.files import attach_images, find_images
 from ..data.labels import HPA28, LabelSet, get_labels
 from ..data.label_tables import read_labels
 from ..formats.names import CHANNELS
 from ..data.reader import ImageReader
+from ..batches.corrected import correct_table
 from ..batches.loaders import HPADataLoaders
 from ..batches.splits import antibody_of, group_codes
 from ..evaluate.calibration import calibration_scores, reliability
 from ..evaluate.crossfit import crossfit, parts_to_fit
-from ..evaluate.evaluation import Evaluation
+from ..evaluate.evaluation import DECIDED, Evaluation
 from ..evaluate.thresholds import Thresholds
 from ..train.callbacks import TrainingBar
 from ..train.distributed import shared_training
@@ -40,6 +43,7 @@ from ..deploy.saving import check_room, write_bundle
 from ..deploy.scoring import evaluate_predictions
 from ..deploy.tables import csv_text, read_predictions
 from .options import ExperimentError, revive_options, split_options
+from .paired import OldModel, PairedComparison, compare_with_old, find_old_model
 from .starts import auto_learner
 
 # %% ../../nbs/experiments/20_folds.ipynb #f1261886
@@ -68,13 +72,14 @@ def train_fold(
     seed: int = 42,  # of the folds, and with the fold's number that of the training
     progress: bool = True,  # show bars
     folder: Path | None = None,  # for checkpoints; where it holds one, training goes on from there
+    corrections = None,  # file or table of corrected labels; the folds are those of the labels as they were
     **options  # of `HPADataLoaders.from_df`, `hpa_learner` and `fit_progressive`
 ) -> HPALearner:
     "Train a learner on all folds but one."
     parts = split_options(options)
     set_seed(seed + fold)
-    dls = HPADataLoaders.from_df(
-        df, images, labels, fold=fold, folds=folds, group=group, seed=seed, progress=progress, **parts['data'])
+    dls = HPADataLoaders.from_df(df, images, labels, fold=fold, folds=folds, group=group, seed=seed, progress=progress,
+                                 corrections=corrections, **parts['data'])
     cbs = [CountImages(), *([TrainingBar()] if progress else []), *L(parts['model'].pop('cbs', None))]
     learn = auto_learner(dls, cbs=cbs, **parts['model'])
     if folder: check_room(folder, learn.model)
@@ -86,6 +91,7 @@ def train_fold(
               '(--fine-tune yes) trains the whole network', flush=True)
     with shared_training(learn), learn.no_bar(), learn.no_logging(): learn.fit_progressive(**fit_options)
     learn.history.setdefault('images_per_second', None)
+    if dls.corrections is not None: learn.history['corrections'] = dls.corrections.to_dict()
     return learn
 
 # %% ../../nbs/experiments/20_folds.ipynb #d72aed7b
@@ -149,6 +155,8 @@ class Folds:
     predictions: pd.DataFrame  # as of `predict`, and the fold of each image; decided by what has not seen the image
     evaluation: Evaluation  # of these predictions
     thresholds: Thresholds  # of all images, as the models have them
+    corrections: CorrectionReport | None = None  # what corrected labels changed
+    comparison: PairedComparison | None = None  # with an old model, on the same images
 
     def __repr__(self): return f'{len(self.models)} models; out of fold:\n{self.evaluation}'
 
@@ -244,12 +252,15 @@ def _decide_out_of_fold(predictions, df, labels, group, seed, calibration, epoch
     return table, replace(decisions, thresholds=thresholds), evaluation
 
 # %% ../../nbs/experiments/20_folds.ipynb #4daceff2
-def _update_bundle(path, decisions, evaluation):
+def _update_bundle(path, decisions, evaluation, comparison=None):
     "Give a saved model the calibration, the thresholds and the scores of all folds."
     bundle = load_bundle(path)
     thresholds, calibration = decisions.thresholds.to_dict(), decisions.calibration and decisions.calibration.to_dict()
-    if json.dumps(bundle.config['thresholds']) == json.dumps(thresholds): return
-    config = {**bundle.config, 'thresholds': thresholds, 'calibration': calibration,
+    training = dict(bundle.config['training'])
+    if comparison is not None: training['comparison'] = comparison.to_dict()
+    is_same = json.dumps(bundle.config['thresholds']) == json.dumps(thresholds)
+    if is_same and bundle.config['training'] == json.loads(json.dumps(training)): return
+    config = {**bundle.config, 'training': training, 'thresholds': thresholds, 'calibration': calibration,
               'metrics': evaluation.class_records(), 'validation': evaluation.to_dict()}
     with np.load(path/'sample.npz') as f: sample = torch.from_numpy(f['images'])
     bundle = replace(bundle, thresholds=decisions.thresholds, calibration=decisions.calibration,
@@ -283,6 +294,34 @@ def group_to_keep(
     is_possible = folds <= len(sizes) < len(df) and sizes.max() <= len(df)/2
     return antibody_of if group is None and is_possible else group
 
+# %% ../../nbs/experiments/20_folds.ipynb #8e71b17b
+def compare_folds(
+    old: OldModel,  # of `find_old_model`
+    predictions: pd.DataFrame,  # out of fold, decided
+    df: pd.DataFrame,  # Id, Target (as it is now), and what `group` needs
+    images,  # folder of images, or table of `find_images`
+    labels: LabelSet,  # the classes
+    group,  # as in `train_folds`
+    decided: str,  # of the evaluation
+    options: dict,  # of the training
+) -> PairedComparison | None:  # None: the old model can't answer, which is told
+    "Compare predictions out of fold with those of an old model."
+    reader = options.get('reader') or ImageReader()
+    judged = predictions[(predictions['error'] == '') & predictions.fold.notna()]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # images of other folds are left out on purpose
+        items = attach_images(df.set_index('Id').loc[judged.Id].reset_index(), images, reader.channels, reader.time)
+    notes = [f'the new models: {DECIDED[decided]}'] if decided not in ('', 'unseen') else []
+    groups = False if group is False else groups_by_id(df, group, items.Id)
+    probs, preds = judged[list(labels.classes)].to_numpy(float), labels.encode(judged.Predicted) > 0
+    device = getattr(options.get('device'), 'type', options.get('device')) or 'auto'
+    try: found = compare_with_old(old, items, probs, preds, labels, groups, notes, device)
+    except HPAError as e:
+        print(f'note: no comparison with {old.name}: {e}', file=sys.stderr)
+        return None
+    print(found, flush=True)
+    return found
+
 # %% ../../nbs/experiments/20_folds.ipynb #9295ad81
 def train_folds(
     df: pd.DataFrame | str | Path,  # Id, Target, and any other columns; or a csv of them
@@ -298,6 +337,8 @@ def train_folds(
     progress: bool = True,  # show bars, and say which fold it is
     id_column: str | None = None,  # of the table of labels: its column of Ids; None: found by its name
     label_column: str | None = None,  # of the table of labels: its column of labels; None: found by its name
+    corrections = None,  # file or table of corrected labels; the folds are those of the labels as they were
+    against = None,  # a model to compare with; None: that of `pretrained`, if it is one of this package
     **options  # of `HPADataLoaders.from_df`, `hpa_learner` and `fit_progressive`, such as minutes=10 (for each fold)
 ) -> Folds:
     "Train a model for each fold, and judge it on images it never saw; continue an earlier run that was stopped."
@@ -311,25 +352,36 @@ def train_folds(
         raise ExperimentError(f'trained_folds: {trained} are not among the {folds} folds (0..{folds - 1})')
     group = group_to_keep(df, group, folds)
     settings = _settings(df, images, folds, labels, group, seed, options)
+    if corrections is not None:
+        corrections = standing_corrections(read_corrections(corrections, labels))
+        settings['corrections'] = f'{len(corrections)} ({_digest(corrections.Id, corrections.Target)})'
+    merged, found, _, report = correct_table(df, images, corrections, labels, None, reader)
+    corrected = merged[:len(df)]  # what was added is trained on and not judged
+    if report is not None and is_first(): print(report, flush=True)
+    old = find_old_model(against, options.get('pretrained', 'auto'), labels, options.get('reader'))
     with only_writer(out, 'training of folds'):
         first_then_others(lambda: _prepare_folder(out, settings, force and is_first()))
         for k in trained:
             if broadcast((out/f'fold{k}'/'config.json').is_file() and (out/f'fold{k}.csv').is_file()): continue
             if progress and is_first(): print(f'fold {k} of {folds}', flush=True)
             checkpoints = out/f'fold{k}-training'
-            learn = train_fold(df, images, k, folds, labels, group, seed, progress, checkpoints, **options)
+            learn = train_fold(
+                df, images, k, folds, labels, group, seed, progress, checkpoints, corrections, **options)
             _save_fold(learn, out, k)
 
         raw = _read_folds(out, trained, df, images, reader)
         models = [out/f'fold{k}' for k in trained]
         epoch_chosen = any('weights' in load_bundle(model).config['training'] for model in models)
-        decided = _decide_out_of_fold(raw, df, labels, group, seed, calibration, epoch_chosen)
+        decided = _decide_out_of_fold(raw, corrected, labels, group, seed, calibration, epoch_chosen)
         predictions, decisions, evaluation = decided
+        comparison = None
+        if old and is_first():
+            comparison = compare_folds(old, predictions, corrected, found, labels, group, evaluation.decided, options)
         if is_first():
-            for model in models: _update_bundle(model, decisions, evaluation)
+            for model in models: _update_bundle(model, decisions, evaluation, comparison)
             of_fold = ['' if pd.isna(fold) else fold for fold in predictions.fold]  # what is in no fold has none
             table = predictions.assign(fold=of_fold)
             write_whole(out/'predictions.csv', csv_text([list(table), *table.itertuples(index=False, name=None)]))
             write_whole(out/'classes.csv', evaluation.table.to_csv())
         barrier()
-        return Folds(models, predictions, evaluation, decisions.thresholds)
+        return Folds(models, predictions, evaluation, decisions.thresholds, report, comparison)

@@ -22,7 +22,7 @@ class ExperimentError(HPAError):
 # %% ../../nbs/experiments/10_options.ipynb #8c6bdbc3
 NO_OPTIONS = {   # what the folds decide themselves, and what is no setting of a training
     'df', 'images', 'labels', 'valid_pct', 'fold', 'folds', 'group', 'seed', 'progress', 'dls', 'self', 'path',
-    'folder', 'resume', 'model_dir', 'kwargs'}
+    'folder', 'resume', 'model_dir', 'corrections', 'kwargs'}
 
 def option_names() -> dict:  # part of a training ('fit', 'model', 'data'): set of names
     "The names of the options that each part of a training takes."

@@ -20,8 +20,10 @@ from ..basics.arguments import checked, known_arguments
 from ..basics.paths import find_image_folder, find_label_file, path_text
 from ..basics.processes import *
 from ..data.labels import *
+from ..data.corrections import CorrectionReport
 from ..data.reader import ImageReader
 from ..batches.dataloader import MOST_DRAWS, effective_sample
+from ..batches.corrected import find_corrections
 from ..batches.loaders import *
 from ..batches.dealing import uneven_parts
 from ..batches.splits import check_split
@@ -35,6 +37,7 @@ from ..train.learner import *
 from ..deploy.bundle import *
 from ..deploy.saving import *
 from .folds import train_folds
+from .paired import OldModel, PairedComparison, compare_learner, find_old_model
 from .starts import auto_learner
 
 # %% ../../nbs/experiments/25_training.ipynb #57957fdc
@@ -162,6 +165,21 @@ def _keeping_the_training(folder):
         print(f'note: {kept}', file=sys.stderr)
         raise
 
+# %% ../../nbs/experiments/25_training.ipynb #d8bd93c7
+def note_comparison(
+    learn: Learner,  # trained and evaluated
+    old: OldModel,  # of `find_old_model`
+) -> PairedComparison|None:  # None: the old model can't answer, which is told
+    "Compare a learner with an old model, and note the result in its history"
+    try: found = compare_learner(learn, old)
+    except HPAError as e:
+        print(f'note: no comparison with {old.name}: {e}', file=sys.stderr)
+        return None
+    if found is not None:
+        learn.history['comparison'] = found.to_dict()
+        print(found, flush=True)
+    return found
+
 # %% ../../nbs/experiments/25_training.ipynb #87fb4ae7
 def fit_and_save(
     learn: Learner,  # of `auto_learner`
@@ -169,18 +187,22 @@ def fit_and_save(
     resume: bool = False,  # go on with a training that was stopped
     force: bool = False,  # replace a model that is there
     calibrate: bool = True,  # make probabilities of the network's scores on the validation images
+    corrections: CorrectionReport|None = None,  # what corrected labels changed
+    old: OldModel|None = None,  # a model to compare with
     **schedule,  # of `fit_progressive`
 ) -> Learner:  # with history, thresholds and evaluation
     "Train a learner, save its model, and only then calibrate, fit thresholds and evaluate"
     folder = training_folder(out)
     with shared_training(learn), learn.no_bar(), learn.no_logging():
         learn.fit_progressive(folder=folder, resume=resume, **schedule)
+        if corrections is not None: learn.history['corrections'] = corrections.to_dict()
         with _keeping_the_training(folder):
             learn.save_bundle(out, force=may_replace(out, resume, force), note=False, describe=False)
         if is_first(): note_saved(out)
         if calibrate: learn.calibrate()
         learn.fit_thresholds()
         learn.evaluate()
+        learn.comparison = old and note_comparison(learn, old)
     with _keeping_the_training(folder): learn.save_bundle(out, force=True, note=False)
     if is_first():
         if 'stopped' in learn.history: note_saved(out)
@@ -255,7 +277,9 @@ def train_model(
     label_column: str|None = None,  # of the table of labels: its column of labels; None: found by its name
     oversample: float = .5,  # power of rarity with which training images are drawn; 0: all equally often
     most_draws: float = MOST_DRAWS,  # of one image in an epoch, on average, however rare its classes are
-) -> Learner:  # with `evaluation`, `thresholds` and `history`; of folds, `Folds`
+    corrections: str|Path|pd.DataFrame|None = None,  # corrected labels, in the data folder or anywhere
+    against: str|Path|None = None,  # a model to compare with; None: that of `pretrained`, if it is one of this package
+) -> Learner:  # with `evaluation`, `thresholds`, `history` and `comparison`; of folds, `Folds`
     "Train a network on the labelled images of a folder and save it as a bundle"
     out = Path(path_text(out, 'out'))
     if folds is not None and fold is not None:
@@ -268,6 +292,7 @@ def train_model(
         set_seed(seed)
         if sizes: size = max(sizes)
         if reader is not None: reader = replace(reader, size=size)
+        corrections = find_corrections(corrections, data)
         progress = progress and is_first()
         def by_folds(n):
             budget = dict(minutes=minutes) if minutes else dict(epochs=epochs)
@@ -277,13 +302,15 @@ def train_model(
                                calibration='auto' if calibrate else None, force=force, progress=progress, reader=reader,
                                arch=arch, pretrained=pretrained, loss_func=loss_func, size=size, sizes=sizes, bs=bs,
                                lr=lr, cache=cache, device=device, id_column=id_column, label_column=label_column,
+                               corrections=corrections, against=old or against,
                                **other_drawing(oversample, most_draws), **budget)
+        old = find_old_model(against, pretrained, get_labels(labels), reader)
         if folds not in (None, 'auto'): return by_folds(folds)
         with parts_unsaid():
             dls = HPADataLoaders.from_csv(data, csv, images, labels, size=size, bs=bs, valid_pct=valid_pct, fold=fold,
                                           group=group, seed=seed, reader=reader, cache=cache, device=device,
                                           progress=progress, id_column=id_column, label_column=label_column,
-                                          oversample=oversample, most_draws=most_draws)
+                                          oversample=oversample, most_draws=most_draws, corrections=corrections)
         bars = TrainingBar() if progress else None
         learn = auto_learner(dls, arch, pretrained, loss_func=loss_func, cbs=bars)
         whole_network = worth_fine_tuning(learn) if fine_tune is None else fine_tune
@@ -298,5 +325,5 @@ def train_model(
         stages = sizes or default_sizes(size, learn.knows_cells)
         plan = training_plan(learn, out, stages, whole_network, minutes, epochs, loss_func, lr)
         if is_first(): print(plan, flush=True)
-        return fit_and_save(learn, out, resume, force, calibrate, sizes=sizes, epochs=epochs, minutes=minutes, lr=lr,
-                            fine_tune=whole_network, seed=seed)
+        return fit_and_save(learn, out, resume, force, calibrate, dls.corrections, old, sizes=sizes, epochs=epochs,
+                            minutes=minutes, lr=lr, fine_tune=whole_network, seed=seed)
