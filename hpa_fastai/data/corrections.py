@@ -286,12 +286,14 @@ class CorrectionReport:
 
     def __repr__(self):
         def fields(n): return f'{n} field{"s"*(n!=1)} of view'
-        def classes(counts, sign): return [f'{c} {sign}{n}' for c,n in sorted(counts.items(), key=lambda o: -o[1])]
+        def classes(counts, sign):
+            most_first = sorted(counts.items(), key=lambda o: -o[1])
+            return few_names([f'{c} {sign}{n}' for c,n in most_first], 5)
         done = [f'labels of {fields(self.n_changed)} changed', f'{fields(len(self.added))} added'*bool(self.added),
                 f'{self.n_same} said what the table says'*bool(self.n_same)]
         said = [f'Corrections: {", ".join(filter(None, done))}.']
-        counts = [*classes(self.gained, '+'), *classes(self.lost, '−')]
-        if counts: said.append(f'Images of classes: {", ".join(counts)}.')
+        counts = filter(None, [classes(self.gained, '+'), classes(self.lost, '−')])
+        if self.gained or self.lost: said.append(f'Images of classes: {"; ".join(counts)}.')
         if self.unknown:
             n = len(self.unknown)
             said.append(f'{n} corrected Id{"s have" if n>1 else " has"} neither a row in the table nor an image, and '

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
+from fastcore.foundation import L
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from ..basics.paths import exchange, file_sha256, path_text
@@ -92,6 +93,21 @@ def _said(value, as_number=None):
     if as_number and isinstance(value, (int, float)): return f'{value:{as_number}}'
     return f'{value:.3g}' if isinstance(value, float) else str(value)
 
+def _corrected(counts, found):
+    "What corrections of labels changed, and how the model compares with the one before it: sentences"
+    said = []
+    if counts: said.append(f'Corrections changed the labels of {counts.get("changed")} images and added '
+                           f'{counts.get("added")}')
+    if not found: return said
+    old, new, difference = (_said(found.get(key), end) for key,end in (
+        ('old_macro_f1', '.3f'), ('new_macro_f1', '.3f'), ('difference', '+.3f')))
+    interval = [_said(end, '+.3f') for end in L(found.get('interval')) if end is not None]
+    known = f' (95 % interval {" to ".join(interval)})' if len(interval)==2 else ''
+    if found.get('fair') is not False:
+        said.append(f'On the same {found.get("images")} images, {found.get("old")} had a macro F1 of {old}, and this '
+                    f'model {new}: difference {difference}{known}')
+    return said+[str(note)[:1].upper()+str(note)[1:] for note in L(found.get('notes'))]
+
 def describe_training(
     history: dict,  # what a bundle stores about its training
 ) -> str:
@@ -99,6 +115,8 @@ def describe_training(
     facts = {k: v for k,v in history.items() if v is not None}
     log, lr, kept = facts.pop('log', None), facts.pop('lr', 0), facts.pop('kept_of_start', None)
     images, stages, minutes = facts.pop('images', None), facts.pop('stages', []), facts.pop('minutes', None)
+    known = [key for key in ('corrections', 'comparison') if isinstance(facts.get(key), dict)]
+    later = {key: facts.pop(key) for key in known}
     stages = stages if isinstance(stages, (list, tuple)) else [stages]
     head_alone = any('the head alone' in str(stage) for stage in stages)
     size = next((str(stage).split(' px')[0] for stage in stages), None)
@@ -118,6 +136,7 @@ def describe_training(
     where = 'images that the head has not seen' if head_alone else 'the validation images'
     if ends: said.append(f'On {where}: {", ".join(ends)}')
     said += [f'{key.replace("_", " ").capitalize()}: {_said(value)}' for key,value in facts.items()]
+    said += _corrected(later.get('corrections'), later.get('comparison'))
     return '. '.join(said)+'.'
 
 def _markdown_table(columns, rows):

@@ -496,6 +496,15 @@ def test_a_network_without_a_name_has_no_bundle(trained, tmp_path):
     (dict(images=2000, lr=.003, minutes=3.2, kept_of_start=.25, note={1: 'a'}),
      'It was trained, on 2,000 images. Highest learning rate: 0.003. It took 3 minutes. '
      'Training helped only in part: 25% of the start was kept. Note: 1 a.'),
+    (dict(corrections=dict(changed=12, added=3), comparison=dict(
+        old='hpa_model', images=50, old_macro_f1=.5, new_macro_f1=.625, difference=.125, interval=[.01, .24],
+        notes=['8 of these 50 images trained the old model'])),
+     'It was trained. Corrections changed the labels of 12 images and added 3. On the same 50 images, hpa_model had a '
+     'macro F1 of 0.500, and this model 0.625: difference +0.125 (95 % interval +0.010 to +0.240). 8 of these 50 images '
+     'trained the old model.'),
+    (dict(corrections='many', comparison=dict(interval=7, notes=3)),
+     'It was trained. Corrections: many. On the same None images, None had a macro F1 of None, and this model None: '
+     'difference None. 3.'),
 ])
 def test_any_record_of_a_training_can_be_described(history, said):
     assert saving.describe_training(history) == said
