@@ -500,8 +500,8 @@ def test_a_network_without_a_name_has_no_bundle(trained, tmp_path):
         old='hpa_model', images=50, old_macro_f1=.5, new_macro_f1=.625, difference=.125, interval=[.01, .24],
         notes=['8 of these 50 images trained the old model'])),
      'It was trained. Corrections changed the labels of 12 images and added 3. On the same 50 images, hpa_model had a '
-     'macro F1 of 0.500, and this model 0.625: difference +0.125 (95 % interval +0.010 to +0.240). 8 of these 50 images '
-     'trained the old model.'),
+     'macro F1 of 0.500, and this model 0.625: difference +0.125 (95 % interval +0.010 to +0.240). 8 of these 50 '
+     'images trained the old model.'),
     (dict(corrections='many', comparison=dict(interval=7, notes=3)),
      'It was trained. Corrections: many. On the same None images, None had a macro F1 of None, and this model None: '
      'difference None. 3.'),
