@@ -19,8 +19,8 @@ from ..data.corrections import CORRECTION_COLUMNS, Corrections
 from ..batches.loaders import check_loaders
 from ..batches.tensors import composite
 from ..evaluate.failures import top_losses
-from ..evaluate.thresholds import as_thresholds
 from ..train.learner import HPALearner
+from ..experiments.active_learning import uncertainty
 
 # %% ../../nbs/app/80_cleaner.ipynb #796c9e70
 @dataclass(frozen=True, eq=False)
@@ -45,11 +45,9 @@ class JudgedPart:
             dl = learn.dls.test_dl(items, cache=getattr(learn.dls.train, 'cache', None))
             with learn.no_bar(), learn.no_logging(): probs, _ = learn.get_preds(dl=dl)
         given, predicted, probs = labels.encode(items['Target']) > 0, learn.decide(probs).numpy(), probs.numpy()
-        edge = as_thresholds(.5 if learn.thresholds is None else learn.thresholds, len(labels)).values
-        logit = lambda p: np.log(np.clip(p, 1e-6, 1 - 1e-6)/(1 - np.clip(p, 1e-6, 1 - 1e-6)))
-        distances = np.abs(logit(probs) - logit(np.broadcast_to(edge, probs.shape))).min(1)
+        doubt = uncertainty(probs, .5 if learn.thresholds is None else learn.thresholds)
         losses = top_losses(probs, given, predicted, n=len(items))
-        orders = dict(loss=losses['Id'].to_numpy(int), uncertain=np.argsort(distances, kind='stable'))
+        orders = dict(loss=losses['Id'].to_numpy(int), uncertain=np.argsort(-doubt, kind='stable'))
         return cls(items.reset_index(drop=True), given, probs, predicted, orders)
 
 # %% ../../nbs/app/80_cleaner.ipynb #41a9df57

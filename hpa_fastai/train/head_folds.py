@@ -49,6 +49,7 @@ class OutOfFold:
     targets: Tensor  # n×C, 0/1
     part: np.ndarray  # the fold of each image, in the first dealing
     repeats: int = 1  # dealings that were averaged
+    embeddings: np.ndarray|None = None  # n×D, float16: what the network makes of each; None: not kept
 
 # %% ../../nbs/train/42_head_folds.ipynb #0ca5f6cd
 FOLDS = 5  # of a dealing
@@ -94,6 +95,8 @@ def fit_head_by_folds(
     targets, power = dl.labels.encode(items['Target']), getattr(dl, 'oversample', 0)
     weights = rarity_weights(targets, power, getattr(dl, 'most_draws', MOST_DRAWS)) if power else None
     scores = score_out_of_fold(learn, z, items, weights, seed)
+    of_network = z[:, -learn.model.n_features:]  # behind the maxima of a map, its means
+    scores.embeddings = of_network.clamp(-65504, 65504).half().numpy()
     put_head(learn, best_head(learn, z, torch.from_numpy(targets), weights))
     learn.out_of_fold = scores
     return learn

@@ -146,12 +146,22 @@ def test_few_images_are_all_kept(small_atlas, tmp_path):
     assert len(bundle.known.nearest(bundle.known.embeddings[:1], k=50)[0]) == len(dls.train_ds)
 
 
-def test_a_head_keeps_all_images_that_trained_it(small_atlas, tmp_path):
+def test_a_head_keeps_all_images_that_trained_it(small_atlas, tmp_path, monkeypatch):
     dls = HPADataLoaders.from_csv(small_atlas, size=32, bs=16, cache=tmp_path/'cache', progress=False)
     learn = hpa_learner(dls, 'smallresnet')
     with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(32,), fine_tune=False, verbose=False)
     bundle = load_bundle(learn.save_bundle(tmp_path/'model', note=False))
     assert sorted(bundle.known.Ids) == sorted(read_labels(small_atlas/'train.csv').Id) and len(bundle.known) == 90
+    rows = learn.out_of_fold.items.set_index('Id').loc[bundle.known.Ids].reset_index()
+    assert np.allclose(bundle.known.embeddings, embeddings_of(bundle, rows), rtol=2e-3, atol=2e-3)
+    asked, run = [], saving._run_on_pictures
+    monkeypatch.setattr(saving, '_run_on_pictures', lambda *args, kept: asked.append(kept) or run(*args, kept=kept))
+    learn.save_bundle(tmp_path/'again', note=False)
+    assert asked == [(), ()]  # the network has run over them when the head was fitted
+    learn.out_of_fold.embeddings = None  # as after a training that went on from a checkpoint
+    other = load_bundle(learn.save_bundle(tmp_path/'other', note=False))
+    assert other.known.Ids == bundle.known.Ids
+    assert np.allclose(other.known.embeddings, bundle.known.embeddings, rtol=2e-3, atol=2e-3)
 
 
 def test_more_images_than_a_model_keeps(trained, tmp_path, monkeypatch):
