@@ -314,10 +314,11 @@ def _describe_data(bundle, learn, known):
         halves = [dls.test_dl(scores.items[half], cache=cache) for half in (~is_other, is_other)]
     trained = dls.train_ds.items if scores is None else scores.items
     kept = trained.iloc[rows_to_keep(dls.labels.encode(trained['Target']))] if known else trained[:0]
+    is_known = scores is not None and scores.embeddings is not None  # when the head was fitted
     (usual, _, usual_items, first), (others, probs, items, second) = (
-        _run_on_pictures(bundle, dl, kept=kept['Id']) for dl in halves)
+        _run_on_pictures(bundle, dl, kept=() if is_known else kept['Id']) for dl in halves)
     if known:
-        found = pd.concat([first, second])
+        found = pd.DataFrame(scores.embeddings, scores.items['Id']) if is_known else pd.concat([first, second])
         found = found[~found.index.duplicated()].reindex(kept['Id'])
         bundle.known = KnownImages.of(kept, found.to_numpy(), dls.labels)
     if scores is not None:  # the head has seen these images, and the heads by folds have not
