@@ -7,7 +7,7 @@ import pytest
 from fastai.callback.core import Callback
 
 from hpa_fastai.all import HPA28, Predictor, predict, read_checkpoint, read_labels, stratified_folds
-from hpa_fastai.deploy.loading import test_bundle as check_bundle
+from hpa_fastai.deploy.loading import load_bundle, test_bundle as check_bundle
 from hpa_fastai.deploy.tables import read_predictions
 from hpa_fastai.evaluate.calibration import wilson_interval
 from hpa_fastai.evaluate.metrics import macro_f1
@@ -70,6 +70,13 @@ def test_models_decide_as_they_were_judged(folds, small_atlas):
 
 def test_models_pass_their_own_test(folds):
     assert check_bundle(folds[0].models[1]) < 1e-3
+
+
+def test_each_fold_keeps_the_images_that_trained_it(folds):
+    res, _ = folds
+    for k, model in enumerate(res.models):
+        of_others = res.predictions.Id[res.predictions.fold != k]
+        assert sorted(load_bundle(model).known.Ids) == sorted(of_others)
 
 
 def test_finished_folds_are_kept_and_missing_ones_come_back_the_same(folds, train):
