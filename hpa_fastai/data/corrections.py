@@ -30,8 +30,11 @@ _HEADER = ','.join(CORRECTION_COLUMNS).encode()
 
 def _has_our_form(data):
     "Tell whether the content of a file is what `Corrections` writes, with further columns behind ours or without."
-    data = data.removeprefix(b'\xef\xbb\xbf')
-    return _HEADER.startswith(data) or data.startswith(_HEADER) and data[len(_HEADER):][:1] in (b',', b'\r', b'\n')
+    data = data.removeprefix(b'\xef\xbb\xbf').replace(b'\r\n', b'\n')
+    if b'\r' in data: return False # the only ends of lines in some programs
+    try: data[:data.rfind(b'\n')+1].decode() # the last row may be broken off
+    except UnicodeDecodeError: return False
+    return _HEADER.startswith(data) or data.startswith(_HEADER) and data[len(_HEADER):][:1] in (b',', b'\n')
 
 # %% ../../nbs/data/70_corrections.ipynb #cd92de05
 def _whole_rows(data):

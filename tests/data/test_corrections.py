@@ -114,6 +114,19 @@ def test_a_file_of_excel_with_our_columns_goes_on_without_being_rewritten(mine):
     assert mine.file.read_bytes().startswith(before) and mine.table().Id.tolist() == ['a', 'b']
 
 
+def test_a_file_whose_lines_end_as_on_old_computers_loses_nothing(mine):
+    mine.file.write_bytes(f'{HEADER}\ra,25,,,anna,\rb,16,,,anna,\r'.encode())
+    mine.add('c', '2')
+    assert mine.current().Id.tolist() == ['a', 'b', 'c']
+
+
+def test_a_file_in_the_encoding_of_windows_goes_on_in_utf_8(mine):
+    mine.file.write_bytes(f'{HEADER}\r\nZürich,25,,,Jörg,\r\n'.encode('cp1252'))
+    mine.add('Köln', '2')
+    assert mine.current().Id.tolist() == ['Zürich', 'Köln'] and mine.current().user[0] == 'Jörg'
+    assert mine.file.read_text('utf-8').count('Zürich') == 1
+
+
 def test_a_workbook_of_corrections_is_read(tmp_path):
     pytest.importorskip('openpyxl')
     df = pd.DataFrame({'Target': ['Cytosol', 'undo', '16'], 'Id': ['007', '007', 'b']})
