@@ -103,9 +103,9 @@ def command(): return [*json.loads(of('ENTRYPOINT')[0]), *json.loads(of('CMD')[0
 def test_the_command_of_the_container_is_understood(monkeypatch):
     from hpa_fastai.app import page
     from hpa_fastai.cli.main import main
-    seen = {}
-    monkeypatch.setattr(page, 'open_app', lambda *args, **options: seen.update(options, model=(args or [None])[0]
-                                                                               or options.get('model')))
+    seen, signature = {}, inspect.signature(page.open_app)
+    monkeypatch.setattr(page, 'open_app', lambda *args, **options: seen.update(
+        signature.bind(*args, **options).arguments))
     assert main(command()[1:]) in (0, None)
     assert seen['host'] == '0.0.0.0' and seen['port'] == 7860 and seen['browser'] is False
     assert str(seen['model']).endswith('/model') and str(seen['out']) == '/data/hpa_app'
