@@ -9,10 +9,11 @@ few    100 fields drawn by chance have labels, and the network knows no class
 known  no field has a label, but the network knows the classes, from easier simulated fields
 wrong  800 fields have labels, every fifth or so wrong somewhere; each answer puts one field right
 
-"labels needed" is how many an order needs to be as good as chance with 100, 200, …, as a share of these.
-The method was chosen on the seeds 100 and 101, which are therefore not among those printed.
+"labels needed" is how many an order needs to be as good as chance with 100, 200, …, as a share of these; "more" if 400
+are not enough. The method was chosen on the seeds 100 and 101, and changed after a look at 0 to 5: none of these is
+among those printed, and neither are the fields that they were judged by.
 
-    python benchmarks/active_learning.py [--seeds 0 1 2] [--cases few known wrong] [--out FOLDER] [--plot curves.png]
+    python benchmarks/active_learning.py [--seeds 6 7 8] [--cases few known wrong] [--out FOLDER] [--plot curves.png]
 """
 import argparse
 import os
@@ -130,9 +131,12 @@ def needed(curve, of_chance, step, n_first=0):
     return shares
 
 
+def listed(shares): return ' '.join(f'{s:.2f}' if np.isfinite(s) else 'more' for s in shares)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    p.add_argument('--seeds', type=int, nargs='+', default=[6, 7, 8])
     p.add_argument('--cases', nargs='+', default=['few', 'known', 'wrong'], choices=['few', 'known', 'wrong'])
     p.add_argument('--n', type=int, default=2500, help='fields to choose from')
     p.add_argument('--n-test', type=int, default=2500, help='fields to judge by')
@@ -144,7 +148,7 @@ def main():
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 2)))
     print(f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}')
     a.out.mkdir(parents=True, exist_ok=True)
-    test = fields(a.out, 'test', 1000, a.n_test, a.size)
+    test = fields(a.out, 'test', 1001, a.n_test, a.size)
     pools = {seed: fields(a.out, 'pool', seed, a.n, a.size) for seed in a.seeds}
     print(f'judged by {len(test["y"])} fields, {(test["y"].sum(0) >= LEAST).sum()} of {len(HPA28)} classes')
     figures = {}
@@ -167,10 +171,9 @@ def main():
                 more = f'{found} of {wrong} wrong ones found'
             else: more = f'{np.mean([(o[1].sum(0) > 0).sum() for o in runs]):.1f} classes have labels'
             if n_first and order != 'random':
-                more += ', with the first 100: ' + ' '.join(f'{s:.2f}' for s in needed(
-                    curve, curves['random'], step, n_first))
-            print(f'{order:13}' + ''.join(f' {f:.3f}' for f in curve) + '   ' + ' '.join(f'{s:.2f}' for s in shares)
-                  + f' (mean {np.mean(shares):.2f})   {more}   {time.perf_counter()-start:.0f} s', flush=True)
+                more += f', with the first 100: {listed(needed(curve, curves["random"], step, n_first))}'
+            print(f'{order:13}' + ''.join(f' {f:.3f}' for f in curve) + f'   {listed(shares)}   {more}   '
+                  f'{time.perf_counter()-start:.0f} s', flush=True)
         figures[case] = step, curves
     if a.plot:
         import matplotlib.pyplot as plt

@@ -128,3 +128,12 @@ def test_many_images_take_bounded_memory():
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(found) > 50_000 and most < 20*z.nbytes   # all pairs would be a thousand times z
+
+
+def test_with_200_labels_the_undecided_come_first_without_repetitions(run):
+    probs, z, _ = run
+    twice, labelled = np.tile(probs, (2, 1)), np.arange(2*N) < 200
+    found = label_order(twice, np.tile(z, (2, 1)), labelled=labelled)[:50]
+    doubt = uncertainty(twice, .5)
+    assert len(set(found % N)) == 50 and not np.isin(found % N, np.arange(200)).any()
+    assert np.isclose(doubt[found], np.sort(doubt[200:N])[::-1][:50]).mean() > .9
