@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CHOSEN', 'CANDIDATES', 'EARLY', 'SAME', 'ORDERS', 'uncertainty', 'disagreement', 'label_order']
 
-# %% ../../nbs/experiments/35_active_learning.ipynb #e7e5668e
+# %% ../../nbs/experiments/35_active_learning.ipynb #9c30cbdd
 import numpy as np
 from ..basics.arguments import checked
 from ..evaluate.calibration import expit
 from ..evaluate.metrics import MetricError, check_labels, check_same_shape
 from ..evaluate.thresholds import as_thresholds
 
-# %% ../../nbs/experiments/35_active_learning.ipynb #720e74c3
+# %% ../../nbs/experiments/35_active_learning.ipynb #cc3ef687
 def _from_threshold(probs, thresholds):
     "Probabilities moved in log odds so that the threshold of each class is at one half; NaN stays"
     probs = np.asarray(probs)
@@ -22,7 +22,7 @@ def _from_threshold(probs, thresholds):
     if readable.any(): moved[readable] = expit(as_thresholds(thresholds, probs.shape[1]).margins(probs[readable]))
     return moved
 
-# %% ../../nbs/experiments/35_active_learning.ipynb #48ac8fb8
+# %% ../../nbs/experiments/35_active_learning.ipynb #a46e10b4
 def uncertainty(
     probs,  # probabilities, images × classes; NaN for images that could not be read
     thresholds = .5,  # `Thresholds`, one number, or one a class
@@ -32,7 +32,7 @@ def uncertainty(
     yes = .5 + np.abs(moved - .5).min(1, initial=.5)
     return -(yes*np.log2(yes) + (1 - yes)*np.log2(np.maximum(1 - yes, 1e-300)))
 
-# %% ../../nbs/experiments/35_active_learning.ipynb #ba3ee63b
+# %% ../../nbs/experiments/35_active_learning.ipynb #63264a9e
 def _directions(z, mean, std):
     "Embeddings of length 1 around their mean, n×D, float32"
     z = ((np.asarray(z, np.float32) - mean)/std).astype(np.float32)
@@ -45,7 +45,7 @@ def _distances(near, z, mean, std):
         distance = np.minimum(distance, 1 - (near @ _directions(z[i:i+1000], mean, std).T).max(1))
     return distance.clip(0)
 
-# %% ../../nbs/experiments/35_active_learning.ipynb #e666bd15
+# %% ../../nbs/experiments/35_active_learning.ipynb #4be2183b
 CHOSEN = 500          # images that are chosen one after the other
 CANDIDATES = 5_000    # images that they are chosen from
 EARLY = 200           # labels until which rare classes are looked for
@@ -73,7 +73,7 @@ def _choose(moved, doubt, z, rest, covered, counts, rng):
         chosen.append(rows[i])
     return np.array(chosen, int)
 
-# %% ../../nbs/experiments/35_active_learning.ipynb #ebb720d0
+# %% ../../nbs/experiments/35_active_learning.ipynb #8bde5c93
 def disagreement(
     probs,  # probabilities of a model that has not seen the images, images × classes; NaN: could not be read
     given,  # labels as they stand, 0/1, images × classes
@@ -84,7 +84,7 @@ def disagreement(
     check_same_shape(moved, 'probs', given, 'given')
     return -np.log(np.where(given, moved, 1 - moved).clip(1e-7)).sum(1)
 
-# %% ../../nbs/experiments/35_active_learning.ipynb #5926d2b7
+# %% ../../nbs/experiments/35_active_learning.ipynb #db70c332
 ORDERS = 'informative', 'disagreement', 'uncertain', 'random'
 
 def label_order(
