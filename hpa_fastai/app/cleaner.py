@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from PIL import Image
 from ..basics.errors import HPAError, ImageError, one_line, printable
-from ..data.corrections import CORRECTION_COLUMNS, Corrections
+from ..data.corrections import CORRECTION_COLUMNS, Corrections, label_set_name
 from ..batches.loaders import check_loaders
 from ..batches.tensors import composite
 from ..evaluate.failures import top_losses
@@ -251,10 +251,10 @@ class HPACleaner:
 
 # %% ../../nbs/app/80_cleaner.ipynb #ce0cafd4
 @patch
-def corrections(self:HPACleaner) -> pd.DataFrame:  # Id, Target, previous, model, user, time
+def corrections(self:HPACleaner) -> pd.DataFrame:  # Id, Target, previous, model, user, time, labels
     "List the corrected labels."
-    time = datetime.now().astimezone().isoformat(timespec='seconds')
-    rows = [(Id, self.labels.format(sorted(classes)), self.before[Id], self.model, self.user, time)
+    time, name = datetime.now().astimezone().isoformat(timespec='seconds'), label_set_name(self.labels)
+    rows = [(Id, self.labels.format(sorted(classes)), self.before[Id], self.model, self.user, time, name)
             for Id, classes in self.choices.items() if classes]
     return pd.DataFrame(rows, columns=list(CORRECTION_COLUMNS), dtype=object)
 

@@ -10,7 +10,7 @@ import programs
 from hpa_fastai.basics.errors import HPAError
 from hpa_fastai.data import corrections as module
 from hpa_fastai.data.corrections import (
-    CORRECTION_COLUMNS, UNDO, Corrections, merge_corrections, read_corrections, standing_corrections)
+    CORRECTION_COLUMNS, UNDO, Corrections, label_set_name, merge_corrections, read_corrections, standing_corrections)
 from hpa_fastai.data.labels import HPA19, HPA28, LabelError, LabelSet
 
 HEADER = ','.join(CORRECTION_COLUMNS)
@@ -103,8 +103,8 @@ def test_a_file_that_a_spreadsheet_saved_is_read_and_goes_on(mine, separator, en
     mine.add('009', 'Cytosol', user='eva')
     table = mine.table()
     assert table.Id.tolist() == ['007', '007', '=1+1', '008', '009'] and table.Target[3] == UNDO
-    assert mine.file.read_text('utf-8').splitlines()[:2] == [HEADER + ',note', '007,2|Cytosol,,,anna,,look again']
-    assert all(line.count(',') == 6 for line in mine.file.read_text('utf-8').splitlines())
+    assert mine.file.read_text('utf-8').splitlines()[:2] == [HEADER + ',note', '007,2|Cytosol,,,anna,,,look again']
+    assert all(line.count(',') == 7 for line in mine.file.read_text('utf-8').splitlines())
 
 
 def test_a_file_of_excel_with_our_columns_goes_on_without_being_rewritten(mine):
@@ -158,7 +158,7 @@ def test_half_a_header_is_begun_anew(mine):
 
 
 def test_a_last_row_without_an_end_of_line_counts(mine):
-    mine.file.write_text(f'{HEADER}\na,25,,,anna,')
+    mine.file.write_text(f'{HEADER}\na,25,,,anna,,')
     mine.add('b', '16')
     assert mine.current()[['Id', 'Target']].values.tolist() == [['a', '25'], ['b', '16']]
 
@@ -273,3 +273,78 @@ def test_a_file_that_stays_locked_is_told(mine, monkeypatch):
     with mine._alone():
         with pytest.raises(HPAError, match='another program keeps this file locked'): mine.add('a', '1')
     assert not mine.file.exists()
+
+
+EARLIER = 'Id,Target,previous,model,user,time'
+
+def test_corrections_of_one_label_set_are_not_read_or_continued_as_another(mine):
+    mine.add('a', 'Peroxisomes')
+    mine.undo('a')
+    assert mine.table().labels.tolist() == ['hpa28', 'hpa28']
+    before, other = mine.file.read_bytes(), Corrections(mine.file, HPA19)
+    df = pd.DataFrame({'Id': ['a'], 'Target': ['8']})
+    calls = [
+        other.table, other.current, other.conflicts, lambda: other.add('b', 'Cytosol'), lambda: other.undo('a'),
+        lambda: merge_corrections(df, mine.file, HPA19), lambda: merge_corrections(df, mine.table(), HPA19)]
+    for call in calls:
+        with pytest.raises(LabelError, match=r'row \d: corrects labels of hpa28, not of hpa19; give another file') as e:
+            call()
+        assert '\n' not in str(e.value)
+    assert mine.file.read_bytes() == before
+
+
+def test_a_spreadsheet_keeps_the_label_set_and_a_refused_file_is_not_rewritten(mine):
+    mine.file.write_text('labels;Target;Id;user\n;5;a;anna\nhpa19;8;b;anna\n')
+    before = mine.file.read_bytes()
+    with pytest.raises(LabelError, match='row 3: corrects labels of hpa19, not of hpa28'): mine.add('c', 'Cytosol')
+    assert mine.file.read_bytes() == before
+    other = Corrections(mine.file, HPA19)
+    other.add('c', 'Cytosol')
+    assert other.table().labels.tolist() == ['', 'hpa19', 'hpa19']
+
+
+def test_sets_of_the_same_name_are_told_apart_by_their_classes(tmp_path):
+    first, second = LabelSet('custom', ('dots', 'rings')), LabelSet('custom', ('rings', 'dots'))
+    mine = Corrections(tmp_path/'c.csv', first)
+    mine.add('a', 'rings')
+    names = label_set_name(first), label_set_name(second)
+    assert names[0] != names[1] and label_set_name(LabelSet('hpa28', ('dots', 'rings'))) != 'hpa28'
+    with pytest.raises(LabelError, match=f'corrects labels of {names[0]}, not of {names[1]}'):
+        Corrections(mine.file, second).table()
+    for same in (LabelSet('mine', ('Dots', 'Rings')), 'dots,rings'):
+        assert Corrections(mine.file, same).current().Target.tolist() == ['1']
+    odd = Corrections(tmp_path/'odd.csv', LabelSet('=1, "x"\ny', ('dots', 'rings')))
+    odd.add('a', 'dots')
+    odd.add('b', 'dots')
+    assert odd.table().Id.tolist() == ['a', 'b']
+
+
+def test_files_that_name_no_label_set_are_read_and_go_on(mine):
+    for text in ('Id,Target\na,8\n', 'Id,Target,labels\na,8,\n', 'Id,Target,labels\na,8,Peroxisomes|Cytosol\n',
+                 'Id,labels\na,Peroxisomes\n'):
+        mine.file.write_text(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            assert read_corrections(mine.file, HPA28)[['Id', 'Target']].values.tolist() == [['a', '8']]
+            with pytest.raises(LabelError, match='is a table of labels, which is not changed'): mine.add('b', '1')
+        assert mine.file.read_text() == text
+    mine.file.write_text(f'{EARLIER},note\na,8,,,anna,,look\nb,1')
+    with pytest.warns(UserWarning, match='breaks off'): mine.add('c', 'Cytosol')
+    assert mine.table()[['Id', 'Target', 'labels']].values.tolist() == [['a', '8', ''], ['c', '25', 'hpa28']]
+    assert mine.file.read_text().splitlines()[1] == 'a,8,,,anna,,,look'
+
+
+def test_other_names_of_columns_lose_nothing_when_the_file_goes_on(tmp_path):
+    mine = Corrections(tmp_path/'c.csv', HPA19)
+    mine.file.write_text('ID,Label,user\na,8|16,anna\n')
+    mine.add('b', 'Negative')
+    assert mine.table()[['Id', 'Target', 'user']].values.tolist() == [['a', '8|16', 'anna'], ['b', '18', '']]
+
+
+@pytest.mark.parametrize('target', [None, 5, 1.5, {'Cytosol': 1}, b'16', np.array([0, 1]), pd.Series(['Cytosol'])])
+def test_what_is_neither_text_nor_list_is_no_target(mine, target):
+    with pytest.raises(LabelError, match='a: target is a text or a list of names, such as .*; got '):
+        mine.add('a', target)
+    assert not mine.file.exists()
+    mine.add('a', 'nuclear membrane')
+    assert mine.current().Target.tolist() == ['1']
