@@ -49,6 +49,8 @@ RANGES = dict(
     diameter = _Range(1, 10_000, optional=True),
     pixel_size = _Range(.001, 100, optional=True),
     dpi = _Range(72, 1200, whole=True),
+    port = _Range(1, 65535, whole=True, optional=True),
+    max_upload = _Range(.001, 10_000),
     mm = _Range(40, 400),
     timeout = _Range(0, 1e9, optional=True),
     settle = _Range(0, 1e6),

@@ -11,6 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from ..basics.environment import settle_in
 from ..basics.errors import one_line, printable
+from .app import *
 from .atlas import *
 from .datasets import *
 from .figures import *
@@ -67,6 +68,7 @@ COMMANDS = {  # by what they are for, in the order of a project
     'Train a model, and judge it': (add_train, add_evaluate),
     'Predict images': (add_predict, add_cells, add_proteins),
     'Show results': (add_report, add_figure, add_map),
+    'Work on a page': (add_app,),
     'Adapt and compare models': (add_calibrate, add_compare),
     'Find models, and check them': (add_models, add_test_model),
     'Try everything on simulated cells': (add_demo, add_simulate)}
