@@ -261,7 +261,7 @@ def perfect_calibration_error(probs,        # probabilities, images × classes
     if targets is None or groups is None: return float(np.mean(draws))
     if not few_groups(groups, len(p))[1]: return np.nan
     errors = check_labels(targets) - p
-    return float(np.mean(draws)*np.sqrt(design_effect(errors - errors.mean(0), groups)))
+    return float(min(1, np.mean(draws)*np.sqrt(design_effect(errors - errors.mean(0), groups))))
 
 # %% ../../nbs/evaluate/10_calibration.ipynb #5fc4078d
 def calibration_scores(probs,        # probabilities, images × classes

@@ -7,7 +7,7 @@ import pytest
 from hpa_fastai.data.labels import HPA28
 from hpa_fastai.evaluate.calibration import (
     Calibration, calibrate, calibration_error, crossfit_calibration, expit, fit_platt, log_losses, logit,
-    plot_reliability, reliability, score_counts, shift_prior)
+    perfect_calibration_error, plot_reliability, reliability, score_counts, shift_prior)
 from hpa_fastai.evaluate.metrics import MetricError, simulate_scores
 
 
@@ -111,3 +111,11 @@ def test_never_worse_on_real_tables(real_data):
         q = crossfit_calibration(p, t, 'auto')
         assert calibration_error(q, t) <= calibration_error(p, t) + 1e-9
         assert log_losses(q, t).mean() <= log_losses(p, t).mean() + 1e-9
+
+
+def test_the_error_of_a_perfect_model_is_never_above_one():
+    "However few groups there are: a number above one could not be saved with a model"
+    probs = np.full((60, 4), .5)
+    targets, groups = np.repeat(np.eye(2, 4), 30, axis=0), np.repeat([0, 1], 30)
+    for by_class in (False, True):
+        assert perfect_calibration_error(probs, targets, groups, by_class=by_class) <= 1
