@@ -20,9 +20,12 @@ def __getattr__(name):
     if name=='simulate_atlas':
         from hpa_fastai.simulate.atlas import simulate_atlas
         return simulate_atlas
+    if name=='open_app':
+        with quick_imports(): from hpa_fastai.app.page import open_app
+        return open_app
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 # %% ../nbs/95_package.ipynb #f427304d
 def __dir__():
     "The names that are there, and those that come when asked for"
-    return [*globals(), 'predict', 'simulate_atlas']
+    return [*globals(), 'open_app', 'predict', 'simulate_atlas']

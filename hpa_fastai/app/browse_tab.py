@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['caption_of', 'show_row', 'predict_run', 'add_browse_tab']
 
-# %% ../../nbs/app/74_browse_tab.ipynb #6512b78d
+# %% ../../nbs/app/74_browse_tab.ipynb #c87eca42
 import gradio as gr
 import numpy as np, pandas as pd
 from ..basics.errors import HPAError
 from ..basics.paths import id_form
 from ..deploy.scoring import FLAGS
-from .grid import *
 from .runs import *
 from .state import *
 from .view import *

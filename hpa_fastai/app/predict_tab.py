@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_wishes', 'summarise_answer', 'predict_files', 'forget_drop', 'add_predict_tab']
 
-# %% ../../nbs/app/72_predict_tab.ipynb #3758e5b3
+# %% ../../nbs/app/72_predict_tab.ipynb #8cdf948b
 import shutil
 from pathlib import Path
 import gradio as gr
@@ -13,7 +13,6 @@ import numpy as np, pandas as pd
 from ..basics.errors import HPAError
 from ..basics.error_groups import ErrorGroups
 from ..deploy.tables import csv_text, with_labels
-from .grid import *
 from .model import *
 from .state import *
 from .uploads import *

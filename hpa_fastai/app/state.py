@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Recent', 'AppState']
 
-# %% ../../nbs/app/65_state.ipynb #37656aba
+# %% ../../nbs/app/65_state.ipynb #c0c97c7f
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from .labelling import Labelling
 from .model import AppModel
 from .pictures import Thumbnails
 from .runs import RowOrder, Run
-from .training import BackgroundTraining
+from ..experiments.background import BackgroundTraining
 
 # %% ../../nbs/app/65_state.ipynb #28773e56
 class Recent:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STARTS', 'PARTS', 'folder_of', 'start_training', 'describe_result', 'use_model', 'add_train_tab']
 
-# %% ../../nbs/app/78_train_tab.ipynb #e4ef2f65
+# %% ../../nbs/app/78_train_tab.ipynb #502b450b
 import time
 from pathlib import Path
 import gradio as gr
@@ -17,7 +17,7 @@ from .guard import AppError
 from .model import AppModel
 from .runs import RowOrder
 from .state import *
-from .training import *
+from ..experiments.background import *
 from .view import say
 
 # %% ../../nbs/app/78_train_tab.ipynb #757b3114

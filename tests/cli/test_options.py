@@ -32,6 +32,7 @@ CALLS = {  # of each command: the functions that take its options
     'report': ['interpret.report.report', 'data.reader.ImageReader'],
     'figure': ['interpret.figure.figure', 'interpret.counts.plot_counts'],
     'map': ['interpret.embedding_map.embedding_map', 'deploy.predictor.Predictor'],
+    'app': ['app.page.open_app'],
     'models': ['deploy.published_bundles.fetch_model'],
     'test-model': ['deploy.loading.test_bundle'],
 }
