@@ -1,6 +1,6 @@
 """The app: seconds from the command to the first prediction, twenty predictions at once from four clients, memory over
 many predictions, and a table of many rows; beside `predict` on the same pictures, in the same run."""
-import argparse, os, re, subprocess, sys, tempfile, time
+import argparse, re, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
@@ -59,14 +59,15 @@ def predictions(folder, n, n_memory):
         baseline = time.perf_counter()-start
         gap = max(abs(row[c]-same[c][i]) for i, row in enumerate(found) for c in classes)
         right = sum(row['Id'] == same.Id[i] and row['Names'] == same.Names[i] for i, row in enumerate(found))
-        print(f'{n} predictions at once from four clients: {right} right, largest difference from predict {gap:.1e}, '
-              f'{seconds:.1f} s; one call of predict: {baseline:.1f} s')
+        print(f'{n} predictions at once from four clients: {right} right, largest difference from predict '
+              f'{gap:.1e}, {seconds:.1f} s; one call of predict: {baseline:.1f} s')
         seen = []
         for part in range(10):
             for i in range(n_memory//10): ask(part*n_memory//10+i)
             seen.append(memory(process.pid))
         files = sum(1 for _ in Path(tempfile.gettempdir()).glob(f'hpa_fastai-app-{process.pid}-*/drop-*'))
-        print(f'{n_memory} predictions: '+', '.join(f'{mb:.0f}' for mb in seen)+f' MB after each tenth; {files} drops left')
+        each = ', '.join(f'{mb:.0f}' for mb in seen)
+        print(f'{n_memory} predictions: {each} MB after each tenth; {files} drops left')
     finally:
         process.terminate()
         process.wait()

@@ -45,5 +45,9 @@ class Visitor:
     def faults(self): return [e for e in self.browser.errors() if HARMLESS not in e]
 
     def press(self, key):
-        self.browser.run('document.body.dispatchEvent(new KeyboardEvent("keydown", {key: arguments[0], bubbles: true}))',
-                         key)
+        self.browser.run('document.body.dispatchEvent('
+                         'new KeyboardEvent("keydown", {key: arguments[0], bubbles: true}))', key)
+
+    def bars(self):
+        "The probability of each class, as the page shows it"
+        return dict(zip(*(self.browser.texts(f'#predict-words .bar {part}') for part in ('.name', '.value'))))

@@ -17,7 +17,7 @@ from .labelling import known_offers
 from .state import *
 from .view import *
 
-# %% ../../nbs/app/76_correct_tab.ipynb #83844f95
+# %% ../../nbs/app/76_correct_tab.ipynb #0f20666a
 @dataclass
 class Desk:
     "Where a visitor is in the queue of fields of view"
@@ -47,8 +47,8 @@ def add_correct_tab(
 ) -> None:
     "Build the part of the page on which labels are corrected."
     if state.labelling is None:
-        gr.HTML(str(say('Nothing to correct yet. Start the app with a folder of images, hpa_fastai app --folder FOLDER, '
-                        'or with a table that predict wrote and its pictures (--images).')))
+        gr.HTML(str(say('Nothing to correct yet. Start the app with a folder of images, hpa_fastai app --folder '
+                        'FOLDER, or with a table that predict wrote and its pictures (--images).')))
         return
     desk_state = gr.State(None)
     with gr.Row():
@@ -73,9 +73,11 @@ def add_correct_tab(
     def show(desk, values, note=''):
         standing = state.labelling.standing()
         left = len(desk.queue)-desk.place
-        progress = str(say(f'{len(standing):,} corrected in {state.labelling.corrections.file}; {left:,} in this queue'))
+        file = state.labelling.corrections.file
+        progress = str(say(f'{len(standing):,} corrected in {file}; {left:,} in this queue'))
         if desk.row is None:
-            return (desk, progress, '<h3>All done</h3>', gr.update(choices=[], value=[]), note, *view.open(None, *values))
+            none = gr.update(choices=[], value=[])
+            return desk, progress, '<h3>All done</h3>', none, note, *view.open(None, *values)
         choice = state.labelling.choice(desk.row, standing)
         desk.seen = choice.targets
         shown = show_row(state, desk.row)

@@ -5,19 +5,17 @@
 # %% auto #0
 __all__ = ['OFFERS', 'N_OFFERED', 'Choice', 'known_offers', 'Labelling']
 
-# %% ../../nbs/app/50_labelling.ipynb #0b32839d
-from dataclasses import dataclass, field
+# %% ../../nbs/app/50_labelling.ipynb #1e75cf5e
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np, pandas as pd
+import numpy as np
 from ..basics.paths import id_form
 from ..data.corrections import Corrections
-from ..data.labels import LabelSet
 from ..experiments.active_learning import label_order
 from .guard import AppError
 from .runs import Run
 
-# %% ../../nbs/app/50_labelling.ipynb #03642915
+# %% ../../nbs/app/50_labelling.ipynb #793febb5
 OFFERS = ('informative', 'uncertain', 'disagreement', 'random', 'as in the table')
 N_OFFERED = 2000  # fields of view that are ordered at a time
 
@@ -99,8 +97,8 @@ class Labelling:
         if now is None or seen is None or now['Target']==seen or now['user']==user: return ''
         labels = self.run.labels
         theirs = ', '.join(labels.classes[i] for i in labels.parse(now['Target']))
-        return (f'{now["user"] or "Somebody"} had said {theirs} for {Id} meanwhile; both are in the file, and yours, the '
-                'last one, counts')
+        return (f'{now["user"] or "Somebody"} had said {theirs} for {Id} meanwhile; both are in the file, and yours, '
+                'the last one, counts')
 
     def undo(self,
         Id: str,  # of a field of view

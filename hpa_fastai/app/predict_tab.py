@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['read_wishes', 'summarise_answer', 'predict_files', 'forget_drop', 'add_predict_tab']
 
-# %% ../../nbs/app/72_predict_tab.ipynb #8cdf948b
+# %% ../../nbs/app/72_predict_tab.ipynb #d3e245b2
 import shutil
 from pathlib import Path
 import gradio as gr
-import numpy as np, pandas as pd
+import numpy as np
 from ..basics.errors import HPAError
 from ..basics.error_groups import ErrorGroups
-from ..deploy.tables import csv_text, with_labels
+from ..basics.spreadsheets import csv_text
 from .model import *
 from .state import *
 from .uploads import *

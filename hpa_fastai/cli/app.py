@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from .options import *
 
-# %% ../../nbs/cli/46_app.ipynb #0cfd6c39
+# %% ../../nbs/cli/46_app.ipynb #fd239e0f
 def app(
     args: argparse.Namespace,  # of the command
 ) -> None:
@@ -30,13 +30,13 @@ def add_app(
                                              'it, browses a run, takes corrections of labels, and trains again with '
                                              "them. It needs no network. Install it with pip install 'hpa_fastai[app]'.")
     place = parser.add_argument_group('what it shows')
-    place.add_argument('--folder', type=path, help='table that predict or cells wrote, or a folder of images, to browse '
-                                                   'and to correct')
+    place.add_argument('--folder', type=path,
+                       help='table that predict or cells wrote, or folder of images, to browse and to correct')
     add_options(place, 'images', 'embeddings', images=dict(metavar='FOLDER', default=None,
                 help='for a table: folder of its pictures'), embeddings=dict(
                 help='for a table: the .npy, .parquet or .h5ad that was written with it'))
-    place.add_argument('--masks', type=path, metavar='FOLDER', help='folder of cell masks, for the outlines; by default '
-                                                                    'those beside the pictures')
+    place.add_argument('--masks', type=path, metavar='FOLDER',
+                       help='folder of cell masks, for the outlines; by default those beside the pictures')
     place.add_argument('--data', type=path, metavar='DATA', help='folder of images with their table of labels, to '
                                                                  'compare with and to train on')
     add_options(place, 'group', 'corrections', 'out', out=dict(default=Path('hpa_app'), metavar='FOLDER',

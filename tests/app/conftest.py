@@ -47,6 +47,7 @@ def ask():
         request = urllib.request.Request(url, data, {k.replace('_', '-'): v for k, v in headers.items()}, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=30) as answer: return answer.status, answer.read().decode('utf-8', 'replace')
+            with opener.open(request, timeout=30) as answer:
+                return answer.status, answer.read().decode('utf-8', 'replace')
         except urllib.error.HTTPError as e: return e.code, e.read().decode('utf-8', 'replace')
     return send

@@ -88,7 +88,8 @@ def test_a_password_is_asked_for(open_page, ask):
     page = open_page(serving=dict(password='correct horse'))
     for path in ('/config', '/gradio_api/info', '/gradio_api/queue/data?session_hash=a'):
         assert ask(page.url+path)[0] == 401
-    assert ask(page.url+'/login', b'username=anna&password=wrong', content_type='application/x-www-form-urlencoded')[0] == 400
+    form = dict(content_type='application/x-www-form-urlencoded')
+    assert ask(page.url+'/login', b'username=anna&password=wrong', **form)[0] == 400
     client = client_of(page, auth=('anna', 'correct horse'))
     assert client.predict(api_name='/about')['digest'] == page.state.model.digest
 

@@ -30,7 +30,7 @@ def test_four_files_give_the_names_that_predict_gives(visitor, four, trained):
     visitor.wait('#predict-words .names')
     names = ', '.join(sorted(filter(None, same.Names.split('|')), key=lambda c: -same[c])) or 'no location'
     assert visitor.said('#predict-words .names') == names and visitor.said('#predict-words h3') == same.Id
-    shown = dict(zip(visitor.browser.texts('#predict-words .bar .name'), visitor.browser.texts('#predict-words .value')))
+    shown = visitor.bars()
     assert shown == {c: f'{same[c]:.2f}' for c in shown} and len(shown) == 28
     assert '1 field of view predicted' in visitor.said('#predict-message')
     before = visitor.browser.run('return document.querySelector("#predict-picture img").src')
@@ -64,7 +64,7 @@ def test_a_tiff_with_four_planes(visitor, four, trained, tmp_path):
     visitor.drop(tmp_path/'stack.tif')
     visitor.wait('#predict-words .names')
     same = hpa_fastai.predict(tmp_path/'stack.tif', trained[1], progress=False).iloc[0]
-    value = dict(zip(visitor.browser.texts('#predict-words .bar .name'), visitor.browser.texts('#predict-words .value')))
+    value = visitor.bars()
     assert value == {c: f'{same[c]:.2f}' for c in value}
 
 
@@ -105,7 +105,8 @@ def test_what_is_no_field_of_view_is_told_in_one_line(visitor, tmp_path, name, c
     else: (tmp_path/name).write_bytes(content)
     visitor.drop(tmp_path/name)
     visitor.wait('#predict-message .fault', words)
-    assert visitor.browser.count('#predict-message .fault p') == 1 and visitor.browser.count('#predict-words .names') == 0
+    assert visitor.browser.count('#predict-message .fault p') == 1
+    assert visitor.browser.count('#predict-words .names') == 0
     assert visitor.faults() == []
 
 
@@ -200,7 +201,7 @@ def test_train_again_stop_and_use(browser, open_page, predicted, small_atlas, tm
     visitor.wait('#train-status', 'No training was started yet')
     visitor.choose('#train-part', 'the whole network')
     visitor.browser.run('document.querySelector("#train-minutes input").focus()')
-    visitor.browser.run('const i = document.querySelector("#train-minutes input"); i.value = 30;'
+    visitor.browser.run('const i = document.querySelector("#train-minutes input"); i.value = 1;'
                         'i.dispatchEvent(new Event("input", {bubbles: true}))')
     visitor.browser.click('#train-start-button')
     visitor.wait('#train-status', 'Training for')

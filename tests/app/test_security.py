@@ -45,7 +45,8 @@ def test_a_name_is_never_a_path(page, name, tmp_path):
     assert os.path.realpath(file).startswith(str(page.home)+os.sep) and os.path.isfile(file)
 
 
-def files_outside(page, secret): return [str(secret), '/etc/passwd', f'{page.home}/../{secret.name}', '/proc/self/environ']
+def files_outside(page, secret):
+    return [str(secret), '/etc/passwd', f'{page.home}/../{secret.name}', '/proc/self/environ']
 
 
 def test_files_outside_can_not_be_fetched(page, secret, ask):
@@ -154,5 +155,5 @@ def test_other_sites_and_other_names_are_refused(page, ask):
 @pytest.mark.parametrize('host', ['0.0.0.0', '::', '192.168.1.7'])
 def test_a_network_needs_a_password(host):
     from hpa_fastai.app.page import open_app
-    with pytest.raises(AppError, match='everybody in the network could see the images'): open_app(host=host, browser=False)
+    with pytest.raises(AppError, match='everybody in the network could see'): open_app(host=host, browser=False)
     with pytest.raises(AppError, match='who knows the address'): open_app(share=True, browser=False)

@@ -71,7 +71,8 @@ NUMBERS = dict(  # of each command: options that take numbers
 def test_numbers_that_make_no_sense_are_told_in_one_line(number, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command, options in NUMBERS.items():
-        places = dict(demo=[], app=[], calibrate=['model', 'nowhere', '--out', 'new'], figure=['nowhere', '--images', 'x'])
+        places = dict(demo=[], app=[],
+                      calibrate=['model', 'nowhere', '--out', 'new'], figure=['nowhere', '--images', 'x'])
         place = places.get(command, ['nowhere'])
         for option in options:
             assert main([command, *place, f'--{option}', number]) == 2
