@@ -65,7 +65,8 @@ def predictions(folder, n, n_memory):
         for part in range(10):
             for i in range(n_memory//10): ask(part*n_memory//10+i)
             seen.append(memory(process.pid))
-        files = sum(1 for _ in Path(tempfile.gettempdir()).glob(f'hpa_fastai-app-{process.pid}-*/drop-*'))
+        left = Path(tempfile.gettempdir()).glob(f'hpa_fastai-app-{process.pid}-*/drop-*')
+        files = sum(1 for _ in left)
         each = ', '.join(f'{mb:.0f}' for mb in seen)
         print(f'{n_memory} predictions: {each} MB after each tenth; {files} drops left')
     finally:
@@ -93,7 +94,7 @@ def table(n):
             start = time.perf_counter()
             found = order(filter_rows(run, *by), 'uncertain')
             times.append(time.perf_counter()-start)
-        print(f'  {name:>10}, uncertain first: {len(found):>7,} rows; first time {times[0]:.2f} s, then {times[1]:.3f} s')
+        print(f'  {name:>10}, uncertain first: {len(found):>7,} rows; {times[0]:.2f} s, then {times[1]:.3f} s')
 
 
 def main():

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from .options import *
 
-# %% ../../nbs/cli/46_app.ipynb #fd239e0f
+# %% ../../nbs/cli/46_app.ipynb #33e239a3
 def app(
     args: argparse.Namespace,  # of the command
 ) -> None:
@@ -28,7 +28,8 @@ def add_app(
     parser = commands.add_parser('app', help='open a page that predicts what is dropped on it, and corrects labels',
                                  description='Open a page on this computer. It predicts the images that are dropped on '
                                              'it, browses a run, takes corrections of labels, and trains again with '
-                                             "them. It needs no network. Install it with pip install 'hpa_fastai[app]'.")
+                                             'them. It needs no network, and the extra app: pip install '
+                                             "'hpa_fastai[app]'.")
     place = parser.add_argument_group('what it shows')
     place.add_argument('--folder', type=path,
                        help='table that predict or cells wrote, or folder of images, to browse and to correct')
