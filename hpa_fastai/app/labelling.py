@@ -15,7 +15,7 @@ from ..experiments.active_learning import label_order
 from .guard import AppError
 from .runs import Run
 
-# %% ../../nbs/app/50_labelling.ipynb #793febb5
+# %% ../../nbs/app/50_labelling.ipynb #6e912385
 OFFERS = ('informative', 'uncertain', 'disagreement', 'random', 'as in the table')
 N_OFFERED = 2000  # fields of view that are ordered at a time
 
@@ -28,11 +28,12 @@ class Choice(NamedTuple):
 def known_offers(
     run: Run,  # to label
 ) -> list[str]:
-    "List the orders for which the run knows enough."
+    "List the orders for which the run knows enough, the best one first."
     has_probabilities = not np.isnan(run.probabilities).all()
     needs = dict(informative=has_probabilities, uncertain=has_probabilities,
                  disagreement=has_probabilities and run.given is not None)
-    return [offer for offer in OFFERS if needs.get(offer, True)]
+    known = [offer for offer in OFFERS if needs.get(offer, True)]
+    return sorted(known, key=lambda offer: offer!='disagreement') if run.is_given.mean()>.5 else known
 
 class Labelling:
     "A run whose labels are corrected"

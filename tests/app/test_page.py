@@ -218,8 +218,7 @@ def test_train_again_stop_and_use(browser, open_page, predicted, small_atlas, tm
     assert page.state.model.digest != old and visitor.faults() == []
 
 
-@pytest.mark.parametrize('dark', [False, True])
-@pytest.mark.parametrize('width', [1200, 400])
+@pytest.mark.parametrize('width, dark', [(1200, False), (400, True)])
 def test_nothing_is_wider_than_the_window(visitor, four, width, dark, tmp_path_factory):
     browser = visitor.browser
     browser.emulate(width, 900, dark, width == 400)
