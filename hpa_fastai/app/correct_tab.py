@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['Desk', 'list_choices', 'add_correct_tab']
 
-# %% ../../nbs/app/76_correct_tab.ipynb #6f0442f0
-from dataclasses import dataclass, field
+# %% ../../nbs/app/76_correct_tab.ipynb #6393721c
+from dataclasses import dataclass, field, replace
 import gradio as gr
 import numpy as np
 from markupsafe import Markup
 from ..basics.errors import HPAError
 from ..basics.paths import id_form
 from .browse_tab import show_row
+from .guard import AppError
 from .labelling import known_offers
 from .state import *
 from .view import *
 
-# %% ../../nbs/app/76_correct_tab.ipynb #0f20666a
+# %% ../../nbs/app/76_correct_tab.ipynb #e77f4bdb
 @dataclass
 class Desk:
     "Where a visitor is in the queue of fields of view"
@@ -27,7 +28,9 @@ class Desk:
     done: list = field(default_factory=list)  # Ids that this visitor corrected, the last one last
 
     @property
-    def row(self) -> int|None: return self.queue[self.place] if self.place<len(self.queue) else None
+    def row(self) -> int|None:
+        "The number of the row that is shown; None at the end of the queue."
+        return self.queue[self.place] if self.place<len(self.queue) else None
 
 def list_choices(
     state: AppState,  # of the page
@@ -50,7 +53,7 @@ def add_correct_tab(
         gr.HTML(str(say('Nothing to correct yet. Start the app with a folder of images, hpa_fastai app --folder '
                         'FOLDER, or with a table that predict wrote and its pictures (--images).')))
         return
-    desk_state = gr.State(None)
+    desk_state, here = gr.State(None), gr.Textbox('', visible=False)  # the Id that the browser shows
     with gr.Row():
         offer = gr.Dropdown(known_offers(state.run), value=known_offers(state.run)[0], label='Which fields come first',
                             min_width=160, elem_id='correct-offer')
@@ -68,62 +71,69 @@ def add_correct_tab(
                 undo = gr.Button('Undo (U)', size='sm', min_width=70, elem_id='correct-undo')
             message = gr.HTML(elem_id='correct-message')
             classes = gr.CheckboxGroup([], label='Where the protein is', elem_id='correct-classes')
-    outputs = [desk_state, progress, title, classes, message, *view.outputs]
+    outputs = [desk_state, here, progress, title, classes, message, *view.outputs]
 
     def show(desk, values, note=''):
-        standing = state.labelling.standing()
+        desk, standing = replace(desk, done=[*desk.done]), {}
+        try: standing = state.labelling.standing()
+        except (HPAError, OSError) as e: note += str(say(str(e), kind='fault'))
         left = len(desk.queue)-desk.place
         file = state.labelling.corrections.file
         progress = str(say(f'{len(standing):,} corrected in {file}; {left:,} in this queue'))
         if desk.row is None:
             none = gr.update(choices=[], value=[])
-            return desk, progress, '<h3>All done</h3>', none, note, *view.open(None, *values)
+            return desk, '', progress, '<h3>All done</h3>', none, note, *view.open(None, *values)
         choice = state.labelling.choice(desk.row, standing)
         desk.seen = choice.targets
         shown = show_row(state, desk.row)
         heading = str(Markup('<h3>{}</h3><p class="facts">{}: {}</p>').format(
             shown.row.Id, choice.origin, ', '.join(choice.names) or '–'))
-        return (desk, progress, heading, gr.update(choices=list_choices(state, desk.row), value=choice.names), note,
-                *view.open(shown, *values))
+        boxes = gr.update(choices=list_choices(state, desk.row), value=choice.names)
+        return desk, shown.row.Id, progress, heading, boxes, note, *view.open(shown, *values)
 
     def name_of(typed, request): return (getattr(request, 'username', None) or typed or '').strip()
 
     def begin(offer, *values):
+        known = known_offers(state.run)
         try: queue = state.labelling.order(offer, seed=0)
-        except HPAError as e: return Desk(), str(say(str(e), kind='fault')), *[gr.skip()]*(len(outputs)-2)
-        return show(Desk(queue), values)
+        except (HPAError, OSError) as e:
+            return gr.skip(), Desk(), '', str(say(str(e), kind='fault')), *[gr.skip()]*(len(outputs)-3)
+        return gr.update(choices=known, value=offer), *show(Desk(queue), values)
 
     def step(by):
         def go(desk, *values):
-            desk = desk or Desk()
-            desk.place = min(max(0, desk.place+by), len(desk.queue))
-            return show(desk, values)
-        return go
+            if desk is None: raise AppError('this page was open for too long; load it again')
+            return show(replace(desk, place=min(max(0, desk.place+by), len(desk.queue))), values)
+        return in_words(go)
 
-    def keep(desk, names, typed, request: gr.Request, *values):
-        if desk is None or desk.row is None: return desk, *[gr.skip()]*(len(outputs)-1)
+    def keep(desk, shown, names, typed, request: gr.Request, *values):
+        if desk is None: raise AppError('not saved: this page was open for too long; load it again')
+        if desk.row is None: return desk, *[gr.skip()]*(len(outputs)-1)
+        Id = state.run.predictions.Id.iat[desk.row]
+        if shown!=Id:  # the page had moved on before the boxes did
+            return show(desk, values, str(say(f'Not saved: {Id} came while you chose for {shown}', kind='fault')))
         try: note = state.labelling.save(desk.row, names, name_of(typed, request), desk.seen)
         except (HPAError, OSError) as e:
             said = str(say(f'Not saved: {e}', kind='fault'))
-            return desk, *[gr.skip()]*3, said, *[gr.skip()]*len(view.outputs)
-        desk.done.append(state.run.predictions.Id.iat[desk.row])
-        desk.place += 1
-        return show(desk, values, str(say(note)))
+            return desk, *[gr.skip()]*4, said, *[gr.skip()]*len(view.outputs)
+        return show(replace(desk, place=desk.place+1, done=[*desk.done, Id]), values, str(say(note)))
 
     def take_back(desk, typed, request: gr.Request, *values):
-        if desk is None or not desk.done: return desk, *[gr.skip()]*3, str(say('There is nothing to take back')), \
-            *[gr.skip()]*len(view.outputs)
-        Id = desk.done.pop()
+        if desk is None or not desk.done:
+            said = str(say('There is nothing to take back'))
+            return desk, *[gr.skip()]*4, said, *[gr.skip()]*len(view.outputs)
+        desk, Id = replace(desk, done=desk.done[:-1]), desk.done[-1]
         try: note = state.labelling.undo(Id, name_of(typed, request))
         except (HPAError, OSError) as e: note = str(e)
         row = state.labelling.rows[id_form(Id)]
-        if row in desk.queue: desk.place = desk.queue.index(row)
+        if row in desk.queue: desk = replace(desk, place=desk.queue.index(row))
         return show(desk, values, str(say(note)))
 
     quiet = dict(show_progress='hidden', api_visibility='private')
-    save.click(keep, [desk_state, classes, user, *view.wishes], outputs, **quiet)
+    save.click(in_words(keep), [desk_state, here, classes, user, *view.wishes], outputs, **quiet)
     skip.click(step(1), [desk_state, *view.wishes], outputs, **quiet)
     back.click(step(-1), [desk_state, *view.wishes], outputs, **quiet)
-    undo.click(take_back, [desk_state, user, *view.wishes], outputs, **quiet)
-    offer.change(begin, [offer, *view.wishes], outputs, **quiet)
-    state.on_load.append((begin, [offer, *view.wishes], outputs))
+    undo.click(in_words(take_back), [desk_state, user, *view.wishes], outputs, **quiet)
+    offer.input(begin, [offer, *view.wishes], [offer, *outputs], **quiet)
+    def begin_anew(*values): return begin(known_offers(state.run)[0], *values)
+    state.on_load.append((begin_anew, view.wishes, [offer, *outputs]))

@@ -15,7 +15,7 @@ from ..experiments.active_learning import label_order
 from .guard import AppError
 from .runs import Run
 
-# %% ../../nbs/app/50_labelling.ipynb #6e912385
+# %% ../../nbs/app/50_labelling.ipynb #2c7d5614
 OFFERS = ('informative', 'uncertain', 'disagreement', 'random', 'as in the table')
 N_OFFERED = 2000  # fields of view that are ordered at a time
 
@@ -67,7 +67,8 @@ class Labelling:
             left_out = labelled | ~run.is_given if offer=='disagreement' else labelled
             rows = label_order(run.probabilities, run.embeddings, run.thresholds, offer, seed, left_out,
                                run.truth if offer=='disagreement' else None)
-        return [int(row) for row in rows if not labelled[row] and is_readable[row]]
+        is_first = ~run.predictions.Id.map(id_form).duplicated().to_numpy()
+        return [int(row) for row in rows if not labelled[row] and is_readable[row] and is_first[row]]
 
     def choice(self,
         row: int,  # number of a field of view

@@ -23,10 +23,11 @@ from ..deploy.tables import result_columns, with_labels
 from ..batches.scale import Scale, describe_scale
 from ..interpret.activation import Explainer
 
-# %% ../../nbs/app/30_model.ipynb #125aba84
+# %% ../../nbs/app/30_model.ipynb #e008436f
 @dataclass
 class Answer:
     "What the models say about some fields of view"
+    model: object  # the `AppModel` that was asked
     images: pd.DataFrame  # of `find_images`
     predictions: pd.DataFrame  # of `predict`
     embeddings: np.ndarray  # n×D float32; NaN where a field of view could not be read
@@ -48,7 +49,15 @@ class AppModel:
         self.labels, self.bundles = first.labels, first.bundles
 
     @property
-    def predictor(self) -> Predictor: return self.predictors[()]
+    def predictor(self) -> Predictor:
+        "The models with the settings of the page."
+        return self.predictors[()]
+
+    def is_free(self) -> bool:
+        "Whether nobody is served at the moment."
+        if not self.lock.acquire(timeout=.2): return False
+        self.lock.release()
+        return True
 
     @property
     def digest(self) -> str:
@@ -73,7 +82,7 @@ class AppModel:
             self.predictors[key] = Predictor(bundles, **self.settings)
         return self.predictors[key]
 
-# %% ../../nbs/app/30_model.ipynb #90b9aa01
+# %% ../../nbs/app/30_model.ipynb #ce659cee
 def answer(
     model: AppModel,  # of the page
     source,  # anything that `predict` takes
@@ -98,16 +107,17 @@ def answer(
     if named: notes.insert(0, 'channels: '+', '.join(f'{channel} is {name}' for channel,name in named.items()))
     beside = further_columns(images, columns)
     predictions = with_labels(predictions.join(beside, on='Id'), predictor.labels)
-    return Answer(images, predictions, np.concatenate(parts), depth, [line for line in notes if line], reading or {})
+    notes = [line for line in notes if line]
+    return Answer(model, images, predictions, np.concatenate(parts), depth, notes, reading or {})
 
-# %% ../../nbs/app/30_model.ipynb #85796a7e
+# %% ../../nbs/app/30_model.ipynb #cee6f544
 def look(
-    model: AppModel,  # of the page
     found: Answer,  # that has the field of view
     i: int,  # number of the field of view
     location: str,  # name of a class
 ) -> np.ndarray:  # S×S, from 0 to 1
     "Compute where the networks saw a location."
+    model = found.model
     with model.lock:
         predictor = model.predictor_for(found.reading)
         with closing(predictor.read(found.images.iloc[[i]], patience=None, part=True, depth=found.depth)) as reading:

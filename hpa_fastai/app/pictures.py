@@ -74,7 +74,7 @@ def draw_outlines(
     outlined[edge] = 255
     return outlined
 
-# %% ../../nbs/app/20_pictures.ipynb #9e6ca4ab
+# %% ../../nbs/app/20_pictures.ipynb #190591f5
 class Thumbnails:
     "Small pictures of fields of view, made when they are asked for"
     def __init__(self,
@@ -86,8 +86,13 @@ class Thumbnails:
         self.folder, self.reader, self.size, self.most = Path(folder), reader, size, most
         self.folder.mkdir(parents=True, exist_ok=True)
         self.kept, self.lock = OrderedDict(), threading.Lock()
-        self.blank = self.folder/'blank.webp'
-        Image.fromarray(np.full((size, size, 3), 128, np.uint8)).save(self.blank)
+
+    @property
+    def blank(self) -> Path:
+        "A grey picture; it is made again if somebody removed it."
+        file = self.folder/'blank.webp'
+        if not file.is_file(): Image.fromarray(np.full((self.size, self.size, 3), 128, np.uint8)).save(file)
+        return file
 
     def draw(self,
         image: dict,  # row of the table of `find_images`

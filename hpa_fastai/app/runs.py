@@ -87,7 +87,7 @@ class Run:
         "Find the picture of a row."
         return self.images.get(id_form(self.predictions.image.iat[row]))
 
-# %% ../../nbs/app/40_runs.ipynb #1990a5df
+# %% ../../nbs/app/40_runs.ipynb #f4f6453f
 def open_run(
     source: str|Path|pd.DataFrame,  # table of `predict` or `cells`, its file; or a folder of images
     labels: LabelSet,  # of the model, for a folder without predictions
@@ -107,7 +107,7 @@ def open_run(
             raise AppError(f'{source}: nothing there{hint}')
     is_table = isinstance(source, pd.DataFrame) or os.path.isfile(source) and Path(source).suffix.lower() in (
         '.csv', '.tsv', '.txt', '.parquet', '.xlsx')
-    name = 'predictions' if isinstance(source, pd.DataFrame) else Path(source).name
+    name = 'predictions' if isinstance(source, pd.DataFrame) else Path(source).resolve().name
     if is_table:
         table = source if isinstance(source, pd.DataFrame) else read_fields_or_cells(source)
         predictions, labels = as_predictions(table)
@@ -166,7 +166,7 @@ def filter_rows(
     for word in text.lower().split(): passes &= run.words.str.contains(word, regex=False).to_numpy()
     return np.flatnonzero(passes)
 
-# %% ../../nbs/app/40_runs.ipynb #ab3eb5aa
+# %% ../../nbs/app/40_runs.ipynb #452a0b0a
 ORDERS = ('as in the table', 'uncertain', 'probable', 'disagreement', 'distance')
 
 def known_orders(
@@ -204,7 +204,10 @@ def scores_of(
 
 class RowOrder:
     "The orders of a run, each computed once"
-    def __init__(self, run: Run, bundle: Bundle|None = None):  # to browse; the model that made it
+    def __init__(self,
+        run: Run,  # to browse
+        bundle: Bundle|None = None,  # the model that made it
+    ):
         self.run, self.bundle, self.known = run, bundle, {}
 
     def __call__(self,

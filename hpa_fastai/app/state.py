@@ -19,7 +19,7 @@ from .pictures import Thumbnails
 from .runs import RowOrder, Run
 from ..experiments.background import BackgroundTraining
 
-# %% ../../nbs/app/65_state.ipynb #28773e56
+# %% ../../nbs/app/65_state.ipynb #8b47c318
 class Recent:
     "A few results that were just computed"
     def __init__(self, most: int):  # results that are kept
@@ -68,7 +68,9 @@ class AppState:
         if self.labelling: self.labelling.run = run
 
     @property
-    def reader(self) -> ImageReader: return self.model.predictor.readers[0] if self.model else ImageReader()
+    def reader(self) -> ImageReader:
+        "The settings of reading: those of the model."
+        return self.model.predictor.readers[0] if self.model else ImageReader()
 
     def needs_model(self) -> AppModel:
         "Return the model, or say why there is none."

@@ -19,7 +19,7 @@ from .state import *
 from ..experiments.background import *
 from .view import say
 
-# %% ../../nbs/app/78_train_tab.ipynb #80bd10e8
+# %% ../../nbs/app/78_train_tab.ipynb #5d6d9519
 STARTS = {'the model of this page': 'model', 'as hpa_fastai train chooses': 'auto', 'random weights': 'no'}
 PARTS = {'as hpa_fastai train chooses': 'auto', 'the last layer (seconds)': 'no', 'the whole network': 'yes'}
 
@@ -43,7 +43,8 @@ def start_training(
     with state.lock:
         if state.data is None: raise AppError('no data to train on; start the app with --data FOLDER')
         if state.training and state.training.is_running: raise AppError('a training is running; stop it first')
-        if not minutes or not 0<minutes<=7*24*60: raise AppError('give the minutes of training, such as 10')
+        if not isinstance(minutes, (int, float)) or not 0<minutes<=7*24*60:
+            raise AppError('give the minutes of training, such as 10')
         own, file = folder_of(state.model), state.labelling and state.labelling.corrections.file
         if start=='model' and own is None:
             raise AppError('the model of this page is a published one or an average of several; take another start')
@@ -55,7 +56,7 @@ def start_training(
         state.training = BackgroundTraining(plan, state.home)
         return state.training
 
-# %% ../../nbs/app/78_train_tab.ipynb #e0fab055
+# %% ../../nbs/app/78_train_tab.ipynb #7af4dc90
 def describe_result(
     training: BackgroundTraining|None,  # of the page
 ) -> str:  # Markdown
@@ -88,7 +89,11 @@ def use_model(
     "Answer with the model that was just trained."
     if state.training is None or not state.training.has_model: raise AppError('there is no new model yet')
     folder, settings = state.training.plan.out, state.model.settings if state.model else {}
-    state.model = AppModel(str(folder), state.model.reading if state.model else None, **settings)
+    model = AppModel(str(folder), state.model.reading if state.model else None, **settings)
+    if state.run and list(model.labels.classes)!=list(state.run.labels.classes):
+        raise AppError(f'{folder} knows other classes than the run that is shown; start the app with it')
+    state.model = model
+    if state.labelling: state.labelling.digest = model.digest
     if state.run: state.order = RowOrder(state.run, state.model.bundles[0])
     return f'The page answers with {folder} now. Tables of before are as they were.'
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..formats.names import IMAGE_EXTS, MICROSCOPE_EXTS
 from .guard import AppError
 
-# %% ../../nbs/app/10_uploads.ipynb #da76c668
+# %% ../../nbs/app/10_uploads.ipynb #946316d1
 PICTURE_EXTS = (*IMAGE_EXTS, *MICROSCOPE_EXTS)
 INDEX_EXTS = ('.xml', '.htd', '.mlf', '.mrf', '.mes')  # of plates: they say which picture is which
 MOST_FILES = 20_000  # of one drop
@@ -21,6 +21,17 @@ class Drop(NamedTuple):
     "Files that were dropped together"
     folder: Path  # where they are, side by side
     notes: list  # a line for each file that is no picture
+
+def _collect(files, folder, notes):
+    "Bring files into a folder, and note those that stay out"
+    for file in files:
+        name = os.path.basename(file.replace('\\', '/')).lstrip('.')
+        if not name.lower().endswith((*PICTURE_EXTS, *INDEX_EXTS)): notes.append(f'{name}: not a picture, left out')
+        elif os.path.islink(file) or not os.path.isfile(file): notes.append(f'{name}: not a file, left out')
+        elif (folder/name).exists(): notes.append(f'{name}: there are two files of this name; drop them one by one')
+        else:
+            try: os.link(file, folder/name)
+            except OSError: shutil.copyfile(file, folder/name)
 
 def gather(
     files: list,  # paths of the uploaded files
@@ -32,14 +43,10 @@ def gather(
         raise AppError(f'{len(files):,} files at once; drop at most {MOST_FILES:,}, or start the app with --folder')
     folder, notes = Path(home)/f'drop-{secrets.token_hex(8)}', []
     folder.mkdir(mode=0o700)
-    for file in map(os.fspath, files):
-        name = os.path.basename(file.replace('\\', '/')).lstrip('.')
-        if not name.lower().endswith((*PICTURE_EXTS, *INDEX_EXTS)): notes.append(f'{name}: not a picture, left out')
-        elif os.path.islink(file) or not os.path.isfile(file): notes.append(f'{name}: not a file, left out')
-        elif (folder/name).exists(): notes.append(f'{name}: there are two files of this name; drop them one by one')
-        else:
-            try: os.link(file, folder/name)
-            except OSError: shutil.copyfile(file, folder/name)
+    try: _collect(map(os.fspath, files), folder, notes)
+    except OSError as e:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise AppError(f'the files could not be kept ({e.strerror or e}); make room on the disk of the app') from e
     if not any(f.name.lower().endswith(PICTURE_EXTS) for f in folder.iterdir()):
         shutil.rmtree(folder)
         kinds = ', '.join(ext.lstrip('.') for ext in ('.png', '.jpg', '.tif', '.lif', '.czi', '.nd2'))

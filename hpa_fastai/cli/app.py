@@ -10,14 +10,15 @@ import argparse
 from pathlib import Path
 from .options import *
 
-# %% ../../nbs/cli/46_app.ipynb #33e239a3
+# %% ../../nbs/cli/46_app.ipynb #b805f134
 def app(
     args: argparse.Namespace,  # of the command
 ) -> None:
     "Open the page, and serve it until Ctrl-C"
     from hpa_fastai.app.page import open_app
     open_app(args.model, args.folder, args.images, args.data, args.out, args.corrections, args.embeddings, args.masks,
-             args.group, args.host, args.port, args.password, args.browser, args.max_upload, args.share,
+             args.group, args.csv, args.id_column, args.label_column, args.host, args.port, args.password,
+             args.browser, args.max_upload, args.share,
              reading_of(args), args.device, args.bs, args.tta, args.at_least_one, args.precision,
              args.num_workers)
 
@@ -40,9 +41,11 @@ def add_app(
                        help='folder of cell masks, for the outlines; by default those beside the pictures')
     place.add_argument('--data', type=path, metavar='DATA', help='folder of images with their table of labels, to '
                                                                  'compare with and to train on')
-    add_options(place, 'group', 'corrections', 'out', out=dict(default=Path('hpa_app'), metavar='FOLDER',
-                help='folder for tables, corrections and new models'), corrections=dict(
-                help='csv to which corrections are written; by default corrections.csv in the folder of --out'))
+    add_options(place, 'csv', 'id_column', 'label_column', 'group', 'corrections', 'out',
+                out=dict(default=Path('hpa_app'), metavar='FOLDER',
+                         help='folder for tables, corrections and new models'),
+                corrections=dict(help='csv to which corrections are written; by default corrections.csv in the '
+                                      'folder of --out'))
     page = parser.add_argument_group('the page')
     page.add_argument('--host', default='127.0.0.1', metavar='ADDRESS',
                       help='address to listen on; 0.0.0.0: the page is open to the network, with a password')

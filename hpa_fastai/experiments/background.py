@@ -15,7 +15,7 @@ from .training import training_folder
 from ..models.schema import read_json
 from .options import ExperimentError
 
-# %% ../../nbs/experiments/45_background.ipynb #f2971753
+# %% ../../nbs/experiments/45_background.ipynb #2125ac68
 _start = ('import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); '
           'from hpa_fastai.__main__ import main; sys.exit(main())')
 
@@ -53,15 +53,19 @@ class BackgroundTraining:
                                             stdin=subprocess.DEVNULL, start_new_session=os.name!='nt')
 
     @property
-    def is_running(self) -> bool: return self.process.poll() is None
+    def is_running(self) -> bool:
+        "Whether the process has not ended."
+        return self.process.poll() is None
 
     @property
-    def has_model(self) -> bool: return not self.is_running and (self.plan.out/'config.json').is_file()
+    def has_model(self) -> bool:
+        "Whether the process has ended and left a model."
+        return not self.is_running and (self.plan.out/'config.json').is_file()
 
     def stop(self) -> None:
-        "Ask the training to end in order; a second time, to end at once."
+        "Ask the training to end in order; asking again changes nothing."
         with self.lock:
-            if self.is_running: self.process.send_signal(signal.SIGINT)
+            if self.is_running and not self.asked: self.process.send_signal(signal.SIGINT)
             self.asked = True
 
     def wait(self,
@@ -72,7 +76,7 @@ class BackgroundTraining:
         except subprocess.TimeoutExpired: return False
         return True
 
-# %% ../../nbs/experiments/45_background.ipynb #db3eb5fe
+# %% ../../nbs/experiments/45_background.ipynb #51221ae9
 def read_curve(
     training: BackgroundTraining,  # running or finished
 ) -> pd.DataFrame:  # a row for each epoch and score: epoch, score, value
@@ -109,5 +113,6 @@ def describe_state(
     if training.has_model:
         score = score_headline(read_json(name/'config.json')) if code in (0, 1) else ''
         return f'{"Stopped early, and saved" if training.asked or code==1 else "Saved"} to {name}. {score}'.strip()
-    if training.asked: return 'Stopped before the training had begun; there is no model.'
+    if training.asked and not training_folder(name).exists():
+        return 'Stopped before the training had begun; there is no model.'
     return f'The training failed: {last_lines(training, 1)}'

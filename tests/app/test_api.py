@@ -64,7 +64,7 @@ def test_corrections_are_given_and_read(open_page, predicted, small_atlas, tmp_p
     assert [(row['Id'], row['user'], row['model']) for row in found] == [(Ids[3], 'ben', page.state.model.digest)]
     assert len(Corrections(tmp_path/'corrections.csv', 'hpa28').table()) == 1
     for Id, names, why in (('nobody', ['Cytosol'], 'no such field of view'), (Ids[3], ['Cytosoll'], 'did you mean'),
-                           (Ids[3], [], 'at least one class')):
+                           (Ids[3], [], 'at least one class'), (Ids[3], None, 'a list of class names')):
         with pytest.raises(Exception, match=why): client.predict(Id, names, 'ben', api_name='/correct')
     assert len(Corrections(tmp_path/'corrections.csv', 'hpa28').table()) == 1
 
@@ -118,6 +118,18 @@ def test_what_is_not_there_is_told_before_the_page_opens(open_page, predicted, s
         with pytest.raises(hpa_fastai.all.HPAError, match=words): open_page(**settings)
     page = open_page(folder=predicted[0])  # a table without its images: names alone
     assert page.state.run.images == {} and len(page.state.run) == 90
+
+
+def test_a_page_without_a_model_takes_labels(open_page, small_atlas, monkeypatch, tmp_path):
+    "The first model of a laboratory without a network: labels first"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    for scheme in ('http', 'https'): monkeypatch.setenv(f'{scheme}_proxy', 'http://127.0.0.1:9')
+    page = open_page(model=None, out=tmp_path/'out')
+    assert page.state.model is None and len(page.state.run) == 90 and page.state.run.is_given.all()
+    assert page.state.labelling.save(0, ['Cytosol'], 'anna') == ''
+    with pytest.raises(Exception, match='hpa_fastai train'):
+        client_of(page).predict([], '', api_name='/predict')
 
 
 def test_a_port_in_use_is_told(page):

@@ -4,6 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ import tifffile
 
 import hpa_fastai
 from visitor import Visitor
+from hpa_fastai.app.correct_tab import Desk, add_correct_tab
 from hpa_fastai.data.corrections import Corrections
 from hpa_fastai.data.files import find_images
 from hpa_fastai.data.reader import ImageReader
@@ -231,3 +233,42 @@ def test_nothing_is_wider_than_the_window(visitor, four, width, dark, tmp_path_f
     colour = browser.run('return getComputedStyle(document.body).backgroundColor')
     assert (sum(map(int, re.findall(r'\d+', colour)[:3])) < 300) == dark
     browser.emulate()
+
+
+def test_a_save_that_crosses_a_step_is_not_written_to_another_field(open_page, predicted, small_atlas, tmp_path):
+    "Skip and Save in one moment: the boxes that were sent belong to the field before"
+    page = open_page(predicted[0], small_atlas/'train', out=tmp_path)
+    page.state.on_load.clear()
+    with gr.Blocks(analytics_enabled=False) as blocks: add_correct_tab(page.state)
+    keep = next(f.fn for f in blocks.fns.values() if f.name == 'keep')
+    rows = page.state.labelling.order()
+    Ids = page.state.run.predictions.Id
+    wishes = [list(FIELD), 1, 1, 1, 1, '', .8, True]
+    request = type('Request', (), {'username': None})()
+    answer = keep(Desk(rows, 1), Ids[rows[0]], ['Cytosol'], 'anna', request, *wishes)
+    assert 'Not saved' in answer[5] and not (tmp_path/'corrections.csv').exists()
+    answer = keep(Desk(rows, 1), Ids[rows[1]], ['Cytosol'], 'anna', request, *wishes)
+    assert Corrections(tmp_path/'corrections.csv', 'hpa28').current().Id.tolist() == [Ids[rows[1]]]
+    assert answer[0].place == 2 and answer[0].done == [Ids[rows[1]]]
+
+
+def test_a_folder_is_predicted_on_the_page_and_found_again(browser, open_page, small_atlas, trained, tmp_path):
+    folder = tmp_path/'plate'
+    shutil.copytree(small_atlas/'train', folder)
+    page = open_page(folder, out=tmp_path/'out', data=None)
+    visitor = Visitor(browser, page.url)
+    visitor.go_to('Browse')
+    visitor.wait('#browse-count', '90 fields of view')
+    visitor.browser.click('#browse-predict')
+    for _ in range(300):
+        if not np.isnan(page.state.run.probabilities).any(): break
+        time.sleep(.1)
+    same = hpa_fastai.predict(folder, trained[1], progress=False)
+    assert page.state.run.predictions.Predicted.tolist() == same.Predicted.tolist()
+    time.sleep(1)
+    visitor.wait('#predict-files input[type=file]')  # the page loads itself again
+    visitor.go_to('Correct')
+    visitor.wait('#correct-title h3')
+    assert visitor.browser.run('return document.querySelector("#correct-offer input").value') == 'informative'
+    again = open_page(folder, out=tmp_path/'out', data=None)
+    assert again.state.run.predictions.Predicted.tolist() == same.Predicted.tolist()
