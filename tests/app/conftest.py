@@ -20,15 +20,15 @@ def predicted(small_atlas, trained, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def open_page(small_atlas, trained):
+def open_page(small_atlas, trained, tmp_path_factory):
     "Opens pages, and closes them at the end of the tests"
     from contextlib import ExitStack
     from hpa_fastai.app.page import make_state, private_folder, serve
     with ExitStack() as stack:
+        home = stack.enter_context(private_folder())  # Gradio knows one folder for all uploads of a process
         def open_one(folder=None, images=None, out=None, serving=None, **settings):
-            home = stack.enter_context(private_folder())
             settings = dict(dict(model=str(trained[1]), data=small_atlas, group='antibody', user='anna'), **settings)
-            state = make_state(home, folder=folder, images=images, out=out or home/'out', **settings)
+            state = make_state(home, folder=folder, images=images, out=out or tmp_path_factory.mktemp('out'), **settings)
             url = stack.enter_context(serve(state, **(serving or {})))
             return SimpleNamespace(url=url.rstrip('/'), state=state, home=home)
         yield open_one

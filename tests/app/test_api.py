@@ -41,12 +41,13 @@ def test_four_clients_at_once_get_their_own_answers(page, small_atlas, trained):
     images = find_images(small_atlas/'train').head(20)
     same = hpa_fastai.predict(images, trained[1], progress=False).set_index('Id')
     clients = [client_of(page) for _ in range(4)]
+    before = set(page.home.glob('drop-*'))
     def ask(i): return clients[i % 4].predict(files_of(images, i), '', api_name='/predict')
     with ThreadPoolExecutor(20) as pool: found = list(pool.map(ask, range(20)))
     for i, rows in enumerate(found):
         assert [row['Id'] for row in rows] == [images.Id[i]]
         assert abs(rows[0]['Nucleoplasm']-same.Nucleoplasm[images.Id[i]]) <= 1e-6
-    assert not list(page.home.glob('drop-*'))
+    assert not set(page.home.glob('drop-*'))-before
 
 
 def test_a_fault_is_told_as_a_sentence(page, small_atlas, tmp_path):
@@ -99,14 +100,13 @@ def test_the_command_serves_the_page_until_it_is_ended(trained, tmp_path, ask):
     env = {**os.environ, 'TMPDIR': str(tmp_path), 'OMP_NUM_THREADS': '1'}
     code = 'import sys; from hpa_fastai.cli.main import main; sys.exit(main())'
     command = [sys.executable, '-c', code, 'app', '--model', str(trained[1]), '--no-browser']
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True) as process:
-            url = next(line for line in process.stdout if 'The app is at' in line).split()[4]
-            assert ask(url)[0] == 200 and len(list(tmp_path.glob('hpa_fastai-app-*'))) == 1
-            process.send_signal(number)
-            assert process.wait(60) == 0
-        assert not list(tmp_path.glob('hpa_fastai-app-*'))
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True) as process:
+        url = next(line for line in process.stdout if 'The app is at' in line).split()[4]
+        assert ask(url)[0] == 200 and len(list(tmp_path.glob('hpa_fastai-app-*'))) == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert not list(tmp_path.glob('hpa_fastai-app-*'))
 
 
 def test_what_is_not_there_is_told_before_the_page_opens(open_page, predicted, small_atlas, trained, tmp_path):
@@ -124,7 +124,8 @@ def test_a_page_without_a_model_takes_labels(open_page, small_atlas, monkeypatch
     "The first model of a laboratory without a network: labels first"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    for scheme in ('http', 'https'): monkeypatch.setenv(f'{scheme}_proxy', 'http://127.0.0.1:9')
+    for name in ('http_proxy', 'https_proxy'): monkeypatch.setenv(name, 'http://127.0.0.1:9')
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
     page = open_page(model=None, out=tmp_path/'out')
     assert page.state.model is None and len(page.state.run) == 90 and page.state.run.is_given.all()
     assert page.state.labelling.save(0, ['Cytosol'], 'anna') == ''
