@@ -27,8 +27,10 @@ def open_page(small_atlas, trained, tmp_path_factory):
     with ExitStack() as stack:
         home = stack.enter_context(private_folder())  # Gradio knows one folder for all uploads of a process
         def open_one(folder=None, images=None, out=None, serving=None, **settings):
-            settings = dict(dict(model=str(trained[1]), data=small_atlas, group='antibody', user='anna'), **settings)
-            state = make_state(home, folder=folder, images=images, out=out or tmp_path_factory.mktemp('out'), **settings)
+            usual = dict(model=str(trained[1]), data=small_atlas, group='antibody', user='anna')
+            settings = {**usual, **settings}
+            out = out or tmp_path_factory.mktemp('out')
+            state = make_state(home, folder=folder, images=images, out=out, **settings)
             url = stack.enter_context(serve(state, **(serving or {})))
             return SimpleNamespace(url=url.rstrip('/'), state=state, home=home)
         yield open_one
