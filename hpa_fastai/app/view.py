@@ -7,7 +7,8 @@ __all__ = ['LEAST_SIDE', 'CHANNEL_CHOICES', 'PER_PAGE', 'Shown', 'answer_of', 'i
            'describe_shown', 'list_nearest', 'caption', 'small_pictures', 'FieldView', 'Listing', 'cut_page',
            'FieldGrid']
 
-# %% ../../nbs/app/70_view.ipynb #f1df3132
+# %% ../../nbs/app/70_view.ipynb #b840d7b1
+import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -19,6 +20,7 @@ import numpy as np, pandas as pd
 from markupsafe import Markup, escape
 from PIL import Image
 from ..basics.errors import HPAError
+from ..basics.paths import id_form
 from ..formats.names import CHANNELS
 from ..formats.pictures import reading_pool
 from ..data.reader import ImageReader
@@ -90,7 +92,7 @@ def draw_shown(
     k = LEAST_SIDE/max(drawn.size)
     return drawn if k<=1 else drawn.resize((round(k*drawn.width), round(k*drawn.height)), Image.BICUBIC)
 
-# %% ../../nbs/app/70_view.ipynb #3abdd528
+# %% ../../nbs/app/70_view.ipynb #fc1a624e
 def read_static(
     name: str,  # of a file in `hpa_fastai/app/static`
 ) -> str:
@@ -139,7 +141,7 @@ def list_nearest(
     state: AppState,  # of the page
     shown: Shown,  # a field of view
 ) -> Markup:
-    "List the training images that look most like a field of view."
+    "List the training images that look most like a field of view, with their pictures where the page has them."
     if state.model is None or shown.image is None or 'cell' in shown.row or shown.row['error']: return Markup('')
     if shown.found is None and state.model.bundles[0].known is None: return Markup('')
     if shown.found is None and not state.model.is_free(): return Markup('')  # a long prediction is not waited for
@@ -147,10 +149,18 @@ def list_nearest(
     except HPAError: return Markup('')
     table = nearest(found.model, found.embeddings[number])
     if table is None or not len(table): return Markup('')
-    lines = [Markup('<tr><td>{}</td><td>{}</td><td>{}</td></tr>').format(Id, names.replace('|', ', '), f'{alike:.2f}')
+    images = state.run.images if state.run else {}
+    def picture(Id):
+        image = images.get(id_form(Id))
+        if image is None: return Markup('')
+        data = base64.b64encode(state.thumbnails(image).read_bytes()).decode()
+        return Markup('<img alt="" width="72" height="72" src="data:image/webp;base64,{}">').format(data)
+    lines = [Markup('<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>').format(
+                 picture(Id), Id, names.replace('|', ', '), f'{alike:.2f}')
              for Id,names,alike in table[['Id', 'Names', 'similarity']].itertuples(index=False)]
-    return Markup('<details open><summary>Nearest training images</summary><table class="nearest"><tr><th>image</th>'
-                  '<th>its labels</th><th>similarity</th></tr>{}</table></details>').format(Markup('').join(lines))
+    return Markup('<details open><summary>Nearest training images</summary><table class="nearest"><tr><th></th>'
+                  '<th>image</th><th>its labels</th><th>similarity</th></tr>{}</table></details>').format(
+                      Markup('').join(lines))
 
 # %% ../../nbs/app/70_view.ipynb #41539de9
 def caption(

@@ -36,7 +36,7 @@ WAYS = [dict(), dict(group='antibody'), dict(group=antibody_of), dict(valid_pct=
         dict(seed=7)]
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('way', WAYS, ids=str)
+@pytest.mark.parametrize('way', WAYS, ids=lambda way: '-'.join(way) or 'default')
 def test_images_keep_their_side(small_atlas, table, corrected, tmp_path_factory, way):
     before, after = (make(small_atlas, tmp_path_factory, file, **way) for file in (None, corrected))
     assert ids(after) == ids(before)
