@@ -201,7 +201,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'hpa_fastai.app.view.FieldView.__init__': ( 'app/view.html#fieldview.__init__',
                                                                                  'hpa_fastai/app/view.py'),
                                      'hpa_fastai.app.view.FieldView.draw': ('app/view.html#fieldview.draw', 'hpa_fastai/app/view.py'),
-                                     'hpa_fastai.app.view.FieldView.open': ('app/view.html#fieldview.open', 'hpa_fastai/app/view.py'),
+                                     'hpa_fastai.app.view.FieldView.show': ('app/view.html#fieldview.show', 'hpa_fastai/app/view.py'),
                                      'hpa_fastai.app.view.Listing': ('app/view.html#listing', 'hpa_fastai/app/view.py'),
                                      'hpa_fastai.app.view.Shown': ('app/view.html#shown', 'hpa_fastai/app/view.py'),
                                      'hpa_fastai.app.view.answer_of': ('app/view.html#answer_of', 'hpa_fastai/app/view.py'),

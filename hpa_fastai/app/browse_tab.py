@@ -73,7 +73,7 @@ def predict_run(
     predictor.to_file(state.run.folder, table, force=table.is_file(), embeddings=table.with_suffix('.npy'))
     open_predicted(state)
 
-# %% ../../nbs/app/74_browse_tab.ipynb #7549ee88
+# %% ../../nbs/app/74_browse_tab.ipynb #93fad896
 def add_browse_tab(
     state: AppState,  # of the page
 ) -> None:
@@ -112,7 +112,7 @@ def add_browse_tab(
     fill = in_words(grid.fill)
     for part in (location, flag, order): part.change(fill, filters, grid.outputs, **quiet)
     for event in (least.release, text.submit, text.blur): event(fill, filters, grid.outputs, **quiet)
-    def open_row(row, *values): return view.open(show_row(state, row), *values[len(filters):])
+    def open_row(row, *values): return view.show(show_row(state, row), *values[len(filters):])
     grid.on_select(open_row, view)
 
     def predict_all(progress=gr.Progress(track_tqdm=True)):

@@ -18,7 +18,7 @@ from .labelling import known_offers
 from .state import *
 from .view import *
 
-# %% ../../nbs/app/76_correct_tab.ipynb #e77f4bdb
+# %% ../../nbs/app/76_correct_tab.ipynb #e72c8d54
 @dataclass
 class Desk:
     "Where a visitor is in the queue of fields of view"
@@ -82,14 +82,14 @@ def add_correct_tab(
         progress = str(say(f'{len(standing):,} corrected in {file}; {left:,} in this queue'))
         if desk.row is None:
             none = gr.update(choices=[], value=[])
-            return desk, '', progress, '<h3>All done</h3>', none, note, *view.open(None, *values)
+            return desk, '', progress, '<h3>All done</h3>', none, note, *view.show(None, *values)
         choice = state.labelling.choice(desk.row, standing)
         desk.seen = choice.targets
         shown = show_row(state, desk.row)
         heading = str(Markup('<h3>{}</h3><p class="facts">{}: {}</p>').format(
             shown.row.Id, choice.origin, ', '.join(choice.names) or '–'))
         boxes = gr.update(choices=list_choices(state, desk.row), value=choice.names)
-        return desk, shown.row.Id, progress, heading, boxes, note, *view.open(shown, *values)
+        return desk, shown.row.Id, progress, heading, boxes, note, *view.show(shown, *values)
 
     def name_of(typed, request): return (getattr(request, 'username', None) or typed or '').strip()
 

@@ -84,7 +84,7 @@ def predict_files(
         raise
     return found, drop, file
 
-# %% ../../nbs/app/72_predict_tab.ipynb #f2c34ec5
+# %% ../../nbs/app/72_predict_tab.ipynb #4289d6d2
 def add_predict_tab(
     state: AppState,  # of the page
 ) -> None:
@@ -129,11 +129,11 @@ def add_predict_tab(
         if found is None: raise AppError('these files were removed; drop them again')
         reader = found.model.predictor_for(found.reading).readers[0]
         shown = Shown(found.predictions.iloc[i], found.images.iloc[i].to_dict(), reader, found, i)
-        return view.open(shown, *values)
+        return view.show(shown, *values)
 
     def predict_drop(files, channels, z, missing, pixel_size, time, bits, old, *values, progress=gr.Progress()):
         forget_drop(old)
-        nothing = gr.update(visible=False), *grid.fill(None), *view.open(None, *values)
+        nothing = gr.update(visible=False), *grid.fill(None), *view.show(None, *values)
         if not files: return None, None, '', *nothing
         try:
             reading = read_wishes(channels, z, missing, pixel_size, time, bits)

@@ -180,7 +180,7 @@ def small_pictures(
     "Find the small pictures of some fields of view, or make them."
     with reading_pool(4) as pool: return list(pool.map(state.thumbnails, images))
 
-# %% ../../nbs/app/70_view.ipynb #db8930ad
+# %% ../../nbs/app/70_view.ipynb #4b12425f
 CHANNEL_CHOICES = [('Microtubules', 'red'), ('Protein', 'green'), ('Nucleus', 'blue'), ('ER', 'yellow')]
 
 class FieldView:
@@ -226,7 +226,7 @@ class FieldView:
         *brightness, location, strength, outlines = wishes
         return draw_shown(self.state, shown, channels, tuple(brightness), location, strength, outlines)
 
-    def open(self,
+    def show(self,
         shown: Shown|None,  # a field of view; None: none
         *wishes,  # the values of `wishes`
     ) -> tuple:  # of `outputs`
