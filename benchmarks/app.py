@@ -1,6 +1,6 @@
 """The app: seconds from the command to the first prediction, twenty predictions at once from four clients, memory over
 many predictions, and a table of many rows; beside `predict` on the same pictures, in the same run."""
-import argparse, re, subprocess, sys, tempfile, time
+import argparse, re, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
@@ -34,10 +34,11 @@ def serve(model, folder):
 def predictions(folder, n, n_memory):
     "Time, compare and weigh predictions"
     images = find_images(folder/'atlas'/'train')
-    one = images.iloc[[0]][COLOURS].to_numpy().ravel()
+    (folder/'one').mkdir()
+    for file in images.iloc[0][COLOURS]: shutil.copy(file, folder/'one')
     start = time.perf_counter()
-    subprocess.run([sys.executable, '-m', 'hpa_fastai', 'predict', *one, '--model', str(folder/'model'), '--out',
-                    str(folder/'one.csv'), '--no-progress', '--force'], check=True, capture_output=True)
+    subprocess.run([sys.executable, '-m', 'hpa_fastai', 'predict', str(folder/'one'), '--model', str(folder/'model'),
+                    '--out', str(folder/'one.csv'), '--no-progress'], check=True, capture_output=True)
     alone = time.perf_counter()-start
     process, url, start = serve(folder/'model', folder)
     try:
