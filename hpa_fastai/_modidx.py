@@ -3,6 +3,8 @@
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_url': '', 'lib_path': 'hpa_fastai'},
   'syms': { 'hpa_fastai.app.browse_tab': { 'hpa_fastai.app.browse_tab.add_browse_tab': ( 'app/browse_tab.html#add_browse_tab',
                                                                                          'hpa_fastai/app/browse_tab.py'),
+                                           'hpa_fastai.app.browse_tab.can_be_predicted': ( 'app/browse_tab.html#can_be_predicted',
+                                                                                           'hpa_fastai/app/browse_tab.py'),
                                            'hpa_fastai.app.browse_tab.caption_of': ( 'app/browse_tab.html#caption_of',
                                                                                      'hpa_fastai/app/browse_tab.py'),
                                            'hpa_fastai.app.browse_tab.open_predicted': ( 'app/browse_tab.html#open_predicted',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_given', 'training_options', 'make_state', 'make_page', 'private_folder', 'serve', 'open_app']
 
-# %% ../../nbs/app/90_page.ipynb #1e9cb215
+# %% ../../nbs/app/90_page.ipynb #9d354602
 import getpass, os, shutil, signal, sys, threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from ..basics.paths import find_image_folder, find_label_file, id_form, path_text
 from ..data.label_tables import read_labels
 from ..data.labels import HPA28, LABEL_SETS, LabelSet, get_labels
-from .browse_tab import add_browse_tab, open_predicted
+from .browse_tab import add_browse_tab, can_be_predicted, open_predicted
 from .correct_tab import add_correct_tab
 from .guard import *
 from .labelling import Labelling
@@ -30,7 +30,7 @@ from .state import AppState
 from .train_tab import add_train_tab
 from .view import read_static
 
-# %% ../../nbs/app/90_page.ipynb #0b9dbc3f
+# %% ../../nbs/app/90_page.ipynb #a22b17ee
 def read_given(
     data: Path,  # folder of the data set
     labels: LabelSet,  # of the run
@@ -112,7 +112,7 @@ def make_state(
             state.labelling = Labelling(run, file, loaded.digest if loaded else '')
             state.labelling.corrections.table()
         state.use_run(run)
-        if loaded and np.isnan(run.probabilities).all(): open_predicted(state)
+        if can_be_predicted(state): open_predicted(state)
     return state
 
 # %% ../../nbs/app/90_page.ipynb #3b263f7b

@@ -30,7 +30,7 @@ from .model import *
 from .pictures import *
 from .state import *
 
-# %% ../../nbs/app/70_view.ipynb #5d648c7b
+# %% ../../nbs/app/70_view.ipynb #8a3ba82a
 @dataclass(eq=False)
 class Shown:
     "A field of view on the page"
@@ -49,8 +49,9 @@ def answer_of(
     "Find what the model says about a field of view; that of a run is asked again, for its embedding and its map."
     if shown.found is not None: return shown.found, shown.number
     if shown.image is None: raise AppError('there is no picture of this field of view')
-    def ask(): return answer(state.needs_model(), pd.DataFrame([shown.image]))
-    return state.maps(('answer', state.model.digest, shown.row.image), ask), 0
+    model = state.needs_model()
+    def ask(): return answer(model, pd.DataFrame([shown.image]))
+    return state.maps(('answer', model.digest, shown.row.image), ask), 0
 
 def in_words(
     function: Callable,  # that answers an event of the page
@@ -92,7 +93,7 @@ def draw_shown(
     k = LEAST_SIDE/max(drawn.size)
     return drawn if k<=1 else drawn.resize((round(k*drawn.width), round(k*drawn.height)), Image.BICUBIC)
 
-# %% ../../nbs/app/70_view.ipynb #fc1a624e
+# %% ../../nbs/app/70_view.ipynb #bc8de3e7
 def read_static(
     name: str,  # of a file in `hpa_fastai/app/static`
 ) -> str:
@@ -121,7 +122,7 @@ def describe_shown(
         listed = ', '.join(sorted(names, key=lambda c: -row[c]))
         said = Markup('<p class="names">{}</p>').format(listed or 'no location')
     facts = []
-    try: 
+    try:
         if shown.image is not None:
             field = state.fields((str([shown.image.get(c) for c in CHANNELS]), row.Id, shown.reader),
                                  lambda: read_shown(shown.image, shown.reader, row))
