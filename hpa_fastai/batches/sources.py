@@ -113,7 +113,7 @@ class Sources:
         column: str|None = None,  # of the table, that names the sources; None: `source`, or else plates or folders
         most: int = 200,  # number of pictures of a source to measure
         enough: int = 32,  # pictures; figures of fewer say little about other pictures
-        keep: bool = False,  # keep the figures in the user's cache folder, for later calls
+        keep: bool|Path = False,  # keep the figures for later calls: True: in the user's cache folder; or in this one
         anew: bool = False,  # measure a complete table again, though its figures are known
         usual: tuple|None = None,  # mean and deviation of each channel in training: say which sources differ from them
     ):
@@ -185,7 +185,8 @@ def of_source(self:Sources,
         place = os.path.commonprefix(sorted({_place_of(f[0]) for f in files}))
         by_folder = self.column is None and not {'source', 'plate'} & set(table)
         key = json.dumps([self.reader.remembered, None if by_folder else name, place])
-        kept = cache_home()/'hpa_fastai'/'sources'/f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.json'
+        folder = cache_home()/'hpa_fastai'/'sources' if self.keep is True else self.keep
+        kept = folder/f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.json'
     old = None if None in files or self.anew and not part else self._recall(name, kept)
     if old is not None:
         is_known = set(files)<=old.states.keys()

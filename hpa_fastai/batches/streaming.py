@@ -113,19 +113,20 @@ def group_batches(
     stream,  # of `read_ahead`
     bs: int,  # places in a batch
     patience: float = FLUSH,  # seconds after which an incomplete group is returned
+    start: int = 0,  # number of the first row, where the table is a part of a larger one
 ):  # yields lists of items of `stream`; None if nothing came for a while
     "Group the pictures of a stream into batches by their row numbers."
     group, began = [], 0.
     for got in stream:
         if got is None: yield None
         else:
-            starts_another = group and got[0]//bs != group[0][0]//bs
+            starts_another = group and (got[0]+start)//bs != (group[0][0]+start)//bs
             if starts_another:
                 yield group
                 group = []
             if not group: began = time.monotonic()
             group.append(got)
-        is_last_of_batch = group and (group[-1][0]+1) % bs == 0
+        is_last_of_batch = group and (group[-1][0]+start+1) % bs == 0
         if is_last_of_batch or group and time.monotonic()-began > patience:
             yield group
             group = []

@@ -19,6 +19,7 @@ from .models import *
 from .options import *
 from .prediction import *
 from .proteins import *
+from .scale import add_gather, add_plan
 from .training import *
 from .wording import error_for_shell, for_shell
 
@@ -67,6 +68,7 @@ COMMANDS = {  # by what they are for, in the order of a project
     'Look at a data set': (add_verify, add_explore),
     'Train a model, and judge it': (add_train, add_evaluate),
     'Predict images': (add_predict, add_cells, add_proteins),
+    'Predict on many machines': (add_plan, add_gather),
     'Show results': (add_report, add_figure, add_map),
     'Work on a page': (add_app,),
     'Adapt and compare models': (add_calibrate, add_compare),

@@ -10,6 +10,7 @@ import argparse, sys
 from pathlib import Path
 from ..basics.packages import quick_imports
 from .options import *
+from .scale import add_plan_options, predict_plan
 
 # %% ../../nbs/cli/40_prediction.ipynb #2c31acaa
 def evaluate(
@@ -117,8 +118,12 @@ def predict(
 ) -> int|None:  # the exit code
     "Predict a folder"
     with quick_imports():
+        from hpa_fastai.basics.errors import HPAError
         from hpa_fastai.deploy.predictor import check_place
         from hpa_fastai.interpret.prediction import check_results, write_results
+    if args.plan: return predict_plan(args)
+    if args.folder is None: raise HPAError('name the FOLDER of images, or a plan with --plan')
+    if args.embeddings is True: raise HPAError('--embeddings needs the name of a file, except with --plan')
     if args.watch: return _watch(args)
     files = {name: getattr(args, name) for name in ('out', 'embeddings', 'submission', 'sample', 'report')}
     files['group'] = group_of(args)
@@ -145,13 +150,14 @@ def add_predict(
                                  description='Write a table with one row for each field of view: locations, '
                                              'probabilities, flags, errors. '
                                              'If the run was stopped, the same command continues it.')
-    parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
+    parser.add_argument('folder', metavar='FOLDER', nargs='?',
+                        help='folder of images, nested to any depth, or a csv of paths')
     add_options(parser, 'out',
                 out=dict(default=Path('predictions.csv'), help='file for the table, .csv, .xlsx or .parquet'))
     add_options(parser, 'layout', layout=dict(
         help='table of what is known of each well (with its plate, if there are several) or each Id, such as gene '
              'and treatment: .csv or .xlsx; its columns are added to the results'))
-    add_options(parser, 'embeddings')
+    add_options(parser, 'embeddings', embeddings=dict(nargs='?', const=True))
     add_options(parser, 'submission', submission=dict(help='csv file in the format of a Kaggle competition; needs '
                                                            '--sample'))
     parser.add_argument('--sample', type=path, help='sample submission of the competition')
@@ -164,6 +170,7 @@ def add_predict(
         'patient; Well reads the well from the Ids, antibody_of the antibody; none: images are independent. Without '
         'it, the antibody is read from HPA Ids'))
     add_prediction_options(parser)
+    add_plan_options(parser, 'predictions')
     group = parser.add_argument_group('predict while a microscope writes')
     group.add_argument('--watch', action='store_true',
                        help='keep running, and predict each field of view when all its files are written')
@@ -181,12 +188,18 @@ def cells(
     args: argparse.Namespace,  # of the command
 ) -> int:  # the exit code
     "Predict every cell of a folder"
+    from hpa_fastai.basics.errors import HPAError
     from hpa_fastai.cells.cells import cells_submission, predict_cells, whole_file
     from hpa_fastai.cells.no_cells import why_no_cells
     from hpa_fastai.deploy.embeddings import EMBEDDING_FORMATS
     from hpa_fastai.deploy.journal import check_start
     from hpa_fastai.deploy.predictor import check_place, locate
     from hpa_fastai.deploy.tables import check_writable
+    if args.plan:
+        return predict_plan(args, dict(masks=args.masks, prior=args.prior, border=args.border,
+                                       pixel_size=args.pixel_size))
+    if args.folder is None: raise HPAError('name the FOLDER of images, or a plan with --plan')
+    if args.embeddings is True: raise HPAError('--embeddings needs the name of a file, except with --plan')
     check_start(args.out, args.force)
     if args.submission: check_writable(args.submission, ('.csv',))
     if args.embeddings: check_writable(args.embeddings, EMBEDDING_FORMATS)
@@ -223,15 +236,16 @@ def add_cells(
                                              'locations, '
                                              'probabilities. Cells are outlined with scikit-image, if no masks are '
                                              'given. If the run was stopped, the same command continues it.')
-    parser.add_argument('folder', metavar='FOLDER', help='folder of images, nested to any depth, or a csv of paths')
+    parser.add_argument('folder', metavar='FOLDER', nargs='?',
+                        help='folder of images, nested to any depth, or a csv of paths')
     add_options(parser, 'out',
                 out=dict(default=Path('cells.csv'), help='file for the table, .csv, .xlsx or .parquet'))
     parser.add_argument('--masks', type=path,
                         metavar='FOLDER',
                         help='folder of masks of Cellpose, HPA-Cell-Segmentation or others: <Id>_cellmask.png, …')
-    add_options(parser, 'embeddings', embeddings=dict(
-        help='file for the embeddings, .npy, .parquet, or .h5ad for scanpy: the numbers that describe each cell to '
-             'the last layer'))
+    add_options(parser, 'embeddings', embeddings=dict(nargs='?', const=True, help=
+        'file for the embeddings, .npy, .parquet, or .h5ad for scanpy: the numbers that describe each cell to the last '
+        'layer'))
     parser.add_argument('--prior', type=number('prior'),
                         help='how much the whole field of view counts: 0: only the cell; 1: only the field; by '
                              'default 0.5; '
@@ -247,6 +261,7 @@ def add_cells(
                                      'size of the '
                                      'nuclei; models of single cells assume that the files are whole HPA fields'))
     add_prediction_options(parser)
+    add_plan_options(parser, 'cells')
     parser.set_defaults(run=cells)
 
 # %% ../../nbs/cli/40_prediction.ipynb #a58a8752
