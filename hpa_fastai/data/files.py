@@ -234,8 +234,13 @@ def survey_images(
     "List the fields of view in a folder, and what else is there."
     source = as_source(source)
     if isinstance(source, pd.DataFrame) or str(source).lower().endswith(TABLE_EXTS): return read_paths(source), []
+    if isinstance(source, str) and is_pack(source): return read_pack(source), []
     paths = [source] if isinstance(source, str) else source
     if any(whole_files(path)!=(path,) for path in paths): return _survey_addresses(paths, channels, time)
+    if tars := {path: None for path in paths if path.lower().endswith('.tar') and is_pack(path)}:
+        rest = [path for path in paths if path not in tars]
+        found, left = survey_images(rest, channels, time) if rest else (None, [])
+        return pd.concat([*map(read_pack, tars), found]).sort_values('Id', ignore_index=True), left
     files, left, root, sep = list_files([source] if isinstance(source, str) and is_zarr(source) else source)
     where = source if isinstance(source, str) else ''
     try:

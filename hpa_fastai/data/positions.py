@@ -210,10 +210,11 @@ def whole_files(
     path:str, # or address
 ) -> tuple: # the path alone if it names a whole file
     "Name the files, or the OME-Zarr store, that an address leads into."
-    files = parse_address(path).files
+    files, position, _ = parse_address(path)
     store = _within_zarr.match(files[0].replace(os.sep, '/')) if is_zarr(files[0]) else None
     if store: files = store[1],
-    return files if image_kind(os.path.basename(files[0].rstrip('/')) or '.') else (path,)
+    is_inside = image_kind(os.path.basename(files[0].rstrip('/')) or '.') or isinstance(position, Span)
+    return files if is_inside else (path,)
 
 def rows_at(
     table:pd.DataFrame, # of the fields of view in whole files

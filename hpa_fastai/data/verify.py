@@ -19,7 +19,7 @@ from ..basics.errors import *
 from ..basics.paths import *
 from ..basics.spreadsheets import *
 from ..formats.names import *
-from ..formats.addresses import address_text, parse_address
+from ..formats.addresses import *
 from .folders import *
 from .files import *
 from ..formats.channels import *
@@ -44,13 +44,14 @@ _ends = {'PNG': b'IEND', 'JPEG': b'\xff\xd9'}
 
 # %% ../../nbs/data/62_verify.ipynb #dee78fe0
 def file_size_and_end(
-    path:str, # local file
+    path:str, # local file, or the address of a picture in a tar
 ) -> tuple[int, bytes]: # size in bytes, and the last 32 bytes
     "Read the size and the end of a file, which show whether it is complete and whether two files may be equal."
-    with open(path, 'rb', buffering=0) as f:
-        n = os.fstat(f.fileno()).st_size
-        f.seek(max(0, n-32))
-        return n, f.read(32)
+    files, span, _ = parse_address(path)
+    with open(files[0], 'rb', buffering=0) as f:
+        start, n = span if isinstance(span, Span) else (0, os.fstat(f.fileno()).st_size)
+        f.seek(start+max(0, n-32))
+        return n, f.read(min(n, 32))
 
 # %% ../../nbs/data/62_verify.ipynb #5381157c
 def check_file(
@@ -66,7 +67,7 @@ def check_file(
     if deep and p.format.startswith('JPEG'):
         with naming_file(path), open_image_file(path) as f: check_jpeg_codes(f.read())
     if is_url(path) or os.path.isdir(files[0]): return p, None
-    size, end = file_size_and_end(files[0])
+    size, end = file_size_and_end(path)
     mark = _ends.get(p.format.split()[0])
     if mark and mark not in end: open_planes(path, z=z)
     return p, (size, end)
@@ -375,6 +376,7 @@ def _check_set(fields):
             if key: same_end.setdefault(key, []).append((f.Id, path))
     for candidates in same_end.values():
         addresses = {path: parse_address(path) for _,path in candidates}
+        addresses |= {path: PictureAddress((path,)) for path,o in addresses.items() if isinstance(o.position, Span)}
         if len({address.files for address in addresses.values()})==1: continue
         digests, first = {}, {}
         for i,path in candidates:
@@ -389,6 +391,6 @@ def _check_set(fields):
 def _digest(path):
     "Compute the checksum of a file."
     found = hashlib.blake2b()
-    with open(path, 'rb') as f:
+    with open_image_file(path) as f:
         while part := f.read(2**22): found.update(part)
     return found.digest()

@@ -18,7 +18,7 @@ def further_columns(
     columns: list,  # of the results: they count more than columns of the same name
 ) -> pd.DataFrame:  # texts and numbers of each field of view, by Id
     "Take what a table of fields of view knows beyond the pictures."
-    of_reading = {'path', 'layout', 'absent', *CHANNELS}  # how a file is read says nothing new
+    of_reading = {'path', 'layout', 'absent', 'packed_from', *CHANNELS}  # how a file is read says nothing new
     known = {'Id', *of_reading, *COLUMN_TYPES, *columns}
     found = {}
     for c in table:

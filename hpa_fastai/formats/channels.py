@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from ..basics.errors import *
 from ..basics.words import near_names
+from .addresses import *
 from .names import *
 from .dyes import *
 
@@ -264,6 +265,9 @@ def assign_channels(
 ) -> dict: # channel: number of its plane
     "Find the planes of the channels by an explicit mapping, by colour, by name or by order."
     n = len(p.planes)
+    is_packed = path is not None and isinstance(parse_address(path).position, Span)
+    if is_packed and p.names and {*p.names}<={*CHANNELS}: # a mapping was for the files that were packed
+        return {c: p.names.index(c) for c in wanted_channels(channels) if c in p.names}
     if isinstance(channels, dict):
         numbers, names = {}, [name.casefold() for name in p.names or []]
         given = {c: plane.casefold() if isinstance(plane, str) else plane for c,plane in ChannelMap(channels).items()}

@@ -8,7 +8,7 @@ __all__ = ['PNG_MAGIC', 'PngHeader', 'png_chunk', 'png_header', 'png_file', 'png
            'open_planes']
 
 # %% ../../nbs/formats/60_pictures.ipynb #a4200b67
-import io, os, re, struct, threading, zlib
+import io, os, re, struct, tarfile, threading, zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 import kornia_rs.io, numpy as np
@@ -220,11 +220,41 @@ def reading_pool(
 # %% ../../nbs/formats/60_pictures.ipynb #a772249b
 _jpeg_magic = b'\xff\xd8\xff'
 
+# %% ../../nbs/formats/60_pictures.ipynb #63daaf34
+_HEADER = 512 # bytes before each member of a tar
+
+def _read_member(path, span):
+    "Read the bytes of a picture in a tar, and of the header before it; refuse what is no member of this length."
+    offset, length = span
+    check_length(length, MAX_BYTES)
+    if offset<_HEADER: raise ImageError(f'no picture begins at byte {offset} of a tar', 'no such position')
+    start, end = offset-_HEADER, offset+length
+    if is_url(path):
+        fs, inner = open_filesystem(path)
+        data = fs.cat_file(inner, start, end)
+    else:
+        if what := irregular_kind(path): raise ImageError(f'a {what}, not a tar', 'not an image')
+        with open(path, 'rb', buffering=0) as f:
+            n_bytes = f.seek(0, os.SEEK_END)
+            f.seek(start)
+            data = f.read(end-start) if end<=n_bytes else b''
+    if len(data)<end-start:
+        raise damaged(f'the tar ends before the picture at bytes {offset} to {end}')
+    try: member = tarfile.TarInfo.frombuf(data[:_HEADER], 'utf-8', 'surrogateescape')
+    except tarfile.HeaderError: member = None
+    if member is None or member.size!=length:
+        raise ImageError(f'holds no picture of {length} bytes at byte {offset}: the tar is not the one that the '
+                         'table of fields of view was made for; take the fields.csv that belongs to it',
+                         'truncated or damaged')
+    return data[_HEADER:]
+
 # %% ../../nbs/formats/60_pictures.ipynb #400448d6
 def open_image_file(
-    path:str, # local, or a URL
+    path:str, # local, a URL, or the address of a picture in a tar
 ) -> io.IOBase:
-    "Open a binary file, local or on object storage."
+    "Open a binary file, local or on object storage, or read a picture out of a tar."
+    files, span, _ = parse_address(path)
+    if isinstance(span, Span): return io.BytesIO(_read_member(files[0], span))
     if not is_url(path):
         if what := irregular_kind(path): raise ImageError(f'a {what}, not a picture', 'not an image')
         return open(path, 'rb')
@@ -294,15 +324,17 @@ def open_planes(
     "Decode a picture of any format, which is recognised by its content, not by its name."
     files, position, time = parse_address(path)
     if len(files)>1: return _open_stack(files, target, z, header)
-    path = files[0]
+    is_packed = isinstance(position, Span)
+    place, path = path if is_packed else files[0], files[0]
+    if is_packed: position = None
     try:
         if is_zarr(path): return read_zarr(path, z, header, time)
         if is_url(path) and path.lower().endswith(MICROSCOPE_EXTS): positions_of(path)
-        with open_image_file(path) as f:
+        with open_image_file(place) as f:
             magic = f.read(8)
             f.seek(0)
             if magic[:4] in TIFF_MAGIC: return read_tiff(f, z, header, alone, time, position)
-            is_of_many = microscope_kind(path, magic)
+            is_of_many = not is_packed and microscope_kind(path, magic)
             is_png, is_jpeg = magic[:4]==PNG_MAGIC[:4], magic[:3]==_jpeg_magic
             if position and (is_png or is_jpeg):
                 raise ImageError(f'holds one picture, and none with the number {position}', 'no such position')

@@ -179,12 +179,13 @@ def tiff_pixels(
 
 # %% ../../nbs/formats/40_tiff.ipynb #4b76d319
 def _suggested_bits(tif, series):
-    "Find the bits that the stated largest value or the range in ImageJ suggest: 10, 12 or 14; or None."
+    "Find the bits that the stated largest value or the range in ImageJ suggest: 10, 12 or 14 (16 if this package wrote it); or None."
     tag = series.keyframe.tags.get('MaxSampleValue')
     shown = tif.imagej_metadata or {} if tif.is_imagej else {}
     values = [tag and tag.value, shown.get('max'), shown.get('Ranges')]
     ends = [max(value) if isinstance(value, tuple) else value for value in values if value]
-    suggested = [bits for bits in (10, 12, 14) for end in ends if end==2**bits-1]
+    by_us = series.keyframe.software=='hpa_fastai' # others write 65535 whatever the camera
+    suggested = [bits for bits in (10, 12, 14, 16)[:4 if by_us else 3] for end in ends if end==2**bits-1]
     return max(suggested, default=None)
 
 # %% ../../nbs/formats/40_tiff.ipynb #9ae087d7
