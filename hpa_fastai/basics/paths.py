@@ -165,7 +165,8 @@ def _tables_in(folder):
     "List the tables in a folder that may hold labels."
     try: names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     except OSError: return []  # not to be listed
-    tables = [n for n in names if n.lower().endswith(TABLE_EXTS) and not n.startswith(('.', '~'))]
+    of_pack = ('fields.csv', 'failed.csv') if 'pack.json' in names else () # of hpa_fastai pack, beside its tars
+    tables = [n for n in names if n.lower().endswith(TABLE_EXTS) and not n.startswith(('.', '~')) and n not in of_pack]
     return [name for name in tables if not is_result(os.path.join(folder, name))]
 
 def find_label_file(

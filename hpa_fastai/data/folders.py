@@ -236,7 +236,7 @@ def fov_stamp(
 FIELD_COLUMNS = ['Id', 'layout', *CHANNELS]
 
 KNOWN_COLUMNS = ('plate', 'well', 'row', 'column', 'field', 'position', 'time', 'planes', 'pixel_size', 'channels',
-                 'absent') # that a table has where the microscope says so
+                 'absent', 'packed_from') # that a table has where the microscope, or a pack, says so
 
 def columns_for_reading(
     table:pd.DataFrame, # of `find_images`

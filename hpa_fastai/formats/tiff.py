@@ -179,7 +179,7 @@ def tiff_pixels(
 
 # %% ../../nbs/formats/40_tiff.ipynb #4b76d319
 def _suggested_bits(tif, series):
-    "Find the bits that the stated largest value or the range in ImageJ suggest: 10, 12 or 14 (16 if this package wrote it); or None."
+    "Find the bits that the stated largest value or the range in ImageJ suggest: 10, 12 or 14, from us also 16."
     tag = series.keyframe.tags.get('MaxSampleValue')
     shown = tif.imagej_metadata or {} if tif.is_imagej else {}
     values = [tag and tag.value, shown.get('max'), shown.get('Ranges')]

@@ -64,6 +64,7 @@ NUMBERS = dict(  # of each command: options that take numbers
     simulate=('n', 'size', 'seed', 'label-noise', 'variation'),
     demo=('minutes',),
     app=('port', 'max-upload', 'bs', 'num-workers'),
+    pack=('size', 'tar-size', 'num-workers'),
 )
 
 
@@ -71,7 +72,7 @@ NUMBERS = dict(  # of each command: options that take numbers
 def test_numbers_that_make_no_sense_are_told_in_one_line(number, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command, options in NUMBERS.items():
-        places = dict(demo=[], app=[],
+        places = dict(demo=[], app=[], pack=['nowhere', '--out', 'new'],
                       calibrate=['model', 'nowhere', '--out', 'new'], figure=['nowhere', '--images', 'x'])
         place = places.get(command, ['nowhere'])
         for option in options:

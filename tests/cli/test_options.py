@@ -21,6 +21,7 @@ CALLS = {  # of each command: the functions that take its options
     'join': ['atlas.sources.join_sources'],
     'verify': ['data.verify.verify_folder', 'data.reader.ImageReader'],
     'explore': ['interpret.explore.explore', 'data.reader.ImageReader'],
+    'pack': ['data.packing.pack_images', 'data.reader.ImageReader'],
     'train': ['experiments.training.train_model', 'data.reader.ImageReader', LOADERS, FIT],
     'compare': ['experiments.compare.compare', 'experiments.folds.train_folds', 'data.reader.ImageReader',
                 'experiments.starts.auto_learner', 'train.learner.hpa_learner', LOADERS, FIT],
