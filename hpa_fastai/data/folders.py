@@ -307,11 +307,11 @@ def read_paths(
 # %% ../../nbs/data/20_folders.ipynb #a46e61bd
 PACK_FILE, PACK_FIELDS, PACK_STATE = 'pack.json', 'fields.csv', '.pack-state.json'
 
-def _is_there(path):
-    "Tell whether a file exists, also on object storage."
-    if not is_url(path): return os.path.isfile(path)
-    fs, inner = open_filesystem(path)
-    return fs.isfile(inner)
+def _is_in(folder, name):
+    "Tell whether there is a file in a folder, also on object storage."
+    if not is_url(folder): return os.path.isfile(f'{folder}/{name}')
+    fs, inner = open_filesystem(folder)
+    return fs.isfile(f'{inner}/{name}')
 
 def is_pack(
     path, # of anything, or a URL
@@ -320,8 +320,7 @@ def is_pack(
     path = os.fspath(path)
     if path.lower().endswith('.tar'): return is_url(path) or os.path.isfile(path)
     path = path.rstrip('/')
-    return not image_kind(path.rpartition('/')[2] or '.') and any(
-        _is_there(f'{path}/{name}') for name in (PACK_FILE, PACK_STATE))
+    return not image_kind(path.rpartition('/')[2] or '.') and any(_is_in(path, o) for o in (PACK_FILE, PACK_STATE))
 
 def read_pack(
     path, # folder that `pack_images` wrote, a tar in it, or a URL of these
@@ -330,16 +329,16 @@ def read_pack(
     path = os.fspath(path)
     folder, tar = path.replace(os.sep, '/').rstrip('/'), ''
     if folder.lower().endswith('.tar'): folder, _, tar = (folder if '/' in folder else f'./{folder}').rpartition('/')
-    index, fields, state = (f'{folder}/{name}' for name in (PACK_FILE, PACK_FIELDS, PACK_STATE))
-    if not _is_there(index):
-        if _is_there(state):
+    index = f'{folder}/{PACK_FILE}'
+    if not _is_in(folder, PACK_FILE):
+        if _is_in(folder, PACK_STATE):
             raise ImageError('packing did not come to its end; run hpa_fastai pack again as before, and it goes on',
                              'not an image', path)
         raise ImageError(f'a tar without its {PACK_FILE} and {PACK_FIELDS}; put it beside those that hpa_fastai pack '
                          'wrote with it', 'not an image', path)
-    if not _is_there(fields):
+    if not _is_in(folder, PACK_FIELDS):
         raise ImageError(f'no {PACK_FIELDS} beside {PACK_FILE}; copy it again', 'no such file', path)
-    table = read_paths(fields)
+    table = read_paths(f'{folder}/{PACK_FIELDS}')
     fs, inner = open_filesystem(index) if is_url(index) else (None, index)
     try: stated = int(json.loads(fs.cat_file(inner) if fs else Path(index).read_bytes())['fields'])
     except (ValueError, KeyError, TypeError):
