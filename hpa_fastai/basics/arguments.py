@@ -52,6 +52,7 @@ RANGES = dict(
     port = _Range(1, 65535, whole=True, optional=True),
     max_upload = _Range(.001, 10_000),
     mm = _Range(40, 400),
+    tar_size = _Range(.0001, 1000),
     timeout = _Range(0, 1e9, optional=True),
     settle = _Range(0, 1e6),
     days = _Range(0, 1e6),

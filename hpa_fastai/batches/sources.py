@@ -7,7 +7,7 @@ __all__ = ['sources_of', 'channel_moments', 'channel_figures', 'read_pictures', 
            'doubtful_sources']
 
 # %% ../../nbs/batches/40_sources.ipynb #9baa8d57
-import hashlib, json, os, re
+import hashlib, json, os
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -20,18 +20,11 @@ from ..basics.paths import *
 from ..formats.names import *
 from ..formats.addresses import *
 from ..data.files import *
+from ..data.folders import place_of
 from ..formats.pictures import *
 from ..data.reader import *
 
 # %% ../../nbs/batches/40_sources.ipynb #86a11188
-_inside_store = re.compile(r'(.+\.zarr)/.+', re.IGNORECASE|re.DOTALL)
-
-def _place_of(address):
-    "Find the folder of a picture, or the OME-Zarr plate that it is in."
-    first = parse_address(address).files[0]
-    store = _inside_store.fullmatch(first.replace(os.sep, '/'))
-    return store[1] if store else os.path.dirname(first)
-
 def sources_of(
     table:pd.DataFrame, # of `find_images`, n rows
     column:str|None=None, # that names the sources; None: the column `source`, or else the plates, or else the folders
@@ -42,9 +35,11 @@ def sources_of(
         if column in table: return table[column].astype(str).map(same_form).to_numpy(object)
         raise HPAError(f'source: the table has no column {column!r}; it has {", ".join(map(str, table.columns))}')
     sources, plates = [], table['plate'] if 'plate' in table else [None]*len(table)
-    for row,plate in zip(table[list(CHANNELS)].to_dict('records'), plates):
-        files = [os.fspath(p) for p in row.values() if isinstance(p, (str, os.PathLike)) and str(p)]
-        place = spell_out(_place_of(files[0]) or '.') if files else 'memory'
+    rows = table[[c for c in (*CHANNELS, 'packed_from') if c in table]].to_dict('records')
+    for row,plate in zip(rows, plates):
+        files = [os.fspath(p) for p in map(row.get, CHANNELS) if isinstance(p, (str, os.PathLike)) and str(p)]
+        place = spell_out(place_of(files[0]) or '.') if files else 'memory'
+        if isinstance(row.get('packed_from'), str): place = row['packed_from'] or place
         is_of_plate = isinstance(plate, str) and plate and not place.lower().endswith('.zarr')
         sources.append(same_form(plate) if is_of_plate else place)
     return np.array(sources, object)
@@ -182,8 +177,8 @@ def of_source(self:Sources,
     "Find or measure the figures of one source."
     kept, many = None, len(files)>=self.enough
     if self.keep and None not in files:
-        place = os.path.commonprefix(sorted({_place_of(f[0]) for f in files}))
-        by_folder = self.column is None and not {'source', 'plate'} & set(table)
+        place = os.path.commonprefix(sorted({place_of(f[0]) for f in files}))
+        by_folder = self.column is None and not {'source', 'plate', 'packed_from'} & set(table)
         key = json.dumps([self.reader.remembered, None if by_folder else name, place])
         folder = cache_home()/'hpa_fastai'/'sources' if self.keep is True else self.keep
         kept = folder/f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.json'

@@ -65,7 +65,7 @@ class Version(argparse.Action):
 # %% ../../nbs/cli/90_main.ipynb #398e8cb8
 COMMANDS = {  # by what they are for, in the order of a project
     'Get images': (add_download, add_join),
-    'Look at a data set': (add_verify, add_explore),
+    'Look at a data set': (add_verify, add_explore, add_pack),
     'Train a model, and judge it': (add_train, add_evaluate),
     'Predict images': (add_predict, add_cells, add_proteins),
     'Predict on many machines': (add_plan, add_gather),
