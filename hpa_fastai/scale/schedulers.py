@@ -49,16 +49,16 @@ def _slurm_predict(tasks):
     options = _slurm_options(
         ('job-name', f'hpa_{tasks.command}', 'the name in the queue'),
         ('array', f'0-{tasks.n_tasks-1}%{tasks.limit}', 'the tasks; after %: how many may run at a time'),
-        ('time', f'{tasks.minutes//60}:{tasks.minutes%60:02d}:00', 'of one turn; a task that needs longer gets another turn'),
+        ('time', f'{tasks.minutes//60}:{tasks.minutes%60:02d}:00', 'of one turn; who needs longer gets another one'),
         ('gres', *gpu),
         ('cpus-per-task', tasks.cpus, 'as many threads read images'),
-        ('mem', f'{tasks.memory}G', 'memory of the computer, not of the GPU'),
-        ('requeue', '', 'a task whose computer is taken away or fails waits in the queue again,'),
+        ('mem', f'{tasks.memory}G', 'memory of the node, not of the GPU'),
+        ('requeue', '', 'a task that is preempted, or whose node fails, waits in the queue again,'),
         ('open-mode', 'append', 'and goes on in the same log'),
         ('signal', 'B:USR1@120', 'two minutes before the time is up: see go_on_later'),
         ('output', f'{logs}/%A_%a.out', 'the logs; %A: number of the job, %a: of the task'))
     return f"""#!/bin/bash
-# Predicts {tasks.n_shards:,} shards in {tasks.n_tasks:,} tasks. Hand it over with: bash {shlex.quote(tasks.plan)}/submit.sh
+# Predicts {tasks.n_shards:,} shards in {tasks.n_tasks:,} tasks. Start: bash {shlex.quote(tasks.plan)}/submit.sh
 # You can do so again at any time: what is done is skipped, and what was stopped goes on where it was.
 
 {options}
@@ -68,7 +68,7 @@ def _slurm_predict(tasks):
 
 {tasks.check}
 n_shards={tasks.n_shards} of_task={tasks.of_task}  # if you change these, also change --array
-task=${{SLURM_ARRAY_TASK_ID:?hand this script over with submit.sh}}
+task=${{SLURM_ARRAY_TASK_ID:?submit this script with submit.sh}}
 first=$((task*of_task))
 end=$((first+of_task < n_shards ? first+of_task : n_shards))
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
@@ -115,7 +115,7 @@ def _slurm_gather(tasks):
 """
 
 def _slurm_submit(tasks):
-    "Write the script that hands over the other two."
+    "Write the script that submits the other two."
     return f"""#!/bin/bash
 # Run it where the plan was made: bash {shlex.quote(tasks.plan)}/submit.sh
 # What you add goes to sbatch and rules over predict.sbatch, for example to try the first task alone: --array=0
@@ -126,7 +126,7 @@ job=$(sbatch --parsable "$@" "$plan/predict.sbatch") || exit 2
 job=${{job%%;*}}  # some sites add the name of a cluster
 # afterany: when all tasks have ended, also those that failed, so that it can list what is missing.
 gather=$(sbatch --parsable --dependency="afterany:$job" "$plan/gather.sbatch") || {{
-    echo "Job $job predicts, and nothing will gather: mend gather.sbatch, and hand it over with sbatch." >&2
+    echo "Job $job predicts, and nothing will gather: mend gather.sbatch, and submit it with sbatch." >&2
     exit 2
 }}
 echo "Job $job predicts, and job ${{gather%%;*}} gathers when it has ended. Their logs are in $plan/logs."
@@ -153,7 +153,7 @@ def _in_process(text):
 
 def _nextflow_script(tasks):
     "Write the processes."
-    return f"""// Predicts {tasks.n_shards:,} shards in {tasks.n_tasks:,} tasks, on this machine or on a cluster (see nextflow.config):
+    return f"""// Predicts {tasks.n_shards:,} shards in {tasks.n_tasks:,} tasks, on this machine or on a cluster:
 //   nextflow run {shlex.quote(tasks.plan)}/predict.nf -profile slurm
 // You can do so again at any time: what is done is skipped, and what was stopped goes on where it was.
 
@@ -242,13 +242,13 @@ profiles {{
     slurm {{
         process {{
             executor = 'slurm'
-            {queue}  // part of the cluster; sinfo lists them
             withName: 'PREDICT' {{
+                {queue}  // part of the cluster; sinfo lists them
                 cpus = {tasks.cpus}  // as many threads read images
-                memory = '{tasks.memory} GB'  // of the computer, not of the GPU
-                time = '{tasks.minutes} min'  // of one turn; a task that needs longer gets another turn
+                memory = '{tasks.memory} GB'  // of the node, not of the GPU
+                time = '{tasks.minutes} min'  // of one turn; who needs longer gets another one
                 accelerator = {tasks.gpus}  // GPUs; Slurm hears of them by clusterOptions
-                clusterOptions = {text(*['--gres=gpu:1']*tasks.gpus, *site)}  // or a kind of GPU: gpu:a100:1; and --account=NAME
+                clusterOptions = {text(*['--gres=gpu:1']*tasks.gpus, *site)}  // or gpu:a100:1; --account=NAME
                 maxForks = {tasks.limit}  // tasks at a time
             }}
             withName: 'GATHER' {{
@@ -263,7 +263,7 @@ profiles {{
         }}
         executor {{
             queueSize = {tasks.limit}  // jobs in the queue
-            submitRateLimit = '10/1min'  // jobs that are handed over in a minute
+            submitRateLimit = '10/1min'  // jobs that are submitted in a minute
         }}
     }}
 }}

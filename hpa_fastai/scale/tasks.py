@@ -42,14 +42,14 @@ def _plain(name, text):
 _SETUP = """# What your login shell has and a job does not, for example:
 #   module load cuda
 #   source ~/venv/bin/activate
-# Computers without internet: copy the weights beforehand to a folder that they can read, and name it here:
+# Nodes without internet: copy the weights beforehand to a folder that they can read, and name it here:
 #   export HPA_FASTAI_MODELS=/path/of/hpa_models HF_HUB_OFFLINE=1"""
 _LIMITS = dict(n_shards=(1, 10**9), shards_per_task=(1, 10**9), limit=(1, MAX_TASKS), hours=(.25, 10_000), gpus=(0, 1),
                cpus=(1, 1024), memory=(1, 100_000))
 
 @dataclass
 class Tasks:
-    "What the computers of a cluster have to do for a plan, and what they need"
+    "What the nodes of a cluster have to do for a plan, and what they need"
     plan: str|Path  # folder of the plan, as seen from the folder in which the scripts are started
     n_shards: int  # of the plan
     command: str = 'predict'  # or 'cells'
@@ -80,6 +80,8 @@ class Tasks:
         self.of_task = choose_shards_per_task(self.n_shards, self.shards_per_task)
         self.n_tasks = -(-self.n_shards//self.of_task)
         self.words = self._words()
+        usual = 'cells' if self.command=='cells' else 'predictions'
+        self.parts = dict(zip(self.words, self.words[1:])).get('--parts', usual)
 
 # %% ../../nbs/scale/48_tasks.ipynb #712dd687
 @patch
@@ -113,13 +115,12 @@ def run(self:Tasks) -> str:  # a line of a shell
 @patch(as_prop=True)
 def judge(self:Tasks) -> str:  # lines of a shell
     "Write the lines that tell from the exit code whether the shards are done."
-    parts = dict(zip(self.words, self.words[1:])).get('--parts', 'cells' if self.command=='cells' else 'predictions')
     return f"""# 0: all shards are done. 3: another worker has one of them. Neither is a failure.
 # 1: some images could not be read, as the table says; or something broke. So look whether the parts are there.
 if [ "$code" = 1 ]; then
     code=0
     for ((shard=first; shard<end; shard++)); do
-        [ -f "$plan"/{shlex.quote(parts)}/part-"$(printf %06d "$shard").json" ] || code=1
+        [ -f "$plan"/{shlex.quote(self.parts)}/part-"$(printf %06d "$shard").json" ] || code=1
     done
 fi
 if [ "$code" = 3 ]; then code=0; fi
@@ -130,15 +131,15 @@ def gather(self:Tasks,
     *words: str,  # what it is asked
 ) -> str:  # a line of a shell
     "Write the command that looks at the parts."
-    if self.command=='cells': words += '--cells',
-    if '--parts' in self.words: words += '--parts', self.words[self.words.index('--parts')+1]
+    if self.parts != 'predictions': words += f'--parts={self.parts}',
     return shlex.join(['hpa_fastai', 'gather', self.plan, *words])
 
 @patch(as_prop=True)
 def join(self:Tasks) -> str:  # a line of a shell
     "Write the command that joins the parts."
     words = [f'--out={self.gather_to}']
-    if '--embeddings' in self.words: words.append(f'--embeddings={os.path.splitext(self.gather_to)[0]}_embeddings.parquet')
+    out = f'{os.path.splitext(self.gather_to)[0]}_embeddings.parquet'
+    if '--embeddings' in self.words: words.append(f'--embeddings={out}')
     return self.gather(*words)
 
 # %% ../../nbs/scale/48_tasks.ipynb #3d31542b

