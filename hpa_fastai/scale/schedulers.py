@@ -213,11 +213,12 @@ workflow {{
 }}
 """
 
-# %% ../../nbs/scale/50_schedulers.ipynb #e98b9d42
+# %% ../../nbs/scale/50_schedulers.ipynb #a7e1c1dc
 def _nextflow_config(tasks):
     "Write the settings."
-    def text(*words): return "'" + _for_nextflow(' '.join(words)).replace("'", "\'") + "'"
-    queue = f'queue = {text(tasks.partition)}' if tasks.partition else "// queue = 'NAME'"
+    def text(*words): return "'" + _for_nextflow(' '.join(words)).replace("'", "\\'") + "'"
+    unknown = "// queue = 'NAME'"
+    queue = f'queue = {text(tasks.partition)}' if tasks.partition else unknown
     site = [f'--account={_for_slurm(tasks.account)}'] if tasks.account else []
     return f"""// Settings of predict.nf: for this machine, or with -profile slurm for a cluster.
 
@@ -252,6 +253,7 @@ profiles {{
                 maxForks = {tasks.limit}  // tasks at a time
             }}
             withName: 'GATHER' {{
+                {unknown if tasks.gpus else queue}
                 cpus = 1
                 memory = '8 GB'
                 time = '240 min'

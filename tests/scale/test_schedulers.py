@@ -63,7 +63,7 @@ echo 7
 
 
 class Site:
-    "A folder with a plan in it, and a computer on which Slurm and the program are stand-ins"
+    "A folder with a plan in it, and a machine on which Slurm and the program are stand-ins"
     def __init__(self, folder, plan='plan', n_shards=6):
         self.folder, self.fake, self.plan, self.n_shards = folder, folder/'fake', plan, n_shards
         for path in (self.fake, folder/plan/'predictions'): path.mkdir(parents=True)
@@ -293,6 +293,12 @@ def test_the_processes_of_nextflow_do_the_same(tmp_path):
         assert done.returncode == ended
 
 
+def test_settings_of_nextflow_hold_names_as_they_are():
+    text = nextflow_files('plan', 3, partition="g'pu", account='naiss 7', setup="echo '''$HOME'''")['nextflow.config']
+    assert r"queue = 'g\'pu'  //" in text and """clusterOptions = '--gres=gpu:1 --account="naiss 7"'  //""" in text
+    assert r"echo \'\'\'\$HOME\'\'\'" in text
+
+
 @pytest.fixture
 def language_server():
     "The command of Nextflow's language server, which has the rules of `nextflow lint`"
@@ -358,7 +364,7 @@ def free_port():
 
 
 class Slurm:
-    "A real Slurm of one computer, this one, whose files are all in one folder"
+    "A real Slurm of one node, this machine, whose files are all in one folder"
     programs = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'scontrol', 'squeue')
 
     def __init__(self, folder):
