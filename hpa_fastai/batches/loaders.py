@@ -33,7 +33,7 @@ from .splits import *
 from .splits import check_ways, column_at, split_by_function
 from .corrected import correct_table, find_corrections, split_as_before
 from .cache import *
-from .cache import readable_rows, without_cache
+from .cache import check_same_data, readable_rows, without_cache
 from .scale import usual_width
 from .settings import *
 from .sources import *
@@ -252,29 +252,33 @@ def from_df(cls:HPADataLoaders,
     elif n_processes()>1: raise SplitError('seed=None: several processes would each split the table in another way')
     if val_bs is not None: val_bs = checked(bs=val_bs)
     labels = get_labels(labels)
-    df, table, group, corrected = correct_table(df, images, corrections, labels, group, reader or ImageReader())
-    df = attach_images(df, table, (reader or ImageReader()).channels, (reader or ImageReader()).time)
-    own = sort_transforms(item_tfms, batch_tfms, size, reader, partial(picture_sizes, df, ImageReader()))
-    if reader is None:
-        reader = ImageReader(size=own.read_size)
-        if own.read_size is None: cache = without_cache(cache)
-    if own.figures: normalize = own.figures
-    check_fields(df, reader)
+    with together():  # a node may lack some of it
+        df, table, group, corrected = correct_table(df, images, corrections, labels, group, reader or ImageReader())
+        df = attach_images(df, table, (reader or ImageReader()).channels, (reader or ImageReader()).time)
+        own = sort_transforms(item_tfms, batch_tfms, size, reader, partial(picture_sizes, df, ImageReader()))
+        if reader is None:
+            reader = ImageReader(size=own.read_size)
+            if own.read_size is None: cache = without_cache(cache)
+        if own.figures: normalize = own.figures
+        check_fields(df, reader)
+    check_same_data(df)
     names, wanted = df.attrs.get('channels', {}), wanted_channels(reader.channels)
     if set(names)>=set(wanted): reader = replace(reader, channels={c: names[c] for c in wanted})  # saved with a model
     df = df.reset_index(drop=True)
     if not (group is None or group is False or isinstance(group, str)):
         df, group = df.assign(group=group_codes(df, group)), 'group'
-    depth = find_depth(df, reader)
-    if depth.line and is_first(): print(depth, flush=True)
-    reader = depth.of(reader)
-    if reader.size and not (reader.pixel_size or reader.field_width):
-        reader = replace(reader, field_width=usual_width(df, reader))
+    def settled():
+        depth = find_depth(df, reader)
+        if depth.line and is_first(): print(depth, flush=True)
+        res = depth.of(reader)
+        has_width = not res.size or res.pixel_size or res.field_width
+        return res if has_width else replace(res, field_width=usual_width(df, res))
+    reader = of_first(settled)
     df, store = readable_rows(df, reader, cache, progress)
     df, train, valid = split_as_before(
         df, corrected, labels, valid_pct, fold, folds, group, seed, valid_col, splitter)
     check_split(df, (train, valid), group, labels, way=way if way in ('valid_col', 'splitter') else '').warn()
-    mean, std = _normalization(normalize, df.iloc[train], reader, store)
+    mean, std = of_first(lambda: _normalization(normalize, df.iloc[train], reader, store))
     sources = Sources(reader, source) if isinstance(normalize, str) and normalize=='source' else None
     if sources: sources.figures(df, store and store.pixels)  # of all pictures, as they are when the folder is predicted
     weights = rarity_weights(labels.encode(df.Target.iloc[train]), oversample, most_draws) if oversample else None
@@ -310,15 +314,17 @@ def from_csv(cls:HPADataLoaders,
 ) -> HPADataLoaders:
     "Make loaders from a csv and a folder of images."
     path, images = Path(path_text(path, 'path')), as_list(images)
-    if not path.is_dir(): raise HPAError(f'{path}: no such folder{near_beside(path) or "; give that of the data set"}')
-    if not isinstance(images, (list, pd.DataFrame)): images = find_image_folder(path, images)
-    if not isinstance(csv, pd.DataFrame): csv = find_label_file(path, csv, LabelError)
     labels, reader = get_labels(labels), kwargs.get('reader') or ImageReader()
-    table = find_images(images, reader.channels, reader.time)
-    if not isinstance(column := kwargs.get('valid_col'), str|None):  # its number in the file, which reading changes
-        kwargs['valid_col'] = column_at(read_cells(csv, labels, id_column, label_column).columns, column)
-    df = read_labels(csv, labels, ids=table.Id, id_column=id_column, label_column=label_column)
-    kwargs['corrections'] = find_corrections(kwargs.get('corrections'), path)
+    with together():
+        if not path.is_dir():
+            raise HPAError(f'{path}: no such folder{near_beside(path) or "; give that of the data set"}')
+        if not isinstance(images, (list, pd.DataFrame)): images = find_image_folder(path, images)
+        if not isinstance(csv, pd.DataFrame): csv = find_label_file(path, csv, LabelError)
+        table = find_images(images, reader.channels, reader.time)
+        if not isinstance(column := kwargs.get('valid_col'), str|None):  # its number in the file, which reading changes
+            kwargs['valid_col'] = column_at(read_cells(csv, labels, id_column, label_column).columns, column)
+        df = read_labels(csv, labels, ids=table.Id, id_column=id_column, label_column=label_column)
+        kwargs['corrections'] = find_corrections(kwargs.get('corrections'), path)
     dls = cls.from_df(df, table, labels=labels, **kwargs)
     if dls.corrections is not None and is_first(): print(dls.corrections, flush=True)
     dls.path = models_folder(path)

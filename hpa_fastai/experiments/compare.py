@@ -199,7 +199,7 @@ def compare(
     reader = revive_options(options).get('reader') or ImageReader()
     df = labelled_table(df, labels, images, reader.channels, id_column, label_column, reader.time)
     with only_writer(out, 'comparison'):
-        if is_first(): out.mkdir(parents=True, exist_ok=True)
+        of_first(lambda: out.mkdir(parents=True, exist_ok=True))
         finished = [] if force else _finished_experiments(out/'experiments.csv')
         rows, first = {}, None
         for number, (name, overrides) in enumerate(experiments.items(), 1):

@@ -167,11 +167,11 @@ def _save_fold(learn, out, fold):
     model = out/f'fold{fold}'
     learn.fit_thresholds()
     learn.save_bundle(model, force=True, note=False)  # all folds are decided together
-    if is_first():
-        predictor = Predictor(model, learn.dls.device.type)
-        predictor.bits = predictor.readers[0].bits  # as found in all images of the data set
-        predictor.to_file(learn.dls.valid_ds.items, out/f'fold{fold}.csv', force=True, progress=False)
-    barrier()
+    with together():
+        if is_first():
+            predictor = Predictor(model, learn.dls.device.type)
+            predictor.bits = predictor.readers[0].bits  # as found in all images of the data set
+            predictor.to_file(learn.dls.valid_ds.items, out/f'fold{fold}.csv', force=True, progress=False)
     if is_first(): shutil.rmtree(out/f'fold{fold}-training', ignore_errors=True)
 
 # %% ../../nbs/experiments/20_folds.ipynb #f9bd70b9
@@ -360,7 +360,8 @@ def train_folds(
     if report is not None and is_first(): print(report, flush=True)
     old = find_old_model(against, options.get('pretrained', 'auto'), labels, options.get('reader'))
     with only_writer(out, 'training of folds'):
-        first_then_others(lambda: _prepare_folder(out, settings, force and is_first()))
+        of_first(lambda: _prepare_folder(out, settings, force))
+        check_shared(out)  # all processes read the predictions of each fold
         for k in trained:
             if broadcast((out/f'fold{k}'/'config.json').is_file() and (out/f'fold{k}.csv').is_file()): continue
             if progress and is_first(): print(f'fold {k} of {folds}', flush=True)
@@ -375,13 +376,14 @@ def train_folds(
         decided = _decide_out_of_fold(raw, corrected, labels, group, seed, calibration, epoch_chosen)
         predictions, decisions, evaluation = decided
         comparison = None
-        if old and is_first():
-            comparison = compare_folds(old, predictions, corrected, found, labels, group, evaluation.decided, options)
-        if is_first():
-            for model in models: _update_bundle(model, decisions, evaluation, comparison)
-            of_fold = ['' if pd.isna(fold) else fold for fold in predictions.fold]  # what is in no fold has none
-            table = predictions.assign(fold=of_fold)
-            write_whole(out/'predictions.csv', csv_text([list(table), *table.itertuples(index=False, name=None)]))
-            write_whole(out/'classes.csv', evaluation.table.to_csv())
-        barrier()
+        with together():
+            if old and is_first():
+                comparison = compare_folds(
+                    old, predictions, corrected, found, labels, group, evaluation.decided, options)
+            if is_first():
+                for model in models: _update_bundle(model, decisions, evaluation, comparison)
+                of_fold = ['' if pd.isna(fold) else fold for fold in predictions.fold]  # what is in no fold has none
+                table = predictions.assign(fold=of_fold)
+                write_whole(out/'predictions.csv', csv_text([list(table), *table.itertuples(index=False, name=None)]))
+                write_whole(out/'classes.csv', evaluation.table.to_csv())
         return Folds(models, predictions, evaluation, decisions.thresholds, report, comparison)

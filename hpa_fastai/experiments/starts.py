@@ -70,18 +70,19 @@ def auto_learner(
     "Make a learner with published weights if they are available"
     check_loaders(dls, 'auto_learner')
     def make(name, weights): return hpa_learner(dls, name, pretrained=weights, **kwargs)
-    if pretrained!='auto': return make(arch or arch_of(pretrained), pretrained)
+    if pretrained!='auto':
+        return first_of_node_then_others(lambda: make(arch or arch_of(pretrained), pretrained))
     failed = {}
     def attempt(name):
         try: return make(name, True)
         except (NoWeights, DownloadError) as e: failed[name] = str(e).split(';')[0]
     while True:
-        name, said = (arch, '') if arch else broadcast(find_start(failed) if is_first() else None)
+        name, said = (arch, '') if arch else of_first(lambda: find_start(failed))
         if said and is_first(): print(said, flush=True)
-        learn = first_then_others(lambda: attempt(name))
-        if not broadcast(name in failed):
-            if name in failed: raise NoWeights(failed[name])  # they are in the first process, and not in this one
-            return learn
+        learn = first_of_node_then_others(lambda: attempt(name))
+        why = [o for o in exchange(failed.get(name)) if o]
+        if not why: return learn
+        failed[name] = why[0]  # perhaps they lack on one node only
         if arch: break
     if is_first(): print(f'Training from scratch: {failed[arch]}.', flush=True)
     return make(arch, False)

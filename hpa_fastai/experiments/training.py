@@ -196,14 +196,14 @@ def fit_and_save(
     with shared_training(learn), learn.no_bar(), learn.no_logging():
         learn.fit_progressive(folder=folder, resume=resume, **schedule)
         if corrections is not None: learn.history['corrections'] = corrections.to_dict()
-        with _keeping_the_training(folder):
+        with _keeping_the_training(folder), together():
             learn.save_bundle(out, force=may_replace(out, resume, force), note=False, describe=False)
         if is_first(): note_saved(out)
         if calibrate: learn.calibrate()
         learn.fit_thresholds()
         learn.evaluate()
         learn.comparison = old and note_comparison(learn, old)
-    with _keeping_the_training(folder): learn.save_bundle(out, force=True, note=False)
+    with _keeping_the_training(folder), together(): learn.save_bundle(out, force=True, note=False)
     if is_first():
         if 'stopped' in learn.history: note_saved(out)
         else: shutil.rmtree(folder)
@@ -285,10 +285,10 @@ def train_model(
     if folds is not None and fold is not None:
         raise HPAError('folds (--folds) trains a model for each fold, and fold (--fold) one model; give one of the two')
     if folds is not None and resume: raise HPAError('folds (--folds) go on by themselves; leave out resume (--resume)')
+    if folds not in (None, 'auto'): folds = checked(folds=folds)
+    device = start_processes(find_device(device))
     with only_writer(training_folder(out), 'training'):
-        if folds is None: check_training(out, arch, loss_func, resume, force)
-        elif folds!='auto': folds = checked(folds=folds)
-        device = start_processes(find_device(device))
+        if folds is None: of_first(lambda: check_training(out, arch, loss_func, resume, force))
         set_seed(seed)
         if sizes: size = max(sizes)
         if reader is not None: reader = replace(reader, size=size)
@@ -304,7 +304,7 @@ def train_model(
                                lr=lr, cache=cache, device=device, id_column=id_column, label_column=label_column,
                                corrections=corrections, against=old or against,
                                **other_drawing(oversample, most_draws), **budget)
-        old = find_old_model(against, pretrained, get_labels(labels), reader)
+        with together(): old = find_old_model(against, pretrained, get_labels(labels), reader)
         if folds not in (None, 'auto'): return by_folds(folds)
         with parts_unsaid():
             dls = HPADataLoaders.from_csv(data, csv, images, labels, size=size, bs=bs, valid_pct=valid_pct, fold=fold,
@@ -319,9 +319,11 @@ def train_model(
         if why and is_first(): print(why, flush=True)
         if chosen: return by_folds(chosen)
         if whole_network or dls.train.held_out: warn_of_parts(dls, None if fold is not None else valid_pct or .2)
-        if folds=='auto': check_training(out, arch, loss_func, resume, force)
-        check_room(out, learn.model)
-        if not resume: first_then_others(lambda: shutil.rmtree(training_folder(out), ignore_errors=True))
+        def prepare():
+            if folds=='auto': check_training(out, arch, loss_func, resume, force)
+            check_room(out, learn.model)
+            if not resume: shutil.rmtree(training_folder(out), ignore_errors=True)
+        of_first(prepare)
         stages = sizes or default_sizes(size, learn.knows_cells)
         plan = training_plan(learn, out, stages, whole_network, minutes, epochs, loss_func, lr)
         if is_first(): print(plan, flush=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainingBar', 'EpochLines', 'TrainingPrecision', 'KeepTime', 'AverageWeights', 'KeepBest', 'TrainingError',
-           'StopOnNaN', 'stop_on_interrupt', 'LogEpochs']
+           'StopOnNaN', 'StopWhenAsked', 'stop_on_interrupt', 'LogEpochs']
 
 # %% ../../nbs/train/10_callbacks.ipynb #3a64f865
 import signal, threading, time, warnings
@@ -340,11 +340,15 @@ class StopOnNaN(Callback):
 
 # %% ../../nbs/train/10_callbacks.ipynb #1b4c4ee7
 class StopWhenAsked(Callback):
-    "End the fit after the current step, once `asked` is set"
+    "End the fit after the current step, once `asked` is set in any process"
     asked = False
+    def agreed(self) -> bool:
+        "Tell all processes whether one of them was asked to stop"
+        self.asked = any_process(self.asked)
+        return self.asked
+
     def after_batch(self):
-        self.asked = broadcast(self.asked)
-        if self.asked: raise CancelFitException()
+        if self.agreed(): raise CancelFitException()
 
 # %% ../../nbs/train/10_callbacks.ipynb #30a823ef
 @contextmanager

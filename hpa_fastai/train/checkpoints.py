@@ -15,7 +15,7 @@ from fastai.callback.all import *
 from fastai.data.all import *
 from fastai.learner import *
 from fastai.torch_core import rank_distrib, to_device
-from ..basics.processes import is_first
+from ..basics.processes import exchange, is_first, n_processes
 from .callbacks import LogEpochs, TrainingError, get_weights, is_training_run, set_weights
 
 # %% ../../nbs/train/20_checkpoints.ipynb #05506b57
@@ -44,7 +44,7 @@ def set_random_state(
     random.setstate(state['python'])
     _loader_rng(dl).setstate(state['loader'])
     torch.set_rng_state(state['torch'])
-    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
+    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'][:torch.cuda.device_count()])
 
 # %% ../../nbs/train/20_checkpoints.ipynb #272ed644
 def _to_plain(o):
@@ -89,7 +89,7 @@ class SaveEpochs(Callback):
     ): self.file, self.about, self.state = file, about or {}, state
 
     def before_fit(self):
-        self.run, self.trained = is_training_run(self), False
+        self.run, self.trained, self.saves = is_training_run(self), False, self.file is not None
         spent = self.state['spent'] if self.state else 0.
         self.fit_started = time.monotonic()-spent
         if self.state is None: return
@@ -108,24 +108,31 @@ class SaveEpochs(Callback):
         self.trained = True
 
     def restore_random_numbers(self):
-        "Restore the random numbers of the checkpoint once, in the first process; others have their own"
-        if self.state is not None and not rank_distrib(): set_random_state(self.dls.train, self.state['random'])
+        "Restore the random numbers of the checkpoint once, in each process its own"
+        if self.state is not None:
+            states = [self.state['random'], *self.state.get('others', ())]
+            if rank_distrib()<len(states): set_random_state(self.dls.train, states[rank_distrib()])
         self.state = None
 
     after_fit = restore_random_numbers  # if no epoch was left
 
     def after_epoch(self):
-        if self.trained and self.file is not None and is_first(): self.save()
+        if self.trained and self.saves:
+            random, *others = exchange(random_state(self.dls.train))
+            if self.file is not None and is_first(): self.save(random, others)
         self.trained = False
 
-    def save(self):
+    def save(self,
+        random: dict,  # `random_state` of this process
+        others: list = (),  # of the other processes
+    ):
         "Write the state after this epoch"
         smooth_loss = self.recorder.smooth_loss
         state = dict(
             self.about, epoch=self.epoch+1, ended=self.pct_train==1, spent=time.monotonic()-self.fit_started,
             weights=get_weights(self.learn), optimizer=self.opt.state_dict(),
             parts={name: value for _,name,value in self.remembered()}, smooth_loss=(smooth_loss.count, smooth_loss.val),
-            random=random_state(self.dls.train), log=getattr(self.learn, 'training_log', []))
+            random=random, others=list(others), processes=n_processes(), log=getattr(self.learn, 'training_log', []))
         try: write_checkpoint(self.file, state)
         except OSError as e:
             warnings.warn(f'{self.file}: no checkpoint could be written ({e.strerror}); training goes on without')

@@ -150,7 +150,7 @@ def fit_head(
     z = head_inputs(learn, items.iloc[drawn], seconds)
     targets = learn.dls.train.labels.encode(items['Target'].iloc[drawn[:len(z)]])
     all_seen = len(z)==len(items)  # otherwise the draw has already applied the weights
-    put_head(learn, best_head(learn, z, torch.from_numpy(targets), weights if all_seen else None))
+    put_head(learn, broadcast(best_head(learn, z, torch.from_numpy(targets), weights if all_seen else None)))
     return learn
 
 # %% ../../nbs/train/40_head.ipynb #3f900cfe
@@ -162,7 +162,7 @@ def match_head(
     norm = learn.model[1][-3]
     some = learn.dls.train_ds.items.iloc[draw_training_images(learn, 500)[0]]
     def statistics():
-        var, mean = torch.var_mean(head_inputs(learn, some), 0, correction=0)
+        var, mean = broadcast(torch.var_mean(head_inputs(learn, some), 0, correction=0))
         return var.to(norm.running_var), mean.to(norm.running_mean)
     old_var, old_mean = statistics()
     learn.dls.set_size(size)

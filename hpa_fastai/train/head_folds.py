@@ -12,6 +12,7 @@ from torch import Tensor
 from fastai.data.all import *
 from fastai.learner import *
 from fastai.torch_core import noop
+from ..basics.processes import broadcast
 from ..batches.dealing import deal_images
 from ..batches.dataloader import MOST_DRAWS, rarity_weights
 from ..batches.splits import antibody_of, group_codes
@@ -96,8 +97,9 @@ def fit_head_by_folds(
     weights = rarity_weights(targets, power, getattr(dl, 'most_draws', MOST_DRAWS)) if power else None
     scores = score_out_of_fold(learn, z, items, weights, seed)
     of_network = z[:, -learn.model.n_features:]  # behind the maxima of a map, its means
+    scores.logits = broadcast(scores.logits)  # the processors of two nodes may round in another way
     scores.embeddings = of_network.clamp(-65504, 65504).half().numpy()
-    put_head(learn, best_head(learn, z, torch.from_numpy(targets), weights))
+    put_head(learn, broadcast(best_head(learn, z, torch.from_numpy(targets), weights)))
     learn.out_of_fold = scores
     return learn
 

@@ -21,7 +21,7 @@ from fastai.optimizer import *
 from fastai.vision.learner import default_split
 from ..basics.arguments import checked, known_arguments
 from ..basics.errors import HPAError
-from ..basics.processes import is_first, n_processes
+from ..basics.processes import check_same, is_first, n_processes, of_first
 from ..batches.fastai_transforms import refuse_three_channels
 from ..batches.loaders import HPADataLoaders, check_loaders
 from ..evaluate.calibration import Calibration, calibrate as fit_calibration
@@ -333,11 +333,15 @@ def fit_progressive(self:HPALearner,
         raise HPAError(f'epochs: {len(epochs)} numbers for {len(sizes)} sizes; give one for each size')
     settings = training_settings(self, sizes=sizes, epochs=None if minutes else epochs, minutes=minutes, lr=lr,
                                  average=average, best=best, fine_tune=fine_tune)
+    check_same({name: str(value) for name,value in settings.items()}, 'start all processes with the same arguments')
     if resume and not folder: folder = self.path/'training'
     if folder:
         folder = Path(folder)
-        state = find_checkpoint(folder, resume, settings)
-        folder.mkdir(parents=True, exist_ok=True)
+        def found():
+            state = find_checkpoint(folder, resume, settings)
+            folder.mkdir(parents=True, exist_ok=True)
+            return state
+        state = of_first(found)  # other nodes may not have the folder
         if state: return resume_training(self, state, folder, start, verbose)
     if not fine_tune: return fit_head_alone(self, max(sizes), folder, settings, start, seed)
     if lr=='find' and n_processes()>1:

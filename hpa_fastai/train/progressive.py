@@ -13,7 +13,7 @@ import numpy as np, torch
 from fastai.callback.all import *
 from fastai.data.all import *
 from fastai.learner import *
-from ..basics.processes import broadcast, is_first
+from ..basics.processes import is_first, n_processes
 from ..basics.errors import HPAError
 from ..models.architectures import body_features
 from .callbacks import (
@@ -135,12 +135,12 @@ class ProgressiveRun:
             for number in range(first, len(self.plan.stages)):
                 if number>first and self.learn.knows_cells: match_head(self.learn, self.plan.stages[number].size)
                 self.run_stage(number)
-                if self.stop.asked: break
-            if not broadcast(self.stop.asked): self.go_back()
+                if self.stop.agreed(): break
+            else: self.go_back()
         if self.plan.best and len(self.learn.dls.valid_ds):
             self.learn.history['weights'] = 'of the epoch with the lowest loss on the validation images'
         self.note_progress()
-        if self.stop.asked: self.say_stopped(number)
+        if self.stop.agreed(): self.say_stopped(number)
         elif self.folder: write_finished(self.learn, self.plan, self.folder)
         return self.learn
 
@@ -153,7 +153,7 @@ class ProgressiveRun:
         seconds = self.state['seconds'] if self.state else self.stage_seconds(number)
         stage = self.plan.stages[number]
         def attempt(bs):
-            if self.stop.asked: return
+            if self.stop.agreed(): return
             stage.bs, state, self.state = bs, self.state, None  # a stage that runs out of memory starts again
             fit_stage(self.learn, stage, self.plan.lr, seconds, self.seconds_after(number),
                       self.callbacks(number, seconds, state), state)
@@ -243,6 +243,9 @@ def resume_training(
         return learn
     number = state['stage']
     if verbose: print(f'continuing in {folder} after epoch {state["epoch"]} at {plan.stages[number].size} px')
+    if (before := state.get('processes', n_processes()))!=n_processes():
+        warnings.warn(f'{before} processes trained before and {n_processes()} do now: a step takes other images, so '
+                      'the result differs from an undisturbed training')
     learn.training_log = state['log']
     learn.create_opt()
     restore_learner(learn, state)
