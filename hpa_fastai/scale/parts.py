@@ -84,7 +84,7 @@ def begin_run(
                         'in another folder with parts=… (--parts)')
     return run
 
-# %% ../../nbs/scale/20_parts.ipynb #899ec8e7
+# %% ../../nbs/scale/20_parts.ipynb #b204a223
 @contextmanager
 def only_worker(
     parts: Parts,  # where the part is to be
@@ -126,8 +126,9 @@ def finish_part(
     "Give a part its name, and write its record."
     file = parts.file(shard)
     if written != file:
-        os.replace(written, file)
-        if written.with_suffix('.npy').exists(): os.replace(written.with_suffix('.npy'), parts.file(shard, 'npy'))
+        for ending in ('npy', 'ids.json', 'parquet'):
+            mine = written.with_suffix(f'.{ending}')
+            if mine.exists(): os.replace(mine, parts.file(shard, ending))
     record = dict(manifest=parts.plan.hash, shard=shard, **facts, bytes=file.stat().st_size, sha256=file_sha256(file))
     write_whole(parts.file(shard, 'json'), json.dumps(record, indent=1))
     return record
