@@ -36,7 +36,8 @@ def assert_same(plan, table):
     fields = fields_of(plan)
     assert fields[FIELD_COLUMNS].to_numpy().tolist() == table[FIELD_COLUMNS].to_numpy().tolist()
     assert list(fields) == list(table)
-    for c in table.columns.difference(FIELD_COLUMNS): assert fields[c].astype(str).tolist() == table[c].astype(str).tolist()
+    for c in table.columns.difference(FIELD_COLUMNS):
+        assert fields[c].astype(str).tolist() == table[c].astype(str).tolist()
 
 
 LAYOUTS = {  # name: where the files of field n go
@@ -57,7 +58,8 @@ def test_folders_in_pieces_have_the_ids_of_the_whole(pictures, tmp_path, layout)
             file = tmp_path/'images'/LAYOUTS[layout](n, c)
             file.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(row[c], file)
-    assert_same(make_plan(tmp_path/'images', tmp_path/'plan', shard_size=5, progress=False), find_images(tmp_path/'images'))
+    plan = make_plan(tmp_path/'images', tmp_path/'plan', shard_size=5, progress=False)
+    assert_same(plan, find_images(tmp_path/'images'))
 
 
 @pytest.mark.parametrize('write', [write_image_xpress, write_yokogawa, write_zarr_plate])
@@ -90,7 +92,8 @@ def test_long_tables_in_pieces_are_as_short_ones(pictures, tmp_path, monkeypatch
         for longest in (2**40, 0):
             monkeypatch.setattr(planning, '_LONG_TABLE', longest)
             monkeypatch.setattr(planning, '_ROWS', 100)
-            made.append(make_plan(tmp_path/'paths.csv', tmp_path/f'plan{longest}', shard_size=30, force=True, progress=False))
+            out = tmp_path/f'plan{longest}'
+            made.append(make_plan(tmp_path/'paths.csv', out, shard_size=30, force=True, progress=False))
         assert made[0].files == made[1].files and made[0].hash == made[1].hash
         assert fields_of(made[0]).Id.tolist() == sorted(ids)
     assert_same(made[1], find_images(tmp_path/'paths.csv').assign(

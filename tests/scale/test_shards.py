@@ -21,7 +21,6 @@ from hpa_fastai.data.files import find_images
 from hpa_fastai.deploy.predictor import Predictor
 from hpa_fastai.formats.names import CHANNELS
 from hpa_fastai.scale.gather import gather
-from hpa_fastai.scale.manifest import read_plan
 from hpa_fastai.scale.planning import make_plan
 from hpa_fastai.scale.shards import ShardWorker, predict_shards
 from hpa_fastai.simulate.atlas import simulate_atlas
@@ -90,7 +89,8 @@ def test_cells_and_their_embeddings_are_those_of_one_run(place, tmp_path, capsys
     assert main(['cells', '--plan', 'plan', *model, '--embeddings']) == 0
     assert main(['gather', 'plan', '--parts', 'cells', '--out', 'all.parquet', '--embeddings', 'all.npy',
                  '--no-progress']) == 0
-    for name in ('parquet', 'npy', 'ids.json'): assert Path(f'all.{name}').read_bytes() == Path(f'one.{name}').read_bytes()
+    for ending in ('parquet', 'npy', 'ids.json'):
+        assert Path(f'all.{ending}').read_bytes() == Path(f'one.{ending}').read_bytes()
 
 
 def test_what_a_table_knows_comes_along(place, tmp_path):
