@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Packing', 'pack_images']
 
-# %% ../../nbs/data/75_packing.ipynb #d4c9f75c
+# %% ../../nbs/data/75_packing.ipynb #8c4467de
 import csv, hashlib, json, os, re
 from collections import deque
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from .image_tables import image_table
 from .reader import *
 from .packed_fields import *
 
-# %% ../../nbs/data/75_packing.ipynb #4d1fdb08
+# %% ../../nbs/data/75_packing.ipynb #cbabb38d
 def _known_columns(table):
     "List the columns of a table that say more than where the pictures are, and hold one value each."
     rest = [c for c in table if c not in (*FIELD_COLUMNS, 'path', 'pixel_size', 'packed_from')]
@@ -74,7 +74,7 @@ def _write_tables(out, n):
         else: hidden.unlink()
     return counts['fields'], counts['failed']
 
-# %% ../../nbs/data/75_packing.ipynb #c03d7c46
+# %% ../../nbs/data/75_packing.ipynb #dd57b438
 def _tar(k): return f'pack-{k:06d}.tar'
 def _record(k): return f'.pack-{k:06d}.json'
 _ours = re.compile(r'\.?(pack-\d{6}\.(tar|json)|pack\.json|pack-state\.json|(fields|failed)\.csv)(\.part|\.tmp)?')
@@ -128,7 +128,7 @@ def _complete(out):
         if _ours.fullmatch(name) and name not in kept: (out/name).unlink()
     return found
 
-# %% ../../nbs/data/75_packing.ipynb #511553fd
+# %% ../../nbs/data/75_packing.ipynb #5e343d7c
 @dataclass
 class Packing:
     "What was packed, and what it saves"
@@ -149,7 +149,7 @@ class Packing:
             said += f' ({1-change:.0%} less)' if change<1 else f' ({change-1:.0%} more)'
         return said + (f'. {self.failed:,} could not be read: {self.out}/failed.csv' if self.failed else '')
 
-# %% ../../nbs/data/75_packing.ipynb #b4e2453c
+# %% ../../nbs/data/75_packing.ipynb #21d0dc9d
 def _rows(table, first, stop):
     "Make dictionaries of some rows of a table, a few at a time."
     for start in range(first, stop, 1000): yield from table.iloc[start:min(start+1000, stop)].to_dict('records')

@@ -354,7 +354,9 @@ def to_grey_levels(
     "Bring a plane to the wanted size and to the common scale of intensity."
     a = np.asarray(plane)
     low,high = find_range(a)
-    if a.dtype==np.uint8 and (low,high)==(0,255): return np.asarray(resize_plane(plane, out)).astype(dtype, copy=False)
+    if a.dtype==np.uint8 and (low,high)==(0,255):
+        small = a if a.shape==out[::-1] else np.asarray(resize_plane(plane, out))
+        return small.astype(dtype, copy=False)
     if high<=low: return np.zeros(out[::-1], dtype)
     small = np.array(resize_plane(a.astype(np.float32), out))
     small -= low

@@ -333,6 +333,7 @@ def open_planes(
         with open_image_file(place) as f:
             magic = f.read(8)
             f.seek(0)
+            if is_packed and (found := read_packed_tiff(f.getvalue(), header)): return found
             if magic[:4] in TIFF_MAGIC: return read_tiff(f, z, header, alone, time, position)
             is_of_many = not is_packed and microscope_kind(path, magic)
             is_png, is_jpeg = magic[:4]==PNG_MAGIC[:4], magic[:3]==_jpeg_magic

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['check_tiff_statements', 'check_tiff_segments', 'check_tiff_pages', 'jpeg_size', 'check_tiff_codes',
-           'check_tiff_complete', 'tiff_pixels', 'pictures_of_tiff', 'ome_of_picture', 'read_tiff']
+           'check_tiff_complete', 'tiff_pixels', 'pictures_of_tiff', 'ome_of_picture', 'read_tiff', 'encode_planes',
+           'read_packed_tiff']
 
 # %% ../../nbs/formats/40_tiff.ipynb #0cfae35f
-import io, logging, math, os, re, struct
-import numpy as np
+import hashlib, io, json, logging, math, os, re, struct
+import imagecodecs, numpy as np
 from ..basics.errors import *
 from ..basics.paths import *
 from .channels import *
+from .names import CHANNELS
 from .ome import *
 from .positions import *
 
@@ -179,13 +181,12 @@ def tiff_pixels(
 
 # %% ../../nbs/formats/40_tiff.ipynb #4b76d319
 def _suggested_bits(tif, series):
-    "Find the bits that the stated largest value or the range in ImageJ suggest: 10, 12 or 14, from us also 16."
+    "Find the bits that the stated largest value or the range in ImageJ suggest: 10, 12 or 14; or None."
     tag = series.keyframe.tags.get('MaxSampleValue')
     shown = tif.imagej_metadata or {} if tif.is_imagej else {}
     values = [tag and tag.value, shown.get('max'), shown.get('Ranges')]
     ends = [max(value) if isinstance(value, tuple) else value for value in values if value]
-    by_us = series.keyframe.software=='hpa_fastai' # others write 65535 whatever the camera
-    suggested = [bits for bits in (10, 12, 14, 16)[:4 if by_us else 3] for end in ends if end==2**bits-1]
+    suggested = [bits for bits in (10, 12, 14) for end in ends if end==2**bits-1]
     return max(suggested, default=None)
 
 # %% ../../nbs/formats/40_tiff.ipynb #9ae087d7
@@ -267,3 +268,65 @@ def _planes_of_tiff(tif, z, header, time, position):
     are_fewer = series.dtype.kind=='u' and isinstance(stated[0], int) and min(stated)<8*series.dtype.itemsize
     found = planes_of_array(pixels, axes, z, names, is_colour, 'TIFF', min(stated) if are_fewer else None, time)
     return found._replace(hint=_suggested_bits(tif, series))
+
+# %% ../../nbs/formats/40_tiff.ipynb #6214b505
+_OURS = 65000 # number of the tag, one of those that are free for anybody
+
+def encode_planes(
+    planes:dict, # channel: array H×W, all of one size and type
+    bits:int|None=None, # of a value, if the file that they come from stated them
+    hint:int|None=None, # bits that its metadata suggested
+    pixel_size:float|None=None, # µm
+) -> bytes: # of an OME-TIFF; the same pixels give the same bytes
+    "Write the planes of a field of view as one file that is read quickly."
+    import tifffile
+    stack = np.stack(list(planes.values()))
+    about = json.dumps(dict(channels=[*planes], type=stack.dtype.name, shape=stack.shape, bits=bits, hint=hint,
+                            sums=[imagecodecs.deflate_crc32(np.ascontiguousarray(a)) for a in stack]))
+    scale = dict(PhysicalSizeX=pixel_size, PhysicalSizeXUnit='µm', PhysicalSizeY=pixel_size, PhysicalSizeYUnit='µm')
+    uuid = hashlib.blake2b(about.encode()+stack.tobytes(), digest_size=16).hexdigest()
+    metadata = dict(axes='CYX', Channel=dict(Name=[*planes]), SignificantBits=bits or 8*stack.itemsize,
+                    UUID=f'urn:uuid:{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}',
+                    **(scale if pixel_size else {}))
+    tags = [(_OURS, 's', 0, about, True)]
+    if hint: tags.append((281, 'H', 1, 2**hint-1, True)) # MaxSampleValue
+    file = io.BytesIO()
+    tifffile.imwrite(file, stack, ome=True, metadata=metadata, extratags=tags, software='hpa_fastai', maxworkers=1,
+                     photometric='minisblack', rowsperstrip=stack.shape[1], compression='zstd',
+                     compressionargs=dict(level=1), predictor=stack.dtype.kind in 'iu' and stack.itemsize<8)
+    return file.getvalue()
+
+# %% ../../nbs/formats/40_tiff.ipynb #c6d5f01f
+def read_packed_tiff(
+    data:bytes, # of a whole TIFF
+    header:bool=False, # read no pixels; the planes are all zero
+) -> Planes|None: # None if `encode_planes` did not write it
+    "Read a file of `encode_planes` without looking for all that a TIFF may hold."
+    if data[:4]!=b'II*\0': return None
+    try:
+        pages = []
+        at, = struct.unpack_from('<I', data, 4)
+        while at and len(pages)<=len(CHANNELS):
+            n, = struct.unpack_from('<H', data, at)
+            pages.append({tag: (count, value) for tag,_,count,value in struct.iter_unpack('<HHII', data[at+2:at+2+12*n])})
+            at, = struct.unpack_from('<I', data, at+2+12*n)
+        if not pages or _OURS not in pages[0]: return None
+        count, start = pages[0][_OURS]
+        about = json.loads(data[start:start+count].rstrip(b'\0'))
+        shape, dtype = tuple(map(int, about['shape'])), np.dtype(about['type'])
+        check_size(*shape[:0:-1])
+        check_planes(shape, dtype.itemsize)
+        strips = [(page[273][1], page[279][1], page.get(317, (1, 1))[1]) for page in pages]
+        if not len(strips)==len(about['sums'])==len(about['channels'])==shape[0]: raise ValueError('planes are missing')
+        if any(start+n>len(data) for start,n,_ in strips): raise ValueError('its pixels end beyond the file')
+        pixels, view = no_pixels(dtype, shape) if header else np.empty(shape, dtype), memoryview(data)
+        for (start,n,predictor),out,stated in zip(strips, pixels, about['sums']) if not header else ():
+            place = out.reshape(-1).view(np.uint8)
+            if len(imagecodecs.zstd_decode(view[start:start+n], out=place))<len(place): raise ValueError('it lacks rows')
+            if predictor==2: imagecodecs.delta_decode(out, axis=-1, out=out)
+            if imagecodecs.deflate_crc32(out)!=stated: raise ValueError('a checksum is wrong')
+        bits = about['bits'] and int(about['bits'])
+        found = planes_of_array(pixels, 'CYX', None, about['channels'], form='TIFF', bits=bits)
+        return found._replace(hint=about['hint'] and int(about['hint']))
+    except ImageError: raise
+    except Exception as e: raise damaged(one_line(e)) from e
