@@ -372,7 +372,7 @@ class Agents:
     def __init__(self):
         self.mark, self.started = f'HPA_TEST_NODES={secrets.token_hex(8)}', []
 
-    def start(self, folder, *args, agent=(), env=None, before=(), address='127.0.0.1'):
+    def start(self, folder, *args, agent=(), env=None, before=()):
         "Start an agent in a folder, which stands for a node"
         folder.mkdir(exist_ok=True)
         name, value = self.mark.split('=')
@@ -494,13 +494,13 @@ def test_two_network_namespaces_and_a_cable_that_is_cut(small_atlas, tmp_path, a
     "A cut cable closes no connection: the nodes only hear nothing more, and end after their patience"
     nodes = [tmp_path/f'node{n}' for n in range(2)]
     with two_networks() as (networks, ip):
-        def train(port, *more):
-            return [agents.start(node, small_atlas, *LONG, '--out', 'model', '--resume', *more,
-                                 agent=[*rendezvous(port, networks[0][1])[:-1], address],
+        def train(port):
+            return [agents.start(node, small_atlas, *LONG, '--out', 'model', '--resume',
+                                 agent=['--node-rank', str(n), '--master-addr', networks[0][1], '--master-port', port],
                                  env=dict(GLOO_SOCKET_IFNAME=end, HPA_FASTAI_PATIENCE='10'),
                                  before=['ip', 'netns', 'exec', name])
-                    for node, (name, address, end) in zip(nodes, networks)]
-        train(29501)
+                    for n, (node, (name, _, end)) in enumerate(zip(nodes, networks))]
+        train('29501')
         wait_for(lambda: read_log(nodes[0]/'model.training') >= 2)
         ip('-n', networks[1][0], 'link', 'set', networks[1][2], 'down')
         wait_for(lambda: all(errors_of(node) for node in nodes), 90)
@@ -509,7 +509,52 @@ def test_two_network_namespaces_and_a_cable_that_is_cut(small_atlas, tmp_path, a
             assert re.search(r'was lost .*the same command with --resume goes on', line), line
         agents.kill()
         ip('-n', networks[1][0], 'link', 'set', networks[1][2], 'up')
-        assert [agent.wait(300) for agent in train(29502)] == [0, 0]
+        assert [agent.wait(300) for agent in train('29502')] == [0, 0]
     caches = [[p.name for p in node.glob('cache/hpa_fastai/*.npy')] for node in nodes]
     assert len(caches[0]) == 1 and caches[0] == caches[1], 'each node has built one of its own'
     assert (nodes[0]/'model'/'config.json').is_file() and not (nodes[1]/'model').exists()
+
+
+def sbatch_script():
+    "The script for Slurm in the notebook"
+    import json
+    notebook = Path(__file__).parents[2]/'nbs'/'train'/'60_distributed.ipynb'
+    cells = [''.join(cell['source']) for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']]
+    script, = re.findall(r'```sh\n(#!/bin/bash\n.*?)```', '\n'.join(cells), re.DOTALL)
+    return script
+
+
+STUBS = dict(
+    scontrol='if [ $1 = show ]; then echo gpu1; echo gpu2; else echo "$@" >> $HERE/requeued; fi',
+    srun='shift; for n in gpu1 gpu2; do TMPDIR=/scratch/$n "$@" || exit $?; done',
+    torchrun='echo "$@" >> $HERE/started; [ ! -f $HERE/fails ]')
+
+
+@pytest.mark.parametrize('fails, has_checkpoint, restarts, is_requeued', [
+    (False, True, 0, False), (True, True, 0, True), (True, True, 3, False), (True, False, 0, False)])
+def test_the_script_for_slurm(tmp_path, fails, has_checkpoint, restarts, is_requeued):
+    "It is run with stand-ins for the programs of Slurm and for torchrun"
+    for name, code in STUBS.items():
+        (tmp_path/name).write_text(f'#!/bin/bash\n{code}\n')
+        (tmp_path/name).chmod(0o755)
+    script = sbatch_script().replace('/shared', str(tmp_path))
+    (tmp_path/'train.sh').write_text(script)
+    assert subprocess.run(['bash', '-n', tmp_path/'train.sh'], capture_output=True).returncode == 0
+    if fails: (tmp_path/'fails').touch()
+    if has_checkpoint:
+        (tmp_path/'models'/'mine.training').mkdir(parents=True)
+        (tmp_path/'models'/'mine.training'/'checkpoint.pt').touch()
+    env = dict(HERE=str(tmp_path), PATH=f'{tmp_path}:{os.environ["PATH"]}', SLURM_JOB_NODELIST='gpu[1-2]', USER='me',
+               SLURM_JOB_ID='4711', SLURM_NNODES='2', SLURM_RESTART_COUNT=str(restarts))
+    done = subprocess.run(['bash', tmp_path/'train.sh'], env=env, capture_output=True, text=True)
+    assert done.returncode == int(fails), done.stderr
+    assert (tmp_path/'requeued').exists() == is_requeued
+    if is_requeued: assert (tmp_path/'requeued').read_text() == 'requeue 4711\n'
+    for node, line in zip(('gpu1', 'gpu2'), (tmp_path/'started').read_text().splitlines()):
+        launcher, command = line.split(' -m hpa_fastai ')
+        assert launcher == ('--nnodes 2 --nproc-per-node 4 --rdzv-id 4711 --rdzv-backend c10d '
+                            '--rdzv-endpoint gpu1:24711')
+        assert f'--cache /scratch/{node}/hpa_fastai-me' in command, 'the disk of the node'
+        from hpa_fastai.cli.main import make_parser
+        args = make_parser().parse_args(command.split())
+        assert args.resume and args.out == tmp_path/'models'/'mine' and args.minutes == 300
