@@ -5,20 +5,34 @@
 # %% auto #0
 __all__ = ['plan', 'add_plan', 'add_plan_options', 'predict_plan', 'gather', 'add_gather']
 
-# %% ../../nbs/cli/38_scale.ipynb #328cbeca
-import argparse, sys
+# %% ../../nbs/cli/38_scale.ipynb #6b9cb59f
+import argparse, shlex, sys
 from pathlib import Path
 from .options import *
 
-# %% ../../nbs/cli/38_scale.ipynb #10f016b8
+# %% ../../nbs/cli/38_scale.ipynb #572332e6
+def _command(text):
+    "Read a command in quotes"
+    try: words = shlex.split(text)
+    except ValueError as e: raise argparse.ArgumentTypeError(f'{text!r}: {e}') from None
+    if not words: raise argparse.ArgumentTypeError('an empty text is no command; give predict or cells')
+    return words
+
 def plan(
     args: argparse.Namespace,  # of the command
 ) -> int:  # the exit code
     "List images once, and cut the list into shards"
     from hpa_fastai.scale.planning import make_plan
+    from hpa_fastai.scale.schedulers import nextflow_files, slurm_scripts, write_scripts
+    makers = [make for make, wanted in ((slurm_scripts, args.slurm), (nextflow_files, args.nextflow)) if wanted]
+    command, *words = args.task
+    for make in makers: make(args.out, 1, command, words)  # what it can't take is told before the work
     made = make_plan(args.images, args.out, args.shard_size, args.channels, args.time, args.sizes, args.force,
                      args.progress)
     print(made)
+    for make in makers:
+        written = write_scripts(args.out, make(args.out, made.n_shards, command, words))
+        print('Written:', *written, sep='\n  ')
     n, first = made.settings['n_absent'], made.settings['first_absent']
     if n: print(f'{n:,} fields of view have files that are not there, the first is {first}', file=sys.stderr)
     return int(n > 0)
@@ -39,11 +53,18 @@ def add_plan(
                         help='fields of view in a shard: so many that it takes 10 to 30 minutes')
     parser.add_argument('--no-sizes', dest='sizes', action='store_false',
                         help='do not look whether every file is there, and how large it is')
+    group = parser.add_argument_group('scripts for a cluster, in the folder of the plan')
+    group.add_argument('--slurm', action='store_true',
+                       help='write scripts for Slurm, which submit.sh starts')
+    group.add_argument('--nextflow', action='store_true', help='write a pipeline for Nextflow')
+    group.add_argument('--task', type=_command, default='predict', metavar='COMMAND',
+                       help='what the scripts do with each shard, in quotes: "predict --model M --embeddings" or "cells '
+                            '--model M"')
     add_options(parser, 'channels', 'time', title='how to read the pictures', channels=dict(
         help='as for predict: the part of the file names that stands for each channel, or which channels exist'))
     parser.set_defaults(run=plan)
 
-# %% ../../nbs/cli/38_scale.ipynb #504d6b5c
+# %% ../../nbs/cli/38_scale.ipynb #21b7b71a
 def _add_parts(parser, default, more):
     "Add the option of the folder with the results"
     parser.add_argument('--parts', default=default, metavar='NAME',
@@ -71,8 +92,6 @@ def predict_plan(
     "Predict some shards of a plan"
     from hpa_fastai.basics.errors import HPAError
     from hpa_fastai.scale.manifest import read_plan
-    from hpa_fastai.scale.parts import Parts
-    from hpa_fastai.scale.gather import shard_status
     from hpa_fastai.scale.shards import predict_shards
     usual = dict(out=(Path('predictions.csv'), Path('cells.csv')), force=(False,))
     for name in ('folder', 'out', 'layout', 'submission', 'sample', 'report', 'group', 'force', 'dry_run', 'watch'):
@@ -94,7 +113,6 @@ def predict_plan(
         print(f'shard {result["shard"]}: {said}', flush=True)
         taken += result['state'] == 'taken'
         failed += report_failures(result['failures'], result['fields'])
-    print(shard_status(Parts(found, args.parts or ('predictions' if cells is None else 'cells'))))
     return 1 if failed else 3 if taken else 0
 
 # %% ../../nbs/cli/38_scale.ipynb #75b667e3

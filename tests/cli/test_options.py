@@ -44,7 +44,8 @@ ONLY_IN_THE_SHELL = {
     'out': {'verify', 'evaluate'}, 'force': {'verify', 'evaluate'},  # a file for what the function returns
     'images': {'evaluate'}, 'csv': {'compare'},  # Python gives the table itself
     'progress': {'evaluate'},
-    'status': {'gather'}, 'kind': {'figure'}, 'watch': {'predict'}, 'submission': {'cells'},  # functions of their own
+    'status': {'gather'}, 'slurm': {'plan'}, 'nextflow': {'plan'}, 'task': {'plan'},
+    'kind': {'figure'}, 'watch': {'predict'}, 'submission': {'cells'},  # functions of their own
 }
 OTHER_DEFAULTS = {  # option: functions whose default is another, for a reason
     'out': {'predict', 'predict_cells', 'watch', 'figure', 'plot_counts', 'protein_report'},  # Python returns it
