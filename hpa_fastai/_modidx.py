@@ -1402,6 +1402,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'hpa_fastai/cli/proteins.py'),
                                          'hpa_fastai.cli.proteins.proteins': ('cli/proteins.html#proteins', 'hpa_fastai/cli/proteins.py')},
             'hpa_fastai.cli.scale': { 'hpa_fastai.cli.scale._add_parts': ('cli/scale.html#_add_parts', 'hpa_fastai/cli/scale.py'),
+                                      'hpa_fastai.cli.scale._command': ('cli/scale.html#_command', 'hpa_fastai/cli/scale.py'),
                                       'hpa_fastai.cli.scale.add_gather': ('cli/scale.html#add_gather', 'hpa_fastai/cli/scale.py'),
                                       'hpa_fastai.cli.scale.add_plan': ('cli/scale.html#add_plan', 'hpa_fastai/cli/scale.py'),
                                       'hpa_fastai.cli.scale.add_plan_options': ( 'cli/scale.html#add_plan_options',
