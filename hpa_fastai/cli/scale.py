@@ -10,7 +10,7 @@ import argparse, shlex, sys
 from pathlib import Path
 from .options import *
 
-# %% ../../nbs/cli/38_scale.ipynb #572332e6
+# %% ../../nbs/cli/38_scale.ipynb #4db2d1c5
 def _command(text):
     "Read a command in quotes"
     try: words = shlex.split(text)
@@ -58,8 +58,8 @@ def add_plan(
                        help='write scripts for Slurm, which submit.sh starts')
     group.add_argument('--nextflow', action='store_true', help='write a pipeline for Nextflow')
     group.add_argument('--task', type=_command, default='predict', metavar='COMMAND',
-                       help='what the scripts do with each shard, in quotes: "predict --model M --embeddings" or "cells '
-                            '--model M"')
+                       help='what the scripts do with each shard, in quotes: "predict --model M --embeddings" or '
+                            '"cells --model M"')
     add_options(parser, 'channels', 'time', title='how to read the pictures', channels=dict(
         help='as for predict: the part of the file names that stands for each channel, or which channels exist'))
     parser.set_defaults(run=plan)

@@ -16,14 +16,14 @@ from ..deploy.journal import read_record
 from .manifest import *
 from .sorted_rows import *
 
-# %% ../../nbs/scale/20_parts.ipynb #25681029
+# %% ../../nbs/scale/20_parts.ipynb #fb002539
 class Parts:
     "The results of the shards of a plan"
     def __init__(self,
         plan: Plan,  # that is carried out
         name: str|Path = 'predictions',  # of the folder of the results, in that of the plan
     ):
-        self.plan, self.folder = plan, plan.folder/path_text(name, 'parts', PlanError)
+        self.plan, self.folder, self._run = plan, plan.folder/path_text(name, 'parts', PlanError), None
 
     def file(self,
         shard: int,  # its number, from 0
@@ -48,7 +48,8 @@ class Parts:
     @property
     def run(self) -> dict|None:  # None: nobody has begun
         "What all parts have in common."
-        return read_record(self.folder/'run.json')
+        if self._run is None: self._run = read_record(self.folder/'run.json')
+        return self._run
 
 # %% ../../nbs/scale/20_parts.ipynb #f8147b60
 def _make_once(file, content):

@@ -71,6 +71,15 @@ def test_plates_are_planned_with_what_the_microscope_says(tmp_path, write):
     assert_same(make_plan(tmp_path/'images', tmp_path/'plan', shard_size=3, progress=False), table)
 
 
+def test_a_missing_channel_stays_missing(pictures, tmp_path):
+    "None is None: readers ask whether there is a file"
+    shutil.copytree(Path(pictures.green[0]).parent, tmp_path/'images')
+    for file in sorted((tmp_path/'images').glob('*_yellow.png'))[::2]: file.unlink()
+    plan = make_plan(tmp_path/'images', tmp_path/'plan', shard_size=5, progress=False)
+    assert_same(plan, find_images(tmp_path/'images'))
+    assert fields_of(plan).yellow[0] is None
+
+
 def test_masks_in_a_folder_of_their_own_are_no_fields(pictures, tmp_path):
     for folder in ('images', 'masks'): (tmp_path/'data'/folder).mkdir(parents=True)
     for _, row in pictures.iterrows():
