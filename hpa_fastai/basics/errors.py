@@ -18,13 +18,15 @@ def printable(
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 # %% ../../nbs/basics/00_errors.ipynb #365a4e78
+_IN_CALLBACK = re.compile(r'\A(Exception occured in `\w+` when calling event `\w+`:\s+)+')  # said by fastai
+
 class HPAError(ValueError):
     "An error in the data or the arguments; its one line says what is wrong, where, and what to do."
     def __init__(self, *args): # the message first
         if args and isinstance(args[0], str) and 'Original Traceback' in args[0]: # by torch, of a loading process
             args = args[0].rstrip().rpartition('\n')[2].partition(': ')[2], *args[1:]
         super().__init__(*args)
-    def __str__(self): return printable(super().__str__())
+    def __str__(self): return printable(_IN_CALLBACK.sub('', super().__str__()))
 
 # %% ../../nbs/basics/00_errors.ipynb #7399abab
 class ImageError(HPAError):

@@ -342,8 +342,8 @@ def check_same_data(
     "Refuse processes whose labelled images differ."
     def digest(column): return hashlib.sha256(json.dumps(df[column].astype(str).tolist()).encode()).hexdigest()[:8]
     advice = 'give all nodes the same version of the data'
-    check_same({'labelled images': len(df), 'digest of the Ids': digest('Id'), 'digest of the labels': digest('Target')},
-               advice)
+    facts = {'labelled images': len(df), 'digest of the Ids': digest('Id'), 'digest of the labels': digest('Target')}
+    check_same(facts, advice)
     found = exchange((platform.node(), _sizes_of_files(df)))
     (first_place, first), *others = found
     for rank,(place,sizes) in enumerate(others, 1):

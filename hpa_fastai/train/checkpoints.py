@@ -44,7 +44,8 @@ def set_random_state(
     random.setstate(state['python'])
     _loader_rng(dl).setstate(state['loader'])
     torch.set_rng_state(state['torch'])
-    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'][:torch.cuda.device_count()])
+    n_gpus = torch.cuda.device_count()  # of this machine, which may be another one
+    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'][:n_gpus])
 
 # %% ../../nbs/train/20_checkpoints.ipynb #272ed644
 def _to_plain(o):

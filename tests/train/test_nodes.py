@@ -220,7 +220,8 @@ with shared_training(learn), learn.no_bar(), learn.no_logging():
     learn.fit_thresholds()
     learn.evaluate()
 found = dict(weights=learn.model.state_dict(), recorded=recorded, predictions=predictions, f1=learn.evaluation.macro_f1,
-             thresholds=learn.thresholds.values, read=[dl.read for dl in learn.dls.loaders], steps=len(learn.recorder.lrs))
+             thresholds=learn.thresholds.values, read=[dl.read for dl in learn.dls.loaders],
+             steps=len(learn.recorder.lrs))
 torch.save(found, f'{out}/{n_processes()}-{rank_distrib()}.pt')
 """
 
@@ -421,7 +422,8 @@ def errors_of(folder):
 
 def rendezvous(port, address='127.0.0.1'):
     "Options of two agents that find each other"
-    return ['--rdzv-backend', 'c10d', '--rdzv-id', 'test', '--rdzv-endpoint', f'{address}:{port}', '--local-addr', address]
+    return ['--rdzv-backend', 'c10d', '--rdzv-id', 'test', '--rdzv-endpoint', f'{address}:{port}',
+            '--local-addr', address]
 
 
 @pytest.mark.slow
