@@ -71,8 +71,8 @@ def compare(name, tables, read, threads, cold, everything, shuffled):
     files, tars = np.sum(taken, 0)
     ratios = sorted(of_files/of_tars for of_files, of_tars in taken)
     print(f'{name:52} {statistics.median(ratios):5.2f} times (all: {files/tars:.2f}; half of the turns within '
-          f'{ratios[len(ratios)//4]:.2f} and {ratios[-1-len(ratios)//4]:.2f}): {len(order)/tars:6.0f} fields/s from tars, '
-          f'{len(order)/files:6.0f} from PNG', flush=True)
+          f'{ratios[len(ratios)//4]:.2f} and {ratios[-1-len(ratios)//4]:.2f}): {len(order)/tars:6.0f} fields/s from '
+          f'tars, {len(order)/files:6.0f} from PNG', flush=True)
 
 
 def size_of(folder): return sum(p.stat().st_size for p in folder.iterdir()), sum(1 for _ in folder.iterdir())
