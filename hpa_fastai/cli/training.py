@@ -136,13 +136,13 @@ def train(
 ) -> int|None:  # the exit code
     "Train a model, or one a fold, or say what would be done"
     from hpa_fastai.basics.errors import HPAError
+    from hpa_fastai.basics.processes import together
     from hpa_fastai.deploy.predictor import check_place
     if args.folds and args.fold is not None:
         raise HPAError('--fold trains one model and --folds several; give one of the two')
-    check_place(args.data)
-    if args.dry_run: return _rehearse(args)
-    device = join_processes(args)
-    return _train(args, device)
+    device = None if args.dry_run else join_processes(args)
+    with together(): check_place(args.data)
+    return _rehearse(args) if args.dry_run else _train(args, device)
 
 # %% ../../nbs/cli/30_training.ipynb #e4036f9e
 TRAINING = ('size', 'sizes', 'fine_tune', 'minutes', 'epochs', 'bs', 'lr', 'oversample', 'most_draws')
