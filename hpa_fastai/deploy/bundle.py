@@ -13,6 +13,8 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..basics.packages import version_of
 from ..basics.errors import HPAError
+from ..basics.paths import is_url
+from ..formats.pictures import open_image_file
 from ..data.labels import LabelSet
 from ..batches.settings import ImageSettings, resize
 from ..evaluate.calibration import Calibration
@@ -204,16 +206,16 @@ def picture_digest(
 ) -> str:  # ten hexadecimal digits; '' where it is not in a file of this machine
     "Identify a picture by the bytes of its protein channel."
     path, part, n_parts = row.get('green'), 2**16, 16
-    if not isinstance(path, (str, os.PathLike)): return ''
+    if not isinstance(path, (str, os.PathLike)) or is_url(path): return ''
     try:
-        with open(path, 'rb') as f:
+        with open_image_file(os.fspath(path)) as f:
             size = f.seek(0, os.SEEK_END)
             digest = hashlib.blake2b(b'%d ' % size, digest_size=5)
             is_small = size <= n_parts*part
             for start in [0] if is_small else np.linspace(0, size - part, n_parts, dtype=int).tolist():
                 f.seek(start)
                 digest.update(f.read(size if is_small else part))
-    except (OSError, TypeError, ValueError): return ''
+    except (OSError, TypeError, ValueError, HPAError): return ''
     return digest.hexdigest()
 
 def picture_digests(

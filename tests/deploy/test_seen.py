@@ -139,3 +139,11 @@ def test_calibrate_says_it_and_remembers_its_images(small_atlas, trained, new, t
     assert not any('trained the model' in str(o.message) for o in told)
     assert f'90 of these 90 images set its thresholds: {END}' in score(new, tmp_path/'calibrated', capsys)
     assert f'{len(trained[0].dls.train_ds)} of these 90 images trained' in score(small_atlas, tmp_path/'same', capsys)
+
+
+def test_pictures_in_a_tar_are_recognised(small_atlas, tmp_path):
+    "By their bytes there, not by the tar"
+    from hpa_fastai.data.packing import pack_images
+    for name in ('one', 'two'): pack_images(small_atlas/'train', tmp_path/name, size=64, progress=False)
+    digests = [[picture_digest(row) for row in find_images(tmp_path/name).to_dict('records')] for name in ('one', 'two')]
+    assert digests[0] == digests[1] and len(set(digests[0])) == 90 and '' not in digests[0]
