@@ -308,7 +308,8 @@ def read_packed_tiff(
         at, = struct.unpack_from('<I', data, 4)
         while at and len(pages)<=len(CHANNELS):
             n, = struct.unpack_from('<H', data, at)
-            pages.append({tag: (count, value) for tag,_,count,value in struct.iter_unpack('<HHII', data[at+2:at+2+12*n])})
+            entries = struct.iter_unpack('<HHII', data[at+2:at+2+12*n])
+            pages.append({tag: (count, value) for tag,_,count,value in entries})
             at, = struct.unpack_from('<I', data, at+2+12*n)
         if not pages or _OURS not in pages[0]: return None
         count, start = pages[0][_OURS]
@@ -322,7 +323,8 @@ def read_packed_tiff(
         pixels, view = no_pixels(dtype, shape) if header else np.empty(shape, dtype), memoryview(data)
         for (start,n,predictor),out,stated in zip(strips, pixels, about['sums']) if not header else ():
             place = out.reshape(-1).view(np.uint8)
-            if len(imagecodecs.zstd_decode(view[start:start+n], out=place))<len(place): raise ValueError('it lacks rows')
+            decoded = imagecodecs.zstd_decode(view[start:start+n], out=place)
+            if len(decoded)<len(place): raise ValueError('it lacks rows')
             if predictor==2: imagecodecs.delta_decode(out, axis=-1, out=out)
             if imagecodecs.deflate_crc32(out)!=stated: raise ValueError('a checksum is wrong')
         bits = about['bits'] and int(about['bits'])

@@ -145,5 +145,6 @@ def test_pictures_in_a_tar_are_recognised(small_atlas, tmp_path):
     "By their bytes there, not by the tar"
     from hpa_fastai.data.packing import pack_images
     for name in ('one', 'two'): pack_images(small_atlas/'train', tmp_path/name, size=64, progress=False)
-    digests = [[picture_digest(row) for row in find_images(tmp_path/name).to_dict('records')] for name in ('one', 'two')]
+    packed = [find_images(tmp_path/name).to_dict('records') for name in ('one', 'two')]
+    digests = [list(map(picture_digest, rows)) for rows in packed]
     assert digests[0] == digests[1] and len(set(digests[0])) == 90 and '' not in digests[0]
