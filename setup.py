@@ -13,7 +13,7 @@ cfg = parser['DEFAULT']
 scripts = cfg['console_scripts'].split()
 if {'editable_wheel', 'develop'} & {*sys.argv}: scripts += cfg['dev_console_scripts'].split()
 extras = ('zarr', 'lif', 'czi', 'nd2', 'microscopes', 'cloud', 'excel', 'parquet', 'onnx', 'watch', 'interpret',
-          'cells', 'map', 'app', 'anndata', 'distributed', 'dev')
+          'cells', 'map', 'app', 'anndata', 'distributed', 'ray', 'dev')
 statuses = {'3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}
 
 setup(

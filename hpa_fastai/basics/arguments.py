@@ -62,6 +62,7 @@ RANGES = dict(
     per_class = _Range(1, 1000, whole=True),
     max_per_gene = _Range(1, 10_000, whole=True, optional=True),
     shard_size = _Range(1, 10_000_000, whole=True),
+    ray_workers = _Range(1, 100_000, whole=True),
 )
 
 # %% ../../nbs/basics/10_arguments.ipynb #ce8a5392

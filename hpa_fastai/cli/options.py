@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['YES_NO', 'OPTIONS', 'READING', 'PREDICTION_BATCH', 'Help', 'Parser', 'number', 'path', 'fold_number', 'learning_rate',
            'pretrained', 'fine_tune', 'thresholds', 'channels', 'names', 'add_options', 'add_reading_options',
-           'reader_of', 'reading_of', 'add_prediction_options', 'predictor_of', 'places_of', 'columns_of', 'group_of',
-           'check_free', 'tell_taken', 'report_failures']
+           'reader_of', 'reading_of', 'add_prediction_options', 'prediction_settings', 'predictor_of', 'places_of',
+           'columns_of', 'group_of', 'check_free', 'tell_taken', 'report_failures']
 
 # %% ../../nbs/cli/10_options.ipynb #828749ab
 import argparse, os, re, sys
@@ -320,20 +320,27 @@ def add_prediction_options(
     add_options(parser, *settings, 'num_workers', 'progress', title='prediction', bs=PREDICTION_BATCH)
     add_reading_options(parser, remembered=True)
 
+def prediction_settings(
+    args: argparse.Namespace,  # with options of prediction
+    task: str = 'fields',  # what is judged: 'fields' or 'cells'
+) -> dict:  # arguments of `Predictor`
+    "Collect the model and the settings that a command asks for"
+    from hpa_fastai.basics.packages import quick_imports
+    with quick_imports(): from hpa_fastai.deploy.published_bundles import default_model
+    reading = reading_of(args)
+    if task=='cells': reading.pop('pixel_size', None)  # of the files, for the outlines and crops of cells
+    names = ('device', 'bs', 'tta', 'at_least_one', 'precision', 'num_workers', 'thresholds', 'normalize')
+    return dict(model=args.model or default_model(task, progress=args.progress), reading=reading,
+                **{name: getattr(args, name) for name in names})
+
 def predictor_of(
     args: argparse.Namespace,  # with options of prediction
     task: str = 'fields',  # what is judged: 'fields' or 'cells'
 ):  # a `Predictor`
     "Load the models that a command asks for"
     from hpa_fastai.basics.packages import quick_imports
-    with quick_imports():
-        from hpa_fastai.deploy.predictor import Predictor
-        from hpa_fastai.deploy.published_bundles import default_model
-    reading = reading_of(args)
-    if task=='cells': reading.pop('pixel_size', None)  # of the files, for the outlines and crops of cells
-    model = args.model or default_model(task, progress=args.progress)
-    predictor = Predictor(model, args.device, args.bs, args.tta, args.at_least_one, args.precision, args.num_workers,
-                          args.thresholds, reading, args.normalize)
+    with quick_imports(): from hpa_fastai.deploy.predictor import Predictor
+    predictor = Predictor(**prediction_settings(args, task))
     if not args.progress: print(f'predicting on {predictor.where}', file=sys.stderr)  # otherwise the bar says it
     return predictor
 

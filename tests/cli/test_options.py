@@ -27,8 +27,10 @@ CALLS = {  # of each command: the functions that take its options
                 'experiments.starts.auto_learner', 'train.learner.hpa_learner', LOADERS, FIT],
     'calibrate': ['experiments.recalibration.calibrate_model'],
     'evaluate': ['deploy.predictor.Predictor', 'data.label_tables.read_labels', 'deploy.scoring.evaluate_predictions'],
-    'predict': ['interpret.prediction.predict', 'deploy.watch.watch', 'scale.shards.predict_shards'],
-    'cells': ['cells.cells.predict_cells', 'deploy.predictor.Predictor', 'scale.shards.predict_shards'],
+    'predict': ['interpret.prediction.predict', 'deploy.watch.watch', 'scale.shards.predict_shards',
+                'scale.ray_workers.predict_with_ray'],
+    'cells': ['cells.cells.predict_cells', 'deploy.predictor.Predictor', 'scale.shards.predict_shards',
+              'scale.ray_workers.predict_with_ray'],
     'plan': ['scale.planning.make_plan'],
     'gather': ['scale.gather.gather'],
     'proteins': ['interpret.protein_report.protein_report', 'data.reader.ImageReader'],
@@ -46,6 +48,7 @@ ONLY_IN_THE_SHELL = {
     'progress': {'evaluate'},
     'status': {'gather'}, 'slurm': {'plan'}, 'nextflow': {'plan'}, 'task': {'plan'},
     'kind': {'figure'}, 'watch': {'predict'}, 'submission': {'cells'},  # functions of their own
+    'ray_workers': {'predict', 'cells'},  # two numbers in Python
 }
 OTHER_DEFAULTS = {  # option: functions whose default is another, for a reason
     'out': {'predict', 'predict_cells', 'watch', 'figure', 'plot_counts', 'protein_report'},  # Python returns it
@@ -58,7 +61,7 @@ OTHER_DEFAULTS = {  # option: functions whose default is another, for a reason
     'folds': {'from_df'},  # how many there are, where one is asked for; the command trains one model without them
     'width': {'figure', 'plot_counts'},  # of the kind of figure
     'lr': {'hpa_learner'},  # of fastai's own ways to fit
-    'embeddings': {'predict_shards'},  # whether to, where parts have names of their own
+    'embeddings': {'predict_shards', 'predict_with_ray'},  # whether to, where parts have names of their own
 }
 
 
