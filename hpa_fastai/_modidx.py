@@ -4047,6 +4047,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'hpa_fastai/scale/ray_workers.py'),
                                               'hpa_fastai.scale.ray_workers.RayWorker.__init__': ( 'scale/ray.html#rayworker.__init__',
                                                                                                    'hpa_fastai/scale/ray_workers.py'),
+                                              'hpa_fastai.scale.ray_workers.RayWorker._count_try': ( 'scale/ray.html#rayworker._count_try',
+                                                                                                     'hpa_fastai/scale/ray_workers.py'),
                                               'hpa_fastai.scale.ray_workers.RayWorker.predict': ( 'scale/ray.html#rayworker.predict',
                                                                                                   'hpa_fastai/scale/ray_workers.py'),
                                               'hpa_fastai.scale.ray_workers._absolute': ( 'scale/ray.html#_absolute',

@@ -17,6 +17,7 @@ from ..basics.error_groups import ErrorGroups
 from ..basics.errors import HPAError, one_line, warn_user
 from ..basics.paths import is_url
 from ..deploy.predictor import Predictor
+from ..deploy.published_bundles import default_model
 from .manifest import *
 from .parts import *
 from .planning import bytes_of_fields
@@ -48,11 +49,15 @@ def check_ray(
         except (OSError, OverflowError) as e:
             raise PlanError(f'ray {address}: nobody answers ({getattr(e, "strerror", None) or e}); {form}') from None
     check = [sys.executable, '-m', 'ray.scripts.scripts', 'health-check', '--address', address]
-    try: done = subprocess.run(check, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=2*patience)
+    env = dict(os.environ)  # a token in the home folder is shown to those who ask for it, as when joining
+    if os.path.isfile(os.path.expanduser('~/.ray/auth_token')): env.setdefault('RAY_AUTH_MODE', 'token')
+    try: done = subprocess.run(check, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env,
+                              timeout=2*patience)
     except subprocess.TimeoutExpired: raise PlanError(f'ray {address}: what answers there is not Ray; {form}') from None
     if done.returncode:
-        said = (done.stderr+done.stdout).strip().splitlines() or ['no reason given']
-        raise PlanError(f'ray {address}: no cluster to work with ({one_line(said[-1])}); {form}')
+        said = (done.stderr+done.stdout).splitlines()
+        reason = next((line for line in said if 'Error' in line), 'it gives no reason')
+        raise PlanError(f'ray {address}: no cluster to work with ({one_line(reason)}); {form}')
 
 # %% ../../nbs/scale/60_ray.ipynb #ed715a15
 @contextmanager
@@ -87,7 +92,6 @@ def join_ray(
 class RayTask:
     "What the workers on all nodes must know"
     folder: Path  # of the plan
-    hash: str  # of the plan
     token: str  # name of a file in this folder, which only those see who see the same folder
     images: pd.DataFrame  # some fields of view whose files the driver sees
     model: object  # of `Predictor`
@@ -117,11 +121,18 @@ class RayWorker:
         pause: float = 1,  # seconds to wait after a failure; twice as long after the next, up to a minute
     ):
         ray = import_ray()
-        self.pause, self.n_failed, self.worker, self.reason, self.patience = pause, 0, None, '', 0
+        self.task, self.pause, self.n_failed, self.worker, self.reason, self.patience = task, pause, 0, None, '', 0
         here = ray.get_runtime_context() if ray.is_initialized() else None
         if here and here.get_actor_id() and here.was_current_actor_reconstructed: self.patience = 60
         try: self.worker = task.begin()
         except Exception as e: self.reason = _reason(e)
+
+    def _count_try(self, shard):
+        "Refuse a shard of which several workers have died, whatever they died of."
+        file = self.task.folder/f'{self.task.token}-{shard}'
+        with open(file, 'ab') as f:
+            if f.tell() == 3: raise PlanError('its worker died in each of 3 tries; is there memory enough?')
+            f.write(b'.')
 
     def predict(self,
         shard: int,  # its number, from 0
@@ -134,6 +145,7 @@ class RayWorker:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter('always')
             try:
+                self._count_try(shard)
                 while (result := self.worker(shard))['state'] == 'taken' and time.monotonic() < until: time.sleep(1)
                 self.n_failed = self.patience = 0
             except Exception as e:
@@ -174,15 +186,11 @@ def _results(ray, plan, task, numbers, needs, bounds):
     "Let Ray give the shards to workers; yield what they return, as it comes."
     data = ray.data.from_items(numbers, override_num_blocks=len(numbers))
     pool = ray.data.ActorPoolStrategy(**bounds, max_tasks_in_flight_per_actor=1)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', '`ray_remote_args` is deprecated')
-        data = data.map_batches(RayWorker, fn_constructor_args=(task,), batch_size=1, compute=pool, **needs,
-                                max_task_retries=5)  # without it, a shard that kills its worker would for ever
+    data = data.map_batches(RayWorker, fn_constructor_args=(task,), batch_size=1, compute=pool, **needs)
     logging.getLogger('ray.data').setLevel(logging.CRITICAL)
     context = data.context
     context.enable_progress_bars = context.enable_operator_progress_bars = False
     context.execution_no_progress_timeout_s = -1  # a shard takes as long as it takes
-    context.max_errored_blocks = -1  # of workers that died in each of their tries: one shard each
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.
     try: yield from (pickle.loads(row['result']) for row in data.iter_rows())
     except ray.exceptions.RayError as e:
@@ -213,17 +221,17 @@ def predict_with_ray(
     some = some[[o is not None for o in bytes_of_fields(some)]]
     folder, token = plan.folder.absolute(), f'.ray-{secrets.token_hex(4)}'
     device = str(settings.get('device') or 'auto')
+    if model is None: model = default_model('fields' if cells is None else 'cells', progress=progress)
     if cells and cells.get('masks'): cells = dict(cells, masks=_absolute(cells['masks']))
     with join_ray(ray) as library:
         wanted = 'cpu' if device == 'cpu' else require_device or device
         needs, room = worker_needs([o['Resources'] for o in library.nodes() if o['Alive']], threads, wanted)
         settings |= dict(device=device.partition(':')[0], num_workers=settings.get('num_workers') or needs['num_cpus'])
         worker = dict(parts=parts, cells=cells, embeddings=embeddings, require_device=require_device)
-        task = RayTask(folder, plan.hash, token, some, _absolute(model), settings, worker, needs['num_cpus'])
+        task = RayTask(folder, token, some, _absolute(model), settings, worker, needs['num_cpus'])
         most = min(len(numbers), max_workers or len(numbers))
         least = min(min_workers, most)
         bounds = dict(min_size=least, max_size=most, initial_size=min(max(room, least), most))
-        left = set(numbers)
         try: (folder/token).touch()
         except OSError as e: raise PlanError(f"{folder}: can't be written ({e.strerror or e})") from None
         try:
@@ -232,10 +240,7 @@ def predict_with_ray(
                     where = '' if result['host'] == platform.node() else f'{result["host"]}: '
                     if result['state'] == 'unable': raise PlanError(where+result['reason'])
                     for line in result.pop('warnings'): warn_user(where+line)
-                    left.discard(result['shard'])
                     bar.update()
                     yield dict(failures=ErrorGroups()) | result
-        finally: (folder/token).unlink(missing_ok=True)
-        for shard in sorted(left):
-            yield dict(shard=shard, state='failed', fields=len(plan.rows_of(shard)), failures=ErrorGroups(),
-                       reason='its worker died in each of 6 tries; is there memory enough?')
+        finally:
+            for file in folder.glob(f'{token}*'): file.unlink(missing_ok=True)
