@@ -70,6 +70,13 @@ def _add_parts(parser, default, more):
     parser.add_argument('--parts', default=default, metavar='NAME',
                         help=f'folder of the results, in that of the plan{more}')
 
+def _bounds(text):
+    "Read how many workers there may be"
+    least, _, most = text.rpartition(':')
+    found = [number('ray_workers')(o) for o in (least or '1', most)]
+    if found[0] > found[1]: raise argparse.ArgumentTypeError(f'{text}: give the smaller number first')
+    return tuple(found)
+
 def add_plan_options(
     parser: argparse.ArgumentParser,  # of predict or cells
     parts: str,  # the usual folder of the results
@@ -84,11 +91,17 @@ def add_plan_options(
     group.add_argument('--require-device', metavar='DEVICE',
                        help='stop unless this is the device to compute on, such as cuda; by default that of '
                             '--device, if you name one')
+    group.add_argument('--ray', nargs='?', const='', metavar='HOST:PORT',
+                       help='divide the shards among workers of Ray: those of a cluster whose head has this address, '
+                            'or without one on all GPUs or CPUs of this machine')
+    group.add_argument('--ray-workers', type=_bounds, metavar='MIN:MAX',
+                       help='how many workers of Ray, such as 4 (at most), or 2:16; by default as many as there is room '
+                            'for')
 
 def predict_plan(
     args: argparse.Namespace,  # of predict or cells, with a plan
     cells: dict|None = None,  # arguments of `predict_cells`; None: fields of view
-) -> int:  # the exit code: 0 done, 1 some fields of view failed, 3 another worker has a shard
+) -> int:  # the exit code: 0 done, 1 some fields of view or shards failed, 3 another worker has a shard
     "Predict some shards of a plan"
     from hpa_fastai.basics.errors import HPAError
     from hpa_fastai.scale.manifest import read_plan
@@ -103,11 +116,22 @@ def predict_plan(
                        'hpa_fastai gather')
     found = read_plan(args.plan)
     required = args.require_device or (None if args.device == 'auto' else args.device)
-    predictor = predictor_of(args, 'fields' if cells is None else 'cells')
-    failed, taken = 0, 0
-    for result in predict_shards(found, predictor, args.shards, args.parts, cells, bool(args.embeddings), required,
-                                 args.progress):
+    task, failed, taken = 'fields' if cells is None else 'cells', 0, 0
+    how = args.shards, args.parts, cells, bool(args.embeddings), required, args.progress
+    if args.ray is None:
+        if args.ray_workers: raise HPAError('--ray-workers is of no use without --ray')
+        results = predict_shards(found, predictor_of(args, task), *how)
+    else:
+        from hpa_fastai.scale.ray_workers import predict_with_ray
+        settings = prediction_settings(args, task)
+        results = predict_with_ray(found, settings.pop('model'), args.ray or None, *how, *(args.ray_workers or ()),
+                                   **settings)
+    for result in results:
         said = {'done before': 'was done before', 'taken': 'another worker has it'}.get(result['state'])
+        if result['state'] == 'failed':
+            print(f'shard {result["shard"]}: not done ({result["reason"]})', file=sys.stderr, flush=True)
+            failed += 1
+            continue
         if said is None:
             said = f'{result["fields"]:,} fields of view, {result["errors"]} failed, {result["seconds"]:.1f} s'
         print(f'shard {result["shard"]}: {said}', flush=True)
