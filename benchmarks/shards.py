@@ -26,7 +26,7 @@ def run(*args):
     "Run a command of the package: when it began, and its seconds"
     began, start = time.time(), time.perf_counter()
     done = subprocess.run([*COMMAND, *map(str, args), '--no-progress'], capture_output=True, text=True)
-    if done.returncode: raise SystemExit(f'{args}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}')
+    if done.returncode: raise SystemExit(f'{args}: exit code {done.returncode}\n{(done.stdout+done.stderr)[-3000:]}')
     return began, time.perf_counter()-start
 
 
