@@ -192,7 +192,7 @@ def predict(self:_CellRun, id_, places, masks):
     if not len(cells): return _no_cells(id_, masks.shape, 'no cells', labels), None
     probs, embeddings = self.cell_probs(places, masks, cells.tolist())
     if not predictor.bundles[0].settings.crop:
-        probs = combine_probs(predictor.infer([places])[0], probs, self.prior, labels.negative)
+        probs = combine_probs(predictor.infer([places])[0], probs, self.prior, labels.negative).astype(np.float32)
     found = predictor.thresholds.predict(probs, predictor.at_least_one)
     names = ['|'.join(its_names) for its_names in labels.to_names(found)]
     texts = encode_masks(masks)
@@ -318,7 +318,8 @@ def predict_cells(
     about = dict(source=about_source(images), **predictor.about(), bits=depth.bits,
                  masks=None if masks is None else about_source(masks),
                  prior=float(weight) if of_fields else None, border=border, diameter=diameter and float(diameter),
-                 pixel_size=pixel_size and float(pixel_size), embeddings=embeddings and str(embeddings))
+                 pixel_size=pixel_size and float(pixel_size),
+                 embeddings=bool(embeddings) if predictor.whole else embeddings and str(embeddings))
     with Journal(out, cell_columns(labels), about, force, several_rows=True, embeddings=file) as journal:
         if not journal.complete: run.fill(journal, progress)
     return with_labels(read_cells(out), labels)

@@ -8,7 +8,7 @@ __all__ = ['Packing', 'pack_images']
 # %% ../../nbs/data/75_packing.ipynb #8c4467de
 import csv, hashlib, json, os, re
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -91,7 +91,9 @@ def _alone_in(out):
     except OSError as e:
         raise HPAError(f'{out}: not a folder that can be written to ({e.strerror or e}); give another') from e
     try: yield
-    finally: lock.release()
+    finally:
+        with suppress(OSError): os.unlink(lock.lock_file)
+        lock.release()
 
 def _begin(out, settings, force):
     "Prepare a folder for packing; return the records of the tars that are complete."
@@ -259,7 +261,9 @@ def pack_images(
     addresses = table[list(CHANNELS)].to_numpy().tolist()
     if any(os.path.abspath(place_of(o))==os.path.abspath(out) for row in addresses for o in row if isinstance(o, str)):
         raise HPAError(f'{out}: the pictures themselves are in this folder; give another')
-    pictures = hashlib.sha256(json.dumps([table.Id.tolist(), addresses]).encode()).hexdigest()
+    def whole(o): return os.path.abspath(o) if isinstance(o, str) and not is_url(o) else o  # from any working folder
+    files = [list(map(whole, row)) for row in addresses]
+    pictures = hashlib.sha256(json.dumps([table.Id.tolist(), files]).encode()).hexdigest()
     kept = {name: getattr(reader, name) for name in ('size', 'channels', 'missing', 'z', 'time', 'bits')}
     settings = json.loads(json.dumps(dict(version=1, **kept, tar_size=tar_size, pictures=pictures)))
     columns = _known_columns(table)

@@ -81,7 +81,7 @@ def write_embeddings(
     rows,  # function of a first and a last row that returns the rows between them, k×D
 ) -> None:
     "Write a whole file of embeddings, a part at a time."
-    tmp = out.with_name('tmp-' + out.name)
+    tmp = out.with_name(f'.{out.name}.tmp')
     try:
         {'.npy': _write_npy, '.parquet': _write_parquet}[out.suffix](tmp, ids, rows)
         if out.suffix == '.npy': write_whole(out.with_suffix('.ids.json'), json.dumps(list(ids)))
@@ -98,7 +98,7 @@ def finish(self:EmbeddingFile,
     facts: dict|None = None,  # texts, and lists of texts, by name
 ):
     "Write the complete file."
-    tmp = self.out.with_name('tmp-' + self.out.name)
+    tmp = self.out.with_name(f'.{self.out.name}.tmp')
     if not ids or not self.part.stat().st_size: written = np.zeros((len(ids), 0), np.float32)
     else: written = np.memmap(self.part, np.float32, 'r').reshape(len(ids), -1)
     write = dict(zip(EMBEDDING_FORMATS, (_write_npy, _write_parquet, partial(write_anndata, facts=facts))))

@@ -325,8 +325,8 @@ def _model_digest(bundle):
 def about(self:Predictor) -> dict:
     "Collect everything that determines this predictor's results."
     return dict(models=[_model_digest(b) for b in self.bundles], bs=self.bs, tta=self.tta,
-                at_least_one=self.at_least_one, thresholds=self.chosen, device=self.device.type,
-                precision='half' if self.half else 'full',
+                at_least_one=self.at_least_one, thresholds=self.chosen, precision='half' if self.half else 'full',
+                **({} if self.whole else {'device': self.device.type}),  # parts may be of several machines
                 **({'time': self.readers[0].time} if self.readers[0].time else {}),
                 **(dict(normalize=self.normalize) if self.normalize!='model' else {}))
 
@@ -376,7 +376,7 @@ def to_file(self:Predictor,
     if out.suffix=='.xlsx': check_rows(len(table), out, ResultError)
     depth = self.depth_of(table, None if force else Path(f'{out}.part.json'))
     about = dict(source=about_source(source), **self.about(), bits=depth.bits,
-                 embeddings=embeddings and str(embeddings))
+                 embeddings=bool(embeddings) if self.whole else embeddings and str(embeddings))
     file = embeddings and EmbeddingFile(embeddings)
     bar = dict(total=len(table), unit='FOV', desc=f'predicting on {self.where}', disable=not progress)
     with Journal(out, result_columns(self.labels), about, force, embeddings=file) as journal:

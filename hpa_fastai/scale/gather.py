@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ShardStatus', 'shard_status', 'MissingShards', 'gather']
 
-# %% ../../nbs/scale/40_gather.ipynb #c88dd921
-import os
+# %% ../../nbs/scale/40_gather.ipynb #1a5b5a01
+import os, secrets
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ def shard_status(
     at_work = [n for n in numbers if n not in records and is_at_work(parts, n)]
     return ShardStatus(parts, records, tuple(at_work))
 
-# %% ../../nbs/scale/40_gather.ipynb #4a4f00e3
+# %% ../../nbs/scale/40_gather.ipynb #da2ae8b1
 class MissingShards(PlanError):
     "Shards without results."
 
@@ -154,6 +154,9 @@ def gather(
     out = check_out(out, force, ('.parquet', '.csv'))
     if embeddings is not None: embeddings = check_out(embeddings, force, ('.npy', '.parquet'))
     found = Parts(plan, parts)
+    if found.run is None and (found.folder/'run.json').exists():
+        raise PlanError(f'{found.folder}/run.json is damaged: copy it back, or predict the shards again in another '
+                        'folder (--parts)')
     if found.run is None:
         raise MissingShards(f'{found.folder}: nobody has begun; predict the shards with: '
                             f'hpa_fastai predict --plan {plan.folder}')
@@ -162,7 +165,7 @@ def gather(
     status = shard_status(found)
     if status.missing: raise MissingShards(str(status))
     for name in plan.files: plan.check_file(name)
-    tmp = out.with_name(f'tmp-{out.name}')
+    tmp = out.with_name(f'.{secrets.token_hex(4)}-{out.name}')
     try:
         with explain_write_error(out, f'the parts are kept in {found.folder}; '):
             _write_table(_part_tables(status, progress), tmp)

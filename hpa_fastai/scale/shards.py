@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['sample_sources', 'ShardWorker', 'predict_shards']
 
-# %% ../../nbs/scale/30_shards.ipynb #8e377cb4
-import os, platform, time
+# %% ../../nbs/scale/30_shards.ipynb #e0935edf
+import json, os, platform, time
 from collections.abc import Iterator
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -14,29 +14,30 @@ from fastcore.basics import patch
 from ..basics.error_groups import ErrorGroups
 from ..basics.errors import warn_user
 from ..basics.packages import version_of
-from ..basics.paths import is_url
 from ..batches.sources import Sources, sources_of
 from ..data.depth import Depth
 from ..data.reader import check_fields
+from ..deploy.journal import read_record
 from ..deploy.predictor import Predictor, Whole, about_source
 from ..cells.cells import predict_cells
 from ..cells.masks import find_masks
 from ..cells.segmentation import CellError
 from .manifest import *
 from .parts import *
-from .planning import bytes_of_fields
+from .planning import are_remote, bytes_of_fields
 from .sorted_rows import *
 
-# %% ../../nbs/scale/30_shards.ipynb #932b110b
+# %% ../../nbs/scale/30_shards.ipynb #fc6befab
 def sample_sources(
     plan: Plan,  # with the pictures of several plates or folders
     most: int = 200,  # pictures of a source
 ) -> dict:  # name of each source -> numbers of rows
     "Choose the pictures on which the brightness of each source is measured."
     numbers = {}
+    for name in plan.files: plan.check_file(name)
     for shard in range(plan.n_shards):
         start = plan.rows_of(shard).start
-        codes, names = pd.factorize(sources_of(plan.shard(shard)))
+        codes, names = pd.factorize(sources_of(plan.shard(shard, check=False)))
         for code, name in enumerate(names): numbers.setdefault(name, []).append(np.flatnonzero(codes == code)+start)
     chosen = {}
     for name, found in numbers.items():
@@ -44,7 +45,7 @@ def sample_sources(
         chosen[name] = np.sort(found[np.random.RandomState(0).permutation(len(found))[:most]])
     return chosen
 
-# %% ../../nbs/scale/30_shards.ipynb #a5896734
+# %% ../../nbs/scale/30_shards.ipynb #d35d4ff0
 class ShardWorker:
     "Models that stay loaded while one shard after another is predicted"
     def __init__(self,
@@ -66,7 +67,8 @@ class ShardWorker:
             raise PlanError("thresholds='prevalence' (--thresholds prevalence) needs the images of all shards at once: "
                             'take the thresholds of the model, or a number')
         planned, time = plan.settings['channels'], predictor.readers[0].time
-        if isinstance(predictor.channels, dict) and predictor.channels != planned or plan.settings['time'] != time:
+        are_other = isinstance(predictor.channels, dict) and predictor.channels != planned
+        if are_other or str(plan.settings['time']) != str(time):
             raise PlanError(f'{plan.folder} was made with channels {planned!r} and time {plan.settings["time"]!r}, and '
                             f'the model reads channels {predictor.channels!r} and time {time!r}; give the same to '
                             'hpa_fastai plan')
@@ -86,14 +88,24 @@ class ShardWorker:
         self.predictor.say_scale(some)
         return dict(bits=self.predictor.depth_of(some).bits)
 
-# %% ../../nbs/scale/30_shards.ipynb #cb5e90a9
+# %% ../../nbs/scale/30_shards.ipynb #83f8585c
+@patch
+def _find_samples(self:ShardWorker):
+    "Read which pictures stand for the sources; the first worker that needs them writes it down."
+    file = self.parts.folder/'samples.json'
+    found = read_record(file)
+    if found is None:
+        found = {name: numbers.tolist() for name, numbers in sample_sources(self.plan).items()}
+        make_once(file, json.dumps(found))
+    return found
+
 @patch
 def _measure_sources(self:ShardWorker, table):
     "Measure the sources of some fields of view that no worker has measured."
     for bundle in self.predictor.bundles:
         settings = bundle.settings
         if not settings.source: continue
-        if self.samples is None: self.samples = sample_sources(self.plan)
+        if self.samples is None: self.samples = self._find_samples()
         reader = self.depth.of(settings.reader)
         usual, sources = (settings.mean, settings.std), self.predictor.sources
         if reader not in sources: sources[reader] = Sources(reader, usual=usual)
@@ -152,7 +164,7 @@ def __call__(self:ShardWorker,
 def _count_changed(self:ShardWorker, shard, table):
     "Count the fields of view of a shard whose files have other sizes than when the plan was made, and say so."
     planned = self.plan.sizes(shard)
-    if np.isnan(planned).all() or any(isinstance(o, str) and is_url(o) for o in table.green[:1]): return 0
+    if np.isnan(planned).all() or are_remote(table): return 0
     now = np.array(bytes_of_fields(table), float)
     changed = ~np.isnan(planned) & (now != planned)
     if changed.any():
@@ -160,7 +172,7 @@ def _count_changed(self:ShardWorker, shard, table):
                   f'was made, the first is {table.Id[changed.argmax()]}')
     return int(changed.sum())
 
-# %% ../../nbs/scale/30_shards.ipynb #3bb195e4
+# %% ../../nbs/scale/30_shards.ipynb #99a11b04
 def predict_shards(
     plan: Plan|str|Path,  # or its folder
     predictor: Predictor,  # its models
@@ -175,4 +187,8 @@ def predict_shards(
     plan = plan if isinstance(plan, Plan) else read_plan(plan)
     numbers = range(plan.n_shards) if shards is None else parse_shards(shards, plan.n_shards)
     worker = ShardWorker(plan, predictor, parts, cells, embeddings, require_device, progress)
-    yield from map(worker, numbers)
+    taken = []
+    for result in map(worker, numbers):
+        if result['state'] == 'taken': taken.append(result['shard'])
+        else: yield result
+    yield from map(worker, taken)

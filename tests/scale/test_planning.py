@@ -15,7 +15,7 @@ from hpa_fastai.scale import planning
 from hpa_fastai.scale.manifest import read_plan
 from hpa_fastai.scale.planning import make_plan
 from hpa_fastai.simulate.atlas import simulate_atlas
-from microscopes import write_image_xpress, write_yokogawa, write_zarr_plate
+from microscopes import write_image_xpress, write_operetta, write_yokogawa, write_zarr_plate
 
 pytest.importorskip('pyarrow')
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -144,3 +144,53 @@ def test_without_pyarrow_one_line_says_what_to_install(pictures, tmp_path, monke
     monkeypatch.setitem(sys.modules, 'pyarrow', None)
     with pytest.raises(HPAError, match=r"pip install 'hpa_fastai\[parquet\]'"):
         make_plan(Path(pictures.green[0]).parent, tmp_path/'plan', progress=False)
+
+
+def test_columns_that_differ_between_sources_become_texts(pictures, tmp_path):
+    "As in one table; a column that holds no values of one kind is left out, as in results"
+    green = pictures.green
+    pd.DataFrame(dict(Id=['a'], path=green[:1], row=['A'], file_bytes=['mine'])).to_csv(tmp_path/'a.csv', index=False)
+    pd.DataFrame(dict(Id=['b'], path=green[1:2], row=[1])).to_csv(tmp_path/'b.csv', index=False)
+    plan = make_plan([tmp_path/'a.csv', tmp_path/'b.csv'], tmp_path/'plan', progress=False)
+    fields = fields_of(plan)
+    assert fields.row.tolist() == ['A', '1'] and fields.file_bytes.tolist() == ['mine', '']
+    table = pd.DataFrame(dict(Id=['a', 'b'], path=[o.encode() for o in green[:2]], places=[[1, 2], [3]]))
+    table.set_index('Id').to_parquet(tmp_path/'odd.parquet')
+    odd = make_plan(tmp_path/'odd.parquet', tmp_path/'odd', progress=False)
+    assert fields_of(odd).green.tolist() == green[:2].tolist() and 'places' not in fields_of(odd)
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'cp1252'])
+def test_long_tables_may_have_the_encodings_of_short_ones(pictures, tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(planning, '_LONG_TABLE', 0)
+    table = pd.DataFrame(dict(Id=['Zürich', 'b'], path=pictures.green[:2]))
+    table.to_csv(tmp_path/'a.csv', index=False, encoding=encoding)
+    plan = make_plan(tmp_path/'a.csv', tmp_path/'plan', progress=False)
+    assert fields_of(plan).Id.tolist() == ['Zürich', 'b']
+    (tmp_path/'b.csv').write_text('Id,path\na,b\nc,d,e,f,g\n')
+    with pytest.raises(HPAError, match='b.csv: not a table of paths'): make_plan(tmp_path/'b.csv', tmp_path/'no')
+
+
+def test_mixed_microscopes_have_their_columns_in_one_order(tmp_path):
+    write_operetta(tmp_path/'images'/'op', [(3, 3)])
+    write_image_xpress(tmp_path/'images'/'ix')
+    (tmp_path/'images'/'png').mkdir()
+    simulate_atlas(tmp_path/'atlas', n=2, size=32, progress=False)
+    for file in (tmp_path/'atlas'/'train').iterdir(): shutil.copy(file, tmp_path/'images'/'png')
+    assert_same(make_plan(tmp_path/'images', tmp_path/'plan', progress=False), find_images(tmp_path/'images'))
+
+
+def test_two_runs_never_make_one_plan(pictures, tmp_path, monkeypatch):
+    "The slower one does not replace the plan of the other, nor what was made of it"
+    images, real, made = Path(pictures.green[0]).parent, planning.source_tables, []
+    def slowly(*arguments):
+        if not made:
+            made.append('begun')
+            with pytest.raises(HPAError, match='another plan is writing there'):
+                make_plan(images, tmp_path/'plan', progress=False)
+            (tmp_path/'plan').mkdir()
+            (tmp_path/'plan'/'mine.txt').touch()
+        return real(*arguments)
+    monkeypatch.setattr(planning, 'source_tables', slowly)
+    with pytest.raises(HPAError, match='exists and is no plan'): make_plan(images, tmp_path/'plan', progress=False)
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['plan'] and (tmp_path/'plan'/'mine.txt').exists()

@@ -89,7 +89,9 @@ def test_cells_and_their_embeddings_are_those_of_one_run(place, tmp_path, capsys
     assert main(['cells', '--plan', 'plan', *model, '--embeddings']) == 0
     assert main(['gather', 'plan', '--parts', 'cells', '--out', 'all.parquet', '--embeddings', 'all.npy',
                  '--no-progress']) == 0
-    for ending in ('parquet', 'npy', 'ids.json'):
+    assert main(['cells', images, *model, '--out', 'one.csv']) == 0
+    assert main(['gather', 'plan', '--parts', 'cells', '--out', 'all.csv', '--no-progress']) == 0
+    for ending in ('parquet', 'npy', 'ids.json', 'csv'):
         assert Path(f'all.{ending}').read_bytes() == Path(f'one.{ending}').read_bytes()
 
 
@@ -147,6 +149,28 @@ def test_three_kills_change_nothing(place, tmp_path):
     assert (tmp_path/'all.parquet').read_bytes() == (tmp_path/'one.parquet').read_bytes()
 
 
+def test_a_shard_goes_on_from_another_folder_and_on_another_device(place, tmp_path, monkeypatch):
+    "The rows of a worker that was killed are those of the run, wherever it stood"
+    from hpa_fastai.deploy.journal import Journal
+    plan = make_plan(place/'data'/'train', tmp_path/'plan', shard_size=90, progress=False)
+    class Killed(Exception): pass
+    add = Journal.add
+    def add_and_stop(self, rows, embeddings=None):
+        add(self, rows, embeddings)
+        if len(self) >= 32: raise Killed
+    monkeypatch.setattr(Journal, 'add', add_and_stop)
+    with pytest.raises(Killed): list(predict_shards(plan, predictor(place), embeddings=True, progress=False))
+    monkeypatch.setattr(Journal, 'add', add)
+    record = plan.folder/'predictions'/'part-000000.parquet.part.json'
+    assert 'device' not in json.loads(record.read_text())
+    monkeypatch.chdir(plan.folder)
+    assert [o['state'] for o in predict_shards('.', predictor(place), embeddings=True, progress=False)] == ['done']
+    predictor(place).to_file(place/'data'/'train', tmp_path/'one.csv', embeddings=tmp_path/'one.npy', progress=False)
+    gather('.', tmp_path/'all.csv', embeddings=tmp_path/'all.npy', progress=False)
+    for ending in ('csv', 'npy'):
+        assert (tmp_path/f'all.{ending}').read_bytes() == (tmp_path/f'one.{ending}').read_bytes()
+
+
 def test_one_of_two_workers_gets_a_shard(place, tmp_path):
     "The other says so and goes on; nobody waits, and no clock is asked"
     plan = make_plan(place/'data'/'train', tmp_path/'plan', shard_size=50, progress=False)
@@ -165,7 +189,7 @@ def test_one_of_two_workers_gets_a_shard(place, tmp_path):
     said, err = other.communicate(timeout=120)
     go_on.set()
     thread.join(60)
-    assert said.splitlines() == ['ready', '0 taken', '1 done'], err
+    assert said.splitlines() == ['ready', '1 done', '0 taken'], err
     assert states == ['done'] and [o['state'] for o in predict_shards(plan, predictor(place), progress=False)] == \
         ['done before']*2
 
