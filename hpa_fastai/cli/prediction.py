@@ -10,7 +10,7 @@ import argparse, sys
 from pathlib import Path
 from ..basics.packages import quick_imports
 from .options import *
-from .scale import add_plan_options, predict_plan
+from .scale import add_plan_options, check_folder, predict_plan
 
 # %% ../../nbs/cli/40_prediction.ipynb #2c31acaa
 def evaluate(
@@ -118,12 +118,10 @@ def predict(
 ) -> int|None:  # the exit code
     "Predict a folder"
     with quick_imports():
-        from hpa_fastai.basics.errors import HPAError
         from hpa_fastai.deploy.predictor import check_place
         from hpa_fastai.interpret.prediction import check_results, write_results
     if args.plan: return predict_plan(args)
-    if args.folder is None: raise HPAError('name the FOLDER of images, or a plan with --plan')
-    if args.embeddings is True: raise HPAError('--embeddings needs the name of a file, except with --plan')
+    check_folder(args)
     if args.watch: return _watch(args)
     files = {name: getattr(args, name) for name in ('out', 'embeddings', 'submission', 'sample', 'report')}
     files['group'] = group_of(args)
@@ -188,7 +186,6 @@ def cells(
     args: argparse.Namespace,  # of the command
 ) -> int:  # the exit code
     "Predict every cell of a folder"
-    from hpa_fastai.basics.errors import HPAError
     from hpa_fastai.cells.cells import cells_submission, predict_cells, whole_file
     from hpa_fastai.cells.no_cells import why_no_cells
     from hpa_fastai.deploy.embeddings import EMBEDDING_FORMATS
@@ -198,8 +195,7 @@ def cells(
     if args.plan:
         return predict_plan(args, dict(masks=args.masks, prior=args.prior, border=args.border,
                                        pixel_size=args.pixel_size))
-    if args.folder is None: raise HPAError('name the FOLDER of images, or a plan with --plan')
-    if args.embeddings is True: raise HPAError('--embeddings needs the name of a file, except with --plan')
+    check_folder(args)
     check_start(args.out, args.force)
     if args.submission: check_writable(args.submission, ('.csv',))
     if args.embeddings: check_writable(args.embeddings, EMBEDDING_FORMATS)

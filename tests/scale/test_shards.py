@@ -25,6 +25,7 @@ from hpa_fastai.scale.planning import make_plan
 from hpa_fastai.scale.shards import ShardWorker, predict_shards
 from hpa_fastai.simulate.atlas import simulate_atlas
 from hpa_fastai.train.learner import hpa_learner
+from microscopes import write_yokogawa
 
 pytest.importorskip('pyarrow')
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -290,3 +291,23 @@ def test_reading_from_a_store_gives_the_same(place, tmp_path):
         predictor(place).to_file(place/'data'/'train', tmp_path/'one.csv', progress=False)
         assert (tmp_path/'all.csv').read_bytes() == (tmp_path/'one.csv').read_bytes()
     finally: memory.rm('/bucket', recursive=True)
+
+
+@pytest.mark.parametrize('command', ['predict', 'cells'])
+@pytest.mark.parametrize('option', [['--shards', '3'], ['--parts', 'x'], ['--require-device', 'cuda'], ['--ray']])
+def test_options_of_plans_are_refused_without_one(place, tmp_path, capsys, command, option):
+    "A safeguard that is not looked at would be none"
+    model = ['--model', str(place/'model')]
+    assert main([command, str(place/'data'/'train'), *model, '--out', str(tmp_path/'x.csv'), *option]) == 2
+    assert f'{option[0]} is for a part of a plan' in capsys.readouterr().err and not os.listdir(tmp_path)
+
+
+def test_a_time_point_is_the_same_in_plan_and_predict(tmp_path, place, monkeypatch, capsys):
+    write_yokogawa(tmp_path/'images', times=2)
+    monkeypatch.chdir(tmp_path)
+    channels = ['--time', '2', '--no-progress']
+    assert main(['plan', 'images', *channels]) == 0
+    assert main(['predict', '--plan', 'plan', '--model', str(place/'model'), *channels]) in (0, 1)
+    assert 'shard 0: 1 fields of view' in capsys.readouterr().out
+    assert main(['predict', '--plan', 'plan', '--model', str(place/'model'), '--time', '1', '--parts', 'other']) == 2
+    assert 'give the same to hpa_fastai plan' in capsys.readouterr().err
