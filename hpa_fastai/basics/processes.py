@@ -80,14 +80,14 @@ class Meeting:
         self.store, self.rank, self.n, self.seconds, self.met = store, rank, n, seconds, 0
         threading.Thread(target=self.live, daemon=True).start()
 
-    def live(self):
+    def live(self) -> None:
         "Give signs of life until the store is gone"
         with suppress(RuntimeError):
             while True:
                 self.store.add(f'alive {self.rank}', 1)
                 time.sleep(min(self.seconds/10, 5))
 
-    def wait(self):
+    def wait(self) -> None:
         "Wait until all processes have come here"
         self.met += 1
         here, seen, pause = f'met {self.met}', {}, .002
@@ -100,7 +100,10 @@ class Meeting:
             time.sleep(pause)
             pause = min(pause*1.5, .5)
 
-    def look(self, rank, seen):
+    def look(self,
+        rank: int,  # of the process that is waited for
+        seen: dict,  # rank -> its last signs of life and when they were seen; is changed
+    ) -> None:
         "Refuse to wait any longer for a process that gives no signs of life"
         signs, now = self.store.add(f'alive {rank}', 0), time.monotonic()
         if seen.setdefault(rank, (signs, now))[0]!=signs: seen[rank] = signs, now

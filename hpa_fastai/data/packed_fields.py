@@ -106,12 +106,17 @@ def prepare_field(
 # %% ../../nbs/data/74_packed_fields.ipynb #a3008f3f
 class PackWriter:
     "A tar that is being written, and what is in it"
-    def __init__(self, path):
+    def __init__(self,
+        path:str|Path, # of the tar
+    ):
         self.path, self.file = path, open(path, 'wb')
         self.sums, self.names, self.keys = {}, [], set()
 
-    def add(self, name, data):
-        "Append a member; return where its bytes are."
+    def add(self,
+        name:str, # of the member
+        data:bytes, # of it
+    ) -> Span: # where its bytes are
+        "Append a member."
         member = tarfile.TarInfo(name)
         member.size = len(data)
         self.file.write(member.tobuf(tarfile.USTAR_FORMAT))
@@ -120,8 +125,12 @@ class PackWriter:
         self.sums[name] = span, hashlib.sha256(data).digest()
         return span
 
-    def add_field(self, id_, files, known):
-        "Append a field of view; return the address of each of its files, without the folder."
+    def add_field(self,
+        id_:str, # of the field of view
+        files:dict, # channel, or '' for all -> bytes of its file
+        known:dict, # what its json says; json-able
+    ) -> dict: # channel -> where its bytes are
+        "Append a field of view."
         key = pack_key(id_)
         while key.casefold() in self.keys: key += '_' # two that differ in case alone, which some disks take for one
         self.keys.add(key.casefold())
@@ -129,8 +138,8 @@ class PackWriter:
         self.add(f'{key}.json', json.dumps(known, ensure_ascii=False).encode())
         return spans
 
-    def close(self):
-        "Write the end of the tar, and wait until all is on the disk; return its size."
+    def close(self) -> int: # bytes of the tar
+        "Write the end of the tar, and wait until all is on the disk."
         self.file.write(bytes(2*512))
         self.file.flush()
         os.fsync(self.file.fileno())

@@ -155,7 +155,7 @@ def write_scripts(
     for path, text in paths.items():
         if force or not os.path.lexists(path): continue
         if not path.is_file() or path.read_bytes() != text.encode():
-            raise HPAError(f'{path} exists and is different; keep a copy of what you changed, and use force=True')
+            raise HPAError(f'{path} exists and is different; keep what you changed, and say force=True (--force)')
     for path, text in paths.items():
         write_whole(path, text)
         if path.suffix == '.sh': path.chmod(0o755)

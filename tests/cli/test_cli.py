@@ -65,6 +65,7 @@ NUMBERS = dict(  # of each command: options that take numbers
     demo=('minutes',),
     app=('port', 'max-upload', 'bs', 'num-workers'),
     pack=('size', 'tar-size', 'num-workers'),
+    plan=('shard-size',),
 )
 
 
