@@ -30,7 +30,7 @@ def test_help_lists_the_commands_in_the_order_of_a_project(capsys):
     ('train data --epoch-s 3', 'did you mean --epochs?'),
     ('train data --batch-size 8', 'did you mean --bs?'),
     ('train data --learning-rate=.1', 'did you mean --lr?'),
-    ('predict data --n-workers 2', 'did you mean --num-workers?'),
+    ('predict data --n-workers 2', 'did you mean --num-workers'),
     ('predict data --overwrite', 'did you mean --force?'),
     ('predict data more', "'more' is one argument too many; put a name with spaces in quotes (hpa_fastai predict"),
 ])
