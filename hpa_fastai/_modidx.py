@@ -4010,6 +4010,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'hpa_fastai/scale/parts.py')},
             'hpa_fastai.scale.planning': { 'hpa_fastai.scale.planning._TwiceError': ( 'scale/planning.html#_twiceerror',
                                                                                       'hpa_fastai/scale/planning.py'),
+                                           'hpa_fastai.scale.planning._alone_at': ( 'scale/planning.html#_alone_at',
+                                                                                    'hpa_fastai/scale/planning.py'),
                                            'hpa_fastai.scale.planning._bytes_of': ( 'scale/planning.html#_bytes_of',
                                                                                     'hpa_fastai/scale/planning.py'),
                                            'hpa_fastai.scale.planning._bytes_of_row': ( 'scale/planning.html#_bytes_of_row',

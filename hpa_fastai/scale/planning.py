@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['TEXTS', 'source_tables', 'are_remote', 'bytes_of_fields', 'make_plan']
 
-# %% ../../nbs/scale/15_planning.ipynb #b49f3853
+# %% ../../nbs/scale/15_planning.ipynb #1d4ff128
 import codecs, glob, os, secrets, shutil, stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 import numpy as np, pandas as pd
+from filelock import FileLock, Timeout
 from ..basics.arguments import checked
 from ..basics.environment import tqdm_bar
 from ..basics.errors import ImageError
 from ..basics.paths import exchange, is_url, open_filesystem, path_text
-from ..basics.processes import only_writer
 from ..basics.spreadsheets import find_delimiter
 from ..formats.addresses import parse_address
 from ..formats.names import CHANNELS, IMAGE_EXTS, MICROSCOPE_EXTS, is_hidden, is_mask_folder
@@ -213,7 +214,7 @@ def _write_rows(sources, channels, time, folder, shard_size, look, by_folder, pr
     for file in rows.files: file.unlink()
     return (writer, n_absent, first) if look else (writer, 0, None)
 
-# %% ../../nbs/scale/15_planning.ipynb #05848b01
+# %% ../../nbs/scale/15_planning.ipynb #7fcf9db5
 def _sources_of(images):
     "Tell the sources that are listed one by one from files, which are listed together."
     if not isinstance(images, list): return [images]
@@ -234,6 +235,20 @@ def _check_free(out, force):
         told = ', '.join(more[:3])+', …'*(len(more) > 3)
         raise PlanError(f'{out} also holds {told}, which would be lost; delete what you do not need, or give the new '
                         'plan another name')
+
+@contextmanager
+def _alone_at(out):
+    "Refuse to make a plan where another process does the same."
+    lock = FileLock(out.absolute().with_name(f'.{out.name}.lock'))
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        raise PlanError(f'{out}: another run is making a plan there; wait for its end, or give another name') from None
+    except (OSError, NotImplementedError): pass  # no locks there, or no permission, which is told at once
+    try: yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError): os.unlink(lock.lock_file)
+            lock.release()
 
 def _put_in_place(building, out, force):
     "Give a plan its name; the one that it replaces takes the name of the building folder."
@@ -293,5 +308,5 @@ def make_plan(
     _check_free(out, force)
     try: out.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise PlanError(f"{out.parent}: can't be made ({e.strerror or e}); give another name") from e
-    with only_writer(out, 'plan'):
+    with _alone_at(out):
         return _make_plan(sources, names, out, channels, time, shard_size, sizes, force, progress)

@@ -186,7 +186,7 @@ def test_two_runs_never_make_one_plan(pictures, tmp_path, monkeypatch):
     def slowly(*arguments):
         if not made:
             made.append('begun')
-            with pytest.raises(HPAError, match='another plan is writing there'):
+            with pytest.raises(HPAError, match='another run is making a plan there'):
                 make_plan(images, tmp_path/'plan', progress=False)
             (tmp_path/'plan').mkdir()
             (tmp_path/'plan'/'mine.txt').touch()
