@@ -4134,6 +4134,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'hpa_fastai/scale/sorted_rows.py'),
                                               'hpa_fastai.scale.sorted_rows.SortedRows._borders': ( 'scale/sorted_rows.html#sortedrows._borders',
                                                                                                     'hpa_fastai/scale/sorted_rows.py'),
+                                              'hpa_fastai.scale.sorted_rows.SortedRows._ids': ( 'scale/sorted_rows.html#sortedrows._ids',
+                                                                                                'hpa_fastai/scale/sorted_rows.py'),
                                               'hpa_fastai.scale.sorted_rows.SortedRows._write': ( 'scale/sorted_rows.html#sortedrows._write',
                                                                                                   'hpa_fastai/scale/sorted_rows.py'),
                                               'hpa_fastai.scale.sorted_rows.SortedRows.add': ( 'scale/sorted_rows.html#sortedrows.add',

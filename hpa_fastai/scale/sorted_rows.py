@@ -50,7 +50,7 @@ def join_tables(
                          else pa.nulls(len(table), field.type) for field in schema], schema=schema)
     return pa.concat_tables(list(map(fitted, tables)))
 
-# %% ../../nbs/scale/05_sorted_rows.ipynb #fced29cb
+# %% ../../nbs/scale/05_sorted_rows.ipynb #125ba162
 class SortedRows:
     "Arrow tables, kept on a disk and read in the order of their Ids"
     def __init__(self,
@@ -78,6 +78,14 @@ class SortedRows:
         self.files.append(file)
         self.waiting, self.n_waiting = [], 0
 
+    def _ids(self, file):
+        "Read the Ids of a file into memory; all other columns stay on the disk."
+        pa = import_arrow()
+        with pa.OSFile(str(file)) as source:
+            index = pa.ipc.open_file(source).schema.get_field_index('Id')
+            only = pa.ipc.IpcReadOptions(included_fields=[index])
+            return pa.ipc.open_file(source, options=only).read_all().column('Id').combine_chunks()
+
     def _borders(self, columns):
         "Choose Ids between which about `at_a_time` rows lie."
         step = max(1, self.at_a_time//64)
@@ -90,18 +98,18 @@ class SortedRows:
         "Read all rows in the order of their Ids."
         pa = import_arrow()
         if self.waiting: self._write()
-        tables = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in self.files]
-        if not tables: return
-        schema = join_tables([table.schema.empty_table() for table in tables]).schema
+        if not self.files: return
+        def of_file(file): return pa.ipc.open_file(pa.memory_map(str(file)))  # until what was read of it is forgotten
+        schema = join_tables([of_file(file).schema.empty_table() for file in self.files]).schema
         names = [*(name for name in first if name in schema.names), *(o for o in schema.names if o not in first)]
         schema = pa.schema([schema.field(name) for name in names])
-        columns = [table.column('Id').combine_chunks() for table in tables]
-        starts = [0]*len(tables)
+        columns = list(map(self._ids, self.files))
+        starts = [0]*len(columns)
         for border in [*self._borders(columns), None]:
             ends = [len(ids) if border is None else bisect_left(ids, border, lo, key=lambda o: o.as_py())
                     for ids, lo in zip(columns, starts)]
-            some = [table.slice(lo, hi-lo) for table, lo, hi in zip(tables, starts, ends) if hi > lo]
+            spans = [(file, lo, hi) for file, lo, hi in zip(self.files, starts, ends) if hi > lo]
             starts = ends
-            if not some: continue
-            rows = join_tables(some, schema).combine_chunks()
-            yield rows.take(pa.compute.sort_indices(rows.column('Id')))
+            if not spans: continue
+            rows = join_tables([of_file(file).read_all().slice(lo, hi-lo) for file, lo, hi in spans], schema)
+            yield rows.take(pa.compute.sort_indices(rows.column('Id'))).combine_chunks()
