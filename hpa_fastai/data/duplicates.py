@@ -11,7 +11,6 @@ from functools import cache
 import numpy as np, pandas as pd
 from .labels import *
 from ..basics.errors import *
-from ..basics.processes import *
 from .files import *
 from ..formats.pictures import *
 from .depth import find_depth
