@@ -540,6 +540,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'hpa_fastai/basics/processes.py'),
                                              'hpa_fastai.basics.processes._in_turn': ( 'basics/processes.html#_in_turn',
                                                                                        'hpa_fastai/basics/processes.py'),
+                                             'hpa_fastai.basics.processes._own_part': ( 'basics/processes.html#_own_part',
+                                                                                        'hpa_fastai/basics/processes.py'),
                                              'hpa_fastai.basics.processes.any_process': ( 'basics/processes.html#any_process',
                                                                                           'hpa_fastai/basics/processes.py'),
                                              'hpa_fastai.basics.processes.barrier': ( 'basics/processes.html#barrier',

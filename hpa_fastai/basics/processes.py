@@ -114,6 +114,27 @@ class Meeting:
 # %% ../../nbs/basics/50_processes.ipynb #56ac66fc
 _meeting = None  # of the processes of this program, once they have come together
 
+def _own_part(store, rank, n, seconds):
+    "Find the part of a store that these processes alone use: torchrun keeps what others left before a restart."
+    if os.environ.get('TORCHELASTIC_USE_AGENT_STORE')!='True' or not isinstance(store, dist.PrefixStore): return store
+    store = store.underlying_store  # the part that it names counts the restarts of one node, which others may not count
+    store.set_timeout(timedelta(seconds=seconds))
+    me, name, end = secrets.token_hex(8), secrets.token_hex(8), time.monotonic()+seconds
+    store.set(f'here {rank}', me)
+    if rank:
+        name = store.get(f'name for {me}').decode()
+        store.set(f'{me} knows {name}', '')
+        return dist.PrefixStore(name, store)
+    waiting = set(range(1, n))
+    while waiting:
+        for other in [r for r in waiting if store.check([f'here {r}'])]:
+            its = store.get(f'here {other}').decode()  # of this process, or of one that was killed
+            store.set(f'name for {its}', name)
+            if store.check([f'{its} knows {name}']): waiting.discard(other)
+        if time.monotonic()>end: raise RuntimeError(f'process {min(waiting)} did not answer')
+        time.sleep(.02)
+    return dist.PrefixStore(name, store)
+
 def start_processes(
     device: torch.device,  # where to train: 'cuda' becomes the GPU of this process
 ) -> torch.device:  # of this process
@@ -130,6 +151,7 @@ def start_processes(
     seconds, wait = patience(), timedelta(seconds=patience())
     try:
         store, rank, n = next(dist.rendezvous('env://', timeout=wait))
+        store = _own_part(store, rank, n, seconds)
         store.set_timeout(wait)
         mine = {'place': platform.node(), 'version of hpa_fastai': version_of('hpa_fastai'), 'device': device.type}
         store.set(f'facts {rank}', json.dumps(mine))
