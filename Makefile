@@ -17,14 +17,17 @@ $(VENV)/installed: settings.ini setup.py pyproject.toml
 demo: install
 	$(BIN)/hpa_fastai demo --out demo --force
 
+# Notebooks and tests wait for clocks, servers and other processes much of the time: half as many again as cores.
+JOBS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$(( cores > 5 ? 8 : (3*cores + 1)/2 )))
+
 # Each command gets a folder for its temporary files and caches, removed at its end: all together they fill a disk.
-# A notebook or a test a core: more threads or processes only wait for one another.
+# A thread each: more of them only wait for one another.
 SCRATCH = scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && mkdir "$$scratch/cache" && \
 	export TMPDIR="$$scratch" XDG_CACHE_HOME="$$scratch/cache" OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 &&
 
 test: install
-	$(SCRATCH) PATH="$(abspath $(BIN)):$$PATH" nbdev_test --timing
-	$(SCRATCH) $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=worksteal --durations=10 $(if $(REAL_DATA),"--real-data=$(REAL_DATA)")
+	$(SCRATCH) PATH="$(abspath $(BIN)):$$PATH" nbdev_test --timing --n-workers $(JOBS)
+	$(SCRATCH) $(BIN)/python -m pytest -q --numprocesses=$(JOBS) --dist=worksteal --durations=10 $(if $(REAL_DATA),"--real-data=$(REAL_DATA)")
 
 # Trainings and runs that are killed and go on, several times over: for a change of what they protect.
 slow: install

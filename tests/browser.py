@@ -55,6 +55,10 @@ class Browser:
         self.errors()
         self._call('POST', '/url', dict(url=Path(page).resolve().as_uri()))
 
+    def leave(self):
+        "Leave the page"
+        self._call('POST', '/url', dict(url='about:blank'))
+
     def run(self, script, *args):
         "Run JavaScript in the page; what it returns"
         return self._call('POST', '/execute/sync', dict(script=script, args=args))

@@ -1,4 +1,6 @@
 "Options and fixtures that all tests share."
+import ctypes
+import gc
 import os
 import signal
 from pathlib import Path
@@ -13,6 +15,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_addoption(parser):
     parser.addoption('--real-data', default=os.environ.get('HPA_FASTAI_REAL_DATA'),
                      help='folder with real HPA images and tables')
+
+
+def pytest_collection_finish():
+    "What is imported by now stays; looking through it for garbage each time takes half a second"
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def give_memory_back():
+    "The C library keeps what was freed; several processes with the networks of a whole run would fill a computer"
+    yield
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if os.name == 'posix' else None
+    if trim: trim(0)
 
 
 @pytest.fixture(scope='session')
@@ -50,7 +67,7 @@ def trained(small_atlas, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def browser():
+def opened_browser():
     "A real browser; tests that need it are skipped where there is none"
     from browser import Browser, find_browser
     found = find_browser()
@@ -58,3 +75,10 @@ def browser():
     browser = Browser(*found)
     yield browser
     browser.close()
+
+
+@pytest.fixture
+def browser(opened_browser):
+    "The browser; the page that a test leaves open would go on working beside all later tests"
+    yield opened_browser
+    opened_browser.leave()

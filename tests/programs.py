@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 COMMAND = 'import sys; from hpa_fastai.cli.main import main; sys.exit(main())'
@@ -22,6 +23,7 @@ def _execute(code, args, cwd, env, out, err, largest_file):
     sys.stdout, sys.stderr = open(1, 'w', closefd=False), open(2, 'w', 1, errors='backslashreplace', closefd=False)
     os.environ.clear()
     os.environ.update(env)
+    tempfile.tempdir = None  # it is where the variables say
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if largest_file: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,)*2)

@@ -2,8 +2,6 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,6 +11,7 @@ import hpa_fastai
 from hpa_fastai.app.guard import AppError
 from hpa_fastai.data.corrections import Corrections
 from hpa_fastai.data.files import find_images
+from programs import COMMAND, Program
 
 FIELD = ('red', 'green', 'blue', 'yellow')
 
@@ -97,15 +96,14 @@ def test_a_password_is_asked_for(open_page, ask):
 
 def test_the_command_serves_the_page_until_it_is_ended(trained, tmp_path, ask):
     "A real process: it says its address, answers, and takes its temporary files along when it ends"
-    env = {**os.environ, 'TMPDIR': str(tmp_path), 'OMP_NUM_THREADS': '1'}
-    code = 'import sys; from hpa_fastai.cli.main import main; sys.exit(main())'
-    command = [sys.executable, '-c', code, 'app', '--model', str(trained[1]), '--no-browser']
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True) as process:
-        url = next(line for line in process.stdout if 'The app is at' in line).split()[4]
+    program = Program(COMMAND, 'app', '--model', trained[1], '--no-browser', cwd=tmp_path,
+                      env={**os.environ, 'TMPDIR': str(tmp_path)})
+    try:
+        url = next(line for line in program.stdout if 'The app is at' in line).split()[4]
         assert ask(url)[0] == 200 and len(list(tmp_path.glob('hpa_fastai-app-*'))) == 1
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(60) == 0
+    finally: program.kill()
     assert not list(tmp_path.glob('hpa_fastai-app-*'))
 
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import programs
 from hpa_fastai.basics.errors import HPAError
 from hpa_fastai.batches.loaders import HPADataLoaders
 from hpa_fastai.cli.main import main
@@ -128,8 +128,7 @@ for o in predict_shards(sys.argv[1], Predictor(sys.argv[2], bs=16), sys.argv[4],
 
 
 def work(place, plan, shards, die_after=0):
-    command = [sys.executable, '-c', WORKER, str(plan), str(place/'model'), str(die_after), shards]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE)
+    return programs.Program(WORKER, plan, place/'model', die_after, shards)
 
 
 @pytest.mark.slow
