@@ -21,9 +21,11 @@ demo: install
 JOBS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$(( cores > 5 ? 8 : (3*cores + 1)/2 )))
 
 # Each command gets a folder for its temporary files and caches, removed at its end: all together they fill a disk.
-# A thread each: more of them only wait for one another.
+# A thread each: more of them only wait for one another. One arena of memory: each notebook runs in a thread of its own,
+# and the C library would keep what each of these has freed.
 SCRATCH = scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && mkdir "$$scratch/cache" && \
-	export TMPDIR="$$scratch" XDG_CACHE_HOME="$$scratch/cache" OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 &&
+	export TMPDIR="$$scratch" XDG_CACHE_HOME="$$scratch/cache" OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 \
+	MALLOC_ARENA_MAX=1 &&
 
 test: install
 	$(SCRATCH) PATH="$(abspath $(BIN)):$$PATH" nbdev_test --timing --n-workers $(JOBS)
