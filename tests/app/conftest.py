@@ -1,4 +1,5 @@
 "A page that is served on this computer, with a small model, its data, and a run of predictions."
+import socket
 import urllib.error
 import urllib.request
 from types import SimpleNamespace
@@ -31,7 +32,9 @@ def open_page(small_atlas, trained, tmp_path_factory):
             settings = {**usual, **settings}
             out = out or tmp_path_factory.mktemp('out')
             state = make_state(home, folder=folder, images=images, out=out, **settings)
-            url = stack.enter_context(serve(state, **(serving or {})))
+            with socket.create_server(('127.0.0.1', 0)) as free: port = free.getsockname()[1]
+            # pages that several processes open at once would all want the first free one from 7860 on
+            url = stack.enter_context(serve(state, port=port, **(serving or {})))
             return SimpleNamespace(url=url.rstrip('/'), state=state, home=home)
         yield open_one
 
