@@ -1079,6 +1079,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'hpa_fastai/batches/transforms.py'),
                                                'hpa_fastai.batches.transforms._denormalized': ( 'batches/transforms.html#_denormalized',
                                                                                                 'hpa_fastai/batches/transforms.py'),
+                                               'hpa_fastai.batches.transforms._grid': ( 'batches/transforms.html#_grid',
+                                                                                        'hpa_fastai/batches/transforms.py'),
                                                'hpa_fastai.batches.transforms._moved': ( 'batches/transforms.html#_moved',
                                                                                          'hpa_fastai/batches/transforms.py'),
                                                'hpa_fastai.batches.transforms._noisy': ( 'batches/transforms.html#_noisy',

@@ -61,9 +61,14 @@ def normalize(
     if figures is not None:
         stand_in = torch.tensor([mean, std], dtype=x.dtype)
         mean, std = torch.where(figures.isnan(), stand_in, figures.to(x.dtype)).unbind(1)
-    if mean is None: std, mean = torch.std_mean(x, dim=(2, 3), keepdim=True)
+    by_itself = mean is None
+    if by_itself: mean = x.mean((2, 3), keepdim=True)
     else: mean, std = (torch.as_tensor(o, dtype=x.dtype, device=x.device)[...,None,None] for o in (mean, std))
-    return (x.sub_(mean) if in_place else x-mean).div_(std.clamp_min(floor))
+    x = x.sub_(mean) if in_place else x-mean
+    if by_itself:
+        rows = torch.linalg.vector_norm(x, dim=3, keepdim=True)
+        std = torch.linalg.vector_norm(rows, dim=2, keepdim=True)/(x.shape[2]*x.shape[3]-1)**.5
+    return x.div_(std.clamp_min(floor))
 
 # %% ../../nbs/batches/30_settings.ipynb #7405710b
 @torch.no_grad()

@@ -73,10 +73,18 @@ def random_affine(
     turn = _symmetries.to(device)[torch.randint(8, (n,), device=device)]
     return torch.cat([turn*s[:,None,None], shift], 2)
 
+# %% ../../nbs/batches/50_transforms.ipynb #049566bb
+def _grid(affine, h, w):
+    "Compute where each pixel of h×w comes from, -1 to 1, as `F.affine_grid` does without corners."
+    v, u = ((torch.arange(n, device=affine.device, dtype=affine.dtype)*2+1)/n-1 for n in (h, w))
+    columns = affine[:,:,:1]*u  # n×2×w
+    rows = affine[:,:,1:2]*v+affine[:,:,2:]  # n×2×h
+    return (columns[:,:,None]+rows[...,None]).permute(0, 2, 3, 1)
+
 # %% ../../nbs/batches/50_transforms.ipynb #8b438102
 def _moved(x, scale):
     "Turn, mirror, resize and shift each picture at random."
-    grid = F.affine_grid(random_affine(len(x), scale, x.device).to(x.dtype), x.shape, align_corners=False)
+    grid = _grid(random_affine(len(x), scale, x.device).to(x.dtype), *x.shape[2:])
     return F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)
 
 class MoveRGBY(DisplayedTransform):
@@ -99,7 +107,7 @@ def _relit(x, gain, gamma, protein, drop):
     gamma, gain = (_between(1-o, 1+o, (b, c, 1, 1), x) for o in (gamma, gain))
     if protein: gain[:,1:2] *= _between(1-protein, 1, (b, 1, 1, 1), x)
     if drop: gain[:,[0,2,3]] *= torch.rand(b, 3, 1, 1, device=x.device)>=drop
-    return (x.clamp(1e-6, 1)**gamma*gain).clamp(0, 1)
+    return x.clamp(1e-6, 1).pow_(gamma).mul_(gain).clamp_(0, 1)
 
 # %% ../../nbs/batches/50_transforms.ipynb #f5c9a104
 def _blurred(x, blur):
