@@ -1,5 +1,6 @@
 """Loading: batches a second beside plain fastai, while the cache is built and after; memory as the data grows;
-how long training waits for images."""
+how long training waits for images, and what
+else it does beside computing."""
 import argparse, os, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
@@ -204,17 +205,121 @@ def starvation(tmp, a):
     )
 
 
+def overhead(tmp, a):
+    "The share of an epoch of training and validation that is not forward, backward and optimiser"
+    import torch
+    from fastai.callback.core import Callback
+    from fastai.learner import Learner
+    from fastai.optimizer import Optimizer
+    from hpa_fastai.all import HPADataLoaders, hpa_learner, simulate_atlas
+    from hpa_fastai.batches.dataloader import HPADataLoader
+    spent = {}
+    def note(what, start): spent[what] = spent.get(what, 0)+time.perf_counter()-start
+    def clocked(what, f):
+        def call(*args, **kwargs):
+            start = time.perf_counter()
+            try: return f(*args, **kwargs)
+            finally: note(what, start)
+        return call
+
+    def clocked_batches(f):
+        def batches(dl):
+            left = f(dl)
+            while True:
+                start = time.perf_counter()
+                batch = next(left, None)
+                note('batches', start)
+                if batch is None: return
+                yield batch
+        return batches
+
+    class Start(Callback):
+        order = -1000
+        def before_epoch(self):
+            spent.clear()
+            self.start = time.perf_counter()
+
+    class End(Callback):
+        order = 1000
+        def after_epoch(self): note('all', self.learn.start.start)
+
+    for owner, name, what in ((Learner, '_backward', 'backward'), (Optimizer, 'step', 'optimiser'),
+                              (Optimizer, 'zero_grad', 'optimiser')):
+        setattr(owner, name, clocked(what, getattr(owner, name)))
+    HPADataLoader.__iter__ = clocked_batches(HPADataLoader.__iter__)
+    for size, bs in ((128, 32), (384, 8)):
+        n = a.steps*bs*5//4
+        simulate_atlas(tmp/f'epoch{size}', n=n, size=size, balance='even', difficulty='easy', progress=False)
+        dls = HPADataLoaders.from_csv(tmp/f'epoch{size}', size=size, bs=bs, cache=tmp/'epoch-cache', progress=False,
+                                      device=torch.device(a.device))
+        learn = hpa_learner(dls, a.arch, pretrained=False, cbs=[Start(), End()])
+        learn.model.forward = clocked('forward', learn.model.forward)
+        found = []
+        for _ in range(a.repeat+1):  # the first warms up
+            with learn.no_bar(), learn.no_logging():
+                learn.fit_progressive(sizes=(size,), epochs=1, verbose=False)
+            found.append(dict(spent))
+        names = 'forward', 'backward', 'optimiser', 'batches'
+        shares = np.array([[f[name]/f['all'] for name in names] for f in found[1:]])
+        shares = np.c_[shares, 1-shares.sum(1), 1-shares[:, :3].sum(1)]
+        *parts, others = 100*np.median(shares, 0)
+        print(
+            f'overhead ({a.arch}, {size} px, {len(dls.train_ds)} images to train and {len(dls.valid_ds)} to validate, '
+            f'batches of {bs} on {dls.device}, median of {a.repeat} epochs): of {found[-1]["all"]:.1f} s '
+            + ', '.join(f'{name} {share:.1f} %' for name, share in zip((*names, 'all else'), parts))
+            + f'; not the network and its optimiser {others:.1f} % (wanted at most 5)', flush=True)
+
+
+def head(tmp, a):
+    "Features for a head: with a cache that is built first, and in one pass over the files"
+    import torch
+    from hpa_fastai.all import HPADataLoaders, ImageReader, ImageSettings, attach_images, build_cache, hpa_learner
+    from hpa_fastai.all import read_labels, simulate_atlas
+    from hpa_fastai.batches.tensors import read_images
+    if not (tmp/'large').exists():
+        simulate_atlas(tmp/'large', n=48, size=512, balance='even', difficulty='easy', progress=False)
+    folder = clone(tmp/'large', tmp/'head', a.n)
+    table, reader = attach_images(read_labels(folder/'train.csv'), folder/'train'), ImageReader(size=a.size)
+    settings = ImageSettings(reader)
+    small = HPADataLoaders.from_df(table[:64], table, size=a.size, cache=tmp/'small', progress=False,
+                                   device=torch.device(a.device))
+    model = hpa_learner(small, a.arch, pretrained=False).model.eval()
+
+    @torch.no_grad()
+    def features(batches): return [model[0](settings(x.to(small.device))).mean((2, 3)).cpu() for x in batches]
+    def by_cache(k):
+        cache = build_cache(table, reader, tmp/f'head{k}', progress=False)
+        return features(cache.batch(np.arange(i, min(i+32, len(table)))) for i in range(0, len(table), 32))
+    def one_pass():
+        def batches():
+            waiting = []
+            for _, x in read_images(table, reader):
+                waiting.append(x)
+                if len(waiting)==32:
+                    yield torch.stack(waiting)
+                    waiting = []
+            if waiting: yield torch.stack(waiting)
+        return features(batches())
+    one_pass()
+    t = np.array([[seconds(lambda: by_cache(k)), seconds(one_pass)] for k in range(a.repeat)])
+    print(
+        f'head ({a.arch}, {a.n} FOVs of 512 px PNG, read at {a.size} px, on {a.device}, {os.cpu_count()} cores, medians '
+        f'of {a.repeat} runs in turn): features by a cache {np.median(t[:, 0]):.1f} s, in one pass '
+        f'{np.median(t[:, 1]):.1f} s: {np.median(t[:, 1]/t[:, 0]):.2f} times as long',
+        flush=True)
+
+
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__)
-    parts = dict(speed=speed, memory=memory, starvation=starvation)
+    parts = dict(speed=speed, memory=memory, starvation=starvation, overhead=overhead, head=head)
     ap.add_argument('parts', nargs='*', metavar='PART', help=f'{", ".join(parts)}; all unless given')
     ap.add_argument('--n', type=int, default=768, help='fields of view for the speed')
     ap.add_argument('--many', type=int, default=5000, help='fields of view for the memory, beside 500')
     ap.add_argument('--repeat', type=int, default=3, help='runs of each measurement')
-    ap.add_argument('--steps', type=int, default=10, help='steps of an epoch for the starvation')
-    ap.add_argument('--arch', default='resnet10t', help='network for the starvation')
+    ap.add_argument('--steps', type=int, default=10, help='steps of an epoch for starvation and overhead')
+    ap.add_argument('--arch', default='resnet10t', help='network for starvation and overhead')
     ap.add_argument('--size', type=int, default=128, help='pixels for the starvation')
-    ap.add_argument('--device', default='cpu', help='for the starvation')
+    ap.add_argument('--device', default='cpu', help='for starvation and overhead')
     a = ap.parse_args()
     import warnings
     warnings.simplefilter('ignore')

@@ -282,7 +282,7 @@ class TrainingError(HPAError):
 # %% ../../nbs/train/10_callbacks.ipynb #82a9e1f8
 def _all_finite(tensors):
     "Tell whether all values are finite, as a tensor on their device"
-    return torch.stack([torch.isfinite(t).all() for t in tensors if t.is_floating_point()]).all()
+    return torch.stack([t.sum() for t in tensors if t.is_floating_point()]).isfinite().all()
 
 class StopOnNaN(Callback):
     "Stop if the loss is not a number, say why, and restore the last good weights"
@@ -297,7 +297,8 @@ class StopOnNaN(Callback):
         self.fine = None  # whether all losses since the last check were finite, on the device
 
     def after_epoch(self):
-        if self.why is None: self.good = copy_weights(self.learn, 'cpu')
+        if self.why is not None: return
+        for good,t in zip(self.good, get_weights(self.learn)): good.copy_(t)
 
     def after_loss(self):
         if not self.training: return

@@ -134,6 +134,36 @@ def test_augmented_pixels_stay_in_range(batch):
     assert out.min() >= 0 and out.max() <= 1 and torch.isfinite(out).all()
 
 
+@pytest.mark.parametrize('scale', [1, 1.25, 2])
+def test_pictures_are_moved_as_by_the_affine_maps_that_were_drawn(scale):
+    x = torch.rand(16, 4, 40, 40, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    moved = MoveRGBY(scale)(TensorRGBY(x), split_idx=0).as_subclass(torch.Tensor)
+    torch.manual_seed(1)
+    grid = torch.nn.functional.affine_grid(random_affine(16, scale), x.shape, align_corners=False)
+    wanted = torch.nn.functional.grid_sample(x, grid, padding_mode='reflection', align_corners=False)
+    assert torch.allclose(moved, wanted, atol=1e-4)
+
+
+def test_brightness_changes_by_the_exponents_and_factors_that_were_drawn(batch):
+    x = batch.float()/255
+    torch.manual_seed(1)
+    lit = AugmentRGBY(gain=.3, gamma=.2, move=False)(TensorRGBY(x.clone()), split_idx=0).as_subclass(torch.Tensor)
+    torch.manual_seed(1)
+    gamma, gain = .8+.4*torch.rand(6, 4, 1, 1), .7+.6*torch.rand(6, 4, 1, 1)
+    assert torch.allclose(lit, (x**gamma*gain).clamp(0, 1), atol=1e-5)
+    assert torch.equal(x, batch.float()/255)
+
+
+@pytest.mark.parametrize('in_place', [False, True])
+def test_each_picture_gets_mean_0_and_deviation_1(in_place):
+    x = torch.rand(3, 4, 300, 200, generator=torch.Generator().manual_seed(0))*torch.rand(3, 4, 1, 1)*.9+.1
+    std, mean = torch.std_mean(x.double(), dim=(2, 3), keepdim=True)
+    kept, out = x.clone(), normalize(x, in_place=in_place)
+    assert torch.allclose(out.double(), (kept-mean)/std.clamp_min(.01), atol=1e-5)
+    assert torch.equal(x, out if in_place else kept)
+
+
 @pytest.mark.parametrize('normalize', ['image', 'dataset'])
 def test_cells_of_moved_pictures_look_as_in_validation(tmp_path, normalize):
     "Mean and deviation, of all and of the middle, by the loaders themselves"
