@@ -297,8 +297,8 @@ class StopOnNaN(Callback):
         self.fine = None  # whether all losses since the last check were finite, on the device
 
     def after_epoch(self):
-        if self.why is not None: return
-        for good,t in zip(self.good, get_weights(self.learn)): good.copy_(t)
+        if self.why is None:
+            for good,t in zip(self.good, get_weights(self.learn)): good.copy_(t)
 
     def after_loss(self):
         if not self.training: return
