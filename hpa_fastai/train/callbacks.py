@@ -297,8 +297,7 @@ class StopOnNaN(Callback):
         self.fine = None  # whether all losses since the last check were finite, on the device
 
     def after_epoch(self):
-        if self.why is None:
-            for good,t in zip(self.good, get_weights(self.learn)): good.copy_(t)
+        if self.why is None: self.good = copy_weights(self.learn, 'cpu')
 
     def after_loss(self):
         if not self.training: return
