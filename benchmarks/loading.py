@@ -1,6 +1,5 @@
 """Loading: batches a second beside plain fastai, while the cache is built and after; memory as the data grows;
-how long training waits for images, and what
-else it does beside computing."""
+how long training waits for images, and what else it does beside computing; whether a head needs a cache."""
 import argparse, os, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
@@ -257,10 +256,9 @@ def overhead(tmp, a):
                               (Optimizer, 'zero_grad', 'optimiser')):
         setattr(owner, name, clocked(what, getattr(owner, name)))
     HPADataLoader.__iter__ = clocked_batches(HPADataLoader.__iter__)
-    for size, bs in ((128, 32), (384, 8)):
-        n = a.steps*bs*5//4
-        simulate_atlas(tmp/f'epoch{size}', n=n, size=size, balance='even', difficulty='easy', progress=False)
-        dls = HPADataLoaders.from_csv(tmp/f'epoch{size}', size=size, bs=bs, cache=tmp/'epoch-cache', progress=False,
+    for size, steps in ((128, a.steps), (384, max(a.steps//4, 2))):
+        simulate_atlas(tmp/f'epoch{size}', n=steps*32*5//4, size=size, balance='even', difficulty='easy', progress=False)
+        dls = HPADataLoaders.from_csv(tmp/f'epoch{size}', size=size, cache=tmp/'epoch-cache', progress=False,
                                       device=torch.device(a.device))
         learn = hpa_learner(dls, a.arch, pretrained=False, cbs=[Start(), End()])
         learn.model.forward = clocked('forward', learn.model.forward)
@@ -275,7 +273,7 @@ def overhead(tmp, a):
         *parts, others = 100*np.median(shares, 0)
         print(
             f'overhead ({a.arch}, {size} px, {len(dls.train_ds)} images to train and {len(dls.valid_ds)} to validate, '
-            f'batches of {bs} on {dls.device}, median of {a.repeat} epochs): of {found[-1]["all"]:.1f} s '
+            f'batches of {dls.bs} on {dls.device}, median of {a.repeat} epochs): of {found[-1]["all"]:.1f} s '
             + ', '.join(f'{name} {share:.1f} %' for name, share in zip((*names, 'all else'), parts))
             + f'; not the network and its optimiser {others:.1f} % (wanted at most 5)', flush=True)
 
