@@ -257,7 +257,7 @@ def overhead(tmp, a):
         setattr(owner, name, clocked(what, getattr(owner, name)))
     HPADataLoader.__iter__ = clocked_batches(HPADataLoader.__iter__)
     for size, steps in ((128, a.steps), (384, max(a.steps//4, 2))):
-        simulate_atlas(tmp/f'epoch{size}', n=steps*32*5//4, size=size, balance='even', difficulty='easy', progress=False)
+        simulate_atlas(tmp/f'epoch{size}', n=40*steps, size=size, balance='even', difficulty='easy', progress=False)
         dls = HPADataLoaders.from_csv(tmp/f'epoch{size}', size=size, cache=tmp/'epoch-cache', progress=False,
                                       device=torch.device(a.device))
         learn = hpa_learner(dls, a.arch, pretrained=False, cbs=[Start(), End()])
