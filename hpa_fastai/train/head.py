@@ -12,6 +12,7 @@ import numpy as np, torch
 from torch import Tensor
 from fastai.data.all import *
 from fastai.learner import *
+from ..basics.memory import keep_freed_memory
 from ..basics.processes import broadcast
 from .losses import BCELoss, MultilabelLoss, SigmoidFocalLoss
 from .callbacks import forget_decisions
@@ -75,7 +76,8 @@ def head_inputs(
             features.append(pooling(body(b[0])).as_subclass(Tensor).float().cpu())
             if seconds and broadcast(time.monotonic()-start)>seconds: break
         return torch.cat(features)
-    return fit_in_memory(learn, look, min(learn.dls.train.bs, 32), least=1)
+    with keep_freed_memory(learn.dls.device):
+        return fit_in_memory(learn, look, min(learn.dls.train.bs, 32), least=1)
 
 # %% ../../nbs/train/40_head.ipynb #4947b252
 def known_head(

@@ -21,6 +21,7 @@ from fastai.optimizer import *
 from fastai.vision.learner import default_split
 from ..basics.arguments import checked, known_arguments
 from ..basics.errors import HPAError
+from ..basics.memory import keep_freed_memory
 from ..basics.processes import check_same, is_first, n_processes, of_first
 from ..batches.fastai_transforms import refuse_three_channels
 from ..batches.loaders import HPADataLoaders, check_loaders
@@ -87,7 +88,7 @@ class HPALearner(Learner):
     ):
         "Run fastai's loop; first refuse a callback that watches a metric which is not measured"
         check_monitors(self, L(cbs))
-        super().fit(n_epoch, *args, cbs=cbs, **kwargs)
+        with keep_freed_memory(self.dls.device): super().fit(n_epoch, *args, cbs=cbs, **kwargs)
 
     def one_batch(self,
         i: int,  # its number
@@ -140,7 +141,8 @@ class HPALearner(Learner):
             raise HPAError('these images have no labels, so there is no loss; make the loader with '
                            'learn.dls.test_dl(table, with_labels=True), of a table that has the column Target')
         activation = self.probabilities if act is None else act
-        found = list(super().get_preds(ds_idx, dl, with_input, with_decoded, with_loss, activation, **kwargs))
+        with keep_freed_memory(self.dls.device):
+            found = list(super().get_preds(ds_idx, dl, with_input, with_decoded, with_loss, activation, **kwargs))
         probs = int(with_input)  # their place; targets come next, and then what was decoded
         if act is None and with_decoded and found[probs] is not None: found[probs+2] = self.decide(found[probs])
         return tuple(found)

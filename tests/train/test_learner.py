@@ -1,4 +1,6 @@
 "A learner of this package: one answer everywhere, exported as fastai does, and fastai itself as it was."
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -232,3 +234,20 @@ print(*sorted(changed), sep='\\n')
 def test_importing_this_package_changes_no_class_of_fastai_or_torch():
     done = subprocess.run([sys.executable, '-c', CHANGED], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only the GNU C library is set')
+@pytest.mark.parametrize('compute', [lambda learn: learn.fit(1, 1e-3), lambda learn: learn.get_preds(),
+                                     lambda learn: learn.fit_head()], ids=['fit', 'predictions', 'head'])
+def test_memory_of_dropped_arrays_is_kept_while_a_network_computes(make_learner, compute):
+    def occupied(): return int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')/2**20
+    returned = []
+    def look(*_):
+        array = np.ones(2**25)
+        full = occupied()
+        del array
+        returned.append(full-occupied())
+    learn = make_learner(size=32)
+    learn.model[0].register_forward_hook(look)
+    compute(learn)
+    assert returned and max(returned) < 128  # of 256 MB
