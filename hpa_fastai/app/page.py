@@ -246,6 +246,7 @@ def open_app(
     tta: bool = False,  # average over the eight symmetries: eight times the work
     at_least_one: bool = False,  # give the most probable class if none passes its threshold
     precision: str = 'auto',  # 'half' where that is fast, 'full', 'force-half', or 'auto': half on a GPU
+    engine: str = 'torch',  # what runs networks on a CPU: 'torch', 'onnxruntime', 'openvino', 'auto': the fastest
     num_workers: int|None = None,  # threads that read images
 ) -> None:
     "Open the page, and serve it until Ctrl-C."
@@ -262,7 +263,7 @@ def open_app(
         state = make_state(home, model, folder, images, data, out, corrections, embeddings, masks, group, csv,
                            id_column, label_column, user, reading,
                            device=device, bs=bs, tta=tta, at_least_one=at_least_one, precision=precision,
-                           num_workers=num_workers)
+                           engine=engine, num_workers=num_workers)
         with serve(state, host, port, password, browser, max_upload, share) as url:
             print(f'The app is at {url} (Ctrl-C ends it)', flush=True)
             try:

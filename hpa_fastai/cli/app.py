@@ -19,7 +19,7 @@ def app(
     open_app(args.model, args.folder, args.images, args.data, args.out, args.corrections, args.embeddings, args.masks,
              args.group, args.csv, args.id_column, args.label_column, args.host, args.port, args.password,
              args.browser, args.max_upload, args.share,
-             reading_of(args), args.device, args.bs, args.tta, args.at_least_one, args.precision,
+             reading_of(args), args.device, args.bs, args.tta, args.at_least_one, args.precision, args.engine,
              args.num_workers)
 
 def add_app(
@@ -57,7 +57,7 @@ def add_app(
                       help='gigabytes that may be dropped at once')
     page.add_argument('--share', action='store_true', help='also serve the page through a public address of Gradio, '
                                                            'which sees what is sent; needs a password')
-    add_options(parser, 'model', 'bs', 'tta', 'at_least_one', 'device', 'precision', 'num_workers', title='prediction',
-                bs=PREDICTION_BATCH)
+    add_options(parser, 'model', 'bs', 'tta', 'at_least_one', 'device', 'precision', 'engine', 'num_workers',
+                title='prediction', bs=PREDICTION_BATCH)
     add_reading_options(parser, remembered=True)
     parser.set_defaults(run=app)

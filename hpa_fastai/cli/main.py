@@ -146,6 +146,12 @@ _full = '; make room, or give another place: what is finished is kept, and the s
 _closed = '; nothing can be written there: give another place'
 TO_DO = {errno.ENOSPC: _full, errno.EDQUOT: _full, errno.EFBIG: _full, errno.EROFS: _closed}  # by number
 
+def _of_gpu(error):
+    "What to say about an error of a GPU; '' if it is another"
+    if 'torch' not in sys.modules: return ''  # importing it takes a second
+    from hpa_fastai.basics.devices import explain_gpu
+    return explain_gpu(error)
+
 def _run(argv):
     "Do what the command asks for; return the exit code"
     import traceback
@@ -165,6 +171,7 @@ def _run(argv):
             place = e.filename2 or e.filename or getattr(args, 'out', None)
             said = f'{place}: {one_line(e.strerror or e)}' if place else one_line(e.strerror or e)
             print(f'hpa_fastai: {said}{TO_DO.get(e.errno, "")}', file=sys.stderr)
+        elif said := _of_gpu(e): print(f'hpa_fastai: {error_for_shell(said, _options(parser))}', file=sys.stderr)
         else: traceback.print_exc()
     except KeyboardInterrupt as e: print(f'hpa_fastai: {e if e.args else "stopped"}', file=sys.stderr)
     return 2

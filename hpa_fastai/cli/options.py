@@ -229,9 +229,8 @@ OPTIONS = dict(
     # prediction
     model=dict(action='append', metavar='MODEL',
                help='folder of a model, name of a published model, or user/name on the Hugging Face Hub; give it '
-                    'several '
-                    'times to average several models; by default hpa_model, or a published model if there is no '
-                    'hpa_model; none: do not take a published model'),
+                    'several times to average several models; by default hpa_model, or a published model if there is '
+                    'no hpa_model; none: do not take a published model'),
     tta=dict(action='store_true', help='average over eight turned and mirrored copies of each image: better, and '
                                        'eight times slower'),
     at_least_one=dict(action='store_true', help='if no class reaches its threshold, give the most probable one'),
@@ -244,11 +243,12 @@ OPTIONS = dict(
                    help='for a model that was trained with normalize=source. model: by the brightness that was '
                         'measured when the folder was first predicted, or is measured now; measure: measured now in '
                         'any case; training: by that of the training pictures'),
-    precision=dict(default='auto',
-                   help='precision of the numbers: full, half (if this device is fast at it), force-half, or auto '
-                        '(half on a GPU)'),
-    num_workers=dict(type=number('num_workers'), help='number of threads that read images; by default one for each '
-                                                      'core'),
+    precision=dict(default='auto', help='precision of the numbers: full, half (if this device is fast at it), '
+                                        'force-half, or auto (half on a GPU)'),
+    engine=dict(default='torch', metavar='auto|NAME',
+                help='what runs the network on a processor: torch, onnxruntime, openvino, or auto: the fastest of '
+                     'those installed, which is measured once on this machine'),
+    num_workers=dict(type=number('num_workers'), help='threads that read images; by default one for each core'),
     embeddings=dict(type=path, metavar='FILE',
                     help='file for the embeddings, .npy, .parquet, or .h5ad for scanpy: the numbers that describe each '
                          'image to the last layer'),
@@ -316,7 +316,7 @@ def add_prediction_options(
     parser: argparse.ArgumentParser,  # of a command
 ) -> None:
     "Give a command the settings of `Predictor`"
-    settings = ('model', 'bs', 'tta', 'at_least_one', 'thresholds', 'normalize', 'device', 'precision')
+    settings = ('model', 'bs', 'tta', 'at_least_one', 'thresholds', 'normalize', 'device', 'precision', 'engine')
     add_options(parser, *settings, 'num_workers', 'progress', title='prediction', bs=PREDICTION_BATCH)
     add_reading_options(parser, remembered=True)
 
@@ -329,7 +329,7 @@ def prediction_settings(
     with quick_imports(): from hpa_fastai.deploy.published_bundles import default_model
     reading = reading_of(args)
     if task=='cells': reading.pop('pixel_size', None)  # of the files, for the outlines and crops of cells
-    names = ('device', 'bs', 'tta', 'at_least_one', 'precision', 'num_workers', 'thresholds', 'normalize')
+    names = ('device', 'bs', 'tta', 'at_least_one', 'precision', 'num_workers', 'thresholds', 'normalize', 'engine')
     return dict(model=args.model or default_model(task, progress=args.progress), reading=reading,
                 **{name: getattr(args, name) for name in names})
 

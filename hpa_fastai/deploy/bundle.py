@@ -21,6 +21,9 @@ from ..evaluate.calibration import Calibration
 from ..evaluate.thresholds import Thresholds, plain_thresholds
 from ..evaluate.flags import Flagger
 from ..evaluate.known_images import KnownImages
+from ..models.engine_choice import choose_engine, wanted_engines
+from ..models.engines import Engine
+from ..models.exported import EngineError, embedding_of
 from ..models.folding import FoldedDenseNet
 from ..models.networks import plain_norms
 from ..models.schema import FORMAT
@@ -44,6 +47,7 @@ class Bundle:
     device: torch.device = torch.device('cpu')  # where the network is
     flagger: Flagger|None = None  # says which pictures are odd
     known: KnownImages|None = None  # training images, to show what a picture is like
+    engine: Engine|None = None  # runs the network in place of PyTorch, on the CPU
 
     def __post_init__(self):
         self.thresholds = replace(self.thresholds, exclusive=self.labels.negative)
@@ -69,7 +73,7 @@ def inputs(self:Bundle,
     "Turn pictures into the network's input."
     def prepare(x, figures):
         x = self.settings(x.as_subclass(torch.Tensor).to(self.device), figures)
-        return x.contiguous(memory_format=torch.channels_last)
+        return x if self.engine else x.contiguous(memory_format=torch.channels_last)
     if isinstance(imgs, torch.Tensor): return prepare(imgs, figures)
     shapes = {tuple(o.shape) for o in imgs if o is not None}
     size, dtype = self.settings.size, next((o.dtype for o in imgs if o is not None), torch.uint8)
@@ -118,13 +122,15 @@ def run(self:Bundle,
     half: bool = False,  # compute in half precision
 ) -> tuple[np.ndarray, np.ndarray]:  # probabilities B×C, embeddings B×D; float32
     "Compute the probabilities and embeddings of a batch."
-    has_bfloat16 = self.device.type != 'cuda' or torch.cuda.is_bf16_supported()
-    with torch.autocast(self.device.type, dtype=torch.bfloat16 if has_bfloat16 else torch.float16, enabled=half):
-        features = self.model[0](x)
-        logits = self.model[1](features)
+    if self.engine: embeddings, logits = map(torch.from_numpy, self.engine(x))
+    else:
+        has_bfloat16 = self.device.type != 'cuda' or torch.cuda.is_bf16_supported()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16 if has_bfloat16 else torch.float16, enabled=half):
+            features = self.model[0](x)
+            logits = self.model[1](features)
+        embeddings = embedding_of(features.float())
     probs = torch.sigmoid(logits.float()).cpu().numpy()
     if self.calibration: probs = self.calibration(probs)
-    embeddings = features.float().mean((2, 3)) if features.ndim == 4 else features.float()
     return probs, embeddings.cpu().numpy()
 
 # %% ../../nbs/deploy/10_bundle.ipynb #f4fa248d
@@ -153,6 +159,22 @@ def folded(self:Bundle) -> Bundle:
         except Exception: continue  # tracing raises whatever the code of the network raises
         if torch.allclose(body(x), features, rtol=1e-3, atol=1e-4*float(features.abs().max().clamp_min(1))): best = body
     return self if best is self.model[0] else replace(self, model=torch.nn.Sequential(best, self.model[1]))
+
+# %% ../../nbs/deploy/10_bundle.ipynb #7ea73f01
+@patch
+def with_engine(self:Bundle,
+    engine: str = 'auto',  # of `ENGINES`, or 'auto': the fastest of those installed, measured once on this machine
+    half: bool = False,  # compute in half precision
+) -> Bundle:  # the folded bundle, if PyTorch is to run the network
+    "Copy the bundle for prediction by an engine, or by PyTorch."
+    if self.device.type != 'cpu':
+        if wanted_engines(engine) and engine != 'auto':
+            raise EngineError(f'engine={engine!r} runs on the processor, not on {self.device}; take device=\'cpu\' '
+                              "(--device cpu), or engine='torch' (--engine torch)")
+        return self.folded()
+    folded = self.folded() if engine in ('auto', 'torch') else None
+    found = choose_engine(self.model, self.settings.size, engine, half, folded and (lambda x: folded.run(x, half)))
+    return replace(self, engine=found) if found else folded or self.folded()
 
 # %% ../../nbs/deploy/10_bundle.ipynb #13077af7
 def package_versions() -> dict:  # name -> version

@@ -6,11 +6,12 @@
 __all__ = ['export_onnx']
 
 # %% ../../nbs/deploy/40_onnx.ipynb #4b510437
-import importlib.util, os, warnings
+import importlib.util, os
 from pathlib import Path
 import torch
 from torch import nn
 from ..basics.paths import path_text
+from ..models.exported import write_graph
 from .bundle import Bundle, BundleError
 from .loading import load_bundle
 
@@ -51,11 +52,7 @@ def export_onnx(
         raise BundleError(f'{out} exists; give another name, or overwrite it with force=True')
     device, size = bundle.device, bundle.settings.reader.size or bundle.settings.size
     whole, tmp = _PixelsToProbabilities(bundle.to('cpu')).eval(), out.with_name(out.name + '.tmp')
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter('ignore')
-        torch.onnx.export(
-            whole, (torch.zeros(2, 4, size, size, dtype=torch.uint8),), str(tmp), input_names=['images'],
-            output_names=['probs'], dynamic_axes=dict(images={0: 'n'}, probs={0: 'n'}), dynamo=False)
+    tmp.write_bytes(write_graph(whole, torch.zeros(2, 4, size, size, dtype=torch.uint8), 'images', ['probs']))
     os.replace(tmp, out)
     bundle.to(device)
     return out

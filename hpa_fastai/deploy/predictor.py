@@ -93,12 +93,14 @@ class Predictor:
         thresholds: str|float|list = 'model',  # 'model': its own; 'prevalence': matched; one number, or one a class
         reading: dict|None = None,  # settings of `ImageReader` for these files, instead of the model's own
         normalize: str = 'model',  # by figures of a source that are kept ('model'), 'measure'd anew, or of 'training'
+        engine: str = 'torch',  # what runs networks on a CPU: 'torch', 'onnxruntime', 'openvino', 'auto': the fastest
     ):
         self.num_workers = count_workers(num_workers)
         if bs is not None: bs = checked(bs=bs)
         self.bundles = normalize_otherwise(load_models(model, find_device(device), reading), normalize)
-        self.folded, first = [b.folded() for b in self.bundles], self.bundles[0]
+        first, self.engine = self.bundles[0], engine
         self.labels, self.device, self.half = first.labels, first.device, use_half(precision, first.device)
+        self.ready = [b.with_engine(engine, self.half) for b in self.bundles]
         self.chosen = thresholds if isinstance(thresholds, str) else np.asarray(thresholds).tolist()
         self.thresholds, self.prevalence = choose_thresholds(thresholds, self.bundles)
         self.readers = list(dict.fromkeys(b.settings.reader for b in self.bundles))
@@ -115,9 +117,10 @@ class Predictor:
 
     @property
     def where(self) -> str:
-        "Describe device and precision."
+        "Describe device, precision and engines."
         name = f' ({torch.cuda.get_device_name(self.device)})' if self.device.type == 'cuda' else ''
-        return f'{self.device}{name}, {"half" if self.half else "full"} precision'
+        engines = {f', {b.engine.name}': None for b in self.ready if b.engine}
+        return f'{self.device}{name}, {"half" if self.half else "full"} precision{"".join(engines)}'
 
     @property
     def channels(self) -> str|dict:
@@ -223,7 +226,7 @@ def infer(self:Predictor,
     places: list,  # of `read`: an image each, None where there is none
 ) -> tuple[np.ndarray, list]:  # probabilities n×C, and the embeddings n×D of each model
     "Compute the probabilities and embeddings of one batch, over all models."
-    probs, embeddings = zip(*(self.run(bundle, self.inputs(bundle, places)) for bundle in self.folded))
+    probs, embeddings = zip(*(self.run(bundle, self.inputs(bundle, places)) for bundle in self.ready))
     return np.mean(probs, 0), list(embeddings)
 
 # %% ../../nbs/deploy/80_predictor.ipynb #201e2ac2
@@ -328,6 +331,7 @@ def about(self:Predictor) -> dict:
                 at_least_one=self.at_least_one, thresholds=self.chosen, precision='half' if self.half else 'full',
                 **({} if self.whole else {'device': self.device.type}),  # parts may be of several machines
                 **({'time': self.readers[0].time} if self.readers[0].time else {}),
+                **({'engine': self.engine} if self.engine != 'torch' else {}),
                 **(dict(normalize=self.normalize) if self.normalize!='model' else {}))
 
 # %% ../../nbs/deploy/80_predictor.ipynb #9cd6911f

@@ -101,13 +101,15 @@ def predict(
     report: str|Path|None = None,  # .html for a page about the run
     group = None,  # of the page: what pictures share, such as the well: a column of the images, a function of the Id
     layout: pd.DataFrame|str|Path|None = None,  # what is known of each Id, well or antibody: its columns are added
+    engine: str = 'torch',  # what runs networks on a CPU: 'torch', 'onnxruntime', 'openvino', 'auto': the fastest
 ) -> pd.DataFrame:  # Id, Predicted, Names, a probability a class, flags, error
     "Say where the protein is, for every field of view in a folder."
     check_results(out, force, embeddings, submission, sample, report, group)
     check_place(folder)
     folder = plain_source(folder)
     if layout is not None: layout = read_table(layout, ResultError)
-    predictor = Predictor(model, device, bs, tta, at_least_one, precision, num_workers, thresholds, reading, normalize)
+    predictor = Predictor(model, device, bs, tta, at_least_one, precision, num_workers, thresholds, reading, normalize,
+                          engine)
     if layout is not None: predictor.describe = lambda table: add_layout(table, layout, predictor.labels.classes)
     if out is not None:
         journal = write_results(predictor, folder, out, force, embeddings, submission, sample, report, progress, group)
