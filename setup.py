@@ -12,8 +12,8 @@ cfg = parser['DEFAULT']
 # The tools of the development environment are no part of a wheel: they come with an editable install alone.
 scripts = cfg['console_scripts'].split()
 if {'editable_wheel', 'develop'} & {*sys.argv}: scripts += cfg['dev_console_scripts'].split()
-extras = ('zarr', 'lif', 'czi', 'nd2', 'microscopes', 'cloud', 'excel', 'parquet', 'onnx', 'openvino', 'engines', 'watch',
-          'interpret', 'cells', 'map', 'app', 'anndata', 'distributed', 'ray', 'dev')
+extras = ('zarr', 'lif', 'czi', 'nd2', 'microscopes', 'cloud', 'excel', 'parquet', 'onnx', 'openvino', 'engines',
+          'watch', 'interpret', 'cells', 'map', 'app', 'anndata', 'distributed', 'ray', 'dev')
 statuses = {'3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Production/Stable'}
 
 setup(
