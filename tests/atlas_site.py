@@ -25,7 +25,7 @@ class Atlas:
     withdrawn: set = field(default_factory=set)  # antibodies whose TIFF are answered with 400
     pause: float = 0  # seconds before each picture
     asked: list = field(default_factory=list)  # (method, path, User-Agent) of each question
-    open: int = 0  # connections
+    open: int = 0  # questions that wait for their answer
     most_open: int = 0
     address: str = ''
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -75,15 +75,11 @@ def handler_of(atlas):
         def log_message(self, *args): pass
 
         def handle(self):
-            with atlas.lock:
-                atlas.open += 1
-                atlas.most_open = max(atlas.most_open, atlas.open)
             try: super().handle()
             except OSError: pass  # the client was killed
-            finally:
-                with atlas.lock: atlas.open -= 1
 
         def answer(self, status, headers=(), body=b''):
+            with atlas.lock: atlas.open -= 1  # before the client can ask the next question
             self.send_response(status)
             for header in {'Content-Length': str(len(body)), **dict(headers)}.items(): self.send_header(*header)
             self.end_headers()
@@ -94,6 +90,8 @@ def handler_of(atlas):
         def do_GET(self):
             path = urlsplit(self.path).path
             with atlas.lock:
+                atlas.open += 1
+                atlas.most_open = max(atlas.most_open, atlas.open)
                 atlas.asked.append((self.command, path, self.headers['User-Agent']))
                 special = atlas.first.get(path)
                 special = special.pop(0) if special else None

@@ -28,7 +28,9 @@ FIELDS = ['1_10_A1_1', '1_10_A1_2', '2_11_B2_1', '2_11_B2_2', '3_12_C3_1', '3_12
 
 @pytest.fixture
 def atlas():
-    with serving() as atlas: yield add_two_genes(atlas)
+    with serving() as atlas:
+        atlas.pause = .005  # so that others would be seen at the same time
+        yield add_two_genes(atlas)
 
 
 @pytest.fixture(autouse=True)
