@@ -122,7 +122,7 @@ def fields(a, tmp):
         x = torch.stack([reader(r).as_subclass(torch.Tensor) for r in rows[:bs]])
         def network(name):
             p = predictors[name]
-            run = side_by_side(lambda x: p.ready[0].run(p.ready[0].inputs(x), p.half), x, cores)
+            run = side_by_side(lambda x: p.prepared[0].run(p.prepared[0].inputs(x), p.half), x, cores)
             return lambda: [run() for _ in range(max(1, n//bs//cores))]
         eager = EmbeddingAndLogits(bundle.model)
         def plain():

@@ -513,7 +513,7 @@ def decode(reader, rows):
 def speeds(lab, model, folder, repeat):
     "Fields a second, predicted and in parts; the share of decoding, and of the slower part; memory; and the predictor"
     p = Predictor(model, lab.device)
-    bundle, rows = p.ready[0], find_images(folder).to_dict('records')
+    bundle, rows = p.prepared[0], find_images(folder).to_dict('records')
     batch = torch.stack([bundle.settings.reader(r).as_subclass(torch.Tensor) for r in rows[:p.bs]])
     pool, parts = get_reusable_executor(p.num_workers), [rows[i:i+8] for i in range(0, len(rows), 8)]
     def decoding(): list(pool.map(decode, [bundle.settings.reader]*len(parts), parts))

@@ -187,7 +187,7 @@ def compare_results(name, bundle, rows, inputs, reference, found, predictor, net
             ours = our_input(bundle, row)[0]
             apart.append(((ours-theirs).square().mean((1, 2)).sqrt()/theirs.std((1, 2))).numpy())
     x = inputs[0][:1]
-    with torch.no_grad(): logits = [m(x.contiguous()) for m in (network, predictor.ready[0].model)]
+    with torch.no_grad(): logits = [m(x.contiguous()) for m in (network, predictor.prepared[0].model)]
     by_channel = ', '.join(f'{c} {100*np.median(a):.1f}' for c, a in zip(CHANNELS, zip(*apart)))
     print(
         f'{name}: inputs differ by {by_channel} % (rms, of the deviation of the channel; median of {len(apart)} '

@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'describe_gpus', 'find_device', 'explain_gpu', 'half_is_fast', 'use_half']
 
 # %% ../../nbs/basics/60_devices.ipynb #de5beb47
-import os, platform
+import os, platform, re
 import torch
 from .errors import HPAError, warn_user
 
@@ -24,24 +24,32 @@ def find_device(
     if device == 'auto':
         if torch.cuda.is_available(): device = 'cuda'
         else: device = 'mps' if torch.backends.mps.is_available() else 'cpu'
-    try: return torch.empty(0, device=device).device
+    try: found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as e:
-        why = describe_gpus() if str(device).startswith('cuda') else str(e).splitlines()[0]
-        raise HPAError(f"device {device!r} can't be used here: {why}; device='auto' (--device auto) takes what there "
-                       'is') from None
+        why = str(e).splitlines()[0][:120]
+        if str(device).startswith('cuda'): why += f'; {describe_gpus()}'
+    else:
+        if found.type != 'meta': return found
+        why = 'it has no memory'
+    raise HPAError(f"device {device!r} can't be used here: {why}; device='auto' (--device auto) takes what there is")
 
 # %% ../../nbs/basics/60_devices.ipynb #04b8e6fc
+_of_gpu = re.compile(r'\b(CUDA|cuDNN|cuBLAS|HIP|NCCL|MPS|XPU)\b.*(error|out of memory)', re.IGNORECASE)
+
 def explain_gpu(
     error: Exception,  # that was raised
 ) -> str:  # one line; '' if it does not come from a GPU
     "Say in one line that a GPU failed, and what to do."
-    first = ' '.join(str(error).split('\n', 1)[0].split())
-    if isinstance(error, torch.OutOfMemoryError):
-        return 'the memory of the GPU is full; a smaller batch needs less of it: bs=… (--bs)'
-    is_of_gpu = isinstance(error, getattr(torch, 'AcceleratorError', ())) or first.startswith('CUDA error')
+    lines = [' '.join(line.split()) for line in str(error).splitlines()]
+    first = next(filter(_of_gpu.search, lines), '')[:200]
+    if isinstance(error, torch.OutOfMemoryError) or 'out of memory' in first:
+        return ('the memory of the GPU is full; a smaller batch needs less of it: bs=… (--bs), from the beginning, or '
+                "device='cpu' (--device cpu)")
+    is_of_gpu = isinstance(error, getattr(torch, 'AcceleratorError', ())) or isinstance(error, RuntimeError) and first
     if not is_of_gpu: return ''
-    return (f'the GPU failed ({first}); what is finished is kept: the same call goes on from there, with '
-            "device='cpu' (--device cpu) if the GPU does not come back")
+    return (f'the GPU failed ({first or lines[0]}); when it is there again, the same command goes on with a table that '
+            "is not finished, and train with resume=True (--resume); device='cpu' (--device cpu) does without it, "
+            'from the beginning')
 
 # %% ../../nbs/basics/60_devices.ipynb #675cddcc
 PRECISIONS = ('auto', 'half', 'full', 'force-half')

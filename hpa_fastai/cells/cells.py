@@ -174,7 +174,7 @@ def pictures(self:_CellRun, bundle, places, masks):
 def cell_probs(self:_CellRun, places, masks, cells):
     "Probabilities of cells by themselves, averaged over the models, and the embeddings of all models"
     predictor, probs, embeddings = self.predictor, [], []
-    for bundle in predictor.ready:
+    for bundle in predictor.prepared:
         pictures = self.pictures(bundle, places, masks)
         run = predictor.run if bundle.settings.crop else lambda bundle, x: bundle.run(x, predictor.half)
         parts = [run(bundle, pictures(part)) for part in chunked(cells, predictor.bs)]

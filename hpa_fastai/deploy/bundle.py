@@ -167,14 +167,14 @@ def with_engine(self:Bundle,
     half: bool = False,  # compute in half precision
 ) -> Bundle:  # the folded bundle, if PyTorch is to run the network
     "Copy the bundle for prediction by an engine, or by PyTorch."
-    if self.device.type != 'cpu':
-        if wanted_engines(engine) and engine != 'auto':
-            raise EngineError(f'engine={engine!r} runs on the processor, not on {self.device}; take device=\'cpu\' '
-                              "(--device cpu), or engine='torch' (--engine torch)")
-        return self.folded()
-    folded = self.folded() if engine in ('auto', 'torch') else None
-    found = choose_engine(self.model, self.settings.size, engine, half, folded and (lambda x: folded.run(x, half)))
-    return replace(self, engine=found) if found else folded or self.folded()
+    on_cpu = self.device.type == 'cpu'
+    if not on_cpu and engine != 'auto' and wanted_engines(engine):
+        raise EngineError(f'engine={engine!r} runs on the processor, not on {self.device}; take device=\'cpu\' '
+                          "(--device cpu), or engine='torch' (--engine torch)")
+    folded = replace(self, engine=None).folded()
+    if not on_cpu: return folded
+    found = choose_engine(self.model, self.settings.size, engine, half, lambda x: folded.run(x, half))
+    return replace(self, engine=found) if found else folded
 
 # %% ../../nbs/deploy/10_bundle.ipynb #13077af7
 def package_versions() -> dict:  # name -> version

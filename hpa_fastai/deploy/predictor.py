@@ -27,6 +27,7 @@ from ..data.depth import Depth, find_depth
 from ..batches.scale import describe_scale
 from ..batches.sources import Sources
 from ..batches.streaming import *
+from ..models.exported import add_weights
 from .bundle import Bundle
 from .hub import load_models, normalize_otherwise
 from .tables import *
@@ -98,9 +99,10 @@ class Predictor:
         self.num_workers = count_workers(num_workers)
         if bs is not None: bs = checked(bs=bs)
         self.bundles = normalize_otherwise(load_models(model, find_device(device), reading), normalize)
-        first, self.engine = self.bundles[0], engine
+        first = self.bundles[0]
         self.labels, self.device, self.half = first.labels, first.device, use_half(precision, first.device)
-        self.ready = [b.with_engine(engine, self.half) for b in self.bundles]
+        self.prepared = [b.with_engine(engine, self.half) for b in self.bundles]
+        self.engines = [b.engine.name if b.engine else 'torch' for b in self.prepared]
         self.chosen = thresholds if isinstance(thresholds, str) else np.asarray(thresholds).tolist()
         self.thresholds, self.prevalence = choose_thresholds(thresholds, self.bundles)
         self.readers = list(dict.fromkeys(b.settings.reader for b in self.bundles))
@@ -119,8 +121,8 @@ class Predictor:
     def where(self) -> str:
         "Describe device, precision and engines."
         name = f' ({torch.cuda.get_device_name(self.device)})' if self.device.type == 'cuda' else ''
-        engines = {f', {b.engine.name}': None for b in self.ready if b.engine}
-        return f'{self.device}{name}, {"half" if self.half else "full"} precision{"".join(engines)}'
+        engines = '' if set(self.engines) == {'torch'} else f', {", ".join(dict.fromkeys(self.engines))}'
+        return f'{self.device}{name}, {"half" if self.half else "full"} precision{engines}'
 
     @property
     def channels(self) -> str|dict:
@@ -226,7 +228,7 @@ def infer(self:Predictor,
     places: list,  # of `read`: an image each, None where there is none
 ) -> tuple[np.ndarray, list]:  # probabilities n×C, and the embeddings n×D of each model
     "Compute the probabilities and embeddings of one batch, over all models."
-    probs, embeddings = zip(*(self.run(bundle, self.inputs(bundle, places)) for bundle in self.ready))
+    probs, embeddings = zip(*(self.run(bundle, self.inputs(bundle, places)) for bundle in self.prepared))
     return np.mean(probs, 0), list(embeddings)
 
 # %% ../../nbs/deploy/80_predictor.ipynb #201e2ac2
@@ -319,9 +321,7 @@ def _model_digest(bundle):
     "Return a short checksum that identifies a model."
     config = {k: v for k, v in bundle.config.items() if k != 'sha256'}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, values in bundle.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    add_weights(digest, bundle.model)
     return digest.hexdigest()[:16]
 
 @patch
@@ -329,9 +329,9 @@ def about(self:Predictor) -> dict:
     "Collect everything that determines this predictor's results."
     return dict(models=[_model_digest(b) for b in self.bundles], bs=self.bs, tta=self.tta,
                 at_least_one=self.at_least_one, thresholds=self.chosen, precision='half' if self.half else 'full',
+                engine=', '.join(dict.fromkeys(self.engines)),
                 **({} if self.whole else {'device': self.device.type}),  # parts may be of several machines
                 **({'time': self.readers[0].time} if self.readers[0].time else {}),
-                **({'engine': self.engine} if self.engine != 'torch' else {}),
                 **(dict(normalize=self.normalize) if self.normalize!='model' else {}))
 
 # %% ../../nbs/deploy/80_predictor.ipynb #9cd6911f

@@ -41,7 +41,7 @@ class _Answers:
 def _ask(predictor, table, depth, progress):
     "Run a model, without its calibration, over the images of a table."
     bundle, n_samples = predictor.bundles[0], 2 if predictor.readers[0].size else 1
-    predictor.ready = [replace(bundle, calibration=None) for bundle in predictor.ready]
+    predictor.prepared = [replace(bundle, calibration=None) for bundle in predictor.prepared]
     rows, probs, measures, sample, failed = [], [], [], [], []
     reading = group_batches(predictor.read(table, patience=None, depth=depth), predictor.bs, patience=float('inf'))
     with tqdm_bar(total=len(table), unit='FOV', desc=f'predicting on {predictor.where}', disable=not progress) as bar:

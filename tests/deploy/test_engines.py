@@ -1,6 +1,9 @@
 "An engine in place of PyTorch: the same answers, or PyTorch and a line that says why."
-import json
+import os
+import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -51,6 +54,11 @@ def plate(small_atlas, tmp_path):
 def network(arch='smallresnet', size=32, n=28):
     torch.manual_seed(0)
     return create_model(arch, n, pretrained=False, size=size).eval()
+
+
+def set_fastest(monkeypatch, name):
+    "As if one engine were twice as fast as the others"
+    monkeypatch.setattr(engine_choice, 'images_a_second', lambda ways, size: {o: 1. + (o == name) for o in ways})
 
 
 def same(ours, theirs, most=1e-3):
@@ -125,7 +133,8 @@ def test_a_run_goes_on_with_the_same_engine_alone(plate, trained, tmp_path):
             yield part
     predictor.stream = broken
     with pytest.raises(KeyboardInterrupt): predictor.to_file(plate, out, progress=False)
-    with pytest.raises(ResultError, match='engine'): Predictor(trained[1], bs=1).to_file(plate, out, progress=False)
+    with pytest.raises(ResultError, match="engine was 'onnxruntime' and is now 'torch'"):
+        Predictor(trained[1], bs=1).to_file(plate, out, progress=False)
     Predictor(trained[1], bs=1, engine='onnxruntime').to_file(plate, out, progress=False)
     assert read_predictions(out).Id.tolist() == find_images(plate).Id.tolist()
 
@@ -149,6 +158,25 @@ def test_a_gpu_has_no_engine(trained):
     with pytest.raises(EngineError, match='runs on the processor, not on meta'): bundle.with_engine('openvino')
 
 
+def test_what_ran_is_recorded(trained, monkeypatch):
+    models = [trained[1]]
+    assert Predictor(models).about()['engine'] == 'torch'
+    assert Predictor(models, engine='openvino').about()['engine'] == 'openvino'
+    set_fastest(monkeypatch, 'onnxruntime')
+    assert Predictor(models, engine='auto').about()['engine'] == 'onnxruntime'
+    monkeypatch.setattr(engine_choice, 'engine_difference', lambda *_: .5)
+    with pytest.warns(UserWarning, match='PyTorch takes its place'): fallen = Predictor(models, engine='openvino')
+    assert fallen.about()['engine'] == 'torch' and fallen.where == 'cpu, full precision'
+
+
+def test_a_bundle_with_an_engine_goes_back_to_pytorch(trained):
+    quick = load_bundle(trained[1]).with_engine('openvino')
+    assert Predictor(quick).engines == ['torch'] and Predictor(quick, engine='onnxruntime').engines == ['onnxruntime']
+    again = pickle.loads(pickle.dumps(quick.engine))
+    x = torch.rand(2, 4, 48, 48)
+    np.testing.assert_array_equal(again(x)[1], quick.engine(x)[1])
+
+
 def test_auto_measures_once(trained, plate, capsys, monkeypatch):
     timed = []
     times = engine_choice.images_a_second
@@ -157,7 +185,7 @@ def test_auto_measures_once(trained, plate, capsys, monkeypatch):
         return times(ways, size, .05)
     monkeypatch.setattr(engine_choice, 'images_a_second', counted)
     first = Predictor(trained[1], engine='auto')
-    assert 'is the fastest here' in capsys.readouterr().out
+    assert 'images/s; measured once, and kept in' in capsys.readouterr().out
     again = Predictor(trained[1], engine='auto')
     assert timed == [['torch', *BOTH]] and capsys.readouterr().out == ''
     assert first.where == again.where
@@ -166,9 +194,14 @@ def test_auto_measures_once(trained, plate, capsys, monkeypatch):
 
 @pytest.mark.parametrize('fastest', ['torch', *BOTH])
 def test_auto_takes_the_fastest(monkeypatch, fastest):
-    monkeypatch.setattr(engine_choice, 'images_a_second', lambda ways, size: {o: 1.+(o == fastest) for o in ways})
+    set_fastest(monkeypatch, fastest)
     chosen = choose_engine(network(), 32)
     assert (chosen.name if chosen else 'torch') == fastest
+
+
+def test_pytorch_stays_where_another_is_hardly_faster(monkeypatch):
+    monkeypatch.setattr(engine_choice, 'images_a_second', lambda ways, size: dict.fromkeys(ways, 1.04) | {'torch': 1.})
+    assert choose_engine(network(), 32) is None
 
 
 class Undecided(nn.Module):
@@ -187,13 +220,20 @@ class Lacking(nn.Module):
     def forward(self, x): return UnknownFunction.apply(x)
 
 
+class Counted(nn.Module):
+    "Code that counts the pictures of a batch, which an exporter takes for a constant"
+    def forward(self, x): return x.mean((2, 3)) - x.mean((2, 3)).sum(0)/len(x)
+
+
 @pytest.mark.parametrize('engine', ['auto', *BOTH])
 @pytest.mark.parametrize('body, why', [(Undecided(), 'cannot be written as an ONNX graph'),
-                                       (Lacking(), 'it cannot run this network')], ids=['export', 'operation'])
+                                       (Lacking(), 'it cannot run the network'),
+                                       (Counted(), 'its answers for the network differ by')],
+                         ids=['export', 'operation', 'batch'])
 def test_pytorch_runs_what_an_engine_cannot(body, why, engine):
     with pytest.warns(UserWarning, match=why) as said:
         assert choose_engine(nn.Sequential(body, nn.Identity()), 32, engine) is None
-    assert all('PyTorch runs' in str(w.message) and '\n' not in str(w.message) for w in said)
+    assert all('PyTorch takes its place' in str(w.message) and '\n' not in str(w.message) for w in said)
 
 
 def change_weights(folder):
@@ -212,34 +252,69 @@ def test_an_engine_with_other_answers_is_not_used(engine):
     model = network()
     _, folder = exported_graph(model, 32)
     change_weights(folder)
-    with pytest.warns(UserWarning, match='its answers differ by up to'): assert choose_engine(model, 32, engine) is None
-    with pytest.warns(UserWarning, match='its answers differ by up to'): assert choose_engine(model, 32, engine) is None
+    with pytest.warns(UserWarning, match='its answers for smallresnet differ by'): assert choose_engine(model, 32, engine) is None
+    with pytest.warns(UserWarning, match='its answers for smallresnet differ by'): assert choose_engine(model, 32, engine) is None
 
 
 def test_an_engine_that_gives_nan_is_not_used(monkeypatch):
     monkeypatch.setattr(engines.OnnxRuntimeSession, '__call__', lambda self, x: [np.full((len(x), 256), np.nan, 'f4'),
                                                                                 np.zeros((len(x), 28), 'f4')])
-    with pytest.warns(UserWarning, match='its answers differ by up to inf'):
+    with pytest.warns(UserWarning, match='differ by up to inf'):
         assert choose_engine(network(), 32, 'onnxruntime') is None
 
 
-@pytest.mark.parametrize('damage', [lambda f: (f/'network.onnx').write_bytes(b'no graph'),
-                                    lambda f: (f/'network.onnx').unlink(), lambda f: (f/'sha256').unlink(),
-                                    lambda f: (f/'measured.json').write_text('{"half a'),
-                                    lambda f: (f/'measured.json').write_text('[1]'),
-                                    lambda f: (f/'measured.json').write_text('{"a": 1}'),
-                                    lambda f: (f/'measured.json').unlink()],
-                         ids=['damaged', 'absent', 'no checksum', 'half a record', 'list', 'other', 'no record'])
-def test_a_damaged_cache_is_made_again(damage, recwarn):
+DAMAGE = {'no graph': ('network.onnx', b'no graph'), 'absent': ('network.onnx', None), 'no checksum': ('sha256', None),
+          'bytes': ('sha256', b'\xff\xfe'), 'half': ('measured.json', b'{"half a'), 'list': ('measured.json', b'[1]'),
+          'number': ('measured.json', b'{"a": 1}'), 'text': ('measured.json', b'{"a": {"torch": "fast"}}'),
+          'deep': ('measured.json', b'['*100_000), 'no record': ('measured.json', None)}
+
+
+@pytest.mark.parametrize('file, content', DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_cache_is_made_again(file, content, recwarn, monkeypatch):
+    set_fastest(monkeypatch, 'openvino')
     model = network()
-    assert choose_engine(model, 32, 'onnxruntime')
+    choose_engine(model, 32)
     folder, = graph_folder().iterdir()
-    before = (folder/'network.onnx').read_bytes()
-    damage(folder)
-    assert choose_engine(model, 32, 'onnxruntime')
-    assert (folder/'network.onnx').read_bytes() == before
-    assert len(json.loads((folder/'measured.json').read_text())) >= 1
+    before = {o.name: o.read_bytes() for o in folder.iterdir()}
+    (folder/file).unlink() if content is None else (folder/file).write_bytes(content)
+    assert choose_engine(model, 32).name == 'openvino'
+    assert {o.name: o.read_bytes() for o in folder.iterdir()} == before
     assert not [w for w in recwarn if 'engine' in str(w.message)]
+
+
+def test_a_killed_export_leaves_nothing_for_ever(monkeypatch):
+    model = network()
+    replaced = exported.os.replace
+    def killed(*_): raise KeyboardInterrupt
+    monkeypatch.setattr(exported.os, 'replace', killed)
+    with pytest.raises(KeyboardInterrupt): exported_graph(model, 32)
+    folder, = graph_folder().iterdir()
+    assert not (folder/'network.onnx').exists()
+    assert len(list(folder.glob('.network.onnx-*'))) == 1
+    monkeypatch.setattr(exported.os, 'replace', replaced)
+    exported_graph(model, 32)
+    assert sorted(o.name for o in folder.iterdir()) == ['lock', 'network.onnx', 'sha256']
+
+
+EXPORT = """
+import sys, torch
+from hpa_fastai.models import exported
+from hpa_fastai.models.architectures import create_model
+torch.manual_seed(0)
+write = exported.write_graph
+def counted(*args):
+    print('exported', flush=True)
+    return write(*args)
+exported.write_graph = counted
+print(len(exported.exported_graph(create_model('smallresnet', 28, pretrained=False, size=32).eval(), 32)[0]))
+"""
+
+
+def test_processes_that_start_together_export_once():
+    runs = [subprocess.Popen([sys.executable, '-c', EXPORT], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [run.communicate()[0].split() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert sum('exported' in words for words in said) == 1 and len({words[-1] for words in said}) == 1
 
 
 def test_a_cache_of_another_version_is_not_used(monkeypatch):
@@ -251,6 +326,32 @@ def test_a_cache_of_another_version_is_not_used(monkeypatch):
     assert {o.name for o in graph_folder().iterdir()} > {old.name}
 
 
+def test_the_name_of_a_graph_tells_everything_apart(monkeypatch):
+    model, known = network(), exported.graph_digest(network(), 32)
+    assert exported.graph_digest(model, 32) == known != exported.graph_digest(model, 64)
+    versions = exported.version_of
+    for package in ('hpa_fastai', 'timm', 'torchvision'):
+        monkeypatch.setattr(exported, 'version_of', lambda name, p=package: '99' if name == p else versions(name))
+        assert exported.graph_digest(model, 32) != known
+    monkeypatch.undo()
+    with torch.no_grad(): next(model.parameters()).add_(1e-3)
+    assert exported.graph_digest(model, 32) != known
+
+
+def test_what_is_measured_holds_for_these_circumstances_alone(monkeypatch):
+    set_fastest(monkeypatch, 'openvino')
+    model = network()
+    assert choose_engine(model, 32).name == 'openvino'
+    set_fastest(monkeypatch, 'onnxruntime')
+    assert choose_engine(model, 32).name == 'openvino'
+    usual = torch.get_num_threads()
+    torch.set_num_threads(usual+1)
+    try: assert choose_engine(model, 32).name == 'onnxruntime'
+    finally: torch.set_num_threads(usual)
+    monkeypatch.setattr(engine_choice, 'processor_name', lambda: 'another')
+    assert choose_engine(model, 32).name == 'onnxruntime'
+
+
 def test_without_a_place_for_graphs_it_works_all_the_same(trained, plate, tmp_path, monkeypatch):
     (tmp_path/'file').write_text('')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'file'))
@@ -259,6 +360,34 @@ def test_without_a_place_for_graphs_it_works_all_the_same(trained, plate, tmp_pa
     assert all('XDG_CACHE_HOME' in str(w.message) for w in said)
     assert found.where.endswith('onnxruntime')
     same(found(plate), Predictor(trained[1])(plate))
+
+
+def test_a_cache_that_may_only_be_read_is_read(trained, plate, monkeypatch, recwarn):
+    expected = Predictor(trained[1], engine='openvino')(plate)
+    def closed(*_, **__): raise PermissionError(13, 'Permission denied')
+    for name in ('utime', 'replace'): monkeypatch.setattr(exported.os, name, closed)
+    monkeypatch.setattr(exported, 'write_graph', closed)
+    same(Predictor(trained[1], engine='openvino')(plate), expected, 0)
+    assert not [w for w in recwarn if 'kept' in str(w.message)]
+
+
+QUIET = '''
+import sys
+from hpa_fastai.models.engines import Engine, SESSIONS
+import torch
+for name in SESSIONS: Engine(name, open(sys.argv[1], 'rb').read())(torch.zeros(1, 4, 32, 32))
+'''
+
+
+def test_nothing_is_collected_about_the_use_of_engines(tmp_path):
+    _, folder = exported_graph(network(), 32)
+    home, caches = tmp_path/'home', tmp_path/'other'
+    home.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != 'ORT_DISABLE_TELEMETRY'}
+    environment.update(HOME=str(home), XDG_CACHE_HOME=str(caches), TMPDIR=str(home))
+    subprocess.run([sys.executable, '-c', QUIET, folder/'network.onnx'], env=environment, check=True)
+    written = [o.relative_to(tmp_path) for o in (*home.rglob('*'), *caches.rglob('*')) if o.is_file()]
+    assert [o for o in written if 'torch' not in str(o)] == []
 
 
 def test_half_precision_of_an_engine(trained, plate):
