@@ -52,6 +52,20 @@ def place(tmp_path_factory):
 def predictor(place, name='model', **settings): return Predictor(place/name, **dict(dict(bs=16), **settings))
 
 
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_all_workers_have_the_same_engine(place, tmp_path, monkeypatch, engine):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    quick = predictor(place, 'by_source', engine=engine)
+    quick.to_file(place/'plates', tmp_path/'one.parquet', progress=False)
+    plan = make_plan(place/'plates', tmp_path/'plan', shard_size=20, progress=False)
+    for n in (3, 0): list(predict_shards(plan, quick, n, progress=False))
+    with pytest.raises(HPAError, match=f"engine was '{engine}' and is now 'torch'"):
+        list(predict_shards(plan, predictor(place, 'by_source'), 1, progress=False))
+    list(predict_shards(plan, predictor(place, 'by_source', engine=engine), progress=False))
+    gather(plan, tmp_path/'all.parquet', progress=False)
+    assert (tmp_path/'all.parquet').read_bytes() == (tmp_path/'one.parquet').read_bytes()
+
+
 def test_plates_are_normalised_as_in_one_run(place, tmp_path, monkeypatch):
     "Each shard holds a part of each plate, and each is measured on the pictures that one run takes"
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
