@@ -169,7 +169,7 @@ def with_engine(self:Bundle,
     "Copy the bundle for prediction by an engine, or by PyTorch."
     on_cpu = self.device.type == 'cpu'
     if not on_cpu and engine != 'auto' and wanted_engines(engine):
-        raise EngineError(f'engine={engine!r} runs on the processor, not on {self.device}; take device=\'cpu\' '
+        raise EngineError(f"engine={engine!r} runs on the processor, not on {self.device}; take device='cpu' "
                           "(--device cpu), or engine='torch' (--engine torch)")
     folded = replace(self, engine=None).folded()
     if not on_cpu: return folded

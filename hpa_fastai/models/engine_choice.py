@@ -27,10 +27,10 @@ def wanted_engines(
     if engine == 'auto': return [name for name in there if name != 'torch' and (SESSIONS[name].halves or not half)]
     if engine not in ENGINES: raise EngineError(f'engine={engine!r}: choose one of auto, {", ".join(ENGINES)}')
     if engine not in there:
-        raise EngineError(f'engine={engine!r} is not installed: pip install {engine}, or take engine=\'torch\' '
-                          '(--engine torch)')
+        raise EngineError(f'engine={engine!r} is not installed: pip install {engine}, or take '
+                          "engine='torch' (--engine torch)")
     if half and not SESSIONS[engine].halves:
-        raise EngineError(f'engine={engine!r} has no half precision on a processor; take precision=\'full\' '
+        raise EngineError(f"engine={engine!r} has no half precision on a processor; take precision='full' "
                           '(--precision full), or another engine')
     return [engine]
 
