@@ -116,7 +116,7 @@ def fields(a, tmp):
         predictors = {name: Predictor(bundle, device='cpu', **settings) for name, settings in ways.items()}
         rows, reader = find_images(folder).to_dict('records'), bundle.settings.reader
         def decode():
-            with ThreadPoolExecutor(cores) as pool: list(pool.map(reader.array, rows))
+            for row in rows: reader.array(row)
         def predict(name): predictors[name].to_file(folder, tmp/f'{name}.csv', force=True, progress=False)
         bs = predictors['torch'].bs
         x = torch.stack([reader(r).as_subclass(torch.Tensor) for r in rows[:bs]])
@@ -134,12 +134,14 @@ def fields(a, tmp):
         networks_n = max(1, n//bs//cores)*cores*bs
         today, columns = n/took['torch, whole'], list(HPA28.classes)
         expected = pd.read_csv(tmp/'torch.csv')[columns].to_numpy()
-        plain_rate = 1/(took['decoding']/n + took['plain']/(max(1, n//bs)*bs))
-        print(f'\n{arch} at {size} px, {n} fields of four PNG of {px} px, {cores} cores; decoding alone '
-              f'{n/took["decoding"]:.3g} fields/s; decoding and plain PyTorch one after the other {plain_rate:.3g}')
+        decoding = took['decoding']/n/cores  # seconds a field, if all cores decode
+        plain_rate = 1/(decoding + took['plain']/(max(1, n//bs)*bs))
+        print(f'\n{arch} at {size} px, {n} fields of four PNG of {px} px, {cores} cores; decoding takes a core '
+              f'{1000*cores*decoding:.3g} ms a field; decoding, then plain PyTorch with the same batches: '
+              f'{plain_rate:.3g} fields/s')
         for name in ways:
             rate, alone = n/took[f'{name}, whole'], networks_n/took[f'{name}, network']
-            bound = 1/(took['decoding']/n + 1/alone)
+            bound = 1/(decoding + 1/alone)
             apart = np.abs(pd.read_csv(tmp/f'{name}.csv')[columns].to_numpy()-expected).max()
             print(f'  {name:16} {rate:7.3g} fields/s: {rate/today:.2f} times torch, {rate/plain_rate:.2f} times plain; '
                   f'{rate/bound:.2f} of its bound {bound:.3g}; network alone {alone:.3g}; probabilities {apart:.1g} '

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
+from ..basics.environment import cache_home
 from ..basics.errors import warn_user
 from .engines import *
 from .exported import *
@@ -112,7 +113,8 @@ def _rates(ways, size, folder, here):
         keep_beside_graph(folder, 'measured.json', kept)
     rates = rates or images_a_second(ways, size)
     told = ', '.join(f'{name} {rate:.3g}' for name, rate in rates.items())
-    print(f'engines: {told} images/s; measured once, and kept in {folder}', flush=True)
+    place = folder.relative_to(cache_home())
+    print(f'engines: {told} images/s; measured once, and kept in {place} of the cache folder', flush=True)
     return rates
 
 # %% ../../nbs/models/80_engine_choice.ipynb #18ef0a64
