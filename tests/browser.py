@@ -122,8 +122,9 @@ class Browser:
         self._call('POST', '/goog/cdp/execute', dict(cmd='Browser.setDownloadBehavior', params=params))
         self.click(css)
         for _ in range(100):
-            found = [file for file in Path(folder).iterdir() if file.suffix != '.crdownload']
-            if found: return found[0]
+            there = list(Path(folder).iterdir())
+            is_under_way = any(file.suffix == '.crdownload' or not file.stat().st_size for file in there)
+            if there and not is_under_way: return there[0]
             time.sleep(.1)
         raise AssertionError('nothing was downloaded')
 

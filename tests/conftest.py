@@ -63,7 +63,20 @@ def trained(small_atlas, tmp_path_factory):
     with learn.no_bar(), learn.no_logging(): learn.fit_progressive(sizes=(32, 48), epochs=1, verbose=False)
     learn.fit_thresholds()
     learn.evaluate()
-    return learn, learn.save_bundle(folder/'hpa_model')
+    saved = learn.save_bundle(folder/'hpa_model')
+    fitted = {name: vars(learn).get(name) for name in ('_thresholds', 'calibration', 'evaluation')}
+    DECISIONS.update(learn=learn, **fitted)
+    return learn, saved
+
+
+DECISIONS = {}  # the learner that all tests share, and what was fitted on its outputs
+
+
+@pytest.fixture(autouse=True)
+def decisions_stay():
+    "What a test fits on the outputs of the shared learner is its own"
+    yield
+    if DECISIONS: vars(DECISIONS['learn']).update({name: o for name, o in DECISIONS.items() if name != 'learn'})
 
 
 @pytest.fixture(scope='session')

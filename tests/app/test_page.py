@@ -203,7 +203,7 @@ def test_train_again_stop_and_use(browser, open_page, predicted, small_atlas, tm
     visitor.wait('#train-status', 'No training was started yet')
     visitor.choose('#train-part', 'the whole network')
     visitor.browser.run('document.querySelector("#train-minutes input").focus()')
-    visitor.browser.run('const i = document.querySelector("#train-minutes input"); i.value = 1;'
+    visitor.browser.run('const i = document.querySelector("#train-minutes input"); i.value = 5;'
                         'i.dispatchEvent(new Event("input", {bubbles: true}))')
     visitor.browser.click('#train-start-button')
     visitor.wait('#train-status', 'Training for')

@@ -397,7 +397,7 @@ def test_pictures_that_were_replaced_meanwhile_are_predicted_again(plate, traine
     assert not list(tmp_path.glob('*.part*'))
 
 
-@pytest.mark.parametrize('room', [400, 15_000, 20_500])
+@pytest.mark.parametrize('room', [450, 15_000, 20_500])
 def test_a_full_disk_is_one_line_and_the_run_goes_on(plate, trained, tmp_path, room):
     "At the start, in the middle of the rows, and while embeddings are converted"
     import resource

@@ -247,7 +247,7 @@ def test_nodes_train_as_one_process_does(small_atlas, tmp_path, nodes, n_valid):
         assert largest_difference(found['weights'], one['weights']) < 1e-5
         assert np.allclose(found['recorded'], one['recorded'], atol=1e-5)
         assert len(found['predictions']) == n_valid
-        assert torch.allclose(found['predictions'], one['predictions'], atol=1e-5)
+        assert torch.allclose(found['predictions'], one['predictions'], atol=1e-4)
         assert np.allclose(found['thresholds'], one['thresholds'], atol=1e-4)
         assert abs(found['f1'] - one['f1']) < 1e-6
         assert all(torch.equal(found['weights'][k], several[0]['weights'][k]) for k in one['weights'])
