@@ -106,15 +106,16 @@ def _rates(ways, size, folder, here):
         rates = _measured(folder).get(here, {})
         return rates if ways.keys() <= rates.keys() else None
     if rates := known(): return rates
-    with suppress(OSError, NotImplementedError), only_process(folder):  # what cannot be kept is measured each time
+    how_long = 'measured at each start'  # where it cannot be kept
+    with suppress(OSError, NotImplementedError), only_process(folder):
         if rates := known(): return rates
         rates = images_a_second(ways, size)
         kept = json.dumps({**_measured(folder), here: rates}, indent=1).encode()
         keep_beside_graph(folder, 'measured.json', kept)
+        how_long = f'measured once, and kept in {folder.relative_to(cache_home())} of the cache folder'
     rates = rates or images_a_second(ways, size)
     told = ', '.join(f'{name} {rate:.3g}' for name, rate in rates.items())
-    place = folder.relative_to(cache_home())
-    print(f'engines: {told} images/s; measured once, and kept in {place} of the cache folder', flush=True)
+    print(f'engines: {told} images/s; {how_long}', flush=True)
     return rates
 
 # %% ../../nbs/models/80_engine_choice.ipynb #18ef0a64

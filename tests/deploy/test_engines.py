@@ -354,7 +354,7 @@ def test_what_is_measured_holds_for_these_circumstances_alone(monkeypatch):
     assert choose_engine(model, 32).name == 'onnxruntime'
 
 
-def test_without_a_place_for_graphs_it_works_all_the_same(trained, plate, tmp_path, monkeypatch):
+def test_without_a_place_for_graphs_it_works_all_the_same(trained, plate, tmp_path, monkeypatch, capsys):
     (tmp_path/'file').write_text('')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'file'))
     with pytest.warns(UserWarning, match='nothing can be kept there') as said:
@@ -362,6 +362,10 @@ def test_without_a_place_for_graphs_it_works_all_the_same(trained, plate, tmp_pa
     assert all('XDG_CACHE_HOME' in str(w.message) for w in said)
     assert found.where.endswith('onnxruntime')
     same(found(plate), Predictor(trained[1])(plate))
+    set_fastest(monkeypatch, 'openvino')
+    for _ in range(2):
+        with pytest.warns(UserWarning, match='nothing can be kept there'): Predictor(trained[1], engine='auto')
+        assert 'images/s; measured at each start' in capsys.readouterr().out
 
 
 def test_a_cache_that_may_only_be_read_is_read(trained, plate, monkeypatch, recwarn):
