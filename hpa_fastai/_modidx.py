@@ -3693,8 +3693,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'hpa_fastai/models/exported.py'),
                                             'hpa_fastai.models.exported.graph_folder': ( 'models/exported.html#graph_folder',
                                                                                          'hpa_fastai/models/exported.py'),
-                                            'hpa_fastai.models.exported.keep_beside_graph': ( 'models/exported.html#keep_beside_graph',
-                                                                                              'hpa_fastai/models/exported.py'),
                                             'hpa_fastai.models.exported.network_graph': ( 'models/exported.html#network_graph',
                                                                                           'hpa_fastai/models/exported.py'),
                                             'hpa_fastai.models.exported.only_process': ( 'models/exported.html#only_process',

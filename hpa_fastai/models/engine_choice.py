@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn
 from ..basics.environment import cache_home
-from ..basics.errors import warn_user
+from ..basics.errors import HPAError, warn_user
+from ..basics.paths import write_whole
 from .engines import *
 from .exported import *
 
@@ -107,11 +108,10 @@ def _rates(ways, size, folder, here):
         return rates if ways.keys() <= rates.keys() else None
     if rates := known(): return rates
     how_long = 'measured at each start'  # where it cannot be kept
-    with suppress(OSError, NotImplementedError), only_process(folder):
+    with suppress(OSError, HPAError, NotImplementedError), only_process(folder):
         if rates := known(): return rates
         rates = images_a_second(ways, size)
-        kept = json.dumps({**_measured(folder), here: rates}, indent=1).encode()
-        keep_beside_graph(folder, 'measured.json', kept)
+        write_whole(folder/'measured.json', json.dumps({**_measured(folder), here: rates}, indent=1))
         how_long = f'measured once, and kept in {folder.relative_to(cache_home())} of the cache folder'
     rates = rates or images_a_second(ways, size)
     told = ', '.join(f'{name} {rate:.3g}' for name, rate in rates.items())

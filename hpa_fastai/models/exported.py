@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['EngineError', 'embedding_of', 'EmbeddingAndLogits', 'write_graph', 'network_graph', 'add_weights', 'graph_digest',
-           'graph_folder', 'remove_old_graphs', 'keep_beside_graph', 'only_process', 'exported_graph']
+           'graph_folder', 'remove_old_graphs', 'only_process', 'exported_graph']
 
 # %% ../../nbs/models/60_exported.ipynb #dc6460bb
-import hashlib, io, json, os, secrets, shutil, time, warnings
+import hashlib, io, json, os, shutil, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -15,8 +15,9 @@ import torch
 from filelock import FileLock
 from torch import nn
 from ..basics.environment import cache_home
-from ..basics.errors import warn_user
+from ..basics.errors import HPAError, warn_user
 from ..basics.packages import version_of
+from ..basics.paths import write_whole
 from .networks import ModelError
 
 # %% ../../nbs/models/60_exported.ipynb #f62fafda
@@ -105,25 +106,13 @@ def remove_old_graphs(
         except OSError: pass  # of another user, or deleted by another process
 
 # %% ../../nbs/models/60_exported.ipynb #5bc1511e
-def keep_beside_graph(
-    folder: Path,  # of a graph, which exists
-    name: str,  # of the file
-    content: bytes,  # of it
-) -> None:
-    "Write a file into the folder of a graph, whole or not at all."
-    part = folder/f'.{name}-{secrets.token_hex(4)}'
-    part.write_bytes(content)
-    os.replace(part, folder/name)
-
 @contextmanager
 def only_process(
     folder: Path,  # of a graph; it is made if need be
 ):
-    "Let one process at a time work in the folder of a graph, and remove what killed ones have left."
+    "Let one process at a time work in the folder of a graph."
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/'lock'):
-        for left in folder.glob('.*-????????'): left.unlink(missing_ok=True)
-        yield
+    with FileLock(folder/'lock'): yield
 
 # %% ../../nbs/models/60_exported.ipynb #9391ca47
 def _kept_graph(folder):
@@ -148,9 +137,10 @@ def exported_graph(
         with only_process(folder):
             if graph := _kept_graph(folder): return graph, folder
             graph = network_graph(network, size)
-            keep_beside_graph(folder, 'network.onnx', graph)
-            keep_beside_graph(folder, 'sha256', hashlib.sha256(graph).hexdigest().encode())
-    except (OSError, NotImplementedError) as e:  # file systems without locks raise the latter
+            write_whole(folder/'network.onnx', graph)
+            write_whole(folder/'sha256', hashlib.sha256(graph).hexdigest())
+    except EngineError: raise
+    except (OSError, HPAError, NotImplementedError) as e:  # file systems without locks raise the last of these
         warn_user(f'{folder}: nothing can be kept there ({getattr(e, "strerror", None) or e}), so the network is '
                   'exported for its engine at each start; set XDG_CACHE_HOME to a folder that can be written to')
         graph = graph or network_graph(network, size)
